@@ -1,0 +1,207 @@
+"""The corpus contract, version 1: file names, column types, subject hashing, and a reader of both.
+
+A corpus is a folder (local or s3) that holds
+
+    corpus.json        what it is, what is in it, its shards with checksums, its content hash; written last
+    shards/*.parquet   rows of waveform (`row_schema`)
+    labels.parquet     long-form labels (`LABELS`)
+    rejects.parquet    every refused stretch and why (`REJECTS`)
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster import storage
+from cluster.errors import PlethoraError
+
+VERSION = 1
+MODALITIES = ("ppg", "ecg", "abp", "resp", "acc")
+MANIFEST, LABELS_FILE, REJECTS_FILE, SHARDS_DIR = "corpus.json", "labels.parquet", "rejects.parquet", "shards"
+KEY_VARIABLE = "PLETHORA_SUBJECT_KEY"
+
+LABELS = pa.schema(
+    [
+        ("subject", pa.string()),
+        ("record", pa.string()),
+        ("start_s", pa.float64()),  # null, like end_s: the label is of the whole record
+        ("end_s", pa.float64()),
+        ("name", pa.string()),
+        ("value", pa.float64()),  # exactly one of value and text is null
+        ("text", pa.string()),
+        ("unit", pa.string()),
+    ]
+)
+REJECTS = pa.schema(
+    [
+        ("record", pa.string()),
+        ("modality", pa.string()),
+        ("start_s", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+def row_schema(modalities: Iterable[str]) -> pa.Schema:
+    """Columns of a shard. A modality that a row lacks is null in all of its six columns.
+
+    `m` holds little-endian int16, shape (samples, channels) in C order; physical = raw * m_scale + m_offset.
+    """
+    fields = [("subject", pa.string()), ("record", pa.string())]
+    fields += [("start_s", pa.float64()), ("duration_s", pa.float64())]
+    for m in modalities:
+        fields += [
+            (m, pa.binary()),
+            (f"{m}_rate", pa.float64()),
+            (f"{m}_scale", pa.float64()),
+            (f"{m}_offset", pa.float64()),
+            (f"{m}_unit", pa.string()),
+            (f"{m}_channels", pa.int32()),
+        ]
+    return pa.schema(fields)
+
+
+def waveform(raw: Any, scale: float, offset: float, channels: int, dtype: Any = np.float32) -> np.ndarray:
+    """Physical samples (channels, samples) of one row's binary value (bytes, buffer or pa.BinaryScalar)."""
+    buffer = raw.as_buffer() if isinstance(raw, pa.BinaryScalar) else raw
+    x_tc = np.frombuffer(buffer, dtype="<i2").reshape(-1, channels)
+    return np.ascontiguousarray(x_tc.T).astype(dtype) * dtype(scale) + dtype(offset)
+
+
+def subject_key(remote: bool = False) -> tuple[bytes, str]:
+    """The secret that turns source ids into subject names, and its public fingerprint `key_id`.
+
+    From PLETHORA_SUBJECT_KEY, else (local output only) from a 0600 file made once and announced on stderr.
+    Raises PlethoraError when `remote` and no key is given: a key that lives on one machine would make
+    overlap between corpora of one bucket unprovable.
+    """
+    given = os.environ.get(KEY_VARIABLE, "")
+    if given:
+        return given.encode(), key_id(given.encode())
+    if remote:
+        raise PlethoraError(
+            f"writing subjects to a shared bucket needs a key of your own: set {KEY_VARIABLE} to a secret "
+            f"that everyone who ingests into it uses"
+        )
+    path = Path.home() / ".config" / "plethora" / "subject.key"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:  # another process made it between the two calls
+            pass
+        else:
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(32))
+            print(f"made a subject key for this machine: {path} (keep it private)", file=sys.stderr)
+    key = path.read_text().strip().encode()
+    if not key:
+        raise PlethoraError(f"{path} is empty: delete it (a new key is made) or set {KEY_VARIABLE}")
+    return key, key_id(key)
+
+
+def key_id(key: bytes) -> str:
+    """Fingerprint of a key: equal for equal keys, says nothing else about them."""
+    return hmac.new(key, b"plethora key id", hashlib.sha256).hexdigest()[:16]
+
+
+def hash_subject(key: bytes, id_space: str, source_id: str) -> str:
+    """The subject's name in a corpus: first 128 bits of HMAC-SHA256(key, id_space NUL id), 32 hex digits."""
+    return hmac.new(key, f"{id_space}\0{source_id}".encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def content_hash(manifest: dict) -> str:
+    """SHA-256 of the manifest without its own `hash`: shard checksums are in it, times and paths are not."""
+    body = {k: v for k, v in manifest.items() if k != "hash"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Corpus:
+    """An opened corpus. `manifest` is corpus.json; `hash` its content hash; `shards` its shard entries.
+
+    A shard entry: {"path", "rows", "bytes", "sha256", "row_groups": [rows, …], "rates": {modality: [Hz, …]},
+    "hours": {modality: h}}.
+    """
+
+    def __init__(self, uri: str, manifest: dict) -> None:
+        self.uri, self.manifest = uri, manifest
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.uri!r}, hash={self.hash[:12]})"
+
+    @property
+    def hash(self) -> str:
+        return self.manifest["hash"]
+
+    @property
+    def shards(self) -> list[dict]:
+        return self.manifest["shards"]
+
+    @property
+    def modalities(self) -> list[str]:
+        return self.manifest["modalities"]
+
+    @cached_property
+    def _filesystem(self) -> tuple[Any, str]:
+        return storage.filesystem(self.uri)
+
+    def __getstate__(self) -> dict:
+        return {"uri": self.uri, "manifest": self.manifest}  # an open filesystem does not travel
+
+    def _table(self, name: str, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
+        fs, root = self._filesystem
+        try:
+            return pq.read_table(f"{root}/{name}", columns=columns, filters=filters, filesystem=fs)
+        except FileNotFoundError as missing:
+            raise PlethoraError(f"{self.uri} lacks its {name}: ingest it again") from missing
+
+    def labels(self, names: Sequence[str] | None = None) -> pa.Table:
+        """Labels (`LABELS`), all or those called `names`; sorted by name, so that few row groups are read."""
+        return self._table(LABELS_FILE, filters=None if names is None else [("name", "in", list(names))])
+
+    def rejects(self) -> pa.Table:
+        return self._table(REJECTS_FILE)
+
+    def read_row_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """One row group of one shard, only the wanted columns (see `row_schema`)."""
+        fs, root = self._filesystem
+        name = self.shards[shard]["path"]
+        try:
+            with fs.open_input_file(f"{root}/{name}") as source:
+                return pq.ParquetFile(source, pre_buffer=True).read_row_group(group, columns=columns)
+        except FileNotFoundError as missing:
+            raise PlethoraError(f"{self.uri} lacks its shard {name}: ingest it again") from missing
+        except pa.ArrowInvalid as broken:
+            raise PlethoraError(f"{self.uri}/{name} is corrupt ({str(broken).splitlines()[0]})") from broken
+
+
+def open_corpus(uri: str) -> Corpus:
+    """Open the corpus at `uri`. PlethoraError where there is none, it is unfinished, or from a newer version."""
+    uri = storage.normalise(uri)
+    mark = storage.join(uri, MANIFEST)
+    if not storage.exists(mark):
+        raise PlethoraError(
+            f"no corpus at {uri} ({MANIFEST} is missing): make one with python -m datasets ingest"
+        )
+    manifest = storage.read_json(mark)
+    if not isinstance(manifest, dict) or "version" not in manifest:
+        raise PlethoraError(f"{mark} is not a corpus manifest: it has no version")
+    if manifest["version"] != VERSION:
+        raise PlethoraError(
+            f"{uri} is a corpus of version {manifest['version']}, this Plethora reads version {VERSION}"
+        )
+    if content_hash(manifest) != manifest.get("hash"):
+        raise PlethoraError(f"{mark} was changed after it was written (its hash differs): ingest it again")
+    return Corpus(uri, manifest)
