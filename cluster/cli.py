@@ -1,0 +1,170 @@
+"""What every command shares: exit codes, one-line errors, the JSON line, the progress display."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from cluster.errors import user_message
+
+LINE_EVERY_S = 10.0
+
+
+def entry(main: Callable[[list[str]], dict | None]) -> NoReturn:
+    """Run a command's `main(argv)` and exit: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+
+    With ``--json`` in the arguments, the dict that `main` returns is the last line on stdout.
+    A key ``"ok": False`` in it means that the command did its work and the answer is no: exit 1.
+    """
+    argv = sys.argv[1:]
+    try:
+        result = main(argv)
+        if "--json" in argv:
+            print(json.dumps(plain(result or {}), sort_keys=True))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output (head, less) went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            traceback.print_exc()
+        else:
+            _say(f"error: {message}")
+        sys.exit(1)
+    sys.exit(1 if result and result.get("ok") is False else 0)
+
+
+def _say(line: str) -> None:
+    sys.stdout.flush()
+    print(line, file=sys.stderr, flush=True)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: NumPy unwrapped, NaN and infinities null, the rest text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: ``42s``, ``3:07``, ``1:02:09``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def shown_text(shown: dict[str, Any]) -> str:
+    """``loss 0.123 · wait 3%`` out of {"loss": 0.1234, "wait": "3%"}."""
+    parts = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in shown.items()
+    ]
+    return " · ".join(parts)
+
+
+class Progress:
+    """A bar on a terminal's stderr, elsewhere a line every ten seconds; both with the time left."""
+
+    def __init__(self, total: int | None, label: str, unit: str) -> None:
+        self.total, self.label, self.unit = total, label, unit
+        self.done = 0
+        self.first = 0
+        self._shown: dict[str, Any] = {}
+        self._started = self._last = time.monotonic()
+        self._printed = -1
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} "
+            layout += "[{elapsed}<{remaining}{postfix}]"
+            self._bar = tqdm(
+                total=total,
+                desc=label,
+                unit=unit,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                bar_format=layout if total else None,
+                smoothing=0.1,
+            )
+
+    def update(self, n: int = 1, **shown: Any) -> None:
+        """`n` more units are done; `shown` names what else to print (loss, wait)."""
+        self.set(self.done + n, **shown)
+
+    def set(self, done: int, **shown: Any) -> None:
+        """`done` units are done in all."""
+        step, self.done = done - self.done, done
+        self._shown.update(shown)
+        if self._bar is not None:
+            if shown:
+                self._bar.set_postfix_str(shown_text(self._shown), refresh=False)
+            self._bar.update(step)
+            self._bar.refresh()
+        elif time.monotonic() - self._last >= LINE_EVERY_S:
+            self._line()
+
+    def resume_at(self, done: int) -> None:
+        """`done` units were done before this process began: they don't count for the time left."""
+        self.done = self.first = done
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = self._bar.last_print_n = done
+            self._bar.refresh()
+
+    def grow(self, total: int | None) -> None:
+        """Set the total once it is known."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self.done != self._printed:
+            self._line()
+
+    def _line(self) -> None:
+        self._last, self._printed = time.monotonic(), self.done
+        spent = self._last - self._started
+        fresh = self.done - self.first
+        parts = [f"{self.done:,}/{self.total:,} {self.unit}" if self.total else f"{self.done:,} {self.unit}"]
+        if self.total:
+            parts[0] += f" ({100 * self.done / self.total:.0f}%)"
+        if self.total and self.done < self.total and fresh:
+            parts.append(f"{clock(spent / fresh * (self.total - self.done))} left")
+        else:
+            parts.append(f"{clock(spent)}")
+        if self._shown:
+            parts.append(shown_text(self._shown))
+        print(f"{self.label}: " + " · ".join(parts), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress(total: int | None, label: str, unit: str) -> Iterator[Progress]:
+    """Show work in steps: ``with progress(100, "ingest", "records") as bar: bar.update(1, rejected=3)``."""
+    bar = Progress(total, label, unit)
+    try:
+        yield bar
+    finally:
+        bar.close()
