@@ -58,6 +58,9 @@ def row_schema(modalities: Iterable[str]) -> pa.Schema:
     """Columns of a shard. A modality that a row lacks is null in all of its six columns.
 
     `m` holds little-endian int16, shape (samples, channels) in C order; physical = raw * m_scale + m_offset.
+    Rows end wherever any modality becomes valid or invalid. Rows of one record follow each other in time, lie
+    in one row group where they fit, and a modality has one rate, scale, offset and unit for the whole record:
+    a modality that runs on from one row into the next (start_s + duration_s = next start_s) may be joined.
     """
     fields = [("subject", pa.string()), ("record", pa.string())]
     fields += [("start_s", pa.float64()), ("duration_s", pa.float64())]
@@ -188,7 +191,7 @@ class Corpus:
 
 
 def open_corpus(uri: str) -> Corpus:
-    """Open the corpus at `uri`. PlethoraError where there is none, it is unfinished, or from a newer version."""
+    """Open the corpus at `uri`. PlethoraError where there is none, it is unfinished, or of another version."""
     uri = storage.normalise(uri)
     mark = storage.join(uri, MANIFEST)
     if not storage.exists(mark):
