@@ -191,7 +191,7 @@ class Corpus:
 
 
 def open_corpus(uri: str) -> Corpus:
-    """Open the corpus at `uri`. PlethoraError where there is none, it is unfinished, or of another version."""
+    """Open the corpus at `uri`. PlethoraError: none there, unfinished, changed, of another version."""
     uri = storage.normalise(uri)
     mark = storage.join(uri, MANIFEST)
     if not storage.exists(mark):

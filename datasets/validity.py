@@ -1,0 +1,127 @@
+"""Which samples may be kept, which not, and why: run-length code on whole records, no loop over samples.
+
+A verdict is one uint8 code a sample: 0 = keep, else an index into `REASONS`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+REASONS = ("kept", "nan", "clipped", "flat", "fragment")
+KEPT, NAN, CLIPPED, FLAT, FRAGMENT = range(5)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds (and a share of the channel's range) that decide what is refused."""
+
+    bridge_s: float = 0.1  # missing runs up to this long, inside a signal, are interpolated
+    flat_s: float = 3.0  # exactly constant this long: no signal
+    clipped_s: float = 1.0  # on a rail this long: saturated
+    rail: float = 0.002  # "on a rail": within this share of the channel's range of its own extreme
+    fragment_s: float = 1.0  # kept stretches shorter than this, between refused ones, help nobody
+
+
+def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and stops (half-open) of the runs of True in a 1-D mask."""
+    edges = np.diff(np.concatenate(([0], mask.astype(np.int8), [0])))
+    return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+
+
+def mark(length: int, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Boolean mask (length,) that is True in the given non-overlapping runs: the inverse of `runs`."""
+    edges = np.zeros(length + 1, np.int8)
+    edges[starts] += 1
+    edges[stops] -= 1
+    return np.cumsum(edges[:-1], dtype=np.int8).astype(bool)
+
+
+def long_runs(mask: np.ndarray, shortest: float) -> np.ndarray:
+    """The mask with only those runs of True left that are at least `shortest` samples long."""
+    starts, stops = runs(mask)
+    keep = stops - starts >= shortest
+    return mark(len(mask), starts[keep], stops[keep])
+
+
+def bridge(x_tc: np.ndarray, missing: np.ndarray, longest: float) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Fill missing runs of at most `longest` samples by linear interpolation, channel by channel.
+
+    A run at either end of the signal has nothing to lean on and stays missing. Integers stay integers
+    (rounded). Returns (filled copy, what is still missing, runs bridged, samples bridged).
+    """
+    starts, stops = runs(missing)
+    fill = (stops - starts <= longest) & (starts > 0) & (stops < len(missing))
+    starts, stops = starts[fill], stops[fill]
+    if not len(starts):
+        return x_tc, missing, 0, 0
+    filled = mark(len(missing), starts, stops)
+    at, known = np.flatnonzero(filled), np.flatnonzero(~missing)
+    x_tc = x_tc.copy()
+    for c in range(x_tc.shape[1]):
+        between = np.interp(at, known, x_tc[known, c].astype(np.float64))
+        x_tc[at, c] = np.rint(between) if np.issubdtype(x_tc.dtype, np.integer) else between
+    return x_tc, missing & ~filled, len(starts), len(at)
+
+
+def constant(x: np.ndarray, valid: np.ndarray, shortest: float) -> np.ndarray:
+    """Mask of the stretches of a channel (T,) that hold one exact value for at least `shortest` samples."""
+    same = (x[1:] == x[:-1]) & valid[1:] & valid[:-1]
+    starts, stops = runs(same)
+    stops = stops + 1  # n equal steps are n + 1 equal samples
+    keep = stops - starts >= shortest
+    return mark(len(x), starts[keep], stops[keep])
+
+
+def on_rail(x: np.ndarray, valid: np.ndarray, rail: float, shortest: float) -> np.ndarray:
+    """Mask of the stretches of a channel (T,) that sit on its own highest or lowest value.
+
+    Saturated monitor signals show it in three ways, all found here: exactly at the converter's limit, at a
+    lower ceiling of the device, and (after the archive resampled them) with a ripple of a few counts; `rail`
+    is the ripple allowed, a share of the channel's range. A channel of one value has no rails: that is flat.
+    """
+    if not valid.any():
+        return np.zeros(len(x), bool)
+    known = x[valid]
+    low, high = float(known.min()), float(known.max())
+    if low == high:
+        return np.zeros(len(x), bool)
+    slack = rail * (high - low)
+    top = long_runs(valid & (x >= high - slack), shortest)
+    return top | long_runs(valid & (x <= low + slack), shortest)
+
+
+def verdicts(x_tc: np.ndarray, missing: np.ndarray, rate: float, limits: Limits) -> np.ndarray:
+    """One code a sample (T,) for a signal (T, C) whose short gaps are bridged already.
+
+    Missing or clipped in any channel refuses the sample; flat must be flat in every channel (an
+    accelerometer at rest has quiet axes). Missing wins over clipped, clipped over flat.
+    """
+    valid = ~missing
+    channels = [np.ascontiguousarray(x_tc[:, c]) for c in range(x_tc.shape[1])]
+    codes = np.zeros(len(x_tc), np.uint8)
+    flat = np.ones(len(x_tc), bool)
+    clipped = np.zeros(len(x_tc), bool)
+    for x in channels:
+        flat &= constant(x, valid, limits.flat_s * rate)
+        clipped |= on_rail(x, valid, limits.rail, limits.clipped_s * rate)
+    codes[flat], codes[clipped], codes[missing] = FLAT, CLIPPED, NAN
+    return codes
+
+
+def drop_fragments(codes: np.ndarray, shortest: float) -> np.ndarray:
+    """Refuse kept stretches under `shortest` samples. A signal that is kept whole is no fragment."""
+    if not codes.any():
+        return codes
+    kept = codes == KEPT
+    codes = codes.copy()
+    codes[kept & ~long_runs(kept, shortest)] = FRAGMENT
+    return codes
+
+
+def stretches(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Starts, stops and codes of the maximal stretches of one code."""
+    if not len(codes):
+        return np.zeros(0, int), np.zeros(0, int), codes
+    cuts = np.flatnonzero(np.diff(codes)) + 1
+    starts = np.concatenate(([0], cuts))
+    return starts, np.concatenate((cuts, [len(codes)])), codes[starts]
