@@ -1,0 +1,113 @@
+"""A run file: everything that a pretraining run is, in one frozen table."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cluster.config import Config
+from datasets.split import Split
+
+
+class Optim(Config):
+    """AdamW and its schedule: linear warm-up, then cosine to `min_lr`; all in optimizer steps."""
+
+    lr: float = 1e-4
+    lr_reference_batch: int | None = None  # given: the rate is lr · √(batch / this), SIGMA's rule
+    min_lr: float = 0.0
+    warmup_epochs: float = 0.0
+    warmup_steps: int | None = None  # given: wins over warmup_epochs
+    schedule: Literal["cosine", "constant"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05  # on matrices only: biases, norms and scales have none
+
+
+class Engine(Config):
+    """What shards a module. Stage 0 means plain DDP: DeepSpeed's own stage 0 differs from 1-3 in bf16."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["auto", "fp32", "bf16-autocast"] = (
+        "auto"  # auto: bf16-autocast on a GPU, fp32 on a CPU
+    )
+    clip: float = 1.0  # global gradient norm; 0: none
+    offload: bool = False  # optimizer state in host memory (ZeRO only)
+
+
+class Resources(Config):
+    """Of one worker."""
+
+    gpu: float = 0
+    cpu: float = 1
+
+
+class Stream(Config):
+    """The Ray Data side of a run."""
+
+    actors: int = 1  # transform actors, a core each
+    block_mb: int = Field(default=32, gt=0, le=120)  # prepared bytes a block: under Ray Data's 128 MB target
+
+
+class RunConfig(Config):
+    """One run. `batch` counts windows an optimizer step over all workers; accumulation is derived."""
+
+    recipe: str  # "module:Class"
+    method: dict[str, Any] = {}  # the recipe's own Config
+    corpus: str | dict[str, float]  # a URI, or URI = weight (expected share of windows)
+    storage: str = "out/runs"
+    name: str
+    seed: int = 0
+    workers: int = Field(default=1, ge=1)
+    resources: Resources = Resources()
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    epoch_windows: int | None = None  # windows an epoch; default: the sum over corpora
+    batch: int = Field(ge=1)
+    micro_batch: int | None = None  # windows a worker and backward pass; default: batch / workers
+    optim: Optim = Optim()
+    optim_of: dict[str, dict[str, Any]] = {}  # per-module overrides of optim, by module name
+    engine: Engine = Engine()
+    split: Split = Split()
+    stream: Stream = Stream()
+    validate_every: int = Field(default=500, ge=0)  # optimizer steps; 0: never
+    validate_windows: int = 1024
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(
+        default=2, ge=2
+    )  # the newest may not be committed yet, so one is not enough
+    log_every: int = Field(default=10, ge=1)
+    max_nonfinite: int = 10  # skipped steps in a row that stop the run
+    max_failures: int = 3  # worker-group restarts
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.batch % self.workers:
+            raise ValueError(f"batch = {self.batch} does not divide over workers = {self.workers}")
+        if (self.batch // self.workers) % self.micro:
+            raise ValueError(
+                f"micro_batch = {self.micro} does not divide a worker's share of "
+                f"{self.batch // self.workers} windows (batch {self.batch} / workers {self.workers})"
+            )
+        return self
+
+    @property
+    def micro(self) -> int:
+        """Windows a worker and backward pass."""
+        return self.micro_batch or self.batch // self.workers
+
+    @property
+    def accumulation(self) -> int:
+        """Backward passes an optimizer step."""
+        return self.batch // self.workers // self.micro
+
+    @property
+    def corpora(self) -> dict[str, float]:
+        """{URI: weight}, weights summing to 1."""
+        given = {self.corpus: 1.0} if isinstance(self.corpus, str) else self.corpus
+        total = sum(given.values())
+        return {uri: weight / total for uri, weight in given.items()}
+
+    def optim_for(self, module: str) -> Optim:
+        """`optim` with this module's overrides."""
+        return Optim(**{**self.optim.model_dump(), **self.optim_of.get(module, {})})
