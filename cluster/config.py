@@ -28,7 +28,7 @@ class Config(pydantic.BaseModel):
 
 
 def load(path: str | Path, model: type[M], sets: Sequence[str] = ()) -> M:
-    """The TOML file at `path` (with its ``extends``), the ``a.b=v`` of `sets` on top, checked as a `model`."""
+    """The TOML file at `path` (with its ``extends``), then the ``a.b=v`` of `sets`, checked as a `model`."""
     data, origins, raw = _merged(Path(path), sets)
     while True:
         try:

@@ -1,0 +1,250 @@
+"""S3 calls for listings, marks and whole objects; every failure as one line without secrets.
+
+Parquet goes through `storage.filesystem` (pyarrow); the rest goes through s3fs's client, whose conditional
+PUT makes commit marks and whose deletes leave no empty folder objects behind, as pyarrow's do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import PlethoraError
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 30  # a store with a dead disk accepts requests and never answers
+ATTEMPTS = 4
+
+# Without it, pyarrow's and botocore's newest checksum trailers get 411 from Ceph. Read when a client is made.
+os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+
+_SETTINGS = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_CA_BUNDLE",
+)
+
+
+def settings() -> tuple[str | None, ...]:
+    """What of the environment decides which store we talk to and as whom: the key of the client caches."""
+    return tuple(os.environ.get(name) for name in _SETTINGS)
+
+
+def endpoint() -> str | None:
+    """The S3 endpoint of the environment, None for AWS itself."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def region() -> str | None:
+    """The region of the environment; a store at an endpoint of its own needs a name, any name."""
+    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return named or ("us-east-1" if endpoint() else None)
+
+
+def split(uri: str) -> tuple[str, str]:
+    """``s3://bucket/a/b`` → ("bucket", "a/b")."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key.strip("/")
+
+
+@functools.lru_cache(maxsize=4)
+def _client(_settings: tuple[str | None, ...]) -> Any:
+    import s3fs
+
+    client = s3fs.S3FileSystem(
+        endpoint_url=endpoint(),
+        client_kwargs={"region_name": region()} if region() else {},
+        config_kwargs={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"total_max_attempts": ATTEMPTS, "mode": "standard"},
+        },
+        use_listings_cache=False,  # others write to the same prefixes
+        skip_instance_cache=True,
+    )
+    client.retries = 2  # botocore retries each request; this covers a body that breaks off
+    return client
+
+
+def call(method: str, uri: str, **arguments: Any) -> Any:
+    """One S3 request on the bucket of `uri` (`method` and `arguments` as botocore names them)."""
+    with clear_errors(uri):
+        return _client(settings()).call_s3(method, Bucket=split(uri)[0], **arguments)
+
+
+def get(uri: str) -> bytes:
+    bucket, key = split(uri)
+    with clear_errors(uri):
+        return _client(settings()).cat_file(f"{bucket}/{key}")
+
+
+def put(uri: str, data: bytes) -> None:
+    call("put_object", uri, Key=split(uri)[1], Body=data)
+
+
+def put_if_absent(uri: str, data: bytes) -> bool:
+    """Write one small object unless it exists; False when another writer was first.
+
+    An object that already holds exactly `data` counts as ours: a PUT whose answer was lost is sent again.
+    """
+    bucket, key = split(uri)
+    try:
+        _client(settings()).call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        return True
+    except Exception as error:
+        if _code(error) not in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+            raise _explained(uri, error) from error
+    return get(uri) == data
+
+
+def get_file(uri: str, target: Path) -> None:
+    bucket, key = split(uri)
+    with clear_errors(uri):
+        _client(settings()).get_file(f"{bucket}/{key}", str(target))
+
+
+def put_file(source: Path, uri: str) -> None:
+    bucket, key = split(uri)
+    with clear_errors(uri):
+        _client(settings()).put_file(str(source), f"{bucket}/{key}")
+
+
+def objects(uri: str) -> dict[str, int]:
+    """{key relative to `uri`: bytes} of every object under the prefix, sorted; empty when there is none."""
+    prefix = split(uri)[1]
+    prefix = f"{prefix}/" if prefix else ""
+    found: dict[str, int] = {}
+    token: dict[str, str] = {}
+    while True:
+        page = call("list_objects_v2", uri, Prefix=prefix, **token)
+        for item in page.get("Contents", []):
+            if not item["Key"].endswith("/"):  # an empty object that stands for a folder
+                found[item["Key"][len(prefix) :]] = item["Size"]
+        if not page.get("IsTruncated"):
+            return dict(sorted(found.items()))
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def exists(uri: str) -> bool:
+    """Whether `uri` is an object or a prefix that holds one."""
+    key = split(uri)[1]
+    if not key:
+        call("list_objects_v2", uri, MaxKeys=1)
+        return True
+    first = call("list_objects_v2", uri, Prefix=key, MaxKeys=1).get("Contents", [])
+    if not first:
+        return False
+    if first[0]["Key"] == key or first[0]["Key"].startswith(f"{key}/"):
+        return True
+    return bool(call("list_objects_v2", uri, Prefix=f"{key}/", MaxKeys=1).get("Contents"))
+
+
+def remove(uri: str) -> None:
+    """Delete one object; no error when it is not there."""
+    call("delete_object", uri, Key=split(uri)[1])
+
+
+# ---------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def clear_errors(uri: str) -> Iterator[None]:
+    """Turn what pyarrow, s3fs and the file system raise about `uri` into one clear line."""
+    try:
+        yield
+    except PlethoraError:
+        raise
+    except OSError as error:
+        raise _explained(uri, error) from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+            raise _explained(uri, error) from error
+        raise
+
+
+_PYARROW_CODES = {
+    "NO_SUCH_BUCKET": "NoSuchBucket",
+    "NO_SUCH_KEY": "NoSuchKey",
+    "RESOURCE_NOT_FOUND": "NoSuchKey",
+    "ACCESS_DENIED": "AccessDenied",
+    "INVALID_ACCESS_KEY_ID": "InvalidAccessKeyId",
+    "SIGNATURE_DOES_NOT_MATCH": "SignatureDoesNotMatch",
+    "NETWORK_CONNECTION": "EndpointConnectionError",
+}
+
+
+def _code(error: BaseException) -> str:
+    """The S3 error code, or the class of a failure before any answer; "" when it is neither."""
+    current: BaseException | None = error
+    while current is not None:
+        response = getattr(current, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            return str(response["Error"].get("Code", ""))
+        if type(current).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+            return type(current).__name__
+        current = current.__cause__
+    named = re.search(r"AWS Error ([A-Z_]+)", str(error))
+    return _PYARROW_CODES.get(named[1], named[1]) if named else ""
+
+
+def _explained(uri: str, error: BaseException) -> PlethoraError:
+    if not uri.startswith("s3://"):
+        return _explained_local(uri, error)
+    code = _code(error)
+    place = _without_user(endpoint() or "AWS")
+    bucket = split(uri)[0]
+    if code == "NoSuchBucket":
+        return PlethoraError(f"{uri}: there is no bucket `{bucket}` at {place}: create it or correct the URI")
+    if code in ("NoSuchKey", "404") or isinstance(error, FileNotFoundError):
+        return PlethoraError(f"{uri}: no such file at {place}")
+    if code == "InvalidAccessKeyId":
+        return PlethoraError(f"{uri}: {place} does not know this access key: check AWS_ACCESS_KEY_ID")
+    if code == "SignatureDoesNotMatch":
+        return PlethoraError(f"{uri}: {place} refuses the signature: check AWS_SECRET_ACCESS_KEY")
+    if code in ("AccessDenied", "403", "AllAccessDisabled") or isinstance(error, PermissionError):
+        return PlethoraError(
+            f"{uri}: {place} denies access: check the credentials and their rights on `{bucket}`"
+        )
+    if code in ("NoCredentialsError", "PartialCredentialsError"):
+        return PlethoraError(f"{uri}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
+        return PlethoraError(f"{uri}: the S3 credentials have expired: renew them")
+    if code.endswith(("ConnectionError", "ConnectTimeoutError", "ConnectorError", "ProxyConnectionError")):
+        return PlethoraError(f"{uri}: cannot reach {place}: check AWS_ENDPOINT_URL and that the store is up")
+    if "Timeout" in code or isinstance(error, TimeoutError):
+        return PlethoraError(
+            f"{uri}: {place} did not answer within {READ_TIMEOUT_S} s: is the store healthy?"
+        )
+    return PlethoraError(f"{uri}: {place} failed: {_scrubbed(f'{code} {error}'.strip())}")
+
+
+def _explained_local(path: str, error: BaseException) -> PlethoraError:
+    if isinstance(error, FileNotFoundError):
+        return PlethoraError(f"{path}: no such file or folder")
+    if isinstance(error, PermissionError):
+        return PlethoraError(f"{path}: no permission: check its owner and mode")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return PlethoraError(f"{path}: {reason}")
+
+
+def _without_user(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
+def _scrubbed(text: str) -> str:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        secret = os.environ.get(name)
+        if secret:
+            text = text.replace(secret, "…")
+    return _without_user(text)

@@ -1,0 +1,174 @@
+"""Start or join Ray; what workers ask of it; the defaults of Ray Data."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import PlethoraError
+
+if TYPE_CHECKING:
+    import ray.train
+
+ROOT = Path(__file__).resolve().parent.parent
+GIB = 2**30
+BLOCK_BYTES = 128 * 2**20
+
+# Read by Ray when it is imported or started, in this process and in those that it starts.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a GPU share need not see a warning about it
+}
+
+# Ray's warnings about what we chose, and its copies of an exception that reaches the caller anyway.
+_SAID_OTHERWISE = {
+    "ray._private.authentication.authentication_token_setup": "Token authentication is enabled",
+    "ray.data._internal.progress": "Progress bars disabled",
+    "ray.data._internal.execution.streaming_executor_state": "An exception was raised from a task",
+    "ray.data.exceptions": "Exception occurred in user code",
+}
+
+
+@contextlib.contextmanager
+def session(workers: int = 0, actors: int = 2, gpu: float = 0) -> Iterator[Any]:
+    """Ray for a `with` block, which gets the `ray` module: joined if there is one, else a local one.
+
+    An initialised Ray is used as it is; RAY_ADDRESS is joined (this checkout travels as working directory,
+    unless a Ray job brought it already); else a local Ray starts with a logical CPU for each of `workers`,
+    `actors` and one spare, for fewer would starve the stream for ever. Only what was started here is shut
+    down. Token authentication stays on. PlethoraError when the cluster cannot be joined, or a GPU is asked
+    for (`gpu` a worker) where there is none.
+    """
+    ray = _quiet_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        _join(ray)
+    else:
+        _start(ray, workers, actors)
+    try:
+        if gpu and workers and ray.cluster_resources().get("GPU", 0) < gpu * workers:
+            have = ray.cluster_resources().get("GPU", 0)
+            raise PlethoraError(
+                f"resources.gpu = {gpu:g} for {workers} workers needs {gpu * workers:g} GPUs, "
+                f"Ray has {have:g}: set resources.gpu = 0 or add GPUs"
+            )
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _quiet_ray() -> Any:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    for name, start in _SAID_OTHERWISE.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, _Drop) for known in logger.filters):
+            logger.addFilter(_Drop(start))
+    return ray
+
+
+class _Drop(logging.Filter):
+    """Drops the messages that begin with `start`."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(self.start)
+
+
+def _join(ray: Any) -> None:
+    inside_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    try:
+        ray.init(
+            runtime_env=None if inside_a_job else runtime_env(),
+            logging_level=logging.WARNING,
+            log_to_driver=_wants_worker_logs(),
+        )
+    except (ConnectionError, RuntimeError, TimeoutError, ray.exceptions.AuthenticationError) as error:
+        raise PlethoraError(
+            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: cannot join this cluster "
+            f"({(str(error) or type(error).__name__).splitlines()[0]}): check the address, that it runs, and RAY_AUTH_TOKEN; or unset RAY_ADDRESS to work locally"
+        ) from error
+
+
+def _start(ray: Any, workers: int, actors: int) -> None:
+    before = os.environ.get("PYTHONPATH")
+    # Workers inherit it: they find our packages (and our `datasets` first) whatever folder the driver is in.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, workers + actors + 1),
+            object_store_memory=object_store_bytes(),
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=_wants_worker_logs(),
+        )
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _wants_worker_logs() -> bool:
+    """PLETHORA_WORKER_LOGS=1 copies what workers print to the terminal; errors come back either way."""
+    return os.environ.get("PLETHORA_WORKER_LOGS", "") not in ("", "0")
+
+
+def object_store_bytes() -> int:
+    """Size of a local object store: 20 % of the memory, 2 GiB at most, and no more than /dev/shm can hold."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    wanted = min(2 * GIB, memory // 5)
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        wanted = min(wanted, int(0.8 * shutil.disk_usage(shm).free))
+    return max(wanted, 100 * 2**20)
+
+
+def runtime_env() -> dict[str, Any]:
+    """The runtime environment of infra/runtime_env.yaml, its working directory made absolute."""
+    import yaml
+
+    table: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "runtime_env.yaml").read_text(encoding="utf-8"))
+    table["working_dir"] = str((ROOT / table.get("working_dir", ".")).resolve())
+    return table
+
+
+def scaling(workers: int | tuple[int, int], gpu: float) -> ray.train.ScalingConfig:
+    """`workers` training workers (or an elastic range of them), each with one CPU and `gpu` GPUs."""
+    from ray.train import ScalingConfig
+
+    share: dict[str, float] = {"CPU": 1}
+    if gpu:
+        share["GPU"] = gpu
+    elastic: Any = workers  # Ray's annotation does not know the range that it takes
+    return ScalingConfig(num_workers=elastic, use_gpu=bool(gpu), resources_per_worker=share)
+
+
+def data_context() -> Any:
+    """Set Ray Data's defaults for this process (they travel with each dataset made here) and return them."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True  # else what a worker sees depends on timing
+    context.execution_options.verbose_progress = False
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_no_progress_timeout_s = 3600  # a paused or stepping trainer is no hang
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    return context
