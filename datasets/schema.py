@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -163,31 +163,33 @@ class Corpus:
     def __getstate__(self) -> dict:
         return {"uri": self.uri, "manifest": self.manifest}  # an open filesystem does not travel
 
-    def _table(self, name: str, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
+    def _read(self, name: str, read: Callable[[Any], pa.Table]) -> pa.Table:
         fs, root = self._filesystem
+        where = storage.join(self.uri, name)
         try:
-            return pq.read_table(f"{root}/{name}", columns=columns, filters=filters, filesystem=fs)
-        except FileNotFoundError as missing:
-            raise PlethoraError(f"{self.uri} lacks its {name}: ingest it again") from missing
+            with storage.clear_errors(where), fs.open_input_file(f"{root}/{name}") as source:
+                return read(source)
+        except pa.ArrowInvalid as broken:
+            raise PlethoraError(
+                f"{where} is corrupt ({str(broken).splitlines()[0]}): ingest it again"
+            ) from broken
 
     def labels(self, names: Sequence[str] | None = None) -> pa.Table:
         """Labels (`LABELS`), all or those called `names`; sorted by name, so that few row groups are read."""
-        return self._table(LABELS_FILE, filters=None if names is None else [("name", "in", list(names))])
+        filters = None if names is None else [("name", "in", list(names))]
+        return self._read(LABELS_FILE, lambda source: pq.read_table(source, filters=filters))
 
     def rejects(self) -> pa.Table:
-        return self._table(REJECTS_FILE)
+        """Refused stretches (`REJECTS`)."""
+        return self._read(REJECTS_FILE, pq.read_table)
 
     def read_row_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One row group of one shard, only the wanted columns (see `row_schema`)."""
-        fs, root = self._filesystem
-        name = self.shards[shard]["path"]
-        try:
-            with fs.open_input_file(f"{root}/{name}") as source:
-                return pq.ParquetFile(source, pre_buffer=True).read_row_group(group, columns=columns)
-        except FileNotFoundError as missing:
-            raise PlethoraError(f"{self.uri} lacks its shard {name}: ingest it again") from missing
-        except pa.ArrowInvalid as broken:
-            raise PlethoraError(f"{self.uri}/{name} is corrupt ({str(broken).splitlines()[0]})") from broken
+        wanted = None if columns is None else list(columns)
+        return self._read(
+            self.shards[shard]["path"],
+            lambda source: pq.ParquetFile(source, pre_buffer=True).read_row_group(group, columns=wanted),
+        )
 
 
 def open_corpus(uri: str) -> Corpus:
