@@ -100,7 +100,8 @@ def _join(ray: Any) -> None:
     except (ConnectionError, RuntimeError, TimeoutError, ray.exceptions.AuthenticationError) as error:
         raise PlethoraError(
             f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: cannot join this cluster "
-            f"({(str(error) or type(error).__name__).splitlines()[0]}): check the address, that it runs, and RAY_AUTH_TOKEN; or unset RAY_ADDRESS to work locally"
+            f"({(str(error) or type(error).__name__).splitlines()[0]}): check the address, that it "
+            "runs, and RAY_AUTH_TOKEN; or unset RAY_ADDRESS to work locally"
         ) from error
 
 
