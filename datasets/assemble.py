@@ -1,0 +1,123 @@
+"""Shards and parts → a corpus: a clean folder before, side tables, ledger check and manifest after.
+
+corpus.json is written last, so whatever dies on the way leaves no corpus.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster import storage
+from cluster.errors import PlethoraError
+from datasets import schema
+from datasets.write import PARTS_DIR, ParquetFile, ShardReport, part_uri
+
+_OURS = (f"{schema.SHARDS_DIR}/", f"{PARTS_DIR}/", schema.LABELS_FILE, schema.REJECTS_FILE, schema.MANIFEST)
+_OURS += (f".{schema.MANIFEST}.",)  # what a killed write of the manifest leaves
+
+
+def prepare(out: str, force: bool = False) -> dict | None:
+    """Make `out` ready: the manifest of a finished corpus that is there (and stays), else None.
+
+    Leftovers of an unfinished one are removed; with `force` a finished one is, too. Raises PlethoraError
+    when the folder holds files that are not ours.
+    """
+    there = storage.listing(out)
+    strange = [name for name in there if not name.startswith(_OURS)]
+    if strange:
+        raise PlethoraError(
+            f"{out} is not empty and holds {strange[0]}: choose a folder of its own for the corpus"
+        )
+    if schema.MANIFEST in there:
+        if not force:
+            return storage.read_json(storage.join(out, schema.MANIFEST))
+        storage.delete(storage.join(out, schema.MANIFEST))  # first: half of a corpus must not look whole
+    if there:
+        storage.delete(out)
+    return None
+
+
+def finish(out: str, reports: Iterable[ShardReport], about: Mapping[str, Any]) -> tuple[dict, list[dict]]:
+    """Merge the parts, check the ledger, write corpus.json; returns the manifest and the problems by record.
+
+    `about`: the manifest's descriptive keys (source, licence, …, modalities, key_id, id_space, …).
+    """
+    ordered = sorted(reports, key=lambda r: r.index)
+    labels = _merge(out, schema.LABELS_FILE, ordered, schema.LABELS)
+    rejects = _merge(out, schema.REJECTS_FILE, ordered, schema.REJECTS)
+    storage.delete(storage.join(out, PARTS_DIR))
+    shards = [r.shard for r in ordered if r.shard]
+    if not shards:
+        raise PlethoraError(f"nothing to keep for {out}: every record was refused{_first_problem(ordered)}")
+    hours_in = _hours(r.seconds_in for r in ordered)
+    hours = _hours(r.kept for r in ordered)
+    modalities = [m for m in about["modalities"] if m in hours_in]
+    reasons = {m: _hours(r.refused.get(m, {}) for r in ordered) for m in modalities}
+    refused = _hours({m: math.fsum(r.refused.get(m, {}).values()) for m in modalities} for r in ordered)
+    for m in modalities:
+        missing = hours_in[m] - hours.get(m, 0.0) - refused[m]
+        if abs(missing) > 1e-6:
+            raise RuntimeError(f"the ledger of {m} does not add up: {missing:+.9f} h")
+    manifest: dict[str, Any] = {
+        **about,
+        "version": schema.VERSION,
+        "modalities": modalities,
+        "rates": {m: sorted({x for s in shards for x in s["rates"].get(m, [])}) for m in modalities},
+        "counts": {
+            "subjects": len({s for r in ordered for s in r.subjects}),
+            "records": sum(r.records for r in ordered),
+            "records_in": sum(r.records_in for r in ordered),
+            "rows": sum(s["rows"] for s in shards),
+            "labels": sum(labels["rows"].values()),
+            "hours": {m: hours.get(m, 0.0) for m in modalities},
+        },
+        "hours_in": {m: hours_in[m] for m in modalities},
+        "hours_refused": {m: refused[m] for m in modalities},
+        "rejects": {m: reasons[m] for m in modalities if reasons[m]},
+        "bridged_gaps": _bridged(ordered),
+        "labels": labels,
+        "rejects_file": {"sha256": rejects["sha256"], "rows": sum(rejects["rows"].values())},
+        "shards": shards,
+    }
+    manifest["hash"] = schema.content_hash(manifest)
+    storage.write_json(storage.join(out, schema.MANIFEST), manifest)
+    return manifest, [problem for r in ordered for problem in r.problems]
+
+
+def _first_problem(reports: Iterable[ShardReport]) -> str:
+    problem = next((p for r in reports for p in r.problems), None)
+    return f" (the first, {problem['record']}: {problem['detail']})" if problem else ""
+
+
+def _hours(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    known = list(parts)
+    keys = sorted({key for part in known for key in part})
+    return {key: round(math.fsum(part.get(key, 0.0) for part in known) / 3600, 9) for key in keys}
+
+
+def _bridged(reports: Sequence[ShardReport]) -> dict[str, dict[str, float]]:
+    names = sorted({m for r in reports for m in r.bridged})
+    sums = {m: [sum(r.bridged.get(m, [0, 0])[i] for r in reports) for i in (0, 1)] for m in names}
+    return {m: {"gaps": int(gaps), "seconds": round(seconds, 6)} for m, (gaps, seconds) in sums.items()}
+
+
+def _merge(out: str, file: str, reports: Sequence[ShardReport], columns: pa.Schema) -> dict[str, Any]:
+    """One side table out of its parts; labels get their row groups by name, so that one name reads fast."""
+    names: Sequence[str | None] = [None]
+    if file == schema.LABELS_FILE:
+        names = sorted({name for r in reports for name in r.labels})
+    rows: dict[str, int] = {}
+    with ParquetFile(storage.join(out, file), columns) as merged:
+        for name in names:
+            for report in reports:
+                fs, path = storage.filesystem(part_uri(out, file, report.index))
+                with fs.open_input_file(path) as source:
+                    filters = None if name is None else [("name", "=", name)]
+                    table = pq.read_table(source, filters=filters)
+                if table.num_rows:
+                    merged.write(table.cast(columns))
+                    rows[name or "rows"] = rows.get(name or "rows", 0) + table.num_rows
+    return {"sha256": merged.sha256, "rows": rows}

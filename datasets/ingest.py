@@ -1,0 +1,154 @@
+"""Source recordings → a corpus: a Ray Data job, one task a shard, planned from headers before reading.
+
+Which record goes into which shard depends on headers, descriptor and subject key alone, so the shards are the
+same bytes however many workers write them.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+from cluster.errors import PlethoraError
+from datasets import assemble, jobs, schema
+from datasets.descriptor import Descriptor, read_descriptor
+from datasets.readers import READERS
+from datasets.readers.base import Refused, Root, Source
+from datasets.write import SHARD_BYTES, Entry, ShardReport, write_shard
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to write: its sources, each with the subject's name in the corpus."""
+
+    index: int
+    sources: tuple[tuple[Source, str], ...]
+
+
+def ingest(descriptor_path: str | Path, root: str, out: str, force: bool = False) -> dict[str, Any]:
+    """Read what `descriptor_path` describes below `root` into a corpus at `out`; returns a summary.
+
+    The summary is the manifest (`corpus.json`) without shards, plus `uri`, `problems` (what was refused whole
+    or could not be read, by record, in words) and `already_there`. A finished corpus at `out` made of the same
+    input stays as it is; one made of another input is an error unless `force`.
+    """
+    descriptor = read_descriptor(descriptor_path)
+    out = storage.normalise(out)
+    key, key_id = schema.subject_key(remote=storage.is_remote(out))
+    files = Root(root)
+    sources = READERS[descriptor.reader].scan(files, descriptor)
+    about = _about(descriptor, key_id, sources, files)
+    there = assemble.prepare(out, force)
+    if there is not None:
+        return _already(there, about, out)
+    tasks = plan(sources, key, descriptor.id_space)
+    work = functools.partial(_work, files.uri, out, descriptor)
+    reports = jobs.run(work, tasks, f"ingest {descriptor.name}")
+    manifest, problems = assemble.finish(out, reports, about)
+    return summary(manifest, out, problems)
+
+
+def summary(manifest: dict, uri: str, problems: Sequence[dict[str, str]] = (), already: bool = False) -> dict:
+    """What a person wants to know of a corpus just made."""
+    short = {k: v for k, v in manifest.items() if k not in ("shards", "rejects_file", "labels")}
+    short["shards"] = len(manifest["shards"])
+    short["bytes"] = sum(s["bytes"] for s in manifest["shards"])
+    short["labels"] = manifest["labels"]["rows"]
+    return {**short, "uri": uri, "problems": list(problems), "already_there": already}
+
+
+def plan(sources: Sequence[Source], key: bytes, id_space: str, shard_bytes: int = SHARD_BYTES) -> list[Task]:
+    """Which record goes into which shard.
+
+    Subjects in order of their keyed hash, records of one together; a shard closes before the subject that
+    would take it over `shard_bytes`. A subject that is larger than a shard alone is cut between records.
+    """
+    named = [(schema.hash_subject(key, id_space, s.subject or f"?{s.record}"), s) for s in sources]
+    named.sort(key=lambda pair: (pair[0], pair[1].record))
+    weights: dict[str, int] = {}
+    for subject, source in named:
+        weights[subject] = weights.get(subject, 0) + 2 * source.samples
+    shards: list[list[tuple[Source, str]]] = [[]]
+    load, last = 0, ""
+    for subject, source in named:
+        coming = weights[subject] if subject != last else 2 * source.samples
+        if shards[-1] and load + coming > shard_bytes and (subject != last or load >= shard_bytes):
+            shards.append([])
+            load = 0
+        shards[-1].append((source, subject))
+        load += 2 * source.samples
+        last = subject
+    return [Task(i, tuple(shard)) for i, shard in enumerate(shards)]
+
+
+def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root: Root) -> dict[str, Any]:
+    """The manifest's descriptive part. `input` is the fingerprint of all that decides the corpus' content."""
+    seen = hashlib.sha256(json.dumps(descriptor.model_dump(mode="json"), sort_keys=True).encode())
+    seen.update(key_id.encode())
+    for source in sources:
+        seen.update(json.dumps([source.record, source.subject, source.files]).encode())
+        seen.update(storage.read_bytes(storage.join(root.uri, source.files[0][0])))
+    return {
+        "name": descriptor.name,
+        "source": descriptor.source,
+        "licence": descriptor.licence,
+        "terms": descriptor.terms,
+        "citation": descriptor.citation,
+        "access": descriptor.access,
+        "key_id": key_id,
+        "id_space": descriptor.id_space,
+        "subjects_published": descriptor.subjects_published,
+        "modalities": [m for m in schema.MODALITIES if m in descriptor.signals],
+        "segment_s": descriptor.segment_s,
+        "limits": dataclasses.asdict(descriptor.limits),
+        "input": seen.hexdigest(),
+    }
+
+
+def _already(manifest: dict, about: dict[str, Any], out: str) -> dict[str, Any]:
+    if manifest.get("input") != about["input"]:
+        raise PlethoraError(
+            f"{out} holds a corpus of other input ({manifest.get('name')}): choose another --out, or "
+            f"replace it with --force"
+        )
+    sizes = storage.sizes(out)
+    lost = [s["path"] for s in manifest["shards"] if sizes.get(s["path"]) != s["bytes"]]
+    if lost:
+        raise PlethoraError(f"{out} has lost {lost[0]}: ingest it again with --force")
+    return summary(manifest, out, already=True)
+
+
+def _work(root: str, out: str, descriptor: Descriptor, task: Task) -> ShardReport:
+    modalities = [m for m in schema.MODALITIES if m in descriptor.signals]
+    entries = _entries(root, descriptor, task)
+    return write_shard(out, task.index, entries, modalities, descriptor.limits, descriptor.segment_s)
+
+
+def _entries(root: str, descriptor: Descriptor, task: Task) -> Iterator[Entry]:
+    reader = READERS[descriptor.reader]
+    files = Root.reopen(root, {name for source, _ in task.sources for name, _ in source.files})
+    for source, subject in task.sources:
+        broken = source.broken
+        recording = None
+        if broken is None:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = files.fetch([name for name, _ in source.files], Path(scratch))
+                try:
+                    recording = reader.load(source, folder, descriptor)
+                except Refused as why:
+                    broken = (why.reason, why.detail)
+        refused = {m: (source.seconds[m], reason) for m, reason in source.refused.items()}
+        if broken is not None:
+            refused = {m: (seconds, broken[0]) for m, seconds in source.seconds.items()}
+        detail = f"{broken[0]}: {broken[1]}" if broken else _refused_detail(source)
+        yield Entry(source.record, subject, recording, refused, detail)
+
+
+def _refused_detail(source: Source) -> str | None:
+    return ", ".join(f"{m}: {reason}" for m, reason in sorted(source.refused.items())) or None
