@@ -83,6 +83,14 @@ def shown_text(shown: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
+def _columns() -> int:
+    """The width of the terminal behind stderr; some (docker exec, script) say 0, where tqdm prints nothing."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
+
+
 class Progress:
     """A bar on a terminal's stderr, elsewhere a line every ten seconds; both with the time left."""
 
@@ -104,7 +112,7 @@ class Progress:
                 desc=label,
                 unit=unit,
                 file=sys.stderr,
-                dynamic_ncols=True,
+                **({"dynamic_ncols": True} if _columns() else {"ncols": 100}),
                 bar_format=layout if total else None,
                 smoothing=0.1,
             )
@@ -125,18 +133,14 @@ class Progress:
         elif time.monotonic() - self._last >= LINE_EVERY_S:
             self._line()
 
-    def resume_at(self, done: int) -> None:
-        """`done` units were done before this process began: they don't count for the time left."""
+    def begin(self, done: int) -> None:
+        """`done` units lie behind us and the clock starts now: neither counts for the time left."""
         self.done = self.first = done
+        self._started = time.monotonic()
         if self._bar is not None:
             self._bar.initial = self._bar.n = self._bar.last_print_n = done
+            self._bar.start_t = self._bar.last_print_t = self._bar._time()
             self._bar.refresh()
-
-    def grow(self, total: int | None) -> None:
-        """Set the total once it is known."""
-        self.total = total
-        if self._bar is not None:
-            self._bar.total = total
 
     def close(self) -> None:
         if self._bar is not None:
