@@ -1,0 +1,229 @@
+"""What a run tells: progress carried from the workers, TensorBoard, JSON lines, Prometheus gauges."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import storage
+from cluster.cli import Progress, plain, progress
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+JSONL = "metrics.jsonl"
+PUT_EVERY_S = 0.5
+FLUSH_EVERY_S = 2.0
+UPLOAD_EVERY_S = 30.0
+
+
+class _Slot:
+    """The newest word from a run's rank 0; lives in an actor."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    def put(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def get(self) -> dict[str, Any]:
+        return self.state
+
+
+class Board:
+    """Carries progress from a run's rank 0 to the terminal of the driver; Ray can ship it to the workers.
+
+    Made by `make_board` in the driver, which shows it by ``with board.render("tokenizer", steps):``.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._put_at = 0.0
+
+    def put(self, step: int, total: int | None, shown: dict[str, Any] | None = None) -> None:
+        """`step` of `total` is done; `shown` (loss, share of time waiting for data) stands beside the bar.
+
+        Never waits and is cheap to call at every step: at most two words a second travel, the last always.
+        """
+        now = time.monotonic()
+        if now - self._put_at < PUT_EVERY_S and step != total:
+            return
+        self._put_at = now
+        self._actor.put.remote({"step": int(step), "total": total, "shown": plain(shown or {})})
+
+    @contextlib.contextmanager
+    def render(self, label: str, total: int | None, unit: str = "steps") -> Iterator[None]:
+        """Show the board on stderr while the block runs."""
+        over = threading.Event()
+        with progress(total, label, unit) as bar:
+            watcher = threading.Thread(target=self._watch, args=(bar, over), daemon=True)
+            watcher.start()
+            try:
+                yield
+            finally:
+                over.set()
+                watcher.join()
+
+    def _watch(self, bar: Progress, over: threading.Event) -> None:
+        import ray
+
+        started = False
+        while True:
+            last = over.wait(PUT_EVERY_S)
+            try:
+                state = ray.get(self._actor.get.remote(), timeout=5)
+            except ray.exceptions.GetTimeoutError:
+                state = {}
+            except ray.exceptions.RayError:
+                return  # the cluster or the actor is gone: there is nothing left to show
+            if state and not started:
+                bar.total = state["total"] or bar.total
+                bar.begin(state["step"])
+                started = True
+            bar.set(state["step"] if state else bar.done, **(state["shown"] if state else {}))
+            if last:
+                return
+
+
+def make_board() -> Board:
+    """A board in an actor of its own that takes no CPU; Ray must be running."""
+    import ray
+
+    return Board(ray.remote(_Slot).options(num_cpus=0).remote())
+
+
+def put(board: Board | None, step: int, total: int | None, shown: dict[str, Any] | None = None) -> None:
+    """`board.put`, and nothing without a board."""
+    if board is not None:
+        board.put(step, total, shown)
+
+
+class Telemetry:
+    """One writer for a run's numbers and figures: TensorBoard and metrics.jsonl under `uri`, and gauges.
+
+    Opened by one process (rank 0). On resume, `start_step` is the first step that will be told again: lines
+    at or after it, left by a lost attempt, are dropped, so that each step appears once. To S3 it writes
+    through a temporary folder, every 30 s and at `flush`: call `flush` before a checkpoint is committed.
+    """
+
+    def __init__(self, uri: str, start_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.uri = storage.normalise(uri)
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        if storage.is_remote(self.uri):
+            self._temporary = tempfile.TemporaryDirectory(prefix="plethora-telemetry-")
+            self._pool = ThreadPoolExecutor(1)
+            self._folder = Path(self._temporary.name)
+        else:
+            self._folder = Path(self.uri)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self._sent: dict[str, tuple[int, float]] = {}
+        self._pending: Any = None
+        self._lines = self._folder / JSONL
+        self._lines.write_bytes(_kept(self.uri, start_step))
+        self._file = self._lines.open("r+b")
+        self._file.seek(0, 2)
+        self._last: tuple[int, int, dict[str, Any]] | None = None  # step, offset, content of the last line
+        self._events = SummaryWriter(str(self._folder), purge_step=start_step or None)
+        self._gauges: dict[str, Any] = {}
+        self._flushed_at = self._uploaded_at = time.monotonic()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Tell numbers at `step`; a second call at the same step adds to its line."""
+        numbers = {name: float(value) for name, value in values.items()}
+        for name, value in numbers.items():
+            self._events.add_scalar(name, value, step)
+            self._gauge(name, value)
+        if self._last is not None and self._last[0] == step:
+            _, offset, line = self._last
+            self._file.seek(offset)
+            self._file.truncate()
+        else:
+            offset, line = self._file.tell(), {"step": int(step), "time": round(time.time(), 3)}
+        line |= numbers
+        self._file.write((json.dumps(plain(line)) + "\n").encode())
+        self._file.flush()
+        self._last = (step, offset, line)
+        self._maybe_send()
+
+    def figure(self, step: int, name: str, figure: matplotlib.figure.Figure) -> None:
+        """Show a matplotlib figure at `step`; it is closed."""
+        self._events.add_figure(name, figure, step, close=True)
+
+    def flush(self) -> None:
+        """All that was told is on the storage when this returns."""
+        self._events.flush()
+        if self._pool is not None:
+            self._pool.submit(self._send).result()
+
+    def close(self) -> None:
+        """Flush and stop; the writer cannot be used afterwards."""
+        self._events.close()
+        self._file.close()
+        if self._pool is not None:
+            self._pool.submit(self._send).result()
+            self._pool.shutdown()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _maybe_send(self) -> None:
+        now = time.monotonic()
+        if now - self._flushed_at >= FLUSH_EVERY_S:
+            self._flushed_at = now
+            self._events.flush()
+        if self._pool is not None and now - self._uploaded_at >= UPLOAD_EVERY_S:
+            self._uploaded_at = now
+            if self._pending is not None and self._pending.done():
+                self._pending.result()  # a failed upload is told, not swallowed
+            if self._pending is None or self._pending.done():
+                self._pending = self._pool.submit(self._send)
+
+    def _send(self) -> None:
+        for name in storage.listing(self._folder):
+            path = self._folder / name
+            stat = path.stat()
+            mark = (stat.st_size, stat.st_mtime)
+            if self._sent.get(name) != mark:
+                storage.write_bytes(storage.join(self.uri, name), path.read_bytes())
+                self._sent[name] = mark
+
+    def _gauge(self, name: str, value: float) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            return
+        if name not in self._gauges:
+            from ray.util.metrics import Gauge
+
+            gauge = Gauge(
+                f"plethora_{re.sub(r'[^0-9a-zA-Z_]', '_', name)}", f"{name} of a run", tag_keys=("run",)
+            )
+            gauge.set_default_tags({"run": self.uri.rstrip("/").split("/")[-2]})
+            self._gauges[name] = gauge
+        self._gauges[name].set(value)
+
+
+def _kept(uri: str, start_step: int) -> bytes:
+    """The lines of an earlier attempt before `start_step`; a line that its death cut short is dropped."""
+    where = storage.join(uri, JSONL)
+    if start_step <= 0 or not storage.exists(where):
+        return b""
+    kept = []
+    for line in storage.read_bytes(where).splitlines():
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if step < start_step:
+            kept.append(line + b"\n")
+    return b"".join(kept)
