@@ -18,6 +18,7 @@ class Signal(Config):
     rate: float
     band: tuple[float, float] | None = None
     order: int = 2
+    channels: int = 1  # the first so many; a row with fewer gives no window
     normalise: Literal["none", "minmax", "zscore"] = (
         "none"  # "none" where the network normalises, as SIGMA's does
     )

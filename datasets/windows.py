@@ -5,12 +5,13 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from cluster.config import Config
 from datasets.signal import Signal, periodicity, prepare
 
-__all__ = ["Signal", "WindowSpec", "cut", "grid", "transform", "verdicts"]
+__all__ = ["Signal", "WindowSpec", "extract", "grid", "transform", "verdicts"]
 
 
 class WindowSpec(Config):
@@ -36,9 +37,18 @@ class WindowSpec(Config):
         """Names this spec in caches and lineage."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def shape(self, channels: int = 1) -> dict[str, tuple[int, int]]:
-        """{modality: (channels, samples)} of one prepared window."""
-        return {s.modality: (channels, round(self.window_s * s.rate)) for s in self.signals}
+    @property
+    def bytes(self) -> int:
+        """Of one prepared window, all signals."""
+        return sum(4 * s.channels * round(self.window_s * s.rate) for s in self.signals)
+
+    @property
+    def columns(self) -> list[str]:
+        """Corpus columns that windows are made from."""
+        parts = ("", "_rate", "_scale", "_offset", "_channels")
+        return ["subject", "record", "start_s", "duration_s"] + [
+            s.modality + part for s in self.signals for part in parts
+        ]
 
 
 def grid(duration_s: float, spec: WindowSpec) -> np.ndarray:
@@ -49,39 +59,59 @@ def grid(duration_s: float, spec: WindowSpec) -> np.ndarray:
     return np.arange(max(count, 0)) * hop
 
 
-def cut(
-    raw: bytes | memoryview,
-    rate: float,
-    scale: float,
-    offset: float,
-    channels: int,
-    start_s: Sequence[float],
+def extract(
+    table: pa.Table, row: np.ndarray, offset_s: np.ndarray, spec: WindowSpec
+) -> dict[str, np.ndarray]:
+    """Prepared windows of one row group.
+
+    table: a row group with `spec.columns`; row, offset_s: (n,) each window's row and its start within that
+    row in seconds. Returns {modality: (n, channels, window_s · rate) float32} in physical units (before any
+    normalisation that the signal asks for).
+    """
+    out = {}
+    for sig in spec.signals:
+        m = sig.modality
+        rate, scale, offset = (table[f"{m}{p}"].to_numpy()[row] for p in ("_rate", "_scale", "_offset"))
+        channels = table[f"{m}_channels"].to_numpy()
+        raw = {r: _samples(table[m][r], int(channels[r])) for r in np.unique(row).tolist()}
+        starts = np.round(offset_s * rate).astype(int).tolist()
+        lengths = np.round(spec.window_s * rate).astype(int).tolist()
+        cuts = [
+            raw[r][min(a, len(raw[r]) - n) :][:n, : sig.channels]
+            for r, a, n in zip(row.tolist(), starts, lengths, strict=True)
+        ]
+        out[m] = transform(cuts, rate, scale, offset, sig, spec.window_s)
+    return out
+
+
+def _samples(value: pa.BinaryScalar, channels: int) -> np.ndarray:
+    """(samples, channels) little-endian int16, without a copy."""
+    return np.frombuffer(value.as_buffer(), dtype="<i2").reshape(-1, channels)
+
+
+def transform(
+    cuts: Sequence[np.ndarray],
+    rate: np.ndarray,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    sig: Signal,
     window_s: float,
 ) -> np.ndarray:
-    """Windows of one row's binary column: (n, channels, round(window_s · rate)) float32 in physical units.
-
-    `raw` holds little-endian int16, channels interleaved last (corpus contract, version 1).
-    """
-    x = np.frombuffer(raw, dtype="<i2").reshape(-1, channels)
-    n = round(window_s * rate)
-    starts = [min(round(s * rate), len(x) - n) for s in start_s]
-    out = np.stack([x[a : a + n] for a in starts]).transpose(0, 2, 1)
-    # float32 holds an int16 exactly, and the model's own precision is no better
-    return out.astype(np.float32) * np.float32(scale) + np.float32(offset)
-
-
-def transform(x: Sequence[np.ndarray], rates: Sequence[float], sig: Signal, window_s: float) -> np.ndarray:
-    """Prepare windows that may differ in native rate: n arrays (channels, T_i) → (n, channels, window_s ·
+    """Prepare windows that may differ in native rate: n arrays (T_i, channels) → (n, channels, window_s ·
     sig.rate).
 
-    Windows of one rate are stacked and filtered together: one call into scipy a rate, none a window.
+    physical = raw · scale + offset, (n,) each. Windows of one rate are stacked and filtered together: one
+    call into scipy a rate, none a window.
     """
     want = round(window_s * sig.rate)
-    out = np.empty((len(x), x[0].shape[0], want), np.float32)
-    rates_n = np.asarray(rates)
-    for rate in np.unique(rates_n):
-        which = np.flatnonzero(rates_n == rate)
-        out[which] = prepare(np.stack([x[i] for i in which]), float(rate), sig)[..., :want]
+    out = np.empty((len(cuts), sig.channels, want), np.float32)
+    for native in np.unique(rate):
+        which = np.flatnonzero(rate == native)
+        # float32 holds every int16 exactly
+        x = np.stack([cuts[i] for i in which]).astype(np.float32).transpose(0, 2, 1)
+        x *= scale[which, None, None].astype(np.float32)
+        x += offset[which, None, None].astype(np.float32)
+        out[which] = prepare(x, float(native), sig)[..., :want]
     return out
 
 

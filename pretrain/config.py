@@ -44,7 +44,7 @@ class Stream(Config):
     """The Ray Data side of a run."""
 
     actors: int = 1  # transform actors, a core each
-    block_mb: int = Field(default=32, gt=0, le=120)  # prepared bytes a block: under Ray Data's 128 MB target
+    shuffle_mb: float = Field(default=64, gt=0)  # prepared bytes shuffled together, over all workers
 
 
 class RunConfig(Config):

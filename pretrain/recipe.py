@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from cluster.config import validate
 from cluster.errors import PlethoraError
 
 if TYPE_CHECKING:  # torch and matplotlib take seconds to import, and `--help` needs neither
@@ -151,3 +152,9 @@ def load(name: str) -> type:
             "see Recipe in pretrain/recipe.py"
         )
     return found
+
+
+def build(name: str, method: Mapping[str, Any], seed: int) -> Recipe:
+    """The recipe that ``name`` names with its checked ``[method]`` table. PlethoraError: unknown or wrong keys."""
+    found = load(name)
+    return found(validate(found.Config, dict(method), "[method]"), seed)

@@ -1,0 +1,222 @@
+"""Which windows of a corpus pass, one row a window: built once by Ray Data, cached by corpus and spec
+hash.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster import storage
+from cluster.cli import progress
+from cluster.errors import PlethoraError
+from datasets.plan import Source
+from datasets.schema import Corpus
+from datasets.split import Split, assign
+from datasets.windows import WindowSpec, extract, grid, verdicts
+
+SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("group", pa.int32()),  # row group in the shard
+        ("row", pa.int32()),  # row in the row group
+        ("offset_s", pa.float64()),  # of the window within the row
+        ("start_s", pa.float64()),  # of the window within the record
+        ("subject", pa.string()),
+        ("record", pa.string()),
+        ("quality", pa.float32()),  # signal.periodicity of the first signal
+        ("verdict", pa.string()),  # ok, or why not
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where the windows of a `plan.Source` lie, in the same order: all (n,). `subject` is a 64-bit name."""
+
+    corpus: Corpus
+    shard: np.ndarray
+    group: np.ndarray
+    row: np.ndarray
+    offset_s: np.ndarray
+    subject: np.ndarray
+
+
+@dataclass(frozen=True)
+class Index:
+    """The windows of one corpus under one spec. `table` (`SCHEMA`) is sorted by place."""
+
+    corpus: Corpus
+    spec: WindowSpec
+    table: pa.Table
+
+    def select(self, part: str | None, split: Split | None = None) -> np.ndarray:
+        """Row numbers of the accepted windows whose subject `split` puts into `part` (None: all subjects)."""
+        ok = pc.equal(self.table["verdict"], "ok").to_numpy(zero_copy_only=False)
+        if part is not None:
+            codes = self.table["subject"].combine_chunks().dictionary_encode()
+            side = np.array([assign(s, split or Split()) == part for s in codes.dictionary.to_pylist()], bool)
+            ok = ok & side[codes.indices.to_numpy()] if len(side) else ok
+        return np.flatnonzero(ok)
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64 names of windows, the same in every run over this corpus: splitmix64 of hash and row."""
+        x = rows.astype(np.uint64) + np.uint64(int(self.corpus.hash[:16], 16))
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        return (x ^ (x >> np.uint64(31))).view(np.int64)
+
+    def source(self, rows: np.ndarray, weight: float) -> tuple[Source, Shelf]:
+        """What the plan orders and what the readers open, for these rows of the table."""
+        part = self.table.take(pa.array(rows))
+        shard, group = part["shard"].to_numpy(), part["group"].to_numpy()
+        names = part["subject"].combine_chunks().dictionary_encode()
+        known = np.array([int(s[:16], 16) for s in names.dictionary.to_pylist()], np.uint64).view(np.int64)
+        shelf = Shelf(
+            self.corpus,
+            shard,
+            group,
+            part["row"].to_numpy(),
+            part["offset_s"].to_numpy(),
+            known[names.indices.to_numpy()],
+        )
+        return Source(np.unique(shard * 2**20 + group, return_inverse=True)[1], self.ids(rows), weight), shelf
+
+    def load(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Prepared windows of these rows of the table, in this process: {modality: (n, channels,
+        samples)}.
+        """
+        part = self.table.take(pa.array(rows))
+        place = [part[c].to_numpy() for c in ("shard", "group", "row", "offset_s")]
+        return gather([self.corpus], np.zeros(len(rows), int), *place, spec=self.spec)
+
+
+def gather(
+    corpora: list[Corpus],
+    source: np.ndarray,
+    shard: np.ndarray,
+    group: np.ndarray,
+    row: np.ndarray,
+    offset_s: np.ndarray,
+    spec: WindowSpec,
+) -> dict[str, np.ndarray]:
+    """Prepared windows at the given places, (n,) each: {modality: (n, channels, samples) float32} in their
+    order.
+
+    Each row group is read once, however its windows are scattered over the order.
+    """
+    out = {
+        s.modality: np.empty((len(row), s.channels, round(spec.window_s * s.rate)), np.float32)
+        for s in spec.signals
+    }
+    places, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)
+    for number, (s, sh, g) in enumerate(places.T.tolist()):
+        which = np.flatnonzero(inverse.ravel() == number)
+        table = corpora[s].read_row_group(sh, g, spec.columns)
+        for modality, x in extract(table, row[which], offset_s[which], spec).items():
+            out[modality][which] = x
+    return out
+
+
+def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
+    """The index of a corpus, from `cache` (a URI) when it is there, else made by Ray Data and put there."""
+    missing = [s.modality for s in spec.signals if s.modality not in corpus.modalities]
+    if missing:
+        raise PlethoraError(
+            f"{corpus.uri} has no {', '.join(missing)} (it has {', '.join(corpus.modalities)}): "
+            f"use another corpus or method"
+        )
+    file = cache and storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}.parquet")
+    if file and storage.exists(file):
+        return Index(corpus, spec, _decode(storage.read_bytes(file)))
+    table = pa.concat_tables([SCHEMA.empty_table(), *_scan_all(corpus, spec)])
+    table = table.sort_by([(c, "ascending") for c in ("shard", "group", "row", "offset_s")]).combine_chunks()
+    if file:
+        storage.write_bytes(file, _encode(table))
+    return Index(corpus, spec, table)
+
+
+def _scan_all(corpus: Corpus, spec: WindowSpec) -> Iterator[pa.Table]:
+    import ray
+
+    from cluster.session import data_context
+
+    data_context()
+    places = [
+        {"shard": s, "group": g} for s, e in enumerate(corpus.shards) for g in range(len(e["row_groups"]))
+    ]
+    if not places:
+        return
+    found = ray.data.from_items(places, override_num_blocks=len(places)).map_batches(
+        _scan, batch_size=None, fn_kwargs={"corpus": corpus, "spec": spec}
+    )
+    with progress(len(places), f"index {corpus.manifest['source']}", "row group") as bar:
+        for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+            bar.update(len(set(zip(batch["shard"].to_pylist(), batch["group"].to_pylist(), strict=True))))
+            yield batch.cast(SCHEMA)
+
+
+def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.Table:
+    """Verdicts of every window of the row groups named in `batch`."""
+    found = []
+    for shard, group in zip(batch["shard"].tolist(), batch["group"].tolist(), strict=True):
+        table = corpus.read_row_group(shard, group, spec.columns)
+        usable = np.ones(len(table), bool)
+        for sig in spec.signals:
+            channels = table[f"{sig.modality}_channels"].fill_null(0).to_numpy()
+            usable &= channels >= sig.channels
+        starts = [
+            grid(d, spec) if u else grid(0, spec)
+            for d, u in zip(table["duration_s"].to_pylist(), usable, strict=True)
+        ]
+        row = np.repeat(np.arange(len(table)), [len(s) for s in starts])
+        offset = np.concatenate([*starts, np.empty(0)])
+        quality, verdict = _judge(table, row, offset, spec)
+        found.append(
+            pa.table(
+                {
+                    "shard": np.full(len(row), shard, np.int32),
+                    "group": np.full(len(row), group, np.int32),
+                    "row": row.astype(np.int32),
+                    "offset_s": offset,
+                    "start_s": table["start_s"].to_numpy()[row] + offset,
+                    "subject": table["subject"].take(pa.array(row)),
+                    "record": table["record"].take(pa.array(row)),
+                    "quality": quality,
+                    "verdict": pa.array(verdict.tolist(), pa.string()),
+                },
+                schema=SCHEMA,
+            )
+        )
+    return pa.concat_tables(found)
+
+
+def _judge(
+    table: pa.Table, row: np.ndarray, offset: np.ndarray, spec: WindowSpec
+) -> tuple[np.ndarray, np.ndarray]:
+    """(quality, verdict) of windows; the first signal that refuses one gives the reason."""
+    quality, verdict = np.zeros(len(row), np.float32), np.full(len(row), "ok", object)
+    for low in range(0, len(row), 64):  # bounds memory: an hour of windows at a time, not a row group
+        part = slice(low, low + 64)
+        windows = extract(table, row[part], offset[part], spec)
+        for sig in reversed(spec.signals):
+            q, v = verdicts(windows[sig.modality], sig, spec)
+            verdict[part] = np.where(v == "ok", verdict[part], v)
+        quality[part] = q
+    return quality, verdict
+
+
+def _encode(table: pa.Table) -> bytes:
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _decode(data: bytes) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(pa.BufferReader(data)).combine_chunks()

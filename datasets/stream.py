@@ -1,0 +1,102 @@
+"""The Ray Data plan: planned blocks → transform actors that read and prepare them → one iterator a worker."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cluster.errors import PlethoraError
+from datasets.index import Shelf, gather
+from datasets.plan import Block, Plan
+from datasets.windows import WindowSpec
+
+if TYPE_CHECKING:
+    import ray.data
+    import torch
+
+
+class Reader:
+    """A transform actor: a planned block in, its prepared windows out.
+
+    Reading sits in the same actor as the transform: a stage of its own would carry every raw byte through the
+    object store once more, and the order of blocks does not depend on it.
+    """
+
+    def __init__(self, plan: Plan, shelves: list[Shelf], spec: WindowSpec) -> None:
+        self.plan, self.shelves, self.spec = plan, shelves, spec
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One row a block (`Block`'s fields) → {modality: (n, channels, samples) float32, "window", "step",
+        …}.
+        """
+        if len(batch["span"]) != 1:
+            raise PlethoraError(
+                "a transform actor was given several planned blocks at once: Ray Data merged them"
+            )
+        block = Block(**{name: int(column[0]) for name, column in batch.items()})
+        rows = self.plan.rows(block)
+        place: dict[str, np.ndarray] = {}
+        for name in ("shard", "group", "row", "offset_s", "subject"):
+            columns = [getattr(shelf, name) for shelf in self.shelves]
+            place[name] = _pick(columns, rows.source, rows.position)
+        subject = place.pop("subject")
+        windows = gather([s.corpus for s in self.shelves], rows.source, **place, spec=self.spec)
+        return windows | {
+            "window": _pick([s.ids for s in self.plan.sources], rows.source, rows.position),
+            "subject": subject,
+            "source": rows.source,
+            "pass": rows.pass_,
+            "step": rows.step,
+        }
+
+
+def _pick(columns: list[np.ndarray], source: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """columns[source][position], row by row."""
+    out = np.empty(len(source), columns[0].dtype)
+    for number, column in enumerate(columns):
+        which = source == number
+        out[which] = column[position[which]]
+    return out
+
+
+def dataset(
+    plan: Plan, shelves: list[Shelf], spec: WindowSpec, actors: int = 1, reader: type[Reader] = Reader
+) -> "ray.data.Dataset":
+    """The blocks of a plan as a lazy Ray Dataset: one planned block = one Ray Data block, in planned order.
+
+    Split it over the workers with `streaming_split(world, equal=True)` (Ray Train does so): block i goes to
+    worker i mod world. An empty plan (a run restarted after its last commit) gives an empty dataset.
+    """
+    import ray
+
+    from cluster.session import data_context
+
+    data_context()
+    blocks = [vars(block) for block in plan.blocks()]
+    if not blocks:
+        return ray.data.from_items([])
+    return ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
+        reader,
+        batch_size=None,  # a block in, a block out
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        fn_constructor_args=(plan, shelves, spec),
+        num_cpus=1,
+    )
+
+
+def batches(shard: Any, size: int, first_step: int, per_step: int) -> Iterator[dict[str, "torch.Tensor"]]:
+    """A worker's micro-batches of `size` windows, `per_step` of them a step, checked against the planned
+    step.
+
+    shard: `ray.train.get_dataset_shard(…)`. Raises PlethoraError when a batch is not the one that the
+    position calls for: training on would silently skip or repeat data.
+    """
+    given = shard.iter_torch_batches(batch_size=size, drop_last=True, prefetch_batches=2)
+    for number, batch in enumerate(given):
+        want = first_step + number // per_step
+        if not bool((batch["step"] == want).all()):
+            raise PlethoraError(
+                f"the stream delivered step {batch['step'].unique().tolist()} where {want} was due: "
+                f"relaunch with --resume, and report this"
+            )
+        yield batch

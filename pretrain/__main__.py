@@ -1,0 +1,41 @@
+"""python -m pretrain RUN.toml | index RUN.toml"""
+
+import argparse
+
+from cluster import config
+from cluster.cli import entry
+
+
+def main(argv: list[str]) -> dict | None:
+    verb = argv.pop(0) if argv[:1] == ["index"] else "train"
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pretrain{' index' if verb == 'index' else ''}",
+        description={
+            "train": "Pretrain as a run file says: index, stream, train, publish a bundle. "
+            "`python -m pretrain index RUN.toml` only makes the window index.",
+            "index": "Make (or read) the window index of a run's corpora and count its windows.",
+        }[verb],
+    )
+    parser.add_argument("run", metavar="RUN.toml", help="the run, as in pretrain/runs/")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key: optim.lr=1e-3"
+    )
+    if verb == "train":
+        parser.add_argument(
+            "--resume", action="store_true", help="go on from the last checkpoint, if there is one"
+        )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line on stdout"
+    )
+    given = parser.parse_args(argv)
+
+    from pretrain.config import RunConfig
+
+    run = config.load(given.run, RunConfig, given.set)
+    from pretrain import driver  # torch and Ray take seconds: a mistake in the run file is told before
+
+    return driver.launch(run, given.resume) if verb == "train" else driver.index(run)
+
+
+if __name__ == "__main__":
+    entry(main)

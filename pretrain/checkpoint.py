@@ -1,0 +1,99 @@
+"""Sharded checkpoints through Ray Train: every rank saves its share, a manifest guards every file.
+
+A checkpoint counts once Ray's controller has committed it (`committed`); DeepSpeed's files are pickles, so
+they are opened only from the run's own folder and only after every file matches its manifest.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import storage
+from cluster.errors import PlethoraError
+
+if TYPE_CHECKING:
+    import ray.train
+
+    from pretrain.engine import Engine
+
+STATE = "loop.json"
+
+
+def save(engines: Mapping[str, "Engine"], state: dict[str, Any], rank: int, metrics: dict[str, Any]) -> None:
+    """Save every engine's share and (rank 0) the loop's `state`, and report them as one checkpoint.
+
+    Every rank calls it at the same step; Ray merges the folders. `state` is JSON: it holds "step".
+    """
+    import ray.train
+
+    with tempfile.TemporaryDirectory(prefix="plethora-") as name:
+        folder = Path(name)
+        for engine in engines.values():
+            engine.save(folder)
+        if rank == 0:
+            (folder / STATE).write_text(json.dumps(state))
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        manifest = {p.relative_to(folder).as_posix(): _sha256(p) for p in files}
+        (folder / f"manifest-{rank}.json").write_text(json.dumps(manifest))
+        ray.train.report(
+            metrics | {"step": state["step"]}, checkpoint=ray.train.Checkpoint.from_directory(folder)
+        )
+
+
+def restore(engines: Mapping[str, "Engine"]) -> dict[str, Any] | None:
+    """Load the last committed checkpoint into the engines; its loop state, or None at a fresh start."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as name:
+        folder = Path(name)
+        verify(folder, ray.train.get_context().get_world_size())
+        for engine in engines.values():
+            engine.load(folder)
+        return json.loads((folder / STATE).read_text())
+
+
+def verify(folder: Path, world: int) -> None:
+    """Every file is the one that a rank saved; PlethoraError names the first that is not."""
+    manifests = sorted(folder.glob("manifest-*.json"))
+    if len(manifests) != world:
+        raise PlethoraError(
+            f"checkpoint {folder.name} was saved by {len(manifests)} workers, this run has {world}: "
+            f"resume with workers = {len(manifests)}"
+        )
+    known: dict[str, str] = {}
+    for manifest in manifests:
+        known |= json.loads(manifest.read_text())
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    found -= {m.name for m in manifests}
+    for name in sorted(found ^ known.keys()):
+        word = "is missing from" if name in known else "does not belong to"
+        raise PlethoraError(
+            f"{name} {word} checkpoint {folder}: delete that folder and resume from the one before"
+        )
+    for name, digest in known.items():
+        if _sha256(folder / name) != digest:
+            raise PlethoraError(
+                f"{name} in checkpoint {folder} is not what was saved: delete that folder and resume"
+            )
+
+
+def committed(uri: str) -> "ray.train.Result | None":
+    """The last checkpoint that Ray's controller has committed under a run's folder, with its metrics."""
+    from ray.train import Result
+
+    if not storage.exists(storage.join(uri, "checkpoint_manager_snapshot.json")):
+        return None
+    filesystem, path = storage.filesystem(uri)
+    result = Result.from_path(path, storage_filesystem=filesystem)
+    return result if result.checkpoint is not None else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

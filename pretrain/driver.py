@@ -1,0 +1,128 @@
+"""The driver's side of a run: check, index, start the workers, watch, report."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from cluster import session, storage, telemetry
+from cluster.errors import PlethoraError
+from datasets import stream
+from pretrain import checkpoint
+from pretrain.config import RunConfig
+from pretrain.data import Data, open_data
+from pretrain.recipe import Recipe, build
+
+if TYPE_CHECKING:
+    import ray.data
+
+
+def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
+    """Train `run` to its published bundle. Returns {"bundle", "steps", "metrics", "resumed_from"}.
+
+    resume: go on from the run's last committed checkpoint (a fresh start where there is none); without it, a
+    run that exists is an error. Raises PlethoraError for what a user can mend.
+    """
+    run = run.model_copy(update={"storage": storage.normalise(run.storage)})
+    home = storage.join(run.storage, run.name)
+    recipe = build(run.recipe, run.method, run.seed)
+    bundle = storage.join(home, "bundle")
+    done = checkpoint.committed(home)
+    if not resume and (done is not None or storage.exists(bundle)):
+        raise PlethoraError(
+            f"run {run.name} exists in {run.storage}: go on with --resume, or give another name"
+        )
+    if storage.exists(storage.join(bundle, "_COMPLETE")):
+        say(f"run {run.name} is complete")
+        return {"bundle": bundle, "resumed_from": None}
+    start = done.metrics["step"] if done is not None else 0
+
+    with session.session(run.workers, run.stream.actors, run.resources.gpu):
+        data = open_data(run, recipe.windows())
+        for line in summary(run, recipe, data, start):
+            say(line)
+        board = telemetry.make_board()
+        with board.render(run.name, data.steps):
+            result = trainer(run, recipe, board.handle).fit()
+        value = result.return_value or {}
+        if "error" in value:
+            raise PlethoraError(value["error"])
+    metrics = storage.read_json(storage.join(bundle, "metrics.json"))
+    return {
+        "bundle": value["bundle"],
+        "steps": data.steps,
+        "resumed_from": start or None,
+        "metrics": metrics["last"],
+    }
+
+
+def trainer(run: RunConfig, recipe: Recipe, board: Any) -> Any:
+    """The TorchTrainer of a run. Its dataset is planned anew at every start of the worker group, in the
+    controller, from the last committed checkpoint: what a worker did beyond it is done again."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pretrain.loop import train
+
+    spec = recipe.windows()
+
+    def planned() -> "ray.data.Dataset":
+        done = checkpoint.committed(storage.join(run.storage, run.name))
+        plan, shelves = open_data(run, spec).plan(done.metrics["step"] if done else 0, run.workers)
+        return stream.dataset(plan, shelves, spec, run.stream.actors)
+
+    filesystem, path = storage.filesystem(run.storage)
+    return TorchTrainer(
+        train,
+        train_loop_config={"run": run.model_dump(), "board": board},
+        torch_config=TorchConfig(backend="nccl" if run.resources.gpu else "gloo"),
+        scaling_config=session.scaling(run.workers, run.resources.gpu),
+        run_config=ray.train.RunConfig(
+            name=run.name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=run.keep_checkpoints),
+        ),
+        datasets={"train": planned},
+        dataset_config=ray.train.DataConfig(execution_options=session.data_context().execution_options),
+    )
+
+
+def summary(run: RunConfig, recipe: Recipe, data: Data, start: int) -> list[str]:
+    """What is about to run, for people."""
+    import torch
+
+    with torch.device("meta"):  # counts without memory
+        modules = {name: sum(p.numel() for p in m.parameters()) for name, m in recipe.modules().items()}
+    shards = "DDP" if run.engine.zero_stage == 0 else f"DeepSpeed ZeRO-{run.engine.zero_stage}"
+    counts = {
+        side: [len(i.select(side, run.split)) for i in data.indexes] for side in ("train", "val", "test")
+    }
+    return [
+        f"run        {run.name}: {run.recipe} on {shards}, {run.workers} worker(s), seed {run.seed}",
+        *(f"module     {name}: {n / 1e6:.2f} M parameters" for name, n in modules.items()),
+        *(
+            f"corpus     {uri}: {train} windows to train on, {val} to validate, {test} kept for tests"
+            for uri, train, val, test in zip(run.corpora, *counts.values(), strict=True)
+        ),
+        f"steps      {data.steps} of {run.batch} windows ({data.epoch_steps:.1f} an epoch)"
+        + (f", resuming after {start}" if start else ""),
+    ]
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def index(run: RunConfig) -> dict[str, Any]:
+    """Make the window index of every corpus; {"corpora": [{uri, windows by verdict, by split}]}."""
+    recipe = build(run.recipe, run.method, run.seed)
+    run = run.model_copy(update={"storage": storage.normalise(run.storage)})
+    with session.session(0, 2):
+        data = open_data(run, recipe.windows())
+    out = []
+    for found, uri in zip(data.indexes, run.corpora, strict=True):
+        verdicts = {v["values"]: v["counts"] for v in found.table["verdict"].value_counts().to_pylist()}
+        sides = {side: len(found.select(side, run.split)) for side in ("train", "val", "test")}
+        out.append({"uri": uri, "windows": len(found.table), "verdicts": verdicts, **sides})
+        say(f"{uri}: {len(found.table)} windows, {verdicts}; {sides}")
+    return {"corpora": out}

@@ -1,0 +1,234 @@
+"""What turns a module and its scalar loss into sharded optimizer steps: DeepSpeed ZeRO 1-3, or its plain DDP
+twin.
+"""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pretrain.config import Engine as EngineConfig
+from pretrain.config import Optim
+
+
+class Engine(Protocol):
+    """One module that trains. `module` is what a recipe calls: the wrapped one."""
+
+    module: Any
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate the gradients of one micro-batch; `last`: the step's last one (gradients meet here)."""
+
+    def step(self, lr: float) -> tuple[bool, float]:
+        """Clip, update, clear. Returns (applied, global gradient norm); a non-finite norm is not applied."""
+
+    def save(self, folder: Path) -> None:
+        """This rank's share of the state. Every rank calls it, each with a folder of its own."""
+
+    def load(self, folder: Path) -> None:
+        """From the merged folder of all ranks."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole state dict on the CPU, detached copies. Every rank calls it."""
+
+
+def wrap(
+    name: str,
+    module: nn.Module,
+    optim: Optim,
+    config: EngineConfig,
+    micro: int,
+    accumulation: int,
+    device: torch.device,
+) -> Engine:
+    """Shard `module` over the process group as `config` says (stage 0: DDP)."""
+    module.to(device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(module, optim.weight_decay),
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        foreach=True,
+    )
+    if config.zero_stage == 0:
+        return DDPEngine(name, module, optimizer, config, accumulation, device)
+    return DeepSpeedEngine(name, module, optimizer, config, micro, accumulation, device)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices decay; biases, norms, scales and single tokens do not."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    flat = [p for p in parameters if p.squeeze().ndim < 2]
+    deep = [p for p in parameters if p.squeeze().ndim >= 2]
+    groups = [{"params": deep, "weight_decay": weight_decay}, {"params": flat, "weight_decay": 0.0}]
+    return [g for g in groups if g["params"]]
+
+
+def bf16(config: EngineConfig, device: torch.device) -> bool:
+    """Whether modules run under bfloat16 autocast."""
+    return config.precision == "bf16-autocast" or (config.precision == "auto" and device.type == "cuda")
+
+
+class _Buffers:
+    """Buffers that a forward pass updates (codebooks, batch statistics), to be put back when a step is
+    skipped: one batch of NaN would otherwise stay in a moving average for ever."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.live = list(module.buffers())
+        self.kept = [b.clone() for b in self.live]
+
+    def settle(self, applied: bool) -> None:
+        source, target = (self.live, self.kept) if applied else (self.kept, self.live)
+        for a, b in zip(source, target, strict=True):
+            b.copy_(a)
+
+
+class DeepSpeedEngine:
+    """ZeRO stage 1, 2 or 3. Accumulation, clipping and the non-finite check are DeepSpeed's own."""
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: EngineConfig,
+        micro: int,
+        accumulation: int,
+        device: torch.device,
+    ) -> None:
+        deepspeed = _deepspeed(device)
+        settings = {
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": config.clip,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": {
+                "stage": config.zero_stage,
+                **({"offload_optimizer": {"device": "cpu"}} if config.offload else {}),
+            },
+            "torch_autocast": {"enabled": bf16(config, device), "dtype": "bfloat16"},
+            "steps_per_print": 2**31,
+        }
+        self.name, self.stage = name, config.zero_stage
+        self.module, self.optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+        self.buffers = _Buffers(module)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.module.backward(loss)
+        if not last:
+            self.module.step()  # counts the micro-batch; DeepSpeed updates at the accumulation boundary only
+
+    def step(self, lr: float) -> tuple[bool, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.module.step()
+        applied = bool(self.module.was_step_applied())
+        self.buffers.settle(applied)
+        return applied, float(self.module.get_global_grad_norm() or 0.0)
+
+    def save(self, folder: Path) -> None:
+        self.module.save_checkpoint(str(folder), tag=self.name)
+        for extra in ("latest", "zero_to_fp32.py"):  # ranks share the folder's name, and no code travels
+            (folder / extra).unlink(missing_ok=True)
+
+    def load(self, folder: Path) -> None:
+        self.module.load_checkpoint(str(folder), tag=self.name)
+        self.buffers = _Buffers(self.module.module)
+
+    def weights(self) -> dict[str, Tensor]:
+        inner = self.module.module
+        with _gathered(inner) if self.stage == 3 else nullcontext():
+            return {k: v.detach().cpu().clone() for k, v in inner.state_dict().items()}
+
+
+def _gathered(module: nn.Module) -> Any:
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None)
+
+
+def _deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, told which accelerator it has, without the extension that it would compile for minutes on a
+    CPU.
+    """
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import logging
+
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class _Autocast(DistributedDataParallel):
+    """DDP whose forward pass runs under bfloat16 autocast, as DeepSpeed's `torch_autocast` does: losses stay
+    outside.
+    """
+
+    bf16 = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(next(self.parameters()).device.type, torch.bfloat16, enabled=self.bf16):
+            return super().forward(*args, **kwargs)
+
+
+class DDPEngine:
+    """Plain data parallelism; every rank holds the whole state."""
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: EngineConfig,
+        accumulation: int,
+        device: torch.device,
+    ) -> None:
+        self.name, self.optimizer, self.accumulation, self.clip = name, optimizer, accumulation, config.clip
+        # Buffers differ by design (a synchronised codebook is equal anyway); broadcasting them costs a round
+        # a step.
+        self.module = _Autocast(module, broadcast_buffers=False)
+        self.module.bf16 = bf16(config, device)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.buffers = _Buffers(module)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        with nullcontext() if last else self.module.no_sync():
+            (loss / self.accumulation).backward()
+
+    def step(self, lr: float) -> tuple[bool, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip or float("inf")))
+        applied = norm == norm and norm != float("inf")
+        if applied:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.buffers.settle(applied)
+        return applied, norm
+
+    def save(self, folder: Path) -> None:
+        if dist.get_rank() == 0:
+            state = {"module": self.module.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save(state, folder / f"{self.name}.pt")
+
+    def load(self, folder: Path) -> None:
+        device = next(self.module.parameters()).device
+        state = torch.load(folder / f"{self.name}.pt", map_location=device, weights_only=True)
+        self.module.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.buffers = _Buffers(self.module.module)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {k: v.detach().cpu().clone() for k, v in self.module.module.state_dict().items()}

@@ -1,0 +1,127 @@
+"""The end of a run: weights → a bundle that downstream can use with onnxruntime alone."""
+
+import importlib.metadata
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import bundle, storage
+from pretrain import card
+from pretrain.config import RunConfig
+from pretrain.curves import curves
+from pretrain.data import Data
+from pretrain.export import export_onnx
+from pretrain.recipe import Encoder, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PACKAGES = ("ray", "torch", "deepspeed", "numpy", "scipy", "pyarrow", "onnx", "onnxruntime")
+
+
+def publish(
+    run: RunConfig,
+    recipe: Recipe,
+    weights: Mapping[str, Mapping[str, "Tensor"]],
+    data: Data,
+    history: list[dict[str, float]],
+    ledger: Mapping[str, list[int]],
+    plots: Mapping[str, bytes],
+) -> str:
+    """Write and publish <storage>/<name>/bundle; its URI. One that is complete already is left as it is.
+
+    weights: {module: whole state dict}; history: validations in order; plots: {name: PNG}.
+    Each mode's ONNX file is checked against torch (1e-4) before anything is published.
+    """
+    from safetensors.torch import save_file
+
+    uri = storage.join(run.storage, run.name, "bundle")
+    if storage.exists(storage.join(uri, "_COMPLETE")):
+        return uri
+    modules = recipe.modules()
+    for name, module in modules.items():
+        module.load_state_dict(dict(weights[name]))
+        module.eval()
+    encoder = recipe.encoder(modules)
+    with tempfile.TemporaryDirectory(prefix="plethora-bundle-") as temporary:
+        folder = Path(temporary)
+        flat = {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}
+        save_file({key: value.contiguous() for key, value in flat.items()}, folder / "model.safetensors")
+        for name, mode in encoder.modes.items():
+            export_onnx(mode, folder / f"{name}.onnx")
+        config = {
+            "version": bundle.VERSION,
+            "kind": encoder.kind,
+            "modes": {
+                name: {"file": f"{name}.onnx", "inputs": mode.inputs, "dim": mode.dim}
+                for name, mode in encoder.modes.items()
+            },
+            "parameters": {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()},
+            "run": run.model_dump(mode="json"),
+        }
+        preprocessing = describe(encoder)
+        first, last = (history[0], history[-1]) if history else ({}, {})
+        metrics = {"first": first, "last": last, "history": history}
+        lineage = {
+            "corpora": data.lineage(),
+            "windows_seen": {key: count for key, (count, _) in ledger.items()},
+            "windows": data.spec.model_dump(mode="json"),
+            "seeds": {"run": run.seed, "split": run.split.seed},
+            "git_commit": commit(),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "parents": parents(run),
+        }
+        for name, content in (
+            ("config", config), ("preprocessing", preprocessing), ("metrics", metrics), ("lineage", lineage),
+        ):  # fmt: skip
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        (folder / "plots").mkdir()
+        for name, png in (dict(plots) | curves(history)).items():
+            (folder / "plots" / f"{name}.png").write_bytes(png)
+        (folder / "README.md").write_text(card.render(config, preprocessing, lineage, metrics))
+        bundle.publish(folder, uri)
+    return uri
+
+
+def describe(encoder: Encoder) -> dict[str, dict[str, Any]]:
+    """preprocessing.json: what the recipe says a modality needs, and how `datasets.signal.prepare` does
+    it.
+    """
+    out = {}
+    for mode in encoder.modes.values():
+        for given in mode.inputs:
+            rate = given["rate"]
+            out[given["modality"]] = encoder.preprocessing[given["modality"]] | {
+                "filter": "butterworth",
+                "phase": "zero (sosfiltfilt)",
+                "resample": "fft",
+                "sequence": ["cut", "filter at the native rate", "resample"],
+                "multiple_s": mode.step_samples / rate,
+                "max_s": mode.max_samples / rate,
+            }
+    return out
+
+
+def parents(run: RunConfig) -> list[dict[str, str]]:
+    """Bundles that the run's method names (a frozen tokenizer, a teacher): URI and hash of their
+    SHA256SUMS.
+    """
+    found = []
+    for value in run.method.values():
+        if isinstance(value, str) and storage.exists(mark := storage.join(value, "_COMPLETE")):
+            found.append({"uri": value, "hash": storage.read_bytes(mark).decode().strip()})
+    return found
+
+
+def commit() -> str | None:
+    """The checkout's commit, marked when files differ from it; None outside git."""
+    root = Path(__file__).parent
+    try:
+        command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
+        said = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return said.stdout.strip() or None

@@ -1,0 +1,145 @@
+"""Engines over a real gloo group of two processes: every ZeRO stage against plain DDP and a hand-written loop."""
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+STEPS = 20
+
+
+def net() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return torch.nn.Sequential(
+        torch.nn.Linear(12, 32), torch.nn.GELU(), torch.nn.LayerNorm(32), torch.nn.Linear(32, 4)
+    )
+
+
+def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(16, 12, generator=generator)
+    return x, torch.stack([x[:, :3].sum(1), x[:, 3] * x[:, 4], x[:, 5], x[:, 6].abs()], 1)
+
+
+def worker(rank: int, world: int, port: int, folder: str) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+    }
+    os.environ["WORLD_SIZE"] = str(world)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    from pretrain.config import Engine, Optim
+    from pretrain.engine import wrap
+
+    out: dict[str, object] = {}
+    for stage in (0, 1, 2, 3):
+        for accumulation in (1, 2):
+            engine = start(stage, accumulation, world, Engine, Optim, wrap)
+            losses = [train_step(engine, step, rank, world, accumulation) for step in range(STEPS)]
+            out[f"{stage}/{accumulation}"] = losses
+            out[f"{stage}/{accumulation}/weights"] = engine.weights()
+
+        # a poisoned step changes nothing, and the next one goes on
+        before = engine.weights()
+        x, y = data(0)
+        for last in (False, True):
+            loss = ((engine.module(x) - y) ** 2).mean()
+            engine.backward(loss * (torch.nan if not last else 1.0), last)
+        applied, _ = engine.step(1e-2)
+        after = engine.weights()
+        out[f"{stage}/skipped"] = not applied and all(torch.equal(before[k], after[k]) for k in before)
+
+        # save, take two more steps, load, take them again: bitwise the same
+        home = Path(folder) / f"{stage}"  # the ranks' files merged, as Ray does
+        home.mkdir(exist_ok=True)
+        engine.save(home)
+        torch.distributed.barrier()
+        again = []
+        for _ in range(2):
+            for step in (30, 31):
+                train_step(engine, step, rank, world, 2)
+            again.append(engine.weights())
+            engine = start(stage, 2, world, Engine, Optim, wrap)
+            engine.load(home)
+        out[f"{stage}/resumed"] = all(torch.equal(again[0][k], again[1][k]) for k in again[0])
+    if rank == 0:
+        torch.save(out, Path(folder) / "out.pt")
+    torch.distributed.destroy_process_group()
+
+
+def start(stage: int, accumulation: int, world: int, Engine: type, Optim: type, wrap):  # type: ignore[no-untyped-def]
+    config = Engine(zero_stage=stage, clip=0.5)
+    micro = 16 // world // accumulation
+    return wrap("net", net(), Optim(weight_decay=0.1), config, micro, accumulation, torch.device("cpu"))
+
+
+def train_step(engine, step: int, rank: int, world: int, accumulation: int) -> float:  # type: ignore[no-untyped-def]
+    x, y = (part.chunk(world)[rank] for part in data(step))
+    total = torch.zeros(())
+    for micro, (xs, ys) in enumerate(zip(x.chunk(accumulation), y.chunk(accumulation), strict=True)):
+        loss = ((engine.module(xs) - ys) ** 2).mean()
+        engine.backward(loss, last=micro == accumulation - 1)
+        total += loss.detach() / accumulation
+    assert engine.step(1e-2)[0]
+    torch.distributed.all_reduce(total)
+    return float(total / world)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(worker, args=(2, port, folder), nprocs=2)
+        return torch.load(Path(folder) / "out.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def reference() -> tuple[list[float], dict]:
+    """The same 20 steps by hand in one process."""
+    model = net()
+    deep = [p for p in model.parameters() if p.ndim == 2]
+    flat = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": deep, "weight_decay": 0.1}, {"params": flat, "weight_decay": 0.0}], lr=1e-2
+    )
+    losses = []
+    for step in range(STEPS):
+        x, y = data(step)
+        loss = ((model(x) - y) ** 2).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, model.state_dict()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_workers_step_as_one_hand_written_loop_does(
+    found, reference, stage: int, accumulation: int
+) -> None:
+    losses, weights = reference
+    assert found[f"{stage}/{accumulation}"] == pytest.approx(losses, abs=1e-5)
+    for name, value in found[f"{stage}/{accumulation}/weights"].items():
+        torch.testing.assert_close(value, weights[name], atol=1e-4, rtol=1e-4)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_step_with_a_non_finite_loss_leaves_every_weight_as_it_was(found, stage: int) -> None:
+    assert found[f"{stage}/skipped"]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_restored_engine_takes_the_next_steps_bitwise(found, stage: int) -> None:
+    assert found[f"{stage}/resumed"]
