@@ -1,0 +1,70 @@
+"""python -m finetune evaluate | embed: what a published bundle is worth, and its vectors."""
+
+import argparse
+from typing import Any
+
+from cluster.cli import entry
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m finetune", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    one = commands.add_parser("evaluate", help="a task's table: this encoder beside four baselines")
+    one.add_argument("--bundle", required=True, metavar="URI", help="a published bundle")
+    one.add_argument("--corpus", required=True, metavar="URI", help="a corpus with the task's labels")
+    one.add_argument("--task", required=True, metavar="NAME", help="a task of finetune/tasks, or a TOML file")
+    one.add_argument("--out", metavar="DIR", help="also write report, results and pictures here")
+    one.add_argument("--mode", metavar="NAME", help="the bundle's mode (default: its only one)")
+    one.add_argument(
+        "--subjects", choices=("unseen", "all"), default="unseen",
+        help="unseen (default): leave out whom pretraining saw; all: keep them, with a warning",
+    )  # fmt: skip
+    one.add_argument("--folds", type=int, default=5, help="subject-disjoint folds (default 5)")
+    one.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
+    one.add_argument("--no-publish", action="store_true", help="write nothing beside the bundle")
+    one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
+
+    two = commands.add_parser("embed", help="one vector a window, as Parquet")
+    two.add_argument("--bundle", required=True, metavar="URI", help="a published bundle")
+    two.add_argument(
+        "--input", required=True, metavar="URI",
+        help="a corpus, or an .npz with samples (`ppg`, (samples,) or (n, samples)) and `rate` in Hz",
+    )  # fmt: skip
+    two.add_argument("--out", required=True, metavar="URI", help="the Parquet file to write")
+    two.add_argument("--window-s", type=float, metavar="S", help="window (default: the encoder's own)")
+    two.add_argument("--hop-s", type=float, metavar="S", help="step between windows (default: the window)")
+    two.add_argument("--mode", metavar="NAME", help="the bundle's mode (default: its only one)")
+    two.add_argument("--force", action="store_true", help="replace --out if it exists")
+    two.add_argument("--json", action="store_true", help="counts as one JSON line at the end")
+    return top
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    given = parser().parse_args(argv)
+    if given.command == "embed":
+        from finetune.embed import embed
+
+        counts = embed(
+            given.bundle, given.input, given.out, given.window_s, given.hop_s, given.mode, given.force
+        )
+        refused = ", ".join(f"{reason} {count}" for reason, count in counts["refused"].items()) or "none"
+        print(f"{counts['windows']} windows of {counts['window_s']:g} s → {counts['dim']} numbers each")
+        print(f"refused: {refused}" + _tail(counts))
+        print(f"written: {counts['out']}")
+        return counts
+    from finetune.evaluate import evaluate
+
+    return evaluate(
+        given.bundle, given.corpus, given.task, given.out, given.subjects, given.folds, given.seed,
+        given.mode, not given.no_publish,
+    )  # fmt: skip
+
+
+def _tail(counts: dict[str, Any]) -> str:
+    tail = counts.get("unused_tail_s", 0)
+    return f"; the last {tail:g} s of each row fill no window and are not used" if tail else ""
+
+
+if __name__ == "__main__":
+    entry(main)

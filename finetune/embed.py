@@ -1,0 +1,211 @@
+"""Recordings → one vector a window, as Parquet: a corpus through Ray Data, or the arrays of one .npz."""
+
+import os
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster import storage
+from cluster.cli import progress
+from cluster.errors import PlethoraError
+from finetune.encoder import BundleEncoder
+
+TASK_WINDOWS = 256  # windows a Ray task: some 10 MB of prepared samples at 240 s
+
+
+def embed(
+    bundle: str,
+    input: str,
+    out: str,
+    window_s: float | None = None,
+    hop_s: float | None = None,
+    mode: str | None = None,
+    force: bool = False,
+    actors: int = 2,
+) -> dict[str, Any]:
+    """Write the vectors of every window of `input` to the Parquet file `out`, whole or not at all.
+
+    Columns of a corpus: subject, record, start_s, embedding (fixed-size list of float32); of an .npz: row,
+    start_s, embedding. Returns counts. `window_s` defaults to the encoder's own, `hop_s` to `window_s`.
+    """
+    out = storage.normalise(out)
+    if storage.exists(out) and not force:
+        raise PlethoraError(f"{out} exists: choose another --out, or replace it with --force")
+    if not storage.is_remote(out) and os.path.isdir(out):
+        raise PlethoraError(f"{out} is a folder: --out names one Parquet file")
+    for name, value in (("--window-s", window_s), ("--hop-s", hop_s)):
+        if value is not None and not value > 0:
+            raise PlethoraError(f"{name} {value:g}: must be above 0 seconds")
+    with tempfile.TemporaryDirectory(prefix="plethora-embed-") as folder:
+        path = Path(folder) / Path(out).name
+        run = _from_npz if input.endswith(".npz") else _from_corpus
+        counts = run(bundle, input, path, window_s, hop_s, mode, actors)
+        if storage.is_remote(out):
+            storage.upload(folder, out.rpartition("/")[0])
+        else:
+            storage.write_bytes(out, path.read_bytes())
+    return {"out": out, **counts}
+
+
+def _schema(keys: list[tuple[str, Any]], encoder: BundleEncoder, window_s: float, hop_s: float) -> pa.Schema:
+    about = {"bundle": encoder.bundle.uri, "mode": encoder.mode, "window_s": window_s, "hop_s": hop_s}
+    return pa.schema(
+        [*keys, ("embedding", pa.list_(pa.float32(), encoder.dim))],
+        metadata={f"plethora.{name}": str(value) for name, value in about.items()},
+    )
+
+
+def _write(path: Path, schema: pa.Schema, parts: Iterable[tuple[list[pa.Array], np.ndarray]]) -> int:
+    """Parquet from (key columns, (n, dim) vectors) parts; the number of rows."""
+    import pyarrow.parquet as pq
+
+    rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for keys, vectors in parts:
+            flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
+            lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+            writer.write_table(pa.Table.from_arrays([*keys, lists], schema=schema))
+            rows += len(vectors)
+    return rows
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def read_npz(path: str, modality: str) -> tuple[np.ndarray, float]:
+    """Samples (n, T) float64 and rate in Hz of an .npz with `<modality>` ((T,) or (n, T)) and `rate`."""
+    if storage.is_remote(path):
+        raise PlethoraError(
+            f"{path}: an .npz is read from this machine only: download it, or ingest a corpus"
+        )
+    if not os.path.exists(path):
+        raise PlethoraError(f"no file {path}: --input takes a corpus or an .npz with {modality} and rate")
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            missing = [key for key in (modality, "rate") if key not in held.files]
+            if missing:
+                raise PlethoraError(
+                    f"{path} has no {' and no '.join(missing)} (only {', '.join(held.files) or 'nothing'}): "
+                    f"save it with np.savez(path, {modality}=samples, rate=hertz)"
+                )
+            x, rate = held[modality], held["rate"]
+    except (ValueError, OSError, zipfile.BadZipFile) as broken:
+        raise PlethoraError(f"{path} cannot be read as plain arrays: {broken}") from broken
+    numbers = all(np.issubdtype(a.dtype, np.number) and not np.iscomplexobj(a) for a in (x, rate))
+    if not numbers or x.ndim not in (1, 2) or rate.size != 1 or x.size == 0:
+        raise PlethoraError(f"{path}: {modality} must be (samples,) or (n, samples) numbers, rate one number")
+    if not (np.isfinite(rate).all() and float(rate.item()) > 0):
+        raise PlethoraError(f"{path}: rate {rate.item()} is no sampling rate in Hz")
+    return np.atleast_2d(np.asarray(x, np.float64)), float(rate.item())
+
+
+def _from_npz(
+    bundle: str, input: str, path: Path, window_s: float | None, hop_s: float | None, mode: str | None, _: int
+) -> dict[str, Any]:
+    encoder = BundleEncoder(bundle, mode)
+    x, rate = read_npz(input, encoder.modality)
+    total = x.shape[1]
+    width = total if window_s is None else round(window_s * rate)
+    if window_s is None and total / rate > encoder.max_s + 0.5 / rate:
+        width = round(encoder.window_s * rate)
+    if width > total:
+        raise PlethoraError(f"{input} holds {total / rate:g} s a row, less than --window-s {window_s:g}")
+    hop = width / rate if hop_s is None else hop_s
+    starts = np.round(np.arange(0, (total - width) / rate + 1e-9, hop) * rate).astype(int)
+    schema = _schema([("row", pa.int64()), ("start_s", pa.float64())], encoder, width / rate, hop)
+
+    def parts() -> Iterable[tuple[list[pa.Array], np.ndarray]]:
+        with progress(len(x), "embed", "rows") as bar:
+            for row, samples in enumerate(x):
+                windows = np.stack([samples[s : s + width] for s in starts])[:, None]
+                keys = [pa.array(np.full(len(starts), row)), pa.array(starts / rate)]
+                try:
+                    vectors = encoder.embed(windows, rate)
+                except PlethoraError as problem:
+                    raise PlethoraError(f"{input}, row {row}: {problem}") from problem
+                yield keys, vectors
+                bar.update()
+
+    windows = _write(path, schema, parts())
+    unused = (total - width - int(starts[-1])) / rate
+    return {"windows": windows, "rows": len(x), "dim": encoder.dim, "window_s": width / rate,
+            "unused_tail_s": round(unused, 6), "refused": {}}  # fmt: skip
+
+
+# ---------------------------------------------------------------- corpora
+
+
+class _Actor:
+    """A Ray Data actor: planned rows of an index → their vectors."""
+
+    def __init__(self, bundle: str, mode: str, index: Any) -> None:
+        self.encoder, self.index = BundleEncoder(bundle, mode, threads=1), index
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = np.concatenate([np.asarray(r) for r in batch["rows"]])
+        prepared = self.index.load(rows)[self.encoder.modality]
+        step = self.encoder.samples_step
+        return {"row": rows, "embedding": self.encoder(prepared[..., : prepared.shape[-1] // step * step])}
+
+
+def _from_corpus(
+    bundle: str,
+    input: str,
+    path: Path,
+    window_s: float | None,
+    hop_s: float | None,
+    mode: str | None,
+    actors: int,
+) -> dict[str, Any]:
+    from cluster.session import data_context, session
+    from datasets.index import build
+    from datasets.schema import open_corpus
+    from datasets.windows import WindowSpec
+
+    encoder, corpus = BundleEncoder(bundle, mode), open_corpus(input)
+    window_s = encoder.window_s if window_s is None else window_s
+    if window_s > encoder.max_s + 1e-6:
+        raise PlethoraError(f"--window-s {window_s:g} is longer than the encoder takes ({encoder.max_s:g} s)")
+    encoder.pieces(window_s)  # refuses windows under the minimum
+    spec = WindowSpec(signals=(encoder.signal,), window_s=window_s, hop_s=hop_s)
+    with session(actors=actors) as ray:
+        index = build(corpus, spec)
+        refused = Counter(v for v in index.table["verdict"].to_pylist() if v != "ok")
+        rows = index.select(None)
+        if not len(rows):
+            reasons = ", ".join(f"{r} {n}" for r, n in sorted(refused.items())) or "no stretch is long enough"
+            raise PlethoraError(f"{input}: no window of {window_s:g} s can be embedded ({reasons})")
+        tasks = [{"rows": rows[i : i + TASK_WINDOWS]} for i in range(0, len(rows), TASK_WINDOWS)]
+        data_context()
+        found = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+            _Actor,
+            fn_constructor_args=(encoder.bundle.uri, encoder.mode, index),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(tasks))),
+        )
+        keys = [("subject", pa.string()), ("record", pa.string()), ("start_s", pa.float64())]
+        schema = _schema(keys, encoder, window_s, hop_s or window_s)
+
+        def parts() -> Iterable[tuple[list[pa.Array], np.ndarray]]:
+            done = 0
+            with progress(len(rows), "embed", "windows") as bar:
+                for batch in found.iter_batches(batch_size=None, batch_format="numpy"):
+                    if not np.array_equal(batch["row"], rows[done : done + len(batch["row"])]):
+                        raise RuntimeError("windows came back in another order than was planned")
+                    done += len(batch["row"])
+                    table = index.table.take(pa.array(batch["row"]))
+                    yield [table[name].combine_chunks() for name, _ in keys], batch["embedding"]
+                    bar.update(len(batch["row"]))
+
+        windows = _write(path, schema, parts())
+    if windows != len(rows):
+        raise RuntimeError(f"{len(rows)} windows were planned, {windows} came back")
+    subjects = len(set(index.table["subject"].to_pylist()))
+    return {"windows": windows, "subjects": subjects, "dim": encoder.dim, "window_s": window_s,
+            "refused": dict(sorted(refused.items()))}  # fmt: skip

@@ -1,0 +1,253 @@
+"""The bundle's README.md: a model card that holds facts from the bundle alone, and code that runs without
+Plethora.
+"""
+
+# ruff: noqa: RUF001  (minus signs, dashes and Greek letters are meant)
+
+import json
+from typing import Any
+
+_SNIPPET = '''\
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from scipy import signal
+
+BUNDLE = Path(".")  # the folder that holds this README
+{constants}
+
+def prepare(raw, rate, want):
+    """Raw (samples,) or (windows, samples) at `rate` Hz, any unit -> (windows, 1, n) float32 for the
+    network.
+    """
+    x = np.atleast_2d(np.asarray(raw, dtype=np.float64))
+    seconds, step = x.shape[-1] / rate, want["multiple_s"]
+    top = want["band"][1] if want["band"] else want["rate"] / 2
+    if not np.isfinite(x).all():
+        raise ValueError("NaN or infinite samples: bridge or drop them first")
+    if not rate > 2 * top:
+        raise ValueError(f"{{rate}} Hz cannot hold the band up to {{top}} Hz")
+    if seconds > want["max_s"] + 0.5 / rate:
+        raise ValueError(f"{{seconds}} s is longer than the maximum of {{want['max_s']}} s: cut it first")
+    if seconds < want["min_s"] - 1e-6:  # too short: {short}
+        if want["short"] == "refuse" or x.shape[-1] < 2:
+            raise ValueError(f"{{seconds}} s is under the minimum of {{want['min_s']}} s")
+        missing = int(np.ceil(want["min_s"] * rate - 1e-6)) - x.shape[-1]
+        x = np.pad(x, ((0, 0), (0, missing)), mode="reflect" if want["short"] == "reflect" else "wrap")
+    else:  # the end that fills no whole step is cut
+        x = x[:, : int(np.ceil(int(seconds / step + 1e-6) * step * rate - 1e-6))]
+    if want["band"]:  # zero-phase Butterworth, at the native rate, before resampling
+        sos = signal.butter(want["order"], want["band"], btype="bandpass", fs=rate, output="sos")
+        x = signal.sosfiltfilt(sos, x, axis=-1)
+    n = round(x.shape[-1] / rate * want["rate"])
+    x = signal.resample(x, n, axis=-1) if n != x.shape[-1] else x
+    multiple = round(step * want["rate"])
+    return x[:, None, : n // multiple * multiple].astype(np.float32)
+
+
+{session}
+
+
+def embed(raw, rate):
+    """{doc}"""
+    return SESSION.run(None, {feed})[0]
+'''
+
+_SHORT = {
+    "reflect": "reflected at its end until the minimum is reached",
+    "repeat": "repeated until the minimum is reached",
+    "refuse": "refused",
+}
+
+
+def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) -> str:
+    """Python source of `embed(raw, rate)` for one mode, with NumPy, SciPy and onnxruntime only.
+
+    One input: `raw` is (samples,) or (windows, samples), `rate` in Hz. Several inputs: both are dicts by
+    input name.
+    """
+    entry = config["modes"][mode]
+    inputs = entry["inputs"]
+    keys = ("rate", "band", "order", "min_s", "multiple_s", "short")
+    known = {i["name"]: preprocessing[i["modality"]] for i in inputs}
+    wanted = {n: {k: p.get(k) for k in keys} | {"max_s": _longest(p)} for n, p in known.items()}
+    constants = "\n".join(f"{_constant(name)} = {_literal(want)}" for name, want in wanted.items())
+    shapes = f"(windows, {entry['dim']}) float32"
+    if len(inputs) == 1:
+        name = inputs[0]["name"]
+        doc = (
+            f"Raw {inputs[0]['modality'].upper()} (samples,) or (windows, samples) at `rate` Hz -> {shapes}."
+        )
+        feed = f'{{"{name}": prepare(raw, rate, {_constant(name)})}}'
+    else:
+        names = ", ".join(i["name"] for i in inputs)
+        doc = f"Dicts by input name ({names}) of raw samples and of rates in Hz, same time -> {shapes}."
+        feed = (
+            "{" + ", ".join(f'"{n}": prepare(raw["{n}"], rate["{n}"], {_constant(n)})' for n in wanted) + "}"
+        )
+    shorts = {want["short"] for want in wanted.values()}
+    return _SNIPPET.format(
+        constants=constants,
+        session=f'SESSION = onnxruntime.InferenceSession(str(BUNDLE / "{entry["file"]}"))',
+        short=" or ".join(sorted(_SHORT[s] for s in shorts)),
+        doc=doc,
+        feed=feed,
+    )
+
+
+def _constant(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name).upper()
+
+
+def _literal(want: dict[str, Any]) -> str:
+    lines = "".join(f"    {json.dumps(k)}: {v!r},\n" for k, v in want.items())
+    return "{\n" + lines + "}\n"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    clean = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [header, tuple("---" for _ in header), *clean]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    """First and last validation side by side; "" when there was none."""
+    first, last = metrics.get("first") or {}, metrics.get("last") or {}
+    rows = [(f"`{name}`", _number(first.get(name, "")), _number(value)) for name, value in last.items()]
+    return _table(("figure", "first validation", "last validation"), rows) if rows else ""
+
+
+def _longest(known: dict[str, Any]) -> float:
+    """Seconds of the longest input that the network takes."""
+    return float(known.get("max_s", known["window_s"]))
+
+
+def _signal(modality: str, known: dict[str, Any]) -> str:
+    band = known.get("band")
+    steps = [
+        f"cut a window of {known['min_s']:g} to {_longest(known):g} s, "
+        f"a multiple of {known['multiple_s']:g} s"
+    ]
+    if band:
+        steps.append(
+            f"{known.get('filter', 'butterworth')} band-pass {band[0]:g}–{band[1]:g} Hz, "
+            f"order {known['order']}, zero-phase, at the native rate (above {2 * band[1]:g} Hz)"
+        )
+    steps += [f"resample to {known['rate']:g} Hz", f"normalisation: {known.get('normalise', 'in the model')}"]
+    unit, short = known.get("unit", "any"), _SHORT[known["short"]]
+    return f"- **{modality}**, unit {unit}: {'; then '.join(steps)}. Shorter input is {short}."
+
+
+def _corpora(lineage: dict[str, Any]) -> str:
+    rows = []
+    for corpus in lineage.get("corpora", []):
+        subjects = f"{len(corpus.get('subjects', [])):,}"
+        if not corpus.get("subjects_published", True):
+            subjects += " (records; the source publishes no subject ids)"
+        rows.append(
+            (
+                corpus["uri"],
+                subjects,
+                corpus.get("licence", "?"),
+                corpus.get("terms", ""),
+                corpus["hash"][:12],
+            )
+        )
+    if not rows:
+        return "No corpus is recorded in `lineage.json`."
+    return _table(("corpus", "subjects seen", "licence of the data", "terms of use", "hash"), rows)
+
+
+def _input(given: dict[str, Any]) -> str:
+    return f"{given['name']}, {given['rate']:g} Hz, {given['channels']} channel(s)"
+
+
+def _size(config: dict[str, Any]) -> str:
+    counts = config.get("parameters") or {}
+    return f" ({sum(counts.values()):,} trained parameters)" if counts else ""
+
+
+def _title(config: dict[str, Any]) -> str:
+    run = config.get("run", {})
+    return str(run.get("name") or run.get("recipe", "encoder").split(":")[-1])
+
+
+def render(
+    config: dict[str, Any], preprocessing: dict[str, Any], lineage: dict[str, Any], metrics: dict[str, Any]
+) -> str:
+    """The card in Markdown, from the bundle's four JSON documents. Nothing in it is written by hand."""
+    run, modes = config.get("run", {}), config["modes"]
+    signals = " and ".join(name.upper() for name in preprocessing)
+    mode_rows = [
+        (f"`{m}`", f"`{e['file']}`", ", ".join(map(_input, e["inputs"])), e["dim"]) for m, e in modes.items()
+    ]
+    parts = [
+        f"# {_title(config)}",
+        f"A pretrained {config.get('kind', 'encoder')} for {signals}, made by the recipe "
+        f"`{run.get('recipe', 'unknown')}`{_size(config)}. It turns a stretch of signal into one vector.",
+        "## Use it",
+        _table(("mode", "file", "inputs", "vector"), mode_rows),
+        "The files take samples that are already prepared. The code below goes from raw samples to the "
+        "vector; it needs numpy, scipy and onnxruntime, nothing else.",
+    ]
+    for mode, entry in modes.items():
+        parts += [f"### Mode `{mode}`", f"```python\n{snippet(mode, config, preprocessing).rstrip()}\n```"]
+        if len(entry["inputs"]) == 1:
+            known = preprocessing[entry["inputs"][0]["modality"]]
+            seconds = min(30.0, _longest(known))
+            parts += [
+                "Then:",
+                f"```python\nrate = 125  # Hz, of your own recording\n"
+                f"time = np.arange(0, {seconds:g}, 1 / rate)\n"
+                f"raw = np.sin(2 * np.pi * 1.2 * time)  # your samples in place of this sine\n"
+                f"vectors = embed(raw, rate)\nprint(vectors.shape)  # (1, {entry['dim']})\n```",
+            ]
+    parts += ["## Preprocessing", "\n".join(_signal(m, known) for m, known in preprocessing.items())]
+    parts += ["What is in `preprocessing.json` is binding; other preprocessing gives other vectors."]
+    parts += [
+        "## Training",
+        _corpora(lineage),
+        "Terms of the data bind whoever uses what was made from it: read them before you do. "
+        "`lineage.json` lists the subjects seen, as keyed hashes, so that an evaluation can leave them out.",
+        _table(("", ""), _provenance(run, lineage)),
+    ]
+    if figures := _figures(metrics):
+        parts += [
+            "Figures of the training itself (the pretext task, not a use):",
+            figures,
+        ]
+    parts += [
+        "## Evaluation",
+        "**Not evaluated yet**, at publication. A bundle never changes: evaluations appear beside it, under "
+        "`../evaluations/<hash>/`, each with its own table, baselines, intervals and subject overlap; "
+        "`python -m finetune evaluate` writes them.",
+        "## Limits",
+        "What has not been shown under *Evaluation* is not known: this includes other sensors, sites, skin "
+        "tones, rhythms and populations than those of the corpora above. Not a medical device.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _provenance(run: dict[str, Any], lineage: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("git commit", f"`{lineage.get('git_commit') or 'unknown'}`")]
+    seeds = lineage.get("seeds", run.get("seed"))
+    rows.append(
+        ("seeds", ", ".join(f"{k} {v}" for k, v in seeds.items()) if isinstance(seeds, dict) else str(seeds))
+    )
+    versions = lineage.get("versions", {})
+    rows.append(
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown")
+    )
+    for parent in lineage.get("parents", []):
+        uri, digest = (
+            (parent.get("uri"), parent.get("hash", "")) if isinstance(parent, dict) else (parent, "")
+        )
+        rows.append(("parent bundle", f"{uri} `{digest[:12]}`" if digest else str(uri)))
+    return rows

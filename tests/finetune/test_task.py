@@ -1,0 +1,118 @@
+"""Task files, labels → one target a window, demographics → columns."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cluster.errors import PlethoraError
+from datasets.schema import LABELS
+from finetune import task as tasks
+
+
+def labels(*rows: tuple) -> pa.Table:
+    """Rows of (record, start, end, name, value or text, unit)."""
+    return pa.Table.from_pylist(
+        [
+            {"subject": "s" + r, "record": r, "start_s": a, "end_s": b, "name": name, "unit": unit,
+             "value": None if isinstance(v, str) else v, "text": v if isinstance(v, str) else None}
+            for r, a, b, name, v, unit in rows
+        ],
+        schema=LABELS,
+    )  # fmt: skip
+
+
+def seconds(record: str, values: list[float | None], start: float = 0.0) -> list[tuple]:
+    return [(record, start + i, start + i + 1, "hr", v, "bpm") for i, v in enumerate(values)]
+
+
+@pytest.fixture
+def task() -> tasks.Task:
+    return tasks.load_task("heart_rate").model_copy(update={"window_s": 10.0, "hop_s": 10.0})
+
+
+def test_the_target_is_the_median_of_the_seconds_inside_the_window(task) -> None:
+    values = [60.0] * 10 + [70.0, 71, 72, 73, 74, 75, 76, 77, 78, 200]
+    target, refusal = tasks.window_targets(labels(*seconds("a", values)), ["a", "a"], [0.0, 10.0], task)
+    assert target.tolist() == [60, 74.5]
+    assert refusal.tolist() == ["", ""]
+
+
+def test_labels_count_by_the_time_that_they_share_with_the_window(task) -> None:
+    table = labels(("a", 0.0, 6.0, "hr", 60.0, "bpm"), ("a", 6.0, 30.0, "hr", 90.0, "bpm"))
+    target, _ = tasks.window_targets(table, ["a"] * 3, [0.0, 2.0, 20.0], task)
+    assert target.tolist() == [60, 90, 90]
+
+
+def test_the_mean_is_weighted_by_time(task) -> None:
+    mean = task.model_copy(update={"aggregate": task.aggregate.model_copy(update={"how": "mean"})})
+    table = labels(("a", 0.0, 6.0, "hr", 60.0, "bpm"), ("a", 6.0, 30.0, "hr", 90.0, "bpm"))
+    assert tasks.window_targets(table, ["a"], [0.0], mean)[0][0] == pytest.approx(72)
+
+
+def test_a_label_without_times_covers_its_whole_record_and_no_other(task) -> None:
+    target, refusal = tasks.window_targets(
+        labels(("a", None, None, "hr", 66.0, "bpm")), ["a", "b"], [50.0, 0.0], task
+    )
+    assert target[0] == 66
+    assert refusal.tolist() == ["", "no label"]
+
+
+def test_every_refusal_has_its_reason(task) -> None:
+    values = [70.0] * 4 + [None] * 6 + [0.0] * 10 + [70.0] * 5 + [0.0] * 5
+    starts = [0.0, 10.0, 20.0, 30.0]
+    target, refusal = tasks.window_targets(labels(*seconds("a", values)), ["a"] * 4, starts, task)
+    assert refusal.tolist() == ["label coverage", "implausible label", "", "no label"]
+    assert np.isnan(target[[0, 1, 3]]).all() and target[2] == 70
+
+
+def test_times_are_those_of_the_record_not_of_the_row(task) -> None:
+    table = labels(*seconds("a", [50.0] * 10, start=100.0))
+    target, refusal = tasks.window_targets(table, ["a", "a"], [100.0, 0.0], task)
+    assert target[0] == 50 and refusal[1] == "no label"
+
+
+def test_the_weighted_median_equals_numpys_where_weights_are_equal(task) -> None:
+    rng = np.random.default_rng(0)
+    for n in range(5, 11):
+        values = rng.uniform(50, 90, n).tolist()
+        found, _ = tasks.window_targets(labels(*seconds("a", values)), ["a"], [0.0], task)
+        assert found[0] == pytest.approx(np.median(values))
+
+
+def test_a_missing_label_and_a_foreign_unit_are_one_clear_line(task) -> None:
+    with pytest.raises(PlethoraError, match=r"no label 'hr', which task heart_rate needs.*it has age"):
+        tasks.window_targets(labels(("a", None, None, "age", 60.0, "years")), ["a"], [0.0], task)
+    with pytest.raises(PlethoraError, match="in Hz, task heart_rate expects bpm"):
+        tasks.window_targets(labels(("a", None, None, "hr", 1.1, "Hz")), ["a"], [0.0], task)
+
+
+def test_an_unknown_task_names_the_nearest_and_a_misspelled_key_too(tmp_path: Path) -> None:
+    with pytest.raises(PlethoraError, match="did you mean 'heart_rate'"):
+        tasks.load_task("hart_rate")
+    path = tmp_path / "mine.toml"
+    path.write_text((tasks.FOLDER / "heart_rate.toml").read_text().replace("coverage", "covrage"))
+    with pytest.raises(PlethoraError, match="coverage"):
+        tasks.load_task(str(path))
+
+
+def test_every_shipped_task_loads() -> None:
+    for path in tasks.FOLDER.glob("*.toml"):
+        assert tasks.load_task(path.stem).name == path.stem
+
+
+def test_demographics_become_columns_and_what_is_unknown_is_said() -> None:
+    table = labels(
+        ("a", None, None, "age", 50.0, "years"), ("b", None, None, "age", 70.0, "years"),
+        ("a", None, None, "sex", "F", None), ("c", None, None, "sex", "M", None),
+    )  # fmt: skip
+    x, names = tasks.demographics(table, ["a", "b", "c", "a"], ("age", "sex"))
+    assert names == ["age", "age unknown", "sex = M", "sex unknown"]
+    np.testing.assert_array_equal(x[:, 0], [50, 70, np.nan, 50])
+    np.testing.assert_array_equal(x[:, 1:], [[0, 0, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0]])
+
+
+def test_a_corpus_without_demographics_gives_no_columns() -> None:
+    x, names = tasks.demographics(labels(*seconds("a", [60.0])), ["a"], ("age", "sex"))
+    assert x.shape == (1, 0) and names == []
