@@ -16,7 +16,7 @@ from datasets import schema
 from datasets.write import PARTS_DIR, ParquetFile, ShardReport, part_uri
 
 _OURS = (f"{schema.SHARDS_DIR}/", f"{PARTS_DIR}/", schema.LABELS_FILE, schema.REJECTS_FILE, schema.MANIFEST)
-_OURS += (f".{schema.MANIFEST}.",)  # what a killed write of the manifest leaves
+_OF_A_KILLED_WRITE = (f".{schema.MANIFEST}.",)
 
 
 def prepare(out: str, force: bool = False) -> dict | None:
@@ -26,7 +26,7 @@ def prepare(out: str, force: bool = False) -> dict | None:
     when the folder holds files that are not ours.
     """
     there = storage.listing(out)
-    strange = [name for name in there if not name.startswith(_OURS)]
+    strange = [name for name in there if not name.startswith(_OURS + _OF_A_KILLED_WRITE)]
     if strange:
         raise PlethoraError(
             f"{out} is not empty and holds {strange[0]}: choose a folder of its own for the corpus"

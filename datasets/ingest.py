@@ -35,8 +35,8 @@ def ingest(descriptor_path: str | Path, root: str, out: str, force: bool = False
     """Read what `descriptor_path` describes below `root` into a corpus at `out`; returns a summary.
 
     The summary is the manifest (`corpus.json`) without shards, plus `uri`, `problems` (what was refused whole
-    or could not be read, by record, in words) and `already_there`. A finished corpus at `out` made of the same
-    input stays as it is; one made of another input is an error unless `force`.
+    or could not be read, by record, in words) and `already_there`. A finished corpus at `out` stays as it is
+    when it was made of the same input, and is an error otherwise, unless `force`.
     """
     descriptor = read_descriptor(descriptor_path)
     out = storage.normalise(out)
