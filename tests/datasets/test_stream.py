@@ -1,0 +1,166 @@
+"""Index and stream on real Ray over a corpus whose samples say where they come from."""
+
+import hashlib
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import PlethoraError
+from datasets import index, stream
+from datasets.plan import Plan
+from datasets.schema import content_hash, open_corpus, row_schema
+from datasets.signal import Signal
+from datasets.split import Split
+from datasets.windows import WindowSpec
+
+RATE, ROW_S = 10.0, 65.0
+SPEC = WindowSpec(signals=(Signal(modality="ppg", rate=RATE),), window_s=10.0)
+
+
+def write_corpus(folder: Path, shards: int = 3, groups: int = 2, rows: int = 2, first: int = 0) -> str:
+    """Rows of 65 s (6 windows and a rest); every sample of a row is a saw over the row's own number."""
+    (folder / "shards").mkdir(parents=True)
+    number, entries = first, []
+    for shard in range(shards):
+        path = folder / "shards" / f"{shard}.parquet"
+        with pq.ParquetWriter(path, row_schema(["ppg"])) as writer:
+            for _ in range(groups):
+                table = []
+                for _ in range(rows):
+                    x = (number * 100 + np.arange(int(ROW_S * RATE)) // 10).astype("<i2")
+                    row = {"subject": hashlib.sha256(b"%d" % number).hexdigest()[:32], "record": f"r{number}"}
+                    row |= {"start_s": 0.0, "duration_s": ROW_S, "ppg": x.tobytes(), "ppg_rate": RATE}
+                    table.append(
+                        row | {"ppg_scale": 1.0, "ppg_offset": 0.0, "ppg_unit": "x", "ppg_channels": 1}
+                    )
+                    number += 1
+                writer.write_table(pa.Table.from_pylist(table, row_schema(["ppg"])))
+        entries.append(
+            {"path": f"shards/{shard}.parquet", "rows": groups * rows, "row_groups": [rows] * groups}
+        )
+    manifest = {"version": 1, "source": "test", "modalities": ["ppg"], "shards": entries, "salt": first}
+    (folder / "corpus.json").write_text(json.dumps(manifest | {"hash": content_hash(manifest)}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def found(ray_session, tmp_path_factory) -> list[index.Index]:
+    home = tmp_path_factory.mktemp("corpora")
+    uris = [write_corpus(home / "a"), write_corpus(home / "b", shards=1, rows=3, first=100)]
+    return [index.build(open_corpus(uri), SPEC) for uri in uris]
+
+
+class Slow(stream.Reader):
+    """Delays drawn afresh for every block, so that blocks finish out of order."""
+
+    def __call__(self, batch: dict) -> dict:
+        time.sleep(np.random.default_rng().uniform(0, 0.2))
+        return super().__call__(batch)
+
+
+def consume(dataset, world: int, size: int) -> list[list[dict]]:
+    seen: list[list[dict]] = [[] for _ in range(world)]
+
+    def worker(rank: int, shard) -> None:  # type: ignore[no-untyped-def]
+        for batch in shard.iter_batches(batch_size=size, batch_format="numpy"):
+            seen[rank].append({name: np.array(column) for name, column in batch.items()})
+
+    threads = [
+        threading.Thread(target=worker, args=(rank, shard))
+        for rank, shard in enumerate(dataset.streaming_split(world, equal=True))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return seen
+
+
+def planned(found: list[index.Index], world: int, start: int = 0) -> tuple[Plan, list]:
+    sources, shelves = zip(
+        *(i.source(i.select(None), w) for i, w in zip(found, (0.7, 0.3), strict=True)), strict=True
+    )
+    return Plan(sources, 5, 12, 11, world, start, shuffle_windows=40, window_bytes=400), list(shelves)
+
+
+def test_the_index_lists_every_window_that_fits(found) -> None:
+    assert [len(i.table) for i in found] == [12 * 6, 6 * 6]
+    assert set(found[0].table["verdict"].to_pylist()) == {"ok"}
+    assert found[0].table["offset_s"].to_pylist()[:7] == [0, 10, 20, 30, 40, 50, 0]
+
+
+def test_window_ids_are_unique_over_corpora(found) -> None:
+    ids = np.concatenate([i.ids(np.arange(len(i.table))) for i in found])
+    assert len(np.unique(ids)) == len(ids)
+
+
+def test_a_cached_index_is_read_and_equals_the_built_one(found, tmp_path) -> None:
+    built = index.build(found[0].corpus, SPEC, str(tmp_path))
+    cached = index.build(found[0].corpus, SPEC, str(tmp_path))
+    assert built.table.equals(cached.table) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_split_puts_every_subject_on_one_side(found) -> None:
+    sides = [found[0].select(side, Split(val=0.3, test=0.3)) for side in ("train", "val", "test")]
+    assert sorted(np.concatenate(sides)) == list(range(72))
+    subjects = [set(found[0].table["subject"].take(rows).to_pylist()) for rows in sides]
+    assert not (subjects[0] & subjects[1] or subjects[0] & subjects[2] or subjects[1] & subjects[2])
+
+
+def test_a_corpus_without_the_modality_is_refused_by_name(found) -> None:
+    with pytest.raises(PlethoraError, match=r"has no ecg \(it has ppg\)"):
+        index.build(found[0].corpus, WindowSpec(signals=(Signal(modality="ecg", rate=10),), window_s=5))
+
+
+@pytest.mark.parametrize(
+    ("world", "actors", "reader"), [(1, 1, Slow), (2, 1, stream.Reader), (2, 3, Slow), (3, 2, Slow)]
+)
+def test_what_a_worker_sees_is_the_plan_whatever_the_actors_and_their_timing(
+    found, world, actors, reader
+) -> None:
+    plan, shelves = planned(found, world)
+    seen = consume(stream.dataset(plan, shelves, SPEC, actors, reader), world, 12 // world)
+    expected: list[list] = [[] for _ in range(world)]
+    for block in plan.blocks():
+        rows = plan.rows(block)
+        expected[block.rank] += zip(rows.step, rows.source, rows.position, strict=True)
+    for rank in range(world):
+        step, window, source = (
+            np.concatenate([b[c] for b in seen[rank]]) for c in ("step", "window", "source")
+        )
+        assert step.tolist() == [s for s, _, _ in expected[rank]]
+        assert source.tolist() == [s for _, s, _ in expected[rank]]
+        assert window.tolist() == [plan.sources[s].ids[p] for _, s, p in expected[rank]]
+
+
+def test_windows_carry_the_samples_of_their_place(found) -> None:
+    plan, shelves = planned(found, 1)
+    for batch in consume(stream.dataset(plan, shelves, SPEC), 1, 12)[0]:
+        for x, source, window in zip(batch["ppg"], batch["source"], batch["window"], strict=True):
+            position = int(np.flatnonzero(plan.sources[source].ids == window)[0])
+            row = position // 6 + (100 if source else 0)
+            want = np.repeat(row * 100 + (position % 6) * 10 + np.arange(10), 10).astype("<i2")
+            assert x.shape == (1, 100) and (x[0] == want).all()
+
+
+def test_a_resumed_stream_is_the_rest_of_the_unbroken_one(found) -> None:
+    whole = consume(stream.dataset(*planned(found, 2), SPEC), 2, 6)
+    rest = consume(stream.dataset(*planned(found, 2, start=5), SPEC), 2, 6)
+    for rank in range(2):
+        assert [b["window"].tolist() for b in rest[rank]] == [b["window"].tolist() for b in whole[rank][5:]]
+
+
+def test_a_stream_with_nothing_left_is_empty_and_does_not_hang(found) -> None:
+    assert stream.dataset(*planned(found, 2, start=11), SPEC).count() == 0
+
+
+def test_batches_refuse_windows_of_another_step(found) -> None:
+    plan, shelves = planned(found, 1, start=3)
+    with pytest.raises(PlethoraError, match="step"):
+        list(stream.batches(stream.dataset(plan, shelves, SPEC).iterator(), 12, first_step=2, per_step=1))
