@@ -83,12 +83,17 @@ def shown_text(shown: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _columns() -> int:
-    """The width of the terminal behind stderr; some (docker exec, script) say 0, where tqdm prints nothing."""
+def _size() -> dict[str, Any]:
+    """tqdm's settings for the terminal; where it says 0 by 0 (docker exec, script) tqdm prints nothing."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
+        size = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):
-        return 0
+        return {"ncols": 100, "nrows": 24}
+    return (
+        {"dynamic_ncols": True}
+        if size.columns and size.lines
+        else {"ncols": size.columns or 100, "nrows": 24}
+    )
 
 
 class Progress:
@@ -98,6 +103,7 @@ class Progress:
         self.total, self.label, self.unit = total, label, unit
         self.done = 0
         self.first = 0
+        self.note = ""
         self._shown: dict[str, Any] = {}
         self._started = self._last = time.monotonic()
         self._printed = -1
@@ -112,7 +118,7 @@ class Progress:
                 desc=label,
                 unit=unit,
                 file=sys.stderr,
-                **({"dynamic_ncols": True} if _columns() else {"ncols": 100}),
+                **_size(),
                 bar_format=layout if total else None,
                 smoothing=0.1,
             )
@@ -126,8 +132,7 @@ class Progress:
         step, self.done = done - self.done, done
         self._shown.update(shown)
         if self._bar is not None:
-            if shown:
-                self._bar.set_postfix_str(shown_text(self._shown), refresh=False)
+            self._bar.set_postfix_str(self._text(), refresh=False)
             self._bar.update(step)
             self._bar.refresh()
         elif time.monotonic() - self._last >= LINE_EVERY_S:
@@ -136,13 +141,18 @@ class Progress:
     def begin(self, done: int) -> None:
         """`done` units lie behind us and the clock starts now: neither counts for the time left."""
         self.done = self.first = done
+        self.note = ""
         self._started = time.monotonic()
         if self._bar is not None:
             self._bar.initial = self._bar.n = self._bar.last_print_n = done
             self._bar.start_t = self._bar.last_print_t = self._bar._time()
             self._bar.refresh()
 
+    def _text(self) -> str:
+        return self.note or shown_text(self._shown)
+
     def close(self) -> None:
+        """Leave the last state on the screen."""
         if self._bar is not None:
             self._bar.close()
         elif self.done != self._printed:
@@ -159,8 +169,8 @@ class Progress:
             parts.append(f"{clock(spent / fresh * (self.total - self.done))} left")
         else:
             parts.append(f"{clock(spent)}")
-        if self._shown:
-            parts.append(shown_text(self._shown))
+        if self._text():
+            parts.append(self._text())
         print(f"{self.label}: " + " · ".join(parts), file=sys.stderr, flush=True)
 
 

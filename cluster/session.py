@@ -130,10 +130,18 @@ def _wants_worker_logs() -> bool:
     return os.environ.get("PLETHORA_WORKER_LOGS", "") not in ("", "0")
 
 
+def memory_bytes() -> int:
+    """Memory of this machine, or of the container that we are in."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max", or no such group
+            memory = min(memory, int(Path(limit).read_text()))
+    return memory
+
+
 def object_store_bytes() -> int:
     """Size of a local object store: 20 % of the memory, 2 GiB at most, and no more than /dev/shm can hold."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    wanted = min(2 * GIB, memory // 5)
+    wanted = min(2 * GIB, memory_bytes() // 5)
     shm = Path("/dev/shm")
     if shm.is_dir():
         wanted = min(wanted, int(0.8 * shutil.disk_usage(shm).free))

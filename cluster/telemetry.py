@@ -64,6 +64,7 @@ class Board:
         """Show the board on stderr while the block runs."""
         over = threading.Event()
         with progress(total, label, unit) as bar:
+            bar.note = "workers are starting"
             watcher = threading.Thread(target=self._watch, args=(bar, over), daemon=True)
             watcher.start()
             try:
