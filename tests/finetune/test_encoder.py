@@ -1,0 +1,130 @@
+"""Bundles as functions from raw samples to vectors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import signal
+
+from cluster.errors import PlethoraError
+from finetune.encoder import BundleEncoder, pooled, untrained
+from tests.finetune import tiny
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("encoder")
+    return tiny.make_bundle(folder / "files", str(folder / "run" / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle: str) -> BundleEncoder:
+    return BundleEncoder(bundle)
+
+
+def raw(n: int, seconds: float, rate: float) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(0, 1, (n, 1, round(seconds * rate))).cumsum(-1) + 2000
+
+
+def test_preparation_is_cut_filter_resample_in_that_order(encoder: BundleEncoder) -> None:
+    x = raw(3, 31.0, 125)
+    sos = signal.butter(2, [0.5, 8], btype="bandpass", fs=125, output="sos")
+    expected = signal.resample(signal.sosfiltfilt(sos, x[..., : 30 * 125], axis=-1), 1500, axis=-1)
+    np.testing.assert_allclose(encoder.prepare(x, 125), expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("rate", [17, 33.3, 50, 62.5, 125, 250, 1000])
+@pytest.mark.parametrize("seconds", [2.0, 2.1, 3.9, 30, 60])
+def test_every_rate_and_length_gives_whole_steps(encoder: BundleEncoder, rate: float, seconds: float) -> None:
+    prepared = encoder.prepare(raw(1, np.ceil(seconds * rate) / rate, rate), rate)
+    assert prepared.shape == (1, 1, int(seconds / 2) * 100)
+    assert prepared.dtype == np.float32
+
+
+def test_input_under_the_minimum_is_reflected_at_its_own_rate(encoder: BundleEncoder) -> None:
+    x = raw(2, 1.2, 125)
+    longer = np.concatenate([x, x[..., -2:-102:-1]], axis=-1)
+    np.testing.assert_array_equal(encoder.prepare(x, 125), encoder.prepare(longer, 125))
+    assert encoder.embed(raw(1, 0.3, 125), 125).shape == (1, 24)
+
+
+def test_short_input_is_repeated_or_refused_where_the_bundle_says_so(tmp_path: Path) -> None:
+    for short in ("repeat", "refuse"):
+        told = {"ppg": tiny.PREPROCESSING["ppg"] | {"short": short}}
+        uri = tiny.make_bundle(tmp_path / f"{short}-files", str(tmp_path / short), preprocessing=told)
+        x = raw(1, 1.2, 125)
+        if short == "refuse":
+            with pytest.raises(PlethoraError, match=r"1.2 s are under the encoder's minimum of 2 s"):
+                BundleEncoder(uri).prepare(x, 125)
+        else:
+            longer = np.concatenate([x, x[..., :100]], axis=-1)
+            np.testing.assert_array_equal(
+                BundleEncoder(uri).prepare(x, 125), BundleEncoder(uri).prepare(longer, 125)
+            )
+
+
+@pytest.mark.parametrize(
+    ("x", "rate", "said"),
+    [
+        (np.zeros((1, 1, 500)), 15, r"ppg at 15 Hz cannot hold the encoder's band up to 8 Hz.*than 16 Hz"),
+        (np.zeros((1, 2, 500)), 50, r"takes \(n, 1, samples\), not \(1, 2, 500\)"),
+        (np.full((1, 1, 500), np.nan), 50, "window 0 holds NaN"),
+        (np.zeros((1, 1, 3050)), 50, r"61 s are longer than the encoder takes \(60 s\)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_matched_is_refused_in_one_line(
+    encoder: BundleEncoder, x: np.ndarray, rate: float, said: str
+) -> None:
+    with pytest.raises(PlethoraError, match=said) as refused:
+        encoder.prepare(x, rate)
+    assert "\n" not in str(refused.value)
+
+
+def test_vectors_do_not_depend_on_the_batch_and_equal_torch(encoder: BundleEncoder) -> None:
+    x = encoder.prepare(raw(130, 4, 50), 50)
+    together = encoder(x)
+    net = tiny.Tiny(tiny.Tiny.Config(), 0).modules()["net"].tune()
+    np.testing.assert_allclose(together, net(torch.from_numpy(x)).detach(), atol=1e-4)
+    np.testing.assert_allclose(together[70:71], encoder(x[70:71]), atol=1e-5)
+
+
+def test_an_unknown_mode_names_those_that_are_there(bundle: str) -> None:
+    with pytest.raises(PlethoraError, match="no mode 'ecg': it has ppg"):
+        BundleEncoder(bundle, "ecg")
+
+
+def test_a_changed_byte_in_the_network_is_refused(tmp_path: Path) -> None:
+    uri = tiny.make_bundle(tmp_path / "files", str(tmp_path / "bundle"))
+    path = Path(uri, "ppg.onnx")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(PlethoraError, match=r"ppg\.onnx"):
+        BundleEncoder(uri)
+
+
+def test_the_untrained_encoder_has_the_weights_that_training_began_with(encoder: BundleEncoder) -> None:
+    x = encoder.prepare(raw(5, 10, 50), 50)
+    run = untrained(encoder.bundle.config, "ppg", seed=3)
+    fresh = tiny.Tiny(tiny.Tiny.Config(), 3).modules()["net"]
+    np.testing.assert_array_equal(run(x), fresh(torch.from_numpy(x)).detach().numpy())
+    assert np.abs(run(x) - encoder(x)).max() > 0.1
+
+
+def test_building_it_leaves_the_callers_random_numbers_alone(encoder: BundleEncoder) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    untrained(encoder.bundle.config, "ppg", seed=3)
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+def test_a_window_longer_than_the_encoder_takes_is_cut_and_averaged(encoder: BundleEncoder) -> None:
+    assert [encoder.pieces(s) for s in (2, 60, 60.5, 150)] == [1, 1, 2, 3]
+    x = encoder.prepare(raw(4, 60, 50), 50)
+    halves = (encoder(x[..., :1500]) + encoder(x[..., 1500:])) / 2
+    np.testing.assert_allclose(pooled(encoder, x, 2, 100), halves, atol=1e-5)
+    with pytest.raises(PlethoraError, match="1 s are under the encoder's minimum of 2 s"):
+        encoder.pieces(1)

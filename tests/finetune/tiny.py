@@ -1,0 +1,130 @@
+"""A recipe and a bundle small enough for tests: filters whose pooled amplitude tells the heart rate."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from cluster import bundle
+from cluster.config import Config
+from datasets.windows import Signal, WindowSpec
+from pretrain import card
+from pretrain.recipe import Encoder, Mode, StepResult
+
+RATE, STEP_S, WINDOW_S, TAPS = 50, 2, 60, 99
+
+
+class Net(nn.Module):
+    """Min-max → filters → pooled power → linear. Fresh filters are noise, `tune` makes them sines."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.filters = nn.Conv1d(1, 2 * dim, TAPS, padding=TAPS // 2, bias=False)
+        self.mix = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+        x = (x - low) / (high - low + 1e-6)
+        y = self.filters(x - x.mean(-1, keepdim=True))
+        power = (y**2).mean(-1)
+        pairs = power.reshape(power.shape[0], -1, 2).sum(-1)
+        return self.mix(torch.log(pairs + 1e-4))
+
+    @torch.no_grad()
+    def tune(self) -> "Net":
+        time = torch.arange(TAPS) / RATE
+        for i, bpm in enumerate(torch.linspace(40, 200, self.mix.in_features)):
+            angle = 2 * torch.pi * bpm / 60 * time
+            self.filters.weight[2 * i, 0] = torch.cos(angle) / TAPS
+            self.filters.weight[2 * i + 1, 0] = torch.sin(angle) / TAPS
+        return self
+
+
+class Tiny:
+    """A recipe with nothing to learn; only what evaluation asks of one."""
+
+    class Config(Config):
+        dim: int = 24
+
+    def __init__(self, config: Any, seed: int) -> None:
+        self.config, self.seed = config, seed
+
+    def windows(self) -> WindowSpec:
+        return WindowSpec(signals=(Signal(modality="ppg", rate=RATE, band=(0.5, 8)),), window_s=WINDOW_S)
+
+    def modules(self) -> dict[str, nn.Module]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return {"net": Net(self.config.dim)}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return {}
+
+    def losses(self, modules: Any, frozen: Any, batch: dict, step: int) -> StepResult:
+        return StepResult({"net": modules["net"](batch["ppg"]).pow(2).mean()})
+
+    def summary(self, counts: Any) -> dict[str, float]:
+        return {}
+
+    def encoder(self, modules: Any) -> Encoder:
+        inputs = [{"name": "ppg", "modality": "ppg", "rate": RATE, "channels": 1}]
+        mode = Mode(modules["net"], inputs, self.config.dim, STEP_S * RATE, STEP_S * RATE, WINDOW_S * RATE)
+        return Encoder({"ppg": mode}, "encoder", PREPROCESSING)
+
+
+PREPROCESSING: dict[str, Any] = {
+    "ppg": {
+        "rate": RATE, "band": [0.5, 8], "filter": "butterworth", "order": 2, "phase": "zero (sosfiltfilt)",
+        "resample": "fft", "sequence": ["cut", "filter at native rate", "resample"], "window_s": WINDOW_S,
+        "min_s": 2, "max_s": WINDOW_S, "multiple_s": STEP_S, "short": "reflect", "normalise": "in the model",
+        "unit": "any",
+    }
+}  # fmt: skip
+
+
+def lineage(corpus: dict | None = None, subjects: list[str] | None = None, **changed: Any) -> dict[str, Any]:
+    """lineage.json of a bundle that saw `subjects` of the corpus with this manifest (or of another)."""
+    entry = {
+        "uri": "s3://elsewhere/corpus", "hash": "0" * 64, "source": "elsewhere", "licence": "ODC-By 1.0",
+        "terms": "cite it", "citation": "", "key_id": "k", "id_space": "elsewhere",
+        "subjects_published": True,
+    }  # fmt: skip
+    entry |= {k: corpus[k] for k in ("key_id", "id_space", "subjects_published")} if corpus else {}
+    entry |= {"subjects": subjects or []} | changed
+    return {
+        "corpora": [entry], "git_commit": "abc1234", "versions": {"torch": "2"}, "seeds": {"run": 0},
+        "parents": [],
+    }  # fmt: skip
+
+
+def make_bundle(
+    folder: Path,
+    uri: str,
+    about: dict[str, Any] | None = None,
+    dim: int = 24,
+    preprocessing: dict | None = None,
+) -> str:
+    """Publish a tuned Tiny at `uri` (files are made in `folder`); returns `uri`."""
+    folder.mkdir(parents=True)
+    net = Tiny(Tiny.Config(dim=dim), 0).modules()["net"].eval().tune()
+    torch.onnx.export(
+        net, (torch.zeros(2, 1, 500),), str(folder / "ppg.onnx"), input_names=["ppg"],
+        output_names=["embedding"], dynamic_axes={"ppg": {0: "batch", 2: "samples"}, "embedding": {0: "batch"}}, dynamo=False,
+    )  # fmt: skip
+    save_file({f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
+    config = {
+        "version": 1, "kind": "encoder", "parameters": {"net": sum(p.numel() for p in net.parameters())},
+        "modes": {"ppg": {"file": "ppg.onnx", "dim": dim,
+                          "inputs": [{"name": "ppg", "modality": "ppg", "rate": RATE, "channels": 1}]}},
+        "run": {"name": "tiny", "recipe": "tests.finetune.tiny:Tiny", "method": {"dim": dim}, "seed": 3},
+    }  # fmt: skip
+    metrics = {"first": {"loss": 2.0}, "last": {"loss": 1.0}, "history": []}
+    parts = config, preprocessing or PREPROCESSING, about or lineage(), metrics
+    for name, part in zip(("config", "preprocessing", "lineage", "metrics"), parts, strict=True):
+        (folder / f"{name}.json").write_text(json.dumps(part))
+    (folder / "README.md").write_text(card.render(*parts))
+    bundle.publish(folder, uri)
+    return uri
