@@ -190,19 +190,30 @@ def _arrival(who: Person, c: Course, b: Beats, path_m: float) -> np.ndarray:
     return b.r + 0.08 + path_m / velocity
 
 
-def _pulse(t: np.ndarray, foot: np.ndarray, rise: np.ndarray, lag: np.ndarray, second: np.ndarray) -> tuple:
+@dataclass(frozen=True)
+class _Shape:
+    """A pulse, an array (n,) a beat: systolic peak `rise` s after the foot, a diastolic wave `lag` s later,
+    `second` as high; `run_off`: how fast the vessel empties."""
+
+    rise: np.ndarray
+    lag: np.ndarray
+    second: np.ndarray
+    run_off: float
+
+
+def _pulse(t: np.ndarray, foot: np.ndarray, shape: _Shape) -> tuple[np.ndarray, np.ndarray]:
     """Unit pulses (0 at each foot, 1 at the peak) at times `t`, and the index of each sample's beat.
 
-    A gamma-shaped systolic wave that peaks `rise` s after the foot, and a Gaussian diastolic one `lag` s
-    later, `second` as high; a ramp takes off what is left at the next foot, so that beats join.
+    A gamma-shaped wave and a Gaussian one; a ramp takes off what is left at the next foot: beats join.
     """
     length = np.append(np.diff(foot), foot[-1] - foot[-2])
 
     def raw(tau: np.ndarray, k: np.ndarray) -> np.ndarray:
-        u = np.maximum(tau, 0) / rise[k]
-        systolic = u**2.2 * np.exp(2.2 * (1 - u))
-        start = np.exp(-0.5 * ((rise[k] + lag[k]) / 0.08) ** 2)
-        return systolic + second[k] * (np.exp(-0.5 * ((tau - rise[k] - lag[k]) / 0.08) ** 2) - start)
+        u = np.maximum(tau, 0) / shape.rise[k]
+        steep = np.where(u < 1, 2.2, shape.run_off)
+        delay = shape.rise[k] + shape.lag[k]
+        second = np.exp(-0.5 * ((tau - delay) / 0.065) ** 2) - np.exp(-0.5 * (delay / 0.065) ** 2)
+        return (u * np.exp(1 - u)) ** steep + shape.second[k] * second
 
     every = np.arange(len(foot))
     left = raw(length, every)
@@ -226,14 +237,9 @@ def ppg(t: np.ndarray, who: Person, c: Course, b: Beats, wavelengths: int = 1) -
     """
     root = np.sqrt(np.clip(b.interval, 0.4, 1.4))
     foot = _arrival(who, c, b, path_m=0.75)
-    shape, k = _pulse(
-        t,
-        foot,
-        0.15 * root,
-        (0.34 - 0.16 * who.stiffness) * root,
-        np.full(len(foot), 0.25 + 0.35 * who.stiffness),
-    )
-    pulse = who.perfusion * _stroke(who, c, b)[k] * shape
+    second = np.full(len(foot), 0.2 + 0.35 * who.stiffness)
+    x, k = _pulse(t, foot, _Shape(0.15 * root, (0.34 - 0.16 * who.stiffness) * root, second, run_off=1.6))
+    pulse = who.perfusion * _stroke(who, c, b)[k] * x
     mayer = np.sin(2 * np.pi * 0.095 * t + 1.5 * np.sin(2 * np.pi * 0.011 * t))
     base = who.perfusion * (0.22 * breath_at(c, t) + 0.12 * mayer)
     ratio = (110 - np.interp(t, c.t, c.spo2)) / 25
@@ -249,16 +255,11 @@ def pressures(who: Person, c: Course, b: Beats) -> tuple[np.ndarray, np.ndarray]
 def abp(t: np.ndarray, who: Person, c: Course, b: Beats) -> np.ndarray:
     """Radial arterial pressure in mmHg: each beat runs from its diastolic to its systolic value."""
     foot = _arrival(who, c, b, path_m=0.55)
-    n = len(foot)
-    shape, k = _pulse(
-        t,
-        foot,
-        np.full(n, 0.12),
-        np.full(n, 0.28 - 0.1 * who.stiffness),
-        np.full(n, 0.3 + 0.2 * who.stiffness),
-    )
+    each = np.ones(len(foot))
+    second = (0.15 + 0.2 * who.stiffness) * each
+    x, k = _pulse(t, foot, _Shape(0.12 * each, (0.28 - 0.1 * who.stiffness) * each, second, run_off=1.2))
     sbp, dbp = pressures(who, c, b)
-    return np.interp(t, foot, dbp) + (sbp - dbp)[k] * shape
+    return np.interp(t, foot, dbp) + (sbp - dbp)[k] * x
 
 
 def resp(t: np.ndarray, c: Course) -> np.ndarray:

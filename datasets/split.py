@@ -1,29 +1,82 @@
-"""Splits by subject: a pure function of the keyed name, so one person lands on one side in every corpus."""
+"""Who trains, who validates, who tests: a pure function of the subject, and what two corpora share."""
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field, model_validator
+import pydantic
 
 from cluster.config import Config
+from datasets.schema import Corpus
+
+Side = Literal["train", "val", "test"]
+MADE_UP = "synthetic"  # nobody real lives in this id space
 
 
 class Split(Config):
-    """Expected shares of subjects; the rest trains."""
+    """Shares of the subjects held out. The same seed puts a person on the same side in every corpus."""
 
     seed: int = 0
-    val: float = Field(default=0.1, ge=0, lt=1)
-    test: float = Field(default=0.2, ge=0, lt=1)
+    val: float = pydantic.Field(0.1, ge=0, lt=1)
+    test: float = pydantic.Field(0.2, ge=0, lt=1)
 
-    @model_validator(mode="after")
-    def _check(self) -> "Split":
+    @pydantic.model_validator(mode="after")
+    def _leaves_some(self) -> "Split":
         if self.val + self.test >= 1:
             raise ValueError(f"val + test = {self.val + self.test:g} leaves no subject to train on")
         return self
 
 
-def assign(subject: str, split: Split) -> Literal["train", "val", "test"]:
-    """The side of one subject (its keyed name, see `schema.hash_subject`)."""
+def assign(subject: str, split: Split) -> Side:
+    """The side of a subject (its 32 hex digits): a hash of (seed, subject), no list, no order, no corpus."""
     digest = hashlib.sha256(f"{split.seed}/{subject}".encode()).digest()
-    u = int.from_bytes(digest[:8], "big") / 2**64
-    return "val" if u < split.val else "test" if u < split.val + split.test else "train"
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    if place < split.val:
+        return "val"
+    return "test" if place < split.val + split.test else "train"
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Whether people of a lineage are in a corpus: `none` and `shared` are proven; why."""
+
+    kind: Literal["none", "shared", "unknown"]
+    shared: frozenset[str]
+    why: str
+
+
+def corpus_subjects(corpus: Corpus) -> set[str]:
+    """Every subject with a row in the corpus (reads one column of every shard)."""
+    found: set[str] = set()
+    for index, shard in enumerate(corpus.shards):
+        for group in range(len(shard["row_groups"])):
+            found.update(corpus.read_row_group(index, group, ["subject"])["subject"].to_pylist())
+    return found
+
+
+def overlap(
+    lineage_subjects: Iterable[str], key_id: str, id_space: str, published: bool, corpus: Corpus
+) -> Overlap:
+    """Compare the subjects that something was trained on with those of `corpus`.
+
+    Names compare only when made with one key from the ids of one id space, and only where the source
+    publishes who is who. Two different id spaces prove nothing: a person may be in two hospitals' files.
+    The exception is the synthetic space, which holds nobody real.
+    """
+    mine, theirs = dict(id_space=id_space, key_id=key_id), corpus.manifest
+    nobody: frozenset[str] = frozenset()
+    if (id_space == MADE_UP) != (theirs["id_space"] == MADE_UP):
+        return Overlap("none", nobody, "one of the two is synthetic: nobody in it is real")
+    for name, known in (("the lineage", published), (corpus.uri, theirs["subjects_published"])):
+        if not known:
+            return Overlap("unknown", nobody, f"{name} comes from a source that publishes no subject ids")
+    if mine["id_space"] != theirs["id_space"]:
+        spaces = f"{mine['id_space']} and {theirs['id_space']}"
+        return Overlap("unknown", nobody, f"ids of different spaces ({spaces}) cannot be compared")
+    if mine["key_id"] != theirs["key_id"]:
+        return Overlap("unknown", nobody, "subjects were named with different keys (PLETHORA_SUBJECT_KEY)")
+    shared = frozenset(lineage_subjects) & corpus_subjects(corpus)
+    if shared:
+        return Overlap("shared", shared, f"{len(shared)} subjects are in both")
+    return Overlap("none", nobody, f"same id space ({id_space}), same key, no subject in both")

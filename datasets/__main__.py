@@ -1,0 +1,96 @@
+"""python -m datasets synthesize | ingest | inspect"""
+
+import argparse
+from typing import Any
+
+from cluster.cli import entry
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets", description="Recordings to corpora, and a look at them."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, what: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
+        return command
+
+    make = add("synthesize", "Make a corpus of made-up people whose heart rate, pressure, breath… are known.")
+    make.add_argument("--hours", type=float, required=True, help="hours of recording in all")
+    make.add_argument("--subjects", type=int, required=True, help="how many people")
+    make.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
+    make.add_argument("--out", required=True, help="folder or s3://… of the corpus")
+    make.add_argument("--force", action="store_true", help="replace a corpus that is there")
+    make.add_argument("--noise", type=float, default=1.0, help="sensor noise relative to a good monitor (1)")
+    shares = {"motion": 0.02, "gaps": 0.003, "flats": 0.003, "clips": 0.001}
+    for name, default in shares.items():
+        make.add_argument(
+            f"--{name}", type=float, default=default, help=f"share of time with {name} ({default})"
+        )
+    for name, default in {"af": 0.12, "ectopy": 0.12}.items():
+        make.add_argument(
+            f"--{name}", type=float, default=default, help=f"share of people with {name} ({default})"
+        )
+    make.add_argument("--wavelengths", type=int, default=1, choices=(1, 2), help="2: PPG red beside infrared")
+
+    read = add("ingest", "Read source recordings into a corpus, with a ledger of all that is refused.")
+    read.add_argument("descriptor", help="what the recordings are: datasets/corpora/NAME.toml, or your own")
+    read.add_argument("--root", required=True, help="folder or s3://… that holds the source files")
+    read.add_argument("--out", required=True, help="folder or s3://… of the corpus")
+    read.add_argument("--force", action="store_true", help="replace a corpus of other input that is there")
+
+    look = add("inspect", "Say what is in a corpus; --plot draws it.")
+    look.add_argument("corpus", help="folder or s3://… of the corpus")
+    look.add_argument("--plot", metavar="PNG", help="write a picture")
+    return parser
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run one command; returns what --json prints."""
+    args = _parser().parse_args(argv)
+    given = {k: v for k, v in vars(args).items() if k not in ("command", "json")}
+    if args.command == "inspect":
+        return _inspect(args.corpus, args.plot, args.json)
+    if args.command == "ingest":
+        from datasets.ingest import ingest
+
+        made = ingest(given.pop("descriptor"), **given)
+    else:
+        from datasets.synthetic import synthesize
+
+        made = synthesize(given.pop("out"), **given)
+    if not args.json:
+        _report(made)
+    return made
+
+
+def _inspect(uri: str, picture: str | None, as_json: bool) -> dict[str, Any]:
+    from datasets import inspect
+
+    about = inspect.describe(uri)
+    if not as_json:
+        print(inspect.table(about))
+    if picture:
+        inspect.plot(uri, picture)
+        about["plot"] = picture
+        if not as_json:
+            print(f"\n  picture: {picture}")
+    return about
+
+
+def _report(made: dict[str, Any]) -> None:
+    from datasets.inspect import table
+
+    if made["already_there"]:
+        print("already there, made of the same input: left as it is")
+    print(table(made))
+    for problem in made["problems"][:20]:
+        print(f"  {problem['record']}: {problem['detail']}")
+    if len(made["problems"]) > 20:
+        print(f"  … and {len(made['problems']) - 20} more")
+
+
+if __name__ == "__main__":
+    entry(main)
