@@ -152,7 +152,7 @@ def _scan_all(corpus: Corpus, spec: WindowSpec) -> Iterator[pa.Table]:
     found = ray.data.from_items(places, override_num_blocks=len(places)).map_batches(
         _scan, batch_size=None, fn_kwargs={"corpus": corpus, "spec": spec}
     )
-    with progress(len(places), f"index {corpus.manifest['source']}", "row group") as bar:
+    with progress(len(places), f"index {corpus.uri.rstrip('/').rpartition('/')[2]}", "row group") as bar:
         for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
             bar.update(len(set(zip(batch["shard"].to_pylist(), batch["group"].to_pylist(), strict=True))))
             yield batch.cast(SCHEMA)

@@ -41,7 +41,7 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
             say(line)
         board = telemetry.make_board()
         with board.render(run.name, data.steps):
-            result = trainer(run, recipe, board.handle).fit()
+            result = trainer(run, recipe, board).fit()
         value = result.return_value or {}
         if "error" in value:
             raise PlethoraError(value["error"])

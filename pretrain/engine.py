@@ -136,8 +136,8 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         self.module.save_checkpoint(str(folder), tag=self.name)
-        for extra in ("latest", "zero_to_fp32.py"):  # ranks share the folder's name, and no code travels
-            (folder / extra).unlink(missing_ok=True)
+        for extra in (folder / "latest", *folder.glob("*.py")):  # no code travels with a run
+            extra.unlink(missing_ok=True)
 
     def load(self, folder: Path) -> None:
         self.module.load_checkpoint(str(folder), tag=self.name)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cluster import storage, telemetry
 from cluster.errors import PlethoraError
 from datasets.stream import batches
-from pretrain import checkpoint, publish
+from pretrain import checkpoint
 from pretrain.config import RunConfig
 from pretrain.data import open_data
 from pretrain.engine import wrap
@@ -114,6 +114,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     weights = {name: engine.weights() for name, engine in engines.items()}
     if rank != 0:
         return {}
+    from pretrain import publish  # ONNX and matplotlib: needed once, by one rank
+
     uri = publish.publish(run, recipe, weights, data, state.history, state.ledger, watch.plots)
     return {"bundle": uri}
 
@@ -174,8 +176,8 @@ class Watch:
 
     def __init__(self, run: RunConfig, board: Any, steps: int, rank: int, start: int) -> None:
         self.board, self.steps, self.rank = board, steps, rank
-        uri = storage.join(run.storage, run.name, "telemetry")
-        self.writer = telemetry.Telemetry(uri, start_step=start) if rank == 0 else None
+        self.uri = storage.join(run.storage, run.name, "telemetry")
+        self.writer = telemetry.Telemetry(self.uri, start_step=start) if rank == 0 else None
         self.waited, self.windows, self.since = 0.0, 0, time.perf_counter()
         self.shown: dict[str, float] = {}
         self.plots: dict[str, bytes] = {}  # the last validation's figures, PNG
@@ -218,9 +220,9 @@ class Watch:
     def skipped(self, step: int, windows: Tensor) -> None:
         ids = [torch.empty_like(windows) for _ in range(dist.get_world_size())]
         dist.all_gather(ids, windows)
-        if self.writer is not None:
-            named = " ".join(f"{i & (2**64 - 1):016x}" for i in torch.cat(ids).tolist())
-            self.writer.event(step, f"non-finite loss or gradient, step skipped; windows {named}")
+        if self.rank == 0:
+            named = [f"{i & (2**64 - 1):016x}" for i in torch.cat(ids).tolist()]
+            storage.write_json(storage.join(self.uri, f"nonfinite-{step}.json"), {"step": step, "windows": named})
 
     def close(self) -> None:
         if self.writer is not None:
