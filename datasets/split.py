@@ -18,8 +18,8 @@ class Split(Config):
     """Shares of the subjects held out. The same seed puts a person on the same side in every corpus."""
 
     seed: int = 0
-    val: float = pydantic.Field(0.1, ge=0, lt=1)
-    test: float = pydantic.Field(0.2, ge=0, lt=1)
+    val: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    test: float = pydantic.Field(default=0.2, ge=0, lt=1)
 
     @pydantic.model_validator(mode="after")
     def _leaves_some(self) -> "Split":

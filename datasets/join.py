@@ -1,0 +1,71 @@
+"""Rows of one record that a modality runs through → one row.
+
+The corpus contract ends a row wherever *any* modality becomes valid or invalid. Who wants only some of them
+must not lose windows at the borders that others make: without joining, 42 % of BIDMC's four-minute PPG
+windows go because its respiration channel saturates for a second here and there.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+NEAR_S = 1e-6  # start_s and duration_s are rounded to doubles
+
+
+def join(table: pa.Table, modalities: Sequence[str]) -> pa.Table:
+    """Rows of a row group that hold all of `modalities`, with neighbours in time joined into one.
+
+    `table` has subject, record, start_s, duration_s and the six columns of each of `modalities`; others are
+    dropped. Joined rows are of one record, touch in time and agree in rate, scale, offset, unit and channels.
+    A table in which nothing joins is returned without a copy of its samples.
+    """
+    names = ["subject", "record", "start_s", "duration_s"]
+    names += [c for c in table.column_names if c.split("_")[0] in modalities]
+    table = table.select(names)
+    if modalities:
+        there = [pc.is_valid(table[m]) for m in modalities]
+        keep = there[0]
+        for more in there[1:]:
+            keep = pc.and_(keep, more)
+        table = table if pc.all(keep).as_py() else table.filter(keep)
+    table = table.combine_chunks()
+    follows = _follows(table, [n for n in names if n not in (*modalities, "start_s", "duration_s")])
+    if not follows.any():
+        return table
+    first = np.flatnonzero(~follows)
+    seconds = np.add.reduceat(table["duration_s"].to_numpy(), first)
+    joined = table.take(pa.array(first))
+    joined = joined.set_column(names.index("duration_s"), "duration_s", pa.array(seconds))
+    for m in modalities:
+        whole = _concatenated(table[m].combine_chunks(), first)
+        joined = joined.set_column(joined.column_names.index(m), m, whole)
+    return joined
+
+
+def _follows(table: pa.Table, same: Sequence[str]) -> np.ndarray:
+    """Whether each row (n,) continues the one before it."""
+    n = table.num_rows
+    if n < 2:
+        return np.zeros(n, bool)
+    start, seconds = table["start_s"].to_numpy(), table["duration_s"].to_numpy()
+    touches = np.abs(start[1:] - start[:-1] - seconds[:-1]) < NEAR_S
+    for name in same:
+        column = table[name]
+        equal = pc.fill_null(pc.equal(column.slice(1), column.slice(0, n - 1)), True)
+        touches &= equal.to_numpy(zero_copy_only=False) if isinstance(equal, pa.Array) else equal.to_numpy()
+    return np.concatenate(([False], touches))
+
+
+def _concatenated(values: pa.BinaryArray, first: np.ndarray) -> pa.BinaryArray:
+    """The binary values of each run of rows that begins at `first`, end to end.
+
+    The bytes stay where they are, only the offsets between them go.
+    """
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], pa.binary())
+    _, offsets, data = values.buffers()
+    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
+    kept = np.append(ends[:-1][first], ends[-1]).astype(np.int32)
+    return pa.Array.from_buffers(pa.binary(), len(first), [None, pa.py_buffer(kept), data])
