@@ -1,0 +1,76 @@
+"""Pictures of what SIGMA's stages do, drawn at validation; matplotlib is imported only then."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+_SHOWN = 4  # windows, or patches, in a figure
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().float().cpu().numpy()
+
+
+def masks(
+    x_bct: Tensor,
+    prior_bn: Tensor,
+    mask_bn: Tensor,
+    hit_bn: Tensor,
+    logits_bn: Tensor,
+    patch: int,
+    rate: float,
+) -> Figure:
+    """The first windows: the signal with hidden patches shaded (green: guessed right, red: wrong), the prior
+    and the probability of being drawn first."""
+    from matplotlib.figure import Figure
+
+    n = min(_SHOWN, len(x_bct))
+    figure = Figure(figsize=(12, 2.2 * n), layout="constrained")
+    axes = figure.subplots(n, 1, squeeze=False)[:, 0]
+    x, prior, hit = _array(x_bct[:n, 0]), _array(prior_bn[:n]), _array(hit_bn[:n])
+    mask, p = mask_bn[:n].cpu().numpy(), _array(logits_bn[:n].softmax(dim=1))
+    seconds = patch / rate
+    middle = (np.arange(prior.shape[1]) + 0.5) * seconds
+    for i, axis in enumerate(axes):
+        low, span = x[i].min(), max(float(np.ptp(x[i])), 1e-12)
+        axis.plot(np.arange(x.shape[1]) / rate, (x[i] - low) / span, lw=0.5, color="0.3")
+        for j in np.flatnonzero(mask[i]):
+            colour = "tab:green" if hit[i, j] else "tab:red"
+            axis.axvspan(j * seconds, (j + 1) * seconds, color=colour, alpha=0.25, lw=0)
+        axis.plot(middle, prior[i], color="tab:blue", lw=1, label="prior")
+        axis.plot(middle, p[i] / p[i].max(), color="tab:orange", lw=1, label="draw probability / its maximum")
+        axis.set(xlim=(0, prior.shape[1] * seconds), ylim=(-0.05, 1.05), ylabel="[0, 1]")
+    axes[0].legend(loc="upper right", fontsize=7, ncols=2)
+    axes[0].set_title("hidden patches: green = code guessed right, red = wrong", fontsize=9)
+    axes[-1].set_xlabel("s")
+    return figure
+
+
+def spectra(x_bct: Tensor, amplitude_bnp: Tensor, guess_bnp: Tensor, patch: int, rate: float) -> Figure:
+    """Patches of the first windows: waveform, and standardised spectrum against the decoder's."""
+    from matplotlib.figure import Figure
+
+    n = min(_SHOWN, len(x_bct))
+    figure = Figure(figsize=(12, 2.2 * n), layout="constrained")
+    axes = figure.subplots(n, 2, squeeze=False)
+    x, true, guess = _array(x_bct[:n, 0]), _array(amplitude_bnp[:n]), _array(guess_bnp[:n])
+    half = patch // 2  # the other half mirrors it
+    frequency = np.arange(half) * rate / patch
+    for i in range(n):
+        j = (i + 1) * true.shape[1] // (n + 1)
+        axes[i, 0].plot(np.arange(patch) / rate, x[i, j * patch : (j + 1) * patch], lw=1, color="0.3")
+        axes[i, 1].plot(frequency, true[i, j, :half], lw=1, color="0.3", label="signal")
+        axes[i, 1].plot(frequency, guess[i, j, :half], lw=1, color="tab:orange", label="from its code")
+        axes[i, 0].set_ylabel(f"window {i}, patch {j}", fontsize=7)
+    axes[0, 1].legend(fontsize=7)
+    axes[0, 0].set_title("band-passed signal", fontsize=9)
+    axes[0, 1].set_title("FFT amplitude, standardised", fontsize=9)
+    axes[-1, 0].set_xlabel("s")
+    axes[-1, 1].set_xlabel("Hz")
+    return figure

@@ -1,0 +1,68 @@
+"""Objectives of SIGMA-PPG. Imports torch alone; everything here is float32 with autocast off.
+
+B windows, N patches, P samples a patch, V codes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.layers import full_precision, global_mean
+
+Distance = Literal["l1", "mse"]
+
+
+@torch.no_grad()
+def spectrum(x_bnp: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets of the tokenizer: FFT amplitudes, standardised a window over patches and bins, and phases
+    over pi in [-1, 1]; both (B, N, P) float32. A window without any spectrum gives zeros."""
+    with full_precision(x_bnp):
+        f = torch.fft.fft(x_bnp.float(), dim=-1)
+        amplitude = f.abs()
+        mean = amplitude.mean(dim=(1, 2), keepdim=True)
+        std = amplitude.std(dim=(1, 2), keepdim=True)
+        return (amplitude - mean) / std.clamp_min(1e-6), f.angle() / torch.pi
+
+
+def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
+    """Mean absolute ("l1", the paper) or mean square ("mse", the code) difference, ()."""
+    with full_precision(a):
+        return F.l1_loss(a.float(), b.float()) if kind == "l1" else F.mse_loss(a.float(), b.float())
+
+
+def masked_cross_entropy(logits_mv: Tensor, targets_m: Tensor, mask_bn: Tensor) -> tuple[Tensor, Tensor]:
+    """-> per-window mean cross-entropy over its hidden patches (B,), 0 where none is, and their mean ().
+
+    logits_mv, targets_m: the hidden patches in the order of ``x[mask_bn]``. A mean of window means does not
+    depend on how the batch is split over ranks; a mean over patches would, as windows hide unlike many.
+    """
+    with full_precision(logits_mv):
+        each = F.cross_entropy(logits_mv.float(), targets_m, reduction="none")
+        rows = mask_bn.nonzero()[:, 0]
+        hidden = mask_bn.sum(dim=1)
+        sums = torch.zeros(len(mask_bn), device=each.device).index_add(0, rows, each)
+        per_window = sums / hidden.clamp_min(1)
+        return per_window, per_window.mean()
+
+
+def advantage(per_window: Tensor, leave_one_out: bool) -> Tensor:
+    """Reward of the teacher: each window's cross-entropy minus the mean over all ranks, (B,), no gradient.
+
+    ``leave_one_out`` scales by n / (n - 1), which makes it the mean of the *other* windows: a baseline
+    that contains the window's own reward shrinks the expected gradient by (n - 1) / n.
+    """
+    reward = per_window.detach() - global_mean(per_window)
+    n = len(per_window)
+    if dist.is_available() and dist.is_initialized():
+        n *= dist.get_world_size()
+    return reward * (n / (n - 1)) if leave_one_out and n > 1 else reward
+
+
+def reinforce(log_prob_b: Tensor, advantage_b: Tensor) -> Tensor:
+    """Policy loss whose gradient raises the expected reward: mean of -advantage * log pi, ()."""
+    return -(advantage_b.detach() * log_prob_b).mean()

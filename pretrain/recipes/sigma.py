@@ -1,0 +1,376 @@
+"""SIGMA-PPG (Guo et al., arXiv 2601.21031) as two recipes: ``Tokenizer``, then ``Masked``.
+
+Defaults follow the paper; "code" in a comment is the authors' release (ZonghengGuo/SigmaPPG) where it
+differs, and `runs/sigma/*_code.toml` set those; "ours" is what neither states. Optimizer, batch and schedule
+are in the run files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cluster.config import Config
+from cluster.errors import PlethoraError
+from datasets.windows import Signal, WindowSpec
+from pretrain import figures, masking
+from pretrain.layers import keyed_normal, keyed_uniform, minmax, patches
+from pretrain.losses import Distance, advantage, masked_cross_entropy, reinforce
+from pretrain.quantizer import Quantizer
+from pretrain.recipe import Encoder, Mode, StepResult
+from pretrain.sigma_net import Pooled, Student, Teacher, Tokens, code_decoder, conv_encoder
+
+log = logging.getLogger(__name__)
+
+# what a keyed draw is for: the second part of its key, after the seed
+_SCALE, _NOISE, _CODEBOOK, _GUMBEL, _UNMASK, _START, _RANDOM = range(1, 8)
+_VALIDATION = -1  # in place of the step: every validation pass draws the same numbers
+
+
+class Windows(Config):
+    """What both stages must agree on."""
+
+    window_s: float = Field(240.0, gt=0)  # paper; no overlap
+    hop_s: float | None = None  # none: window_s
+    rate: float = 50.0  # paper, Hz
+    band: tuple[float, float] = (0.5, 8.0)  # code, Hz: Butterworth, zero-phase, at the native rate
+    order: int = 2  # code
+    patch: int = 100  # paper: 2 s; samples
+    min_quality: float = 0.0  # ours: lowest periodicity of a window; 0 = no gate, as in the paper
+
+    @property
+    def samples(self) -> int:
+        """Samples of a window at ``rate``."""
+        return round(self.window_s * self.rate)
+
+    @property
+    def patches(self) -> int:
+        """Whole patches of a window."""
+        return self.samples // self.patch
+
+    def spec(self) -> WindowSpec:
+        """The windows as the stream cuts them; normalisation is left to the network."""
+        signal = Signal(modality="ppg", rate=self.rate, band=self.band, order=self.order)
+        return WindowSpec(
+            signals=(signal,), window_s=self.window_s, hop_s=self.hop_s, min_quality=self.min_quality
+        )
+
+    def encoder(self, module: nn.Module, dim: int, patches: int, kind: Literal["encoder", "tokenizer"]):
+        """The published encoder around ``module``, (B, 1, T) -> (B, dim) for 1 to ``patches`` patches."""
+        mode = Mode(
+            module=module,
+            inputs=[{"name": "ppg", "modality": "ppg", "rate": self.rate, "channels": 1}],
+            dim=dim,
+            min_samples=self.patch,
+            step_samples=self.patch,
+            max_samples=patches * self.patch,
+        )
+        preprocessing = {
+            "rate": self.rate,
+            "band": list(self.band),
+            "order": self.order,
+            "kind": "butterworth",
+            "window_s": self.window_s,
+            "min_s": self.patch / self.rate,
+            "short": "reflect",
+            "normalise": "none",  # min-max is inside the network
+            "unit": "any",
+        }
+        return Encoder(modes={"ppg": mode}, kind=kind, preprocessing={"ppg": preprocessing})
+
+
+class TokenizerConfig(Windows):
+    """Stage 1: what a patch is called."""
+
+    conv_channels: int = 8  # code
+    dim: int = 200  # paper
+    depth: int = 12  # paper
+    heads: int = 10  # code
+    decoder_dim: int = 200  # code
+    decoder_depth: int = 3  # paper
+    decoder_heads: int = 10  # code
+    codebook_size: int = Field(4096, ge=2)  # paper
+    code_dim: int = 64  # paper
+    decay: float = 0.99  # paper: EMA of the codebook
+    kmeans: bool = True  # code: --quantize_kmeans_init
+    codebook_start: int = 0  # ours: steps before there are codes; without, small runs start from noise
+    dead_share: float = 0.03  # ours: re-seed codes used under this share of the even rate; code: 0, never
+    distance: Distance = "l1"  # paper; code: "mse"
+    phase: bool = False  # optional in the code: also reconstruct the phase
+    consistency: float = 0.5  # paper
+    stop_gradient: bool = True  # paper: the clean view is the target; code: false
+    aug_scale: float = 0.1  # code: scale U(0.9, 1.1)
+    aug_noise: float = 0.05  # code: N(0, 0.05)
+
+
+class MaskedConfig(Windows):
+    """Stage 2: guessing the names of hidden patches."""
+
+    tokenizer: str = ""  # URI of the published tokenizer bundle
+    codebook_size: int = Field(4096, ge=2)  # the tokenizer's
+    max_patches: int = 120  # longest input of the encoder; shorter windows train at random positions of it
+    conv_channels: int = 8  # code: 12 for pro
+    dim: int = 200  # base; paper's ladder: 200, 360, 512, 800
+    depth: int = 12
+    heads: int = 10
+    mlp_ratio: float = 4.0  # paper
+    layer_scale: float = 0.1  # code
+    dropout: float = 0.08  # code
+    attn_dropout: float = 0.08  # code
+    drop_path: float = 0.15  # code's model default; its trainer passes 0.1
+    mask_ratio: float = Field(0.5, gt=0, lt=1)  # paper; code: 0.7, of which 0.3 are shown again
+    unmask: float = Field(0.3, ge=0, lt=1)  # code: "punch ratio"
+    max_run: int = Field(5, ge=1)  # code: longest hidden run, patches
+    masking: Literal["random", "prior", "adversarial", "both"] = "both"  # paper: both
+    alpha: float = 2.0  # paper: weight of the prior's z-score; code's documented command leaves it off
+    beta: float = 0.5  # paper: share of the amplitude prior
+    policy: Literal["plackett_luce", "softmax_sum"] = "plackett_luce"  # ours, unbiased; code: softmax_sum
+    teacher_dim: int = 64  # paper; code's trainer: 128
+    teacher_depth: int = 2  # paper; code's trainer: 3
+    teacher_heads: int = 4  # paper; code's trainer: 8
+
+
+class Tokenizer:
+    """Spectrum-aware VQ-VAE over patches: commitment + spectral distance + 0.5 consistency."""
+
+    Config = TokenizerConfig
+
+    def __init__(self, config: TokenizerConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+
+    def windows(self) -> WindowSpec:
+        return self.config.spec()
+
+    def modules(self) -> dict[str, nn.Module]:
+        with _seeded(self.seed):
+            return {"tokenizer": tokens(self.config)}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return {}
+
+    def losses(
+        self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module], batch: dict, step: int
+    ) -> StepResult:
+        c, x, ids = self.config, batch["ppg"], batch["window"]
+        at = step if torch.is_grad_enabled() else _VALIDATION
+        scale = 1.0 + c.aug_scale * (2.0 * keyed_uniform(ids, 1, self.seed, _SCALE, at) - 1.0)
+        noise = keyed_normal(ids, x.shape[-1], self.seed, _NOISE, at)
+        keys = keyed_uniform(ids, x.shape[-1] // c.patch, self.seed, _CODEBOOK, at)
+        out = modules["tokenizer"](x, scale, noise, keys, quantise=step >= c.codebook_start)
+        kept = (out["codes"] == out["codes_view"]).float()
+        names = ("commitment", "spectral", "consistency", "perplexity")
+        return StepResult(
+            losses={"tokenizer": out["loss"]},
+            log={**{name: out[name] for name in names}, "index_consistency": kept.mean()},
+            counts={"codes": _histogram(out["codes"], c.codebook_size), "kept": _share(kept)},
+            figures={"spectra": lambda: figures.spectra(x, out["amplitude"], out["guess"], c.patch, c.rate)},
+        )
+
+    def summary(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        codes = counts["codes"].double()
+        share = codes / codes.sum()
+        usage = float((codes > 0).double().mean())
+        if usage < 0.9:
+            log.warning("%.0f %% of the codebook is unused on the validation windows", 100 * (1 - usage))
+        return {
+            "codebook_usage": usage,
+            "codebook_perplexity": float(torch.exp(-torch.xlogy(share, share).sum())),
+            "index_consistency": _ratio(counts["kept"]),
+            "unigram_rate": float(share.max()),
+        }
+
+    def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
+        c, net = self.config, modules["tokenizer"]
+        assert isinstance(net, Tokens)
+        return c.encoder(Pooled(net.encoder, c.patch), c.dim, c.patches, "tokenizer")
+
+
+class Masked:
+    """Masked prediction of code ids, with masks drawn by a teacher that is paid for hard ones.
+
+    ``tokenizer``: the frozen tokenizer itself, in place of the bundle that ``config.tokenizer`` names.
+    """
+
+    Config = MaskedConfig
+
+    def __init__(self, config: MaskedConfig, seed: int, tokenizer: Tokens | None = None) -> None:
+        if config.patches > config.max_patches:
+            raise PlethoraError(
+                f"windows of {config.patches} patches (window_s = {config.window_s:g}) exceed "
+                f"max_patches = {config.max_patches}: shorten the window or raise max_patches"
+            )
+        self.config, self.seed, self._tokenizer = config, seed, tokenizer
+        self.has_teacher = config.masking in ("adversarial", "both")
+        self.alpha = config.alpha if config.masking in ("prior", "both") else 0.0
+
+    def windows(self) -> WindowSpec:
+        return self.config.spec()
+
+    def modules(self) -> dict[str, nn.Module]:
+        c = self.config
+        with _seeded(self.seed):
+            encoder = conv_encoder(
+                c.patch, c.conv_channels, c.dim, c.depth, c.heads, c.max_patches, mlp_ratio=c.mlp_ratio,
+                qk_norm=True, layer_scale=c.layer_scale, drop=c.dropout, attn_drop=c.attn_dropout,
+                drop_path=c.drop_path, maskable=True,
+            )  # fmt: skip
+            modules: dict[str, nn.Module] = {"student": Student(encoder, c.patch, c.dim, c.codebook_size)}
+            if self.has_teacher:
+                # the code gives the teacher's convolutions as many channels as its width
+                d, patches_ = c.teacher_dim, c.patches
+                net = conv_encoder(c.patch, d, d, c.teacher_depth, c.teacher_heads, patches_, bias=True)
+                modules["teacher"] = Teacher(net, c.patch, d)
+        return modules
+
+    def frozen(self) -> dict[str, nn.Module]:
+        if self._tokenizer is None:
+            self._tokenizer = open_tokenizer(self.config.tokenizer, self.config)
+        return {"tokenizer": self._tokenizer.eval().requires_grad_(False)}
+
+    def losses(
+        self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module], batch: dict, step: int
+    ) -> StepResult:
+        c, x, ids = self.config, batch["ppg"], batch["window"]
+        training = torch.is_grad_enabled()
+        at = step if training else _VALIDATION
+        tokenizer = frozen["tokenizer"]
+        assert isinstance(tokenizer, Tokens)
+        targets = tokenizer.codes(x)
+        prior = masking.priors(patches(minmax(x), c.patch), c.beta)
+        logits = self.alpha * masking.zscore(prior)
+        if self.has_teacher:
+            logits = logits + modules["teacher"](x).float()
+        order = self._draw(logits, ids, _GUMBEL, at)
+        mask = self._edit(order, ids, _UNMASK, at)
+        guess = modules["student"](x, mask, self._start(ids, at) if training else None)
+        per_window, loss = masked_cross_entropy(guess, targets[mask], mask)
+        losses = {"student": loss}
+        if self.has_teacher:
+            exact = c.policy == "plackett_luce"
+            log_prob = masking.plackett_luce_log_prob if exact else masking.softmax_sum_log_prob
+            reward = advantage(per_window, leave_one_out=exact)
+            losses["teacher"] = reinforce(log_prob(logits, order), reward)
+
+        hit = torch.zeros_like(prior)
+        hit[mask] = (guess.argmax(dim=-1) == targets[mask]).float()
+        peaked = mask & (prior > prior.mean(dim=1, keepdim=True))
+        shares = {
+            "accuracy": _share(hit[mask]),
+            "accuracy_peaked": _share(hit[peaked]),
+            "accuracy_flat": _share(hit[mask & ~peaked]),
+        }
+        counts = {**shares, "codes": _histogram(targets[mask], c.codebook_size)}
+        log: dict[str, Tensor | float] = {name: s[0] / s[1].clamp_min(1) for name, s in shares.items()}
+        log["hidden"] = mask.float().mean()
+        log["hidden_prior"] = prior[mask].mean() - prior.mean()
+        if self.has_teacher:
+            log["teacher_entropy"] = masking.entropy(logits.detach()).mean()
+            log["reward_std"] = per_window.detach().std(unbiased=False)
+        if not training:
+            # a mask that no mode chose, on which modes can be compared
+            common = self._edit(self._draw(torch.zeros_like(prior), ids, _RANDOM, at), ids, _RANDOM, at - 1)
+            plain = modules["student"](x, common)
+            log["loss_random_mask"] = masked_cross_entropy(plain, targets[common], common)[1]
+            counts["accuracy_random_mask"] = _share((plain.argmax(dim=-1) == targets[common]).float())
+            counts["codes_random_mask"] = _histogram(targets[common], c.codebook_size)
+        return StepResult(
+            losses=losses,
+            log=log,
+            counts=counts,
+            figures={"masks": lambda: figures.masks(x, prior, mask, hit, logits, c.patch, c.rate)},
+        )
+
+    def _draw(self, logits: Tensor, ids: Tensor, purpose: int, at: int) -> Tensor:
+        n = logits.shape[1]
+        k = max(1, int(n * self.config.mask_ratio))
+        return masking.draw(logits.detach(), keyed_uniform(ids, n, self.seed, purpose, at), k)
+
+    def _edit(self, order: Tensor, ids: Tensor, purpose: int, at: int) -> Tensor:
+        n = self.config.patches
+        uniform = keyed_uniform(ids, n, self.seed, purpose, at)
+        return masking.edit(masking.to_mask(order, n), uniform, self.config.unmask, self.config.max_run)
+
+    def _start(self, ids: Tensor, at: int) -> Tensor | None:
+        """Random first positions, so that all ``max_patches`` train; none when a window fills them."""
+        free = self.config.max_patches - self.config.patches
+        if free == 0:
+            return None
+        return (keyed_uniform(ids, 1, self.seed, _START, at)[:, 0] * (free + 1)).long()
+
+    def summary(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        out = {name: _ratio(n) for name, n in counts.items() if name.startswith("accuracy")}
+        for name in ("codes", "codes_random_mask"):
+            if name in counts:  # what always guessing the most common of these very targets would score
+                rate = float(counts[name].max() / counts[name].sum())
+                out[name.replace("codes", "unigram_rate")] = rate
+        return out
+
+    def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
+        c, net = self.config, modules["student"]
+        assert isinstance(net, Student)
+        return c.encoder(Pooled(net.encoder, c.patch), c.dim, c.max_patches, "encoder")
+
+
+def tokens(c: TokenizerConfig) -> Tokens:
+    """The tokenizer's network with fresh weights."""
+    encoder = conv_encoder(c.patch, c.conv_channels, c.dim, c.depth, c.heads, c.patches, bias=True)
+    decoder = code_decoder(c.code_dim, c.decoder_dim, c.decoder_depth, c.decoder_heads, c.patches)
+    quantizer = Quantizer(c.code_dim, c.codebook_size, c.decay, c.kmeans, c.dead_share)
+    return Tokens(
+        encoder, decoder, quantizer, c.patch, c.dim, c.decoder_dim, c.code_dim,
+        c.distance, c.phase, c.consistency, c.stop_gradient, c.aug_noise,
+    )  # fmt: skip
+
+
+def open_tokenizer(uri: str, needs: MaskedConfig) -> Tokens:
+    """The published tokenizer at ``uri``. Errors: PlethoraError when there is none, it is of another kind,
+    or it was trained on other windows than ``needs`` says."""
+    from safetensors.torch import load_file
+
+    from cluster import bundle
+    from cluster.config import validate
+
+    if not uri:
+        raise PlethoraError("method.tokenizer is empty: set it to the URI of a trained tokenizer's bundle")
+    found = bundle.open(uri)
+    if found.config["kind"] != "tokenizer":
+        raise PlethoraError(f"{uri} is a bundle of kind {found.config['kind']}: give a tokenizer's")
+    config = validate(TokenizerConfig, found.config["run"]["method"], f"{uri}/config.json")
+    for name in ("window_s", "rate", "band", "order", "patch", "codebook_size"):
+        theirs, ours = getattr(config, name), getattr(needs, name)
+        if theirs != ours:
+            raise PlethoraError(
+                f"method.{name} = {ours} but the tokenizer {uri} was trained with {theirs}: set the same"
+            )
+    net = tokens(config)
+    weights = load_file(found.path("model.safetensors"))
+    prefix = "tokenizer."
+    net.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    return net
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within, the global generator starts from ``seed``; after, it is where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _histogram(ids: Tensor, size: int) -> Tensor:
+    return torch.bincount(ids.flatten(), minlength=size)
+
+
+def _share(hits: Tensor) -> Tensor:
+    """(2,): how many hits, of how many."""
+    return torch.stack([hits.sum(), hits.new_tensor(float(hits.numel()))])
+
+
+def _ratio(share: Tensor) -> float:
+    return float(share[0] / share[1]) if share[1] > 0 else float("nan")

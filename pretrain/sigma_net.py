@@ -1,0 +1,159 @@
+"""The three networks of SIGMA-PPG (arXiv 2601.21031): tokenizer, student, teacher.
+
+B windows, T samples, N = T // patch patches, P samples a patch, D features, V codes. Inputs are band-passed
+and resampled signals; min-max to [0, 1] is the first thing each network does, so that it is in ONNX too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.layers import Block, PatchTransformer, TemporalConv, full_precision, initialise, minmax, patches
+from pretrain.losses import Distance, distance, spectrum
+from pretrain.quantizer import Quantizer
+
+
+class Tokens(nn.Module):
+    """Encoder -> codebook -> decoder of the spectrum."""
+
+    def __init__(
+        self, encoder: PatchTransformer, decoder: PatchTransformer, quantizer: Quantizer,
+        patch: int, dim: int, decoder_dim: int, code_dim: int,
+        kind: Distance, phase: bool, consistency: float, stop_gradient: bool, noise: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.patch, self.kind, self.noise = patch, kind, noise
+        self.consistency, self.stop_gradient = consistency, stop_gradient
+        self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
+        self.to_code = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, code_dim))
+        self.to_amplitude = _spectral_head(decoder_dim, patch)
+        self.to_phase = _spectral_head(decoder_dim, patch) if phase else None
+        for head in (self.to_code, self.to_amplitude, self.to_phase):
+            if head is not None:
+                head.apply(initialise)
+
+    def features(self, x_bnp: Tensor) -> Tensor:
+        """[0, 1] patches (B, N, P) -> continuous codes (B, N, code_dim) float32."""
+        features = self.encoder(x_bnp)
+        with full_precision(features):
+            return self.to_code(features.float())
+
+    @torch.no_grad()
+    def codes(self, x_bct: Tensor) -> Tensor:
+        """Windows (B, 1, T) -> code ids (B, N) int64, in full precision; changes nothing."""
+        with full_precision(x_bct):
+            return self.quantizer.codes(self.features(patches(minmax(x_bct), self.patch)))
+
+    def forward(
+        self, x_bct: Tensor, scale_b1: Tensor, noise_bt: Tensor, keys_bn: Tensor, quantise: bool = True
+    ) -> dict[str, Tensor]:
+        """All terms of the loss, and what monitors need.
+
+        scale_b1, noise_bt: the augmented view is ``scale * x + self.noise * noise`` on the [0, 1] signal.
+        keys_bn: keyed uniforms for the quantizer. quantise: false while the codebook waits for features
+        worth naming; the decoder then reads the unit features, and nothing commits.
+        """
+        x = minmax(x_bct)
+        clean = patches(x, self.patch)
+        view = patches(x * scale_b1[..., None] + self.noise * noise_bt[:, None], self.patch)
+        z, z_view = self.features(torch.cat([clean, view])).chunk(2)
+        if quantise:
+            quantised, ids, commitment = self.quantizer(z, keys_bn)
+        else:
+            quantised, ids, commitment = F.normalize(z, dim=-1), self.quantizer.codes(z), z.new_zeros(())
+        decoded = self.decoder(quantised)
+        amplitude, phase = spectrum(clean)
+        guess = self.to_amplitude(decoded)
+        spectral = distance(guess, amplitude, self.kind)
+        if self.to_phase is not None:
+            spectral = spectral + distance(self.to_phase(decoded), phase, self.kind)
+        consistency = F.mse_loss(z_view, z.detach() if self.stop_gradient else z)
+        return {
+            "loss": commitment + spectral + self.consistency * consistency,
+            "commitment": commitment.detach(),
+            "spectral": spectral.detach(),
+            "consistency": consistency.detach(),
+            "perplexity": self.quantizer.perplexity,
+            "codes": ids,
+            "codes_view": self.quantizer.codes(z_view),
+            "amplitude": amplitude,
+            "guess": guess.detach().float(),
+        }
+
+
+def _spectral_head(dim: int, patch: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, patch))
+
+
+class Student(nn.Module):
+    """Guesses the codes of hidden patches."""
+
+    def __init__(self, encoder: PatchTransformer, patch: int, dim: int, codes: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.encoder = encoder
+        self.head = nn.Linear(dim, codes)
+        self.head.apply(initialise)
+
+    def forward(self, x_bct: Tensor, mask_bn: Tensor, start_b: Tensor | None = None) -> Tensor:
+        """(B, 1, T), (B, N) bool -> logits (M, V) of the M hidden patches, in the order of ``x[mask]``.
+        start_b (B,): where in the table of positions each window starts."""
+        features = self.encoder(patches(minmax(x_bct), self.patch), mask_bn, start_b)
+        return self.head(features[mask_bn])
+
+
+class Teacher(nn.Module):
+    """How hard to hide each patch."""
+
+    def __init__(self, encoder: PatchTransformer, patch: int, dim: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.encoder = encoder
+        # no bias: the policy is a softmax over patches, which a common shift does not change
+        self.head = nn.Linear(dim, 1, bias=False)
+        self.head.apply(initialise)
+
+    def forward(self, x_bct: Tensor) -> Tensor:
+        """(B, 1, T) -> logits (B, N)."""
+        return self.head(self.encoder(patches(minmax(x_bct), self.patch)))[..., 0]
+
+
+class Pooled(nn.Module):
+    """What downstream gets: (B, 1, T) -> (B, D), the mean over all patches, none hidden."""
+
+    def __init__(self, encoder: PatchTransformer, patch: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.patch = patch
+
+    def forward(self, x_bct: Tensor) -> Tensor:
+        n = x_bct.shape[-1] // self.patch
+        return self.encoder(patches(minmax(x_bct[..., : n * self.patch]), self.patch)).mean(dim=1)
+
+
+def conv_encoder(
+    patch: int, channels: int, dim: int, depth: int, heads: int, max_patches: int, *,
+    mlp_ratio: float = 4.0, bias: bool = False, qk_norm: bool = False, layer_scale: float = 0.0,
+    drop: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0, maskable: bool = False,
+) -> PatchTransformer:  # fmt: skip
+    """Temporal convolutions, then a transformer: (B, N, P) -> (B, N, dim)."""
+    block = _block(dim, heads, mlp_ratio, bias, qk_norm, layer_scale, drop, attn_drop)
+    embed = TemporalConv(patch, channels, dim)
+    return PatchTransformer(embed, dim, depth, max_patches, block, drop, drop_path, maskable)
+
+
+def code_decoder(code_dim: int, dim: int, depth: int, heads: int, max_patches: int) -> PatchTransformer:
+    """Codes -> features of the spectral head: (B, N, code_dim) -> (B, N, dim)."""
+    block = _block(dim, heads, 4.0, True, False, 0.0, 0.0, 0.0)
+    return PatchTransformer(nn.Linear(code_dim, dim), dim, depth, max_patches, block)
+
+
+def _block(
+    dim: int, heads: int, mlp_ratio: float, bias: bool, qk_norm: bool, layer_scale: float,
+    drop: float, attn_drop: float,
+) -> Callable[[float], Block]:  # fmt: skip
+    return lambda rate: Block(dim, heads, mlp_ratio, bias, qk_norm, layer_scale, drop, attn_drop, rate)
