@@ -14,6 +14,9 @@ import pyarrow as pa
 from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
+from datasets.index import Index, build
+from datasets.schema import Corpus, open_corpus
+from datasets.windows import WindowSpec
 from finetune.encoder import BundleEncoder
 
 TASK_WINDOWS = 256  # windows a Ray task: some 10 MB of prepared samples at 240 s
@@ -142,16 +145,23 @@ def _from_npz(
 
 
 class _Actor:
-    """A Ray Data actor: planned rows of an index → their vectors."""
+    """A Ray Data actor: one task (the places of some windows) → their vectors."""
 
-    def __init__(self, bundle: str, mode: str, index: Any) -> None:
-        self.encoder, self.index = BundleEncoder(bundle, mode, threads=1), index
+    def __init__(self, bundle: str, mode: str, corpus: Corpus, spec: WindowSpec) -> None:
+        self.encoder, self.corpus, self.spec = BundleEncoder(bundle, mode, threads=1), corpus, spec
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        rows = np.concatenate([np.asarray(r) for r in batch["rows"]])
-        prepared = self.index.load(rows)[self.encoder.modality]
-        step = self.encoder.samples_step
-        return {"row": rows, "embedding": self.encoder(prepared[..., : prepared.shape[-1] // step * step])}
+        task = {name: np.asarray(column[0]) for name, column in batch.items()}
+        rows = task.pop("rows")
+        prepared = Index(self.corpus, self.spec, pa.table(task)).load(np.arange(len(rows)))
+        x, step = prepared[self.encoder.modality], self.encoder.samples_step
+        return {"row": rows, "embedding": self.encoder(x[..., : x.shape[-1] // step * step])}
+
+
+def _task(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Where these rows of the index lie: all that an actor needs, so that no actor holds the whole index."""
+    part = index.table.take(pa.array(rows))
+    return {"rows": rows, **{c: part[c].to_numpy() for c in ("shard", "group", "row", "offset_s")}}
 
 
 def _from_corpus(
@@ -164,9 +174,6 @@ def _from_corpus(
     actors: int,
 ) -> dict[str, Any]:
     from cluster.session import data_context, session
-    from datasets.index import build
-    from datasets.schema import open_corpus
-    from datasets.windows import WindowSpec
 
     encoder, corpus = BundleEncoder(bundle, mode), open_corpus(input)
     window_s = encoder.window_s if window_s is None else window_s
@@ -181,11 +188,11 @@ def _from_corpus(
         if not len(rows):
             reasons = ", ".join(f"{r} {n}" for r, n in sorted(refused.items())) or "no stretch is long enough"
             raise PlethoraError(f"{input}: no window of {window_s:g} s can be embedded ({reasons})")
-        tasks = [{"rows": rows[i : i + TASK_WINDOWS]} for i in range(0, len(rows), TASK_WINDOWS)]
+        tasks = [_task(index, rows[i : i + TASK_WINDOWS]) for i in range(0, len(rows), TASK_WINDOWS)]
         data_context()
         found = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             _Actor,
-            fn_constructor_args=(encoder.bundle.uri, encoder.mode, index),
+            fn_constructor_args=(encoder.bundle.uri, encoder.mode, corpus, spec),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(tasks))),
         )

@@ -95,8 +95,7 @@ def _bland_altman(
     ):  # fmt: skip
         axis.axhline(value, color=INK, lw=1, ls=dash)
         axis.annotate(
-            f"{text} {value:+.2f}", (1.0, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-            fontsize=9, bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1},
+            f"{text}\n{value:+.2f}", (1.01, value), xycoords=("axes fraction", "data"), va="center", fontsize=9,
         )  # fmt: skip
     axis.set(
         xlabel=f"mean of true and predicted, {unit}",

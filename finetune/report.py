@@ -4,6 +4,12 @@
 
 from typing import Any
 
+SPOKEN = {
+    "untrained": "the same encoder untrained",
+    "handcrafted": "handcrafted features",
+    "demographics": "demographics alone",
+    "mean": "predicting the mean",
+}
 NAMES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson"}
 
 
@@ -40,7 +46,7 @@ def verdicts(results: dict[str, Any]) -> list[str]:
     for name, row in rows.items():
         if name == "encoder":
             continue
-        label = row["label"][0].lower() + row["label"][1:]
+        label = SPOKEN[name]
         if name not in results["differences"]:
             said.append(f"Not compared with {label}: {row['note']}.")
             continue

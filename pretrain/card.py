@@ -18,9 +18,7 @@ BUNDLE = Path(".")  # the folder that holds this README
 {constants}
 
 def prepare(raw, rate, want):
-    """Raw (samples,) or (windows, samples) at `rate` Hz, any unit -> (windows, 1, n) float32 for the
-    network.
-    """
+    """Raw (samples,) or (windows, samples) at `rate` Hz -> (windows, 1, n) float32 for the network."""
     x = np.atleast_2d(np.asarray(raw, dtype=np.float64))
     seconds, step = x.shape[-1] / rate, want["multiple_s"]
     top = want["band"][1] if want["band"] else want["rate"] / 2
@@ -101,7 +99,8 @@ def _constant(name: str) -> str:
 
 
 def _literal(want: dict[str, Any]) -> str:
-    lines = "".join(f"    {json.dumps(k)}: {v!r},\n" for k, v in want.items())
+    shown = {k: json.dumps(v) if isinstance(v, str) else repr(v) for k, v in want.items()}
+    lines = "".join(f"    {json.dumps(k)}: {v},\n" for k, v in shown.items())
     return "{\n" + lines + "}\n"
 
 

@@ -112,7 +112,8 @@ def make_bundle(
     net = Tiny(Tiny.Config(dim=dim), 0).modules()["net"].eval().tune()
     torch.onnx.export(
         net, (torch.zeros(2, 1, 500),), str(folder / "ppg.onnx"), input_names=["ppg"],
-        output_names=["embedding"], dynamic_axes={"ppg": {0: "batch", 2: "samples"}, "embedding": {0: "batch"}}, dynamo=False,
+        output_names=["embedding"], dynamo=False,
+        dynamic_axes={"ppg": {0: "batch", 2: "samples"}, "embedding": {0: "batch"}},
     )  # fmt: skip
     save_file({f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
     config = {

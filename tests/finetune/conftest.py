@@ -1,0 +1,24 @@
+"""One synthetic corpus and one tiny bundle for all tests of this folder."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.finetune import tiny
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """12 people, 36 minutes, with planted gaps and flat lines."""
+    from datasets.synthetic import synthesize
+
+    out = str(tmp_path_factory.mktemp("corpus") / "synthetic")
+    synthesize(out, hours=0.6, subjects=12, seed=1, rates={"ppg": 125.0})
+    return out
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bundle that saw nobody of that corpus (its lineage names real people only)."""
+    folder = tmp_path_factory.mktemp("bundle")
+    return tiny.make_bundle(folder / "files", str(folder / "run" / "bundle"))
