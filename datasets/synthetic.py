@@ -51,7 +51,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.rates) - set(RATES))
-        shares = {k: getattr(self, k) for k in ("motion", "gaps", "flats", "clips", "af", "ectopy")}
+        shares = [getattr(self, k) for k in ("motion", "gaps", "flats", "clips")]
+        ill = (self.af, self.ectopy)
         wrong = [
             (not (math.isfinite(self.hours) and self.hours > 0), "hours must be above 0"),
             (self.subjects < 1, "subjects must be at least 1"),
@@ -63,7 +64,8 @@ class Recipe:
             ),
             (self.wavelengths not in (1, 2), "wavelengths must be 1 or 2"),
             (self.noise < 0, "noise must not be negative"),
-            (any(not 0 <= s <= 0.5 for s in shares.values()), "shares must lie between 0 and 0.5"),
+            (any(not 0 <= s <= 0.5 for s in shares), "shares of time must lie between 0 and 0.5"),
+            (min(ill) < 0 or sum(ill) > 1, "af and ectopy are shares of people: 0 to 1, together at most 1"),
         ]
         for is_wrong, message in wrong:
             if is_wrong:
