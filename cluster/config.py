@@ -189,7 +189,10 @@ def _explained(
 ) -> PlethoraError:
     seen: list[Keys] = []
     lines: list[str] = []
-    for problem in error.errors(include_url=False):
+    # a misspelled key often leaves a missing one: it comes first
+    for problem in sorted(
+        error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden"
+    ):
         keys = _keys(problem, data)
         # a union fails once a branch, at the value or within it: the first branch says enough
         if not any(keys[: len(known)] == known or known[: len(keys)] == keys for known in seen):

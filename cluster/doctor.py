@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from cluster import storage
 from cluster.errors import PlethoraError, user_message
-from cluster.session import GIB, ROOT, memory_bytes, object_store_bytes, session
+from cluster.session import GIB, ROOT, memory_bytes, object_store_bytes, session, token_path
 
 Status = Literal["ok", "warn", "fail"]
 BUILD_S = 600  # DeepSpeed's extension takes some two minutes to build: an older lock was left behind
@@ -252,7 +252,7 @@ def ray_tokens() -> Check:
         )
     if os.environ.get("RAY_AUTH_TOKEN"):
         return Check(name, "ok", "a token is in the environment")
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    path = token_path()
     if not path.is_file():
         if os.environ.get("RAY_ADDRESS"):
             return Check(name, "fail", "no token for the cluster at RAY_ADDRESS", "set its RAY_AUTH_TOKEN")
@@ -281,40 +281,44 @@ def store(uri: str) -> Check:
     """Reach and rights: put, get (s3fs's client and pyarrow), list, conditional put and delete of a probe."""
     base = storage.normalise(uri)
     probe = storage.join(base, f".plethora-doctor-{secrets.token_hex(4)}")
-    plain, mark = storage.join(probe, "a"), storage.join(probe, "mark")
-    steps: dict[str, Callable[[], bool]] = {
-        "put": lambda: storage.write_bytes(plain, b"probe") is None,
-        "get": lambda: storage.read_bytes(plain) == b"probe",
-        "get through pyarrow": lambda: _read_by_pyarrow(plain) == b"probe",
-        "list": lambda: storage.listing(probe) == ["a"],
-        "conditional put": lambda: (
-            storage.write_exclusive(mark, b"1") and not storage.write_exclusive(mark, b"2")
-        ),
-        "delete": lambda: storage.delete(probe) is None and storage.listing(probe) == [],
-    }
     started = time.monotonic()
-    for step, works in steps.items():
-        try:
-            said = "" if works() else f"{base}: the store does not do as asked"
-        except PlethoraError as error:
-            said = str(error)
-        if said:
-            with contextlib.suppress(PlethoraError):
-                storage.delete(probe)
-            remedy = "mend that and ask again"
-            if step == "conditional put":
-                remedy = (
-                    "two writers of one mark could both win: use a store that honours If-None-Match on PUT"
-                )
-            return Check("storage", "fail", f"{step}: {said}", remedy)
+    steps: list[str] = []
+    try:
+        steps.extend(_probing(probe))
+    except PlethoraError as error:
+        with contextlib.suppress(PlethoraError):
+            storage.delete(probe)
+        return Check("storage", "fail", f"{steps[-1]}: {error}", "mend that and ask again")
     spent = (time.monotonic() - started) * 1000
     return Check("storage", "ok", f"{base}: {', '.join(steps)} ({spent:.0f} ms)")
 
 
-def _read_by_pyarrow(uri: str) -> bytes:
-    files, path = storage.filesystem(uri)
-    with storage.clear_errors(uri), files.open_input_stream(path) as stream:
-        return stream.read()
+def _probing(probe: str) -> Iterator[str]:
+    """Names each step before it is done; PlethoraError where the store fails or answers wrongly."""
+    plain, mark = storage.join(probe, "a"), storage.join(probe, "mark")
+    wrong = PlethoraError(f"{probe}: what comes back is not what was written: use another store")
+    yield "put"
+    storage.write_bytes(plain, b"probe")
+    yield "get"
+    if storage.read_bytes(plain) != b"probe":
+        raise wrong
+    yield "get through pyarrow"
+    files, path = storage.filesystem(plain)
+    with storage.clear_errors(plain), files.open_input_stream(path) as stream:
+        if stream.read() != b"probe":
+            raise wrong
+    yield "list"
+    if storage.listing(probe) != ["a"]:
+        raise wrong
+    yield "conditional put"
+    if not storage.write_exclusive(mark, b"1") or storage.write_exclusive(mark, b"2"):
+        raise PlethoraError(
+            f"{mark}: two writers of it can both win: use a store that honours If-None-Match on PUT"
+        )
+    yield "delete"
+    storage.delete(probe)
+    if storage.listing(probe):
+        raise wrong
 
 
 def ray_start() -> Check:

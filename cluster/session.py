@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
+CONNECT_S = 10
+STARTS = 3
 BLOCK_BYTES = 128 * 2**20
 
 # Read by Ray when it is imported or started, in this process and in those that it starts.
@@ -24,6 +28,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",  # infra/runtime_env.yaml names them itself
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a GPU share need not see a warning about it
 }
 
@@ -50,8 +55,9 @@ def session(workers: int = 0, actors: int = 2, gpu: float = 0) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    if os.environ.get("RAY_ADDRESS"):
-        _join(ray)
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address not in ("", "local"):
+        _join(ray, address)
     else:
         _start(ray, workers, actors)
     try:
@@ -89,20 +95,41 @@ class _Drop(logging.Filter):
         return not str(record.msg).startswith(self.start)
 
 
-def _join(ray: Any) -> None:
+def token_path() -> Path:
+    """Where Ray looks for its token when RAY_AUTH_TOKEN does not hold it."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+
+
+def _join(ray: Any, address: str) -> None:
+    # Ray turns tokens on by itself for a cluster that it starts, and not for one that it joins; ray has been
+    # imported and has read its settings, so that setting RAY_AUTH_MODE now would come too late.
+    from ray._private.authentication.authentication_token_setup import (
+        maybe_enable_token_auth_if_token_available as enable_tokens,
+    )
+
+    enable_tokens(warn_if_disabled=False)
     inside_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     try:
+        _reach(address)
         ray.init(
+            address=address,
             runtime_env=None if inside_a_job else runtime_env(),
             logging_level=logging.WARNING,
             log_to_driver=_wants_worker_logs(),
         )
-    except (ConnectionError, RuntimeError, TimeoutError, ray.exceptions.AuthenticationError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PlethoraError(
-            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: cannot join this cluster "
-            f"({(str(error) or type(error).__name__).splitlines()[0]}): check the address, that it "
-            "runs, and RAY_AUTH_TOKEN; or unset RAY_ADDRESS to work locally"
+            f"RAY_ADDRESS={address}: cannot join this cluster ({reason}): check the address, "
+            "that it runs, and its token (RAY_AUTH_TOKEN); or unset RAY_ADDRESS to work locally"
         ) from error
+
+
+def _reach(address: str) -> None:
+    """OSError when nobody listens at ``host:port``: Ray itself would retry, then end this process."""
+    found = re.fullmatch(r"(?:ray://)?([^/:]+|\[.*\]):(\d+)", address)
+    if found:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_S).close()
 
 
 def _start(ray: Any, workers: int, actors: int) -> None:
@@ -110,14 +137,26 @@ def _start(ray: Any, workers: int, actors: int) -> None:
     # Workers inherit it: they find our packages (and our `datasets` first) whatever folder the driver is in.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     try:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, workers + actors + 1),
-            object_store_memory=object_store_bytes(),
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            log_to_driver=_wants_worker_logs(),
-        )
+        for attempt in range(STARTS):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=max(os.cpu_count() or 1, workers + actors + 1),
+                    object_store_memory=object_store_bytes(),
+                    include_dashboard=False,
+                    logging_level=logging.WARNING,
+                    log_to_driver=_wants_worker_logs(),
+                )
+                break
+            except Exception as error:  # Ray raises no narrower class when its own 30 s are not enough
+                if "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
+                if attempt == STARTS - 1:
+                    raise PlethoraError(
+                        "Ray did not start in three tries of 30 s: end other programs, or look into "
+                        "/tmp/ray/session_latest/logs"
+                    ) from error
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]

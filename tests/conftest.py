@@ -15,7 +15,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BUCKET = "plethora"
-_POLICY = '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}'
+_POLICY = (
+    '{"Version": "2012-10-17", '
+    '"Statement": [{"Effect": "Allow", "Action": ["s3:*", "iam:*"], "Resource": "*"}]}'
+)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +42,7 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def _moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A moto server that checks keys and signatures, with one user who may do everything in S3."""
+    """A moto server that checks keys and signatures, with one user who may do everything."""
     boto3 = pytest.importorskip("boto3")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
