@@ -95,7 +95,8 @@ def _bland_altman(
     ):  # fmt: skip
         axis.axhline(value, color=INK, lw=1, ls=dash)
         axis.annotate(
-            f"{text}\n{value:+.2f}", (1.01, value), xycoords=("axes fraction", "data"), va="center", fontsize=9,
+            f"{text}\n{value:+.2f}", (1.01, value), xycoords=("axes fraction", "data"),
+            va="center", fontsize=9,
         )  # fmt: skip
     axis.set(
         xlabel=f"mean of true and predicted, {unit}",

@@ -1,7 +1,5 @@
 """One synthetic corpus and one tiny bundle for all tests of this folder."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.finetune import tiny

@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster import storage
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus, waveform
 from finetune.embed import embed
 from finetune.encoder import BundleEncoder
+from tests.finetune import tiny
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_an_existing_file_is_replaced_only_by_force(
 ) -> None:
     out = tmp_path / "e.parquet"
     out.write_bytes(b"mine")
-    with pytest.raises(PlethoraError, match="exists.*--force"):
+    with pytest.raises(PlethoraError, match=r"exists.*--force"):
         embed(bundle, str(arrays[0]), str(out))
     assert out.read_bytes() == b"mine"
     embed(bundle, str(arrays[0]), str(out), force=True)
@@ -141,3 +143,17 @@ def test_windows_that_the_encoder_cannot_take_are_refused(
         embed(bundle, str(arrays[0]), out, window_s=40)
     with pytest.raises(PlethoraError, match="--hop-s 0"):
         embed(bundle, str(arrays[0]), out, hop_s=0)
+
+
+def test_bundle_and_output_may_lie_in_a_bucket(
+    moto: dict[str, str], arrays: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    uri = tiny.make_bundle(tmp_path / "files", "s3://plethora/run/bundle")
+    out = "s3://plethora/vectors/e.parquet"
+    embed(uri, str(arrays[0]), out)
+    with pytest.raises(PlethoraError, match="exists"):
+        embed(uri, str(arrays[0]), out)
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(out)))
+    expected = BundleEncoder(uri).embed(arrays[1][:, None], 125)
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), expected, atol=1e-6)
