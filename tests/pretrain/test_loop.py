@@ -1,0 +1,128 @@
+"""Whole runs of the loop on real Ray Train, DeepSpeed and storage, with a toy recipe."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from cluster import bundle
+from cluster.errors import PlethoraError
+from pretrain import driver
+from pretrain.config import RunConfig
+from tests.datasets.test_stream import write_corpus
+
+RECIPE = "tests.pretrain.toy:Toy"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("runs")
+    write_corpus(home / "a", shards=2, rows=6)
+    write_corpus(home / "b", shards=1, rows=4, first=20)
+    return home
+
+
+def run(home: Path, name: str, **more: Any) -> RunConfig:
+    settings: dict[str, Any] = {
+        "recipe": RECIPE,
+        "corpus": {str(home / "a"): 0.75, str(home / "b"): 0.25},
+        "storage": str(home / "storage"),
+        "name": name,
+        "steps": 24,
+        "batch": 16,
+        "micro_batch": 4,
+        "workers": 2,
+        "optim": {"lr": 0.03, "warmup_steps": 2},
+        "split": {"val": 0.2, "test": 0.2},
+        "validate_every": 10,
+        "checkpoint_every": 6,
+        "log_every": 4,
+    }
+    return RunConfig.model_validate(settings | more)
+
+
+@pytest.fixture(scope="module")
+def unbroken(ray_session, home) -> dict:
+    return driver.launch(run(home, "unbroken"))
+
+
+def lines(home: Path, name: str) -> list[dict]:
+    text = (home / "storage" / name / "telemetry" / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_run_ends_in_a_bundle_that_verifies(unbroken) -> None:
+    assert bundle.verify(unbroken["bundle"])["kind"] == "encoder"
+    history = bundle.open(unbroken["bundle"]).metrics["history"]
+    assert [h["step"] for h in history] == [1, 10, 20, 24]
+    assert history[-1]["loss/net"] < 0.5 * history[0]["loss/net"]
+
+
+def test_lineage_names_every_subject_of_training_and_validation_and_no_other(unbroken, home) -> None:
+    from datasets.schema import open_corpus
+    from datasets.split import Split, assign
+
+    for corpus in bundle.open(unbroken["bundle"]).lineage["corpora"]:
+        opened = open_corpus(corpus["uri"])
+        subjects = {
+            s
+            for shard in range(len(opened.shards))
+            for group in range(len(opened.shards[shard]["row_groups"]))
+            for s in opened.read_row_group(shard, group, ["subject"])["subject"].to_pylist()
+        }
+        split = Split(val=0.2, test=0.2)
+        assert set(corpus["subjects"]) == {s for s in subjects if assign(s, split) != "test"}
+
+
+def test_telemetry_has_each_step_once(unbroken, home) -> None:
+    assert [line["step"] for line in lines(home, "unbroken")] == [1, 4, 8, 10, 12, 16, 20, 24]
+    assert "train/data_wait" in lines(home, "unbroken")[-1]
+
+
+def test_a_run_whose_worker_failed_goes_on_by_itself_to_the_same_weights_bit_by_bit(unbroken, home) -> None:
+    mark = home / "failed"
+    method = {"fail_at": 15, "fail_mark": str(mark)}
+    broken = driver.launch(run(home, "broken", method=method))
+    assert mark.exists()
+    a, b = (load_file(bundle.open(x["bundle"]).path("model.safetensors")) for x in (unbroken, broken))
+    assert a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
+    seen = [bundle.open(x["bundle"]).lineage["windows_seen"] for x in (unbroken, broken)]
+    assert seen[0] == seen[1] and sum(seen[0].values()) == 24 * 16
+    assert [line["step"] for line in lines(home, "broken")] == [1, 4, 8, 10, 12, 16, 20, 24]
+
+
+def test_a_run_that_goes_non_finite_stops_with_one_line_and_names_the_windows(ray_session, home) -> None:
+    with pytest.raises(PlethoraError, match="stopped at step 9: 3 steps in a row had a non-finite"):
+        driver.launch(run(home, "nan", method={"nan_from": 6}, max_nonfinite=3, engine={"zero_stage": 0}))
+    named = json.loads((home / "storage" / "nan" / "telemetry" / "nonfinite-6.json").read_text())
+    assert len(set(named["windows"])) == 16
+    assert not (home / "storage" / "nan" / "bundle").exists()
+
+
+def test_an_existing_run_is_not_overwritten(unbroken, home) -> None:
+    with pytest.raises(PlethoraError, match="run unbroken exists"):
+        driver.launch(run(home, "unbroken"))
+
+
+def test_resuming_a_finished_run_changes_nothing(unbroken, home) -> None:
+    assert driver.launch(run(home, "unbroken"), resume=True)["bundle"] == unbroken["bundle"]
+
+
+def test_a_missing_corpus_is_one_clear_line(ray_session, home) -> None:
+    with pytest.raises(PlethoraError, match=r"no corpus at .*nowhere"):
+        driver.launch(run(home, "x", corpus=str(home / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"batch": 15}, "batch = 15 does not divide over workers = 2"),
+        ({"micro_batch": 3}, "micro_batch = 3 does not divide a worker's share of 8 windows"),
+        ({"steps": None}, "give either steps or epochs"),
+    ],
+)
+def test_a_run_file_that_cannot_work_says_why(home, more: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        run(home, "x", **more)

@@ -1,0 +1,80 @@
+"""A recipe from outside our packages, small enough to train in a test; it can be told to fail once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cluster.config import Config
+from datasets.windows import Signal, WindowSpec
+from pretrain.recipe import Encoder, Mode, StepResult
+
+
+class ToyConfig(Config):
+    fail_at: int = -1  # raise once at this step
+    fail_mark: str = ""  # a file that says that it was done
+    nan_from: int = 10**9  # every loss from this step on is NaN
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Conv1d(1, 8, 10, stride=10)
+        self.decode = nn.ConvTranspose1d(8, 1, 10, stride=10)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.dropout(torch.tanh(self.encode(x))))
+
+
+class Pooled(nn.Module):
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.encode = net.encode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.encode(x / 1000)).mean(dim=-1)
+
+
+class Toy:
+    Config = ToyConfig
+
+    def __init__(self, config: ToyConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+
+    def windows(self) -> WindowSpec:
+        return WindowSpec(signals=(Signal(modality="ppg", rate=10.0),), window_s=10.0)
+
+    def modules(self) -> dict[str, nn.Module]:
+        torch.manual_seed(self.seed)
+        return {"net": Net()}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return {}
+
+    def losses(
+        self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module], batch: dict, step: int
+    ) -> StepResult:
+        mark = Path(self.config.fail_mark)
+        if step == self.config.fail_at and torch.is_grad_enabled() and not mark.exists():
+            mark.touch()
+            raise RuntimeError("planted failure")
+        x = batch["ppg"] / 1000
+        loss = ((modules["net"](x) - x) ** 2).mean()
+        if step >= self.config.nan_from and torch.is_grad_enabled():
+            loss = loss * torch.nan
+        return StepResult(losses={"net": loss}, counts={"windows": torch.tensor([float(len(x))])})
+
+    def summary(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        return {"windows": float(counts["windows"][0])}
+
+    def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
+        net = modules["net"]
+        assert isinstance(net, Net)
+        inputs = [{"name": "ppg", "modality": "ppg", "rate": 10.0, "channels": 1}]
+        mode = Mode(Pooled(net), inputs, dim=8, min_samples=10, step_samples=10, max_samples=100)
+        about = {"rate": 10.0, "band": None, "order": 2, "kind": "none", "window_s": 10.0, "min_s": 1.0}
+        return Encoder(
+            {"ppg": mode}, "encoder", {"ppg": about | {"short": "refuse", "normalise": "none", "unit": "any"}}
+        )
