@@ -8,9 +8,12 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from cluster.errors import PlethoraError
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 CONNECT_S = 10
-STARTS = 3
+STARTS = 5
 BLOCK_BYTES = 128 * 2**20
 
 # Read by Ray when it is imported or started, in this process and in those that it starts.
@@ -137,7 +140,8 @@ def _start(ray: Any, workers: int, actors: int) -> None:
     # Workers inherit it: they find our packages (and our `datasets` first) whatever folder the driver is in.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     try:
-        for attempt in range(STARTS):
+        for attempt in range(1, STARTS + 1):
+            others = set(_children())
             try:
                 ray.init(
                     address="local",
@@ -148,20 +152,35 @@ def _start(ray: Any, workers: int, actors: int) -> None:
                     log_to_driver=_wants_worker_logs(),
                 )
                 break
-            except Exception as error:  # Ray raises no narrower class when its own 30 s are not enough
+            except Exception as error:  # Ray raises no narrower class
                 if "timed out during startup" not in str(error):
                     raise
                 ray.shutdown()
-                if attempt == STARTS - 1:
+                _end([child for child in _children() if child not in others])
+                if attempt == STARTS:
                     raise PlethoraError(
-                        "Ray did not start in three tries of 30 s: end other programs, or look into "
+                        f"Ray did not start in {STARTS} tries: end other programs, or look into "
                         "/tmp/ray/session_latest/logs"
                     ) from error
+                # its 15 s and 30 s limits are fixed in its code, and a busy machine exceeds them
+                print("Ray did not come up in 30 s, the machine is busy: trying again", file=sys.stderr)
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """End what a failed start left running: Ray itself would only at the exit of this process."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
 
 
 def _wants_worker_logs() -> bool:

@@ -50,7 +50,8 @@ import timm, peft, deepspeed, ray.data, ray.train, vector_quantize_pytorch, torc
 
 torch.manual_seed(0)
 vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=32, depth=2, num_classes=3)
-net = peft.get_peft_model(vit, peft.LoraConfig(r=4, lora_alpha=8, target_modules=r".*blocks\\.\\d+\\.attn\\.(qkv|proj)"))
+where = r".*blocks\\.\\d+\\.attn\\.(qkv|proj)"
+net = peft.get_peft_model(vit, peft.LoraConfig(r=4, lora_alpha=8, target_modules=where))
 before = {name: value.detach().clone() for name, value in net.named_parameters()}
 optimizer = torch.optim.SGD([value for value in net.parameters() if value.requires_grad], lr=0.5)
 for _ in range(2):

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster import session as sessions
+from cluster.errors import PlethoraError
 from cluster.session import ROOT, data_context, object_store_bytes, runtime_env, scaling, session
 
 
@@ -51,9 +53,33 @@ def test_more_gpus_than_there_are_is_one_clear_line_and_ends_what_was_started(ra
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: resources.gpu = 64 for 2 workers needs 128 GPUs, Ray has ")
-    assert done.stderr.count("\n") == 1, "starting Ray writes nothing else to the terminal"
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Ray did not come up in 30 s")]
+    assert len(said) == 1, "starting Ray writes nothing else to the terminal"
+    assert said[0].startswith("error: resources.gpu = 64 for 2 workers needs 128 GPUs, Ray has ")
     assert done.stdout == ""
+
+
+def test_a_start_that_fails_leaves_no_process_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Busy:
+        """A Ray that leaves a process behind and times out, twice."""
+
+        def init(self, **_: Any) -> None:
+            if len(started) < 2:
+                started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+                raise Exception("The current node timed out during startup. This could happen because")
+
+        def shutdown(self) -> None:
+            pass
+
+    sessions._start(Busy(), workers=1, actors=1)
+    assert len(started) == 2
+    assert not any(psutil.pid_exists(process.pid) for process in started)
+    monkeypatch.setattr(sessions, "STARTS", 1)
+    started.clear()
+    with pytest.raises(PlethoraError, match="did not start in 1 tries"):
+        sessions._start(Busy(), workers=1, actors=1)
 
 
 JOIN = """
