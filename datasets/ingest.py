@@ -49,7 +49,7 @@ def ingest(descriptor_path: str | Path, root: str, out: str, force: bool = False
         return _already(there, about, out)
     tasks = plan(sources, key, descriptor.id_space)
     work = functools.partial(_work, files.uri, out, descriptor)
-    reports = jobs.run(work, tasks, f"ingest {descriptor.name}")
+    reports = jobs.run(work, tasks, f"ingest {descriptor.name}", len(sources))
     manifest, problems = assemble.finish(out, reports, about)
     return summary(manifest, out, problems)
 
@@ -124,10 +124,10 @@ def _already(manifest: dict, about: dict[str, Any], out: str) -> dict[str, Any]:
     return summary(manifest, out, already=True)
 
 
-def _work(root: str, out: str, descriptor: Descriptor, task: Task) -> ShardReport:
+def _work(root: str, out: str, descriptor: Descriptor, task: Task, tick: jobs.Tick) -> ShardReport:
     modalities = [m for m in schema.MODALITIES if m in descriptor.signals]
     entries = _entries(root, descriptor, task)
-    return write_shard(out, task.index, entries, modalities, descriptor.limits, descriptor.segment_s)
+    return write_shard(out, task.index, entries, modalities, descriptor.limits, descriptor.segment_s, tick)
 
 
 def _entries(root: str, descriptor: Descriptor, task: Task) -> Iterator[Entry]:

@@ -76,6 +76,11 @@ class Recipe:
         """Length of each person's recording."""
         return max(1, round(self.hours * 3600 / self.subjects))
 
+    @property
+    def records(self) -> int:
+        """Records in all: an hour at most each."""
+        return self.subjects * math.ceil(self.seconds / RECORD_S)
+
 
 def synthesize(
     out: str, hours: float, subjects: int, seed: int = 0, force: bool = False, **more: Any
@@ -97,7 +102,7 @@ def synthesize(
         return summary(there, out, already=True)
     tasks = _plan(recipe)
     work = functools.partial(_work, out, recipe)
-    reports = jobs.run(work, tasks, "synthesize", in_process=len(tasks) == 1)
+    reports = jobs.run(work, tasks, "synthesize", recipe.records, in_process=len(tasks) == 1)
     manifest, problems = assemble.finish(out, reports, about)
     return summary(manifest, out, problems)
 
@@ -137,11 +142,11 @@ def _name(recipe: Recipe, person: int) -> str:
     return schema.hash_subject(KEY, ID_SPACE, f"{recipe.seed}/{person}")
 
 
-def _work(out: str, recipe: Recipe, task: tuple[int, tuple[int, ...]]) -> ShardReport:
+def _work(out: str, recipe: Recipe, task: tuple[int, tuple[int, ...]], tick: jobs.Tick) -> ShardReport:
     index, people = task
     modalities = [m for m in schema.MODALITIES if m in recipe.rates]
     entries = (entry for i in people for entry in person_entries(recipe, i))
-    return write_shard(out, index, entries, modalities, Limits(), RECORD_S)
+    return write_shard(out, index, entries, modalities, Limits(), RECORD_S, tick)
 
 
 def person_entries(recipe: Recipe, person: int) -> Iterator[Entry]:

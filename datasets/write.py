@@ -4,7 +4,7 @@ What a shard holds depends on its records alone, so its bytes do, too. `assemble
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -134,8 +134,12 @@ def write_shard(
     modalities: Sequence[str],
     limits: Limits,
     segment_s: float,
+    tick: Callable[[], None] = lambda: None,
 ) -> ShardReport:
-    """Write shard `index` of the corpus at `out` from `entries` (rows of a subject must be contiguous)."""
+    """Write shard `index` of the corpus at `out` from `entries` (rows of a subject must be contiguous).
+
+    `tick` is called after each record.
+    """
     report = ShardReport(index)
     name = f"{schema.SHARDS_DIR}/{index:05d}.parquet"
     columns = schema.row_schema(modalities)
@@ -168,6 +172,7 @@ def write_shard(
                 flush()
             pending.append({"subject": entry.subject, **row})
             weight += _bytes(row)
+        tick()
     flush()
     report.labels = _write_part(out, schema.LABELS_FILE, index, labels, schema.LABELS, _LABEL_ORDER)
     _write_part(out, schema.REJECTS_FILE, index, rejects, schema.REJECTS, _REJECT_ORDER)

@@ -36,9 +36,7 @@ def key(monkeypatch):
 def alone(monkeypatch):
     """Ingest in this process: what is tested does not depend on who runs the tasks."""
     run = jobs.run
-    monkeypatch.setattr(
-        jobs, "run", lambda work, tasks, label, in_process=False: run(work, tasks, label, True)
-    )
+    monkeypatch.setattr(jobs, "run", lambda work, tasks, label, n: run(work, tasks, label, n, True))
 
 
 def rows_of(uri):
@@ -198,7 +196,7 @@ def test_shards_are_the_same_bytes_twice_and_with_any_number_of_workers(ray_sess
     assert first["shards"] == 2
     ingest.ingest(known, str(root), str(tmp_path / "b"))
     run = jobs.run
-    monkeypatch.setattr(jobs, "run", lambda work, tasks, label: run(work, tasks, label, in_process=True))
+    monkeypatch.setattr(jobs, "run", lambda *given: run(*given, in_process=True))
     ingest.ingest(known, str(root), str(tmp_path / "c"))
     a, b, c = (files(tmp_path / name) for name in "abc")
     assert set(a) == {
