@@ -40,6 +40,11 @@ class BundleEncoder:
                 f"{uri}: preprocessing.json says nothing about {self.modality}: publish it again"
             )
         known = self.bundle.preprocessing[self.modality]
+        if known.get("normalise", "none") not in ("none", "in the model"):
+            raise PlethoraError(
+                f"{uri}: preprocessing.json asks for normalisation ({known['normalise']}) outside the "
+                "network, which the bundle contract does not allow: publish it again"
+            )
         band = known.get("band")
         self.signal = Signal(
             modality=self.modality,

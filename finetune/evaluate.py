@@ -38,9 +38,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """Whom of an evaluation corpus pretraining saw. kind: "none", "shared" or "unknown" (never taken for
-    none).
-    """
+    """Whom of an evaluation corpus pretraining saw: kind "none", "shared" or "unknown", and why."""
 
     kind: str
     subjects: frozenset[str] = frozenset()
@@ -66,24 +64,25 @@ def seen_by_pretraining(bundle: bundles.Bundle, corpus: Corpus) -> Seen:
     """Overlap of the bundle's lineage, parents included, with a corpus."""
     subjects: set[str] = set()
     kinds: list[str] = []
-    why: list[str] = []
+    why: list[tuple[str, str]] = []
     for entry, problem in _lineage(bundle, set()):
         if entry is None:
-            kinds, why = [*kinds, "unknown"], [*why, problem]
+            kinds.append("unknown")
+            why.append(("unknown", problem))
             continue
         found = split.overlap(
             entry["subjects"], entry["key_id"], entry["id_space"], entry["subjects_published"], corpus
         )
         kinds.append(found.kind)
         subjects |= found.shared
-        if found.kind == "unknown":
-            why.append(f"{entry['uri']}: {found.why}")
-            if entry["hash"] == corpus.hash:  # the same files: its own names match, whatever they stand for
-                subjects |= set(entry["subjects"])
+        why.append((found.kind, f"{entry['uri']}: {found.why}"))
+        if found.kind == "unknown" and entry["hash"] == corpus.hash:
+            subjects |= set(entry["subjects"])  # the same files: their names match, whatever they stand for
     if not kinds:
-        kinds, why = ["unknown"], ["lineage.json names no corpus"]
+        kinds, why = ["unknown"], [("unknown", "lineage.json names no corpus")]
     kind = next((k for k in ("unknown", "shared") if k in kinds), "none")
-    return Seen(kind, frozenset(subjects), tuple(dict.fromkeys(why)))
+    reasons = dict.fromkeys(reason for of, reason in why if of == kind)
+    return Seen(kind, frozenset(subjects), tuple(reasons))
 
 
 def _lineage(bundle: bundles.Bundle, done: set[str]) -> list[tuple[dict | None, str]]:

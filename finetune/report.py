@@ -100,9 +100,7 @@ def _overlap_lines(overlap: dict[str, Any]) -> list[str]:
     if overlap["kind"] == "unknown":
         lines.append(f"Overlap with pretraining: UNKNOWN ({'; '.join(overlap['why'])})")
     elif overlap["kind"] == "none":
-        lines.append("Overlap with pretraining: none (shown by keyed subject names)")
-    elif not shared:
-        lines.append("Overlap with pretraining: shared")
+        lines.append(f"Overlap with pretraining: none ({'; '.join(overlap['why'])})")
     return lines
 
 

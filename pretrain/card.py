@@ -139,7 +139,7 @@ def _signal(modality: str, known: dict[str, Any]) -> str:
             f"{known.get('filter', 'butterworth')} band-pass {band[0]:g}–{band[1]:g} Hz, "
             f"order {known['order']}, zero-phase, at the native rate (above {2 * band[1]:g} Hz)"
         )
-    steps += [f"resample to {known['rate']:g} Hz", f"normalisation: {known.get('normalise', 'in the model')}"]
+    steps += [f"resample to {known['rate']:g} Hz", "nothing else: the network normalises"]
     unit, short = known.get("unit", "any"), _SHORT[known["short"]]
     return f"- **{modality}**, unit {unit}: {'; then '.join(steps)}. Shorter input is {short}."
 

@@ -90,6 +90,13 @@ def test_vectors_do_not_depend_on_the_batch_and_equal_torch(encoder: BundleEncod
     np.testing.assert_allclose(together[70:71], encoder(x[70:71]), atol=1e-5)
 
 
+def test_a_bundle_that_leaves_normalisation_to_the_reader_breaks_the_contract(tmp_path: Path) -> None:
+    told = {"ppg": tiny.PREPROCESSING["ppg"] | {"normalise": "zscore"}}
+    uri = tiny.make_bundle(tmp_path / "files", str(tmp_path / "bundle"), preprocessing=told)
+    with pytest.raises(PlethoraError, match=r"normalisation \(zscore\) outside the network"):
+        BundleEncoder(uri)
+
+
 def test_an_unknown_mode_names_those_that_are_there(bundle: str) -> None:
     with pytest.raises(PlethoraError, match="no mode 'ecg': it has ppg"):
         BundleEncoder(bundle, "ecg")

@@ -17,8 +17,8 @@ def results(low: float, high: float, **changed: Any) -> dict[str, Any]:
         "task": {"title": "Heart rate", "unit": "bpm", "window_s": 30.0, "pieces": 1,
                  "metrics": ["mae", "rmse", "r2", "pearson"]},
         "bundle": {"uri": "b", "mode": "ppg", "dim": 4}, "corpus": {"uri": "c", "source": "somewhere"},
-        "overlap": {"kind": "none", "why": [], "shared_subjects": 0, "policy": "unseen",
-                    "left_out": {"subjects": 0, "windows": 0}},
+        "overlap": {"kind": "none", "why": ["same key"], "shared_subjects": 0,
+                    "policy": "unseen", "left_out": {"subjects": 0, "windows": 0}},
         "counts": {"subjects": 4, "records": 5, "windows": 60}, "refused": {"no label": 3},
         "protocol": {"folds": 4, "folds_asked": 5, "seed": 0, "draws": 2000, "handcrafted": ["a"],
                      "demographics": ["age"]},
@@ -64,7 +64,7 @@ def test_unknown_overlap_is_never_called_none() -> None:
     overlap = results(-2, -1)["overlap"] | {"kind": "unknown", "why": ["CinC publishes no ids"]}
     text = report.terminal(results(-2, -1, overlap=overlap))
     assert "UNKNOWN (CinC publishes no ids)" in text
-    assert "none (shown" not in text
+    assert "pretraining: none" not in text
 
 
 def test_evaluating_seen_subjects_carries_a_warning() -> None:
