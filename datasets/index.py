@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
+from datasets.join import join
 from datasets.plan import Source
 from datasets.schema import Corpus
 from datasets.split import Split, assign
@@ -21,7 +22,7 @@ SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
         ("group", pa.int32()),  # row group in the shard
-        ("row", pa.int32()),  # row in the row group
+        ("row", pa.int32()),  # row in the row group, as `read` gives it
         ("offset_s", pa.float64()),  # of the window within the row
         ("start_s", pa.float64()),  # of the window within the record
         ("subject", pa.string()),
@@ -114,10 +115,17 @@ def gather(
     places, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)
     for number, (s, sh, g) in enumerate(places.T.tolist()):
         which = np.flatnonzero(inverse.ravel() == number)
-        table = corpora[s].read_row_group(sh, g, spec.columns)
+        table = read(corpora[s], sh, g, spec)
         for modality, x in extract(table, row[which], offset_s[which], spec).items():
             out[modality][which] = x
     return out
+
+
+def read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:
+    """The rows of a row group as `spec` sees them: those with all its modalities, joined across borders that
+    only other modalities make. The index counts rows of this table.
+    """
+    return join(corpus.read_row_group(shard, group, spec.columns), [s.modality for s in spec.signals])
 
 
 def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
@@ -162,10 +170,10 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
     """Verdicts of every window of the row groups named in `batch`."""
     found = []
     for shard, group in zip(batch["shard"].tolist(), batch["group"].tolist(), strict=True):
-        table = corpus.read_row_group(shard, group, spec.columns)
+        table = read(corpus, shard, group, spec)
         usable = np.ones(len(table), bool)
         for sig in spec.signals:
-            channels = table[f"{sig.modality}_channels"].fill_null(0).to_numpy()
+            channels = table[f"{sig.modality}_channels"].to_numpy()
             usable &= channels >= sig.channels
         starts = [
             grid(d, spec) if u else grid(0, spec)

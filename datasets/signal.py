@@ -9,6 +9,9 @@ from scipy import fft, signal
 
 from cluster.config import Config
 from cluster.errors import PlethoraError
+from datasets import zerophase
+
+SHORT = 100  # samples under which a window is filtered by scipy itself: its padding no longer fits
 
 
 class Signal(Config):
@@ -33,9 +36,16 @@ def prepare(x: np.ndarray, native_rate: float, sig: Signal) -> np.ndarray:
     band does not fit under half the native rate.
     """
     y = np.asarray(x, dtype=np.float64)
-    if sig.band is not None:
-        y = bandpass(y, native_rate, sig.band, sig.order)
-    y = resample(y, native_rate, sig.rate)
+    n = y.shape[-1]
+    if sig.band is None:
+        y = resample(y, native_rate, sig.rate)
+    elif n < SHORT:
+        y = resample(bandpass(y, native_rate, sig.band, sig.order), native_rate, sig.rate)
+    else:  # the same, in two transforms
+        _check_band(sig.band, native_rate)
+        band = (float(sig.band[0]), float(sig.band[1]))
+        apply = zerophase.design(float(native_rate), band, sig.order, n, samples(n, native_rate, sig.rate))
+        y = apply(y)
     return np.ascontiguousarray(normalise(y, sig.normalise), dtype=np.float32)
 
 
@@ -46,15 +56,18 @@ def _butterworth(rate: float, band: tuple[float, float], order: int) -> np.ndarr
 
 def bandpass(x: np.ndarray, rate: float, band: tuple[float, float], order: int) -> np.ndarray:
     """Zero-phase Butterworth band-pass of `order` over the last axis (scipy `sosfiltfilt`, odd padding)."""
+    _check_band(band, rate)
+    sos = _butterworth(float(rate), (float(band[0]), float(band[1])), order)
+    # scipy's default padding length, cut to what a very short window can give
+    return signal.sosfiltfilt(sos, x, axis=-1, padlen=min(zerophase.padding(sos), x.shape[-1] - 1))
+
+
+def _check_band(band: tuple[float, float], rate: float) -> None:
     if not 0 < band[0] < band[1] < rate / 2:
         raise PlethoraError(
             f"band {band[0]:g}-{band[1]:g} Hz does not fit a signal of {rate:g} Hz: "
             f"its top must be under {rate / 2:g} Hz; use a source with a higher rate"
         )
-    sos = _butterworth(float(rate), (float(band[0]), float(band[1])), order)
-    # scipy's default padding length, cut to what a very short window can give
-    sections = 2 * len(sos) + 1 - min((sos[:, 2] == 0).sum(), (sos[:, 5] == 0).sum())
-    return signal.sosfiltfilt(sos, x, axis=-1, padlen=min(3 * sections, x.shape[-1] - 1))
 
 
 def resample(x: np.ndarray, rate: float, to: float) -> np.ndarray:

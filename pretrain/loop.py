@@ -18,9 +18,9 @@ from datasets.stream import batches
 from pretrain import checkpoint
 from pretrain.config import RunConfig
 from pretrain.data import open_data
-from pretrain.engine import wrap
+from pretrain.engine import Engine, wrap
 from pretrain.meters import Means, Seen, chunks
-from pretrain.recipe import Recipe, build
+from pretrain.recipe import Recipe, StepResult, build
 from pretrain.schedule import learning_rate
 
 
@@ -64,29 +64,24 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     means, seen = Means(), Seen(state.ledger)
 
     for step in range(state.step, data.steps):
-        windows = []
-        for micro in range(run.accumulation):
+        micros = []
+        for _ in range(run.accumulation):
             with watch.waiting():
-                batch = {name: x.to(device) for name, x in next(stream).items()}
-            seed_dropout(run.seed, step, micro, rank)
-            result = recipe.losses(wrapped, frozen, batch, step)
-            finite = all_finite(result.losses)
-            for name, engine in engines.items():
-                engine.backward(result.losses[name] * finite, last=micro == run.accumulation - 1)
+                micros.append({name: x.to(device) for name, x in next(stream).items()})
+        rates = {
+            name: learning_rate(run.optim_for(name), step, data.steps, data.epoch_steps, run.batch)
+            for name in engines
+        }
+        applied, norms, results = optimize(recipe, engines, frozen, micros, step, rates, run.seed, rank)
+        for batch, result in zip(micros, results, strict=True):
             means.add(result, run.micro)
             seen.add(batch)
-            windows.append(batch["window"])
 
-        applied, rates, norms = True, {}, {}
-        for name, engine in engines.items():
-            rates[name] = learning_rate(run.optim_for(name), step, data.steps, data.epoch_steps, run.batch)
-            stepped, norms[name] = engine.step(rates[name])
-            applied &= stepped
         state.step = step + 1
         state.in_a_row = 0 if applied else state.in_a_row + 1
         state.skipped += not applied
         if not applied:
-            watch.skipped(step, torch.cat(windows))
+            watch.skipped(step, torch.cat([batch["window"] for batch in micros]))
             if state.in_a_row >= run.max_nonfinite:
                 return {"error": stopped(run, step)}
 
@@ -118,6 +113,37 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
 
     uri = publish.publish(run, recipe, weights, data, state.history, state.ledger, watch.plots)
     return {"bundle": uri}
+
+
+def optimize(
+    recipe: Recipe,
+    engines: Mapping[str, Engine],
+    frozen: Mapping[str, nn.Module],
+    micros: list[dict[str, Tensor]],
+    step: int,
+    rates: Mapping[str, float],
+    seed: int,
+    rank: int,
+) -> tuple[bool, dict[str, float], list[StepResult]]:
+    """One optimizer step of every module over this rank's micro-batches.
+
+    Returns (whether every engine applied it, gradient norm by module, one detached result a micro-batch).
+    """
+    wrapped = {name: engine.module for name, engine in engines.items()}
+    results = []
+    for number, batch in enumerate(micros):
+        seed_dropout(seed, step, number, rank)
+        result = recipe.losses(wrapped, frozen, batch, step)
+        finite = all_finite(result.losses)
+        for name, engine in engines.items():
+            engine.backward(result.losses[name] * finite, last=number == len(micros) - 1)
+            result.losses[name] = result.losses[name].detach()  # frees the graph before the next micro-batch
+        results.append(result)
+    applied, norms = True, {}
+    for name, engine in engines.items():
+        stepped, norms[name] = engine.step(rates[name])
+        applied &= stepped
+    return applied, norms, results
 
 
 @torch.no_grad()
@@ -177,7 +203,7 @@ class Watch:
     def __init__(self, run: RunConfig, board: Any, steps: int, rank: int, start: int) -> None:
         self.board, self.steps, self.rank = board, steps, rank
         self.uri = storage.join(run.storage, run.name, "telemetry")
-        self.writer = telemetry.Telemetry(self.uri, start_step=start) if rank == 0 else None
+        self.writer = telemetry.Telemetry(self.uri, start_step=start + 1) if rank == 0 else None
         self.waited, self.windows, self.since = 0.0, 0, time.perf_counter()
         self.shown: dict[str, float] = {}
         self.plots: dict[str, bytes] = {}  # the last validation's figures, PNG
@@ -202,7 +228,7 @@ class Watch:
         if self.writer is not None:
             self.writer.scalars(step, {f"train/{n}": v for n, v in values.items()})
             losses = {n.removeprefix("loss/"): v for n, v in values.items() if n.startswith("loss/")}
-            self.shown |= losses | {"wait": values["data_wait"]}
+            self.shown |= losses | {"data wait": f"{values['data_wait']:.0%}"}
             telemetry.put(self.board, step, self.steps, self.shown)
 
     def validated(self, step: int, values: dict[str, float], figures: Mapping[str, Any]) -> None:
@@ -222,8 +248,11 @@ class Watch:
         dist.all_gather(ids, windows)
         if self.rank == 0:
             named = [f"{i & (2**64 - 1):016x}" for i in torch.cat(ids).tolist()]
-            storage.write_json(storage.join(self.uri, f"nonfinite-{step}.json"), {"step": step, "windows": named})
+            storage.write_json(
+                storage.join(self.uri, f"nonfinite-{step}.json"), {"step": step, "windows": named}
+            )
 
     def close(self) -> None:
         if self.writer is not None:
+            telemetry.put(self.board, self.steps, self.steps, self.shown | {"now": "publishing"})
             self.writer.close()

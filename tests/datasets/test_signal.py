@@ -8,6 +8,7 @@ from scipy import signal as scipy_signal
 
 from cluster.errors import PlethoraError
 from datasets.signal import Signal, bandpass, normalise, periodicity, prepare, resample, samples
+from datasets.zerophase import design
 
 
 @settings(max_examples=40, deadline=None)
@@ -52,6 +53,34 @@ def test_a_batch_equals_its_windows_one_by_one() -> None:
     np.testing.assert_array_equal(
         prepare(x, 125, sig), np.concatenate([prepare(w[None], 125, sig) for w in x])
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rate=st.sampled_from([62.4725, 125.0, 250.0, 500.0]),
+    to=st.sampled_from([40.0, 50.0, 125.0]),
+    seconds=st.sampled_from([2.0, 3.33, 10.0, 61.0]),
+    order=st.sampled_from([1, 2, 3]),
+    band=st.sampled_from([(0.5, 8.0), (0.3, 20.0), (1.0, 5.0)]),
+    seed=st.integers(0, 99),
+)
+def test_two_transforms_equal_sosfiltfilt_and_resample(rate, to, seconds, order, band, seed) -> None:
+    n = round(seconds * rate)
+    x = np.random.default_rng(seed).normal(size=(3, n)).cumsum(-1) + 100
+    sos = scipy_signal.butter(order, band, "bandpass", fs=rate, output="sos")
+    want = scipy_signal.resample(scipy_signal.sosfiltfilt(sos, x), samples(n, rate, to), axis=-1)
+    got = design(rate, band, order, n, want.shape[-1])(x)
+    np.testing.assert_allclose(got, want, atol=1e-7 * np.abs(want).max())
+
+
+def test_a_window_is_the_same_bit_for_bit_whatever_it_is_batched_with() -> None:
+    x = np.random.default_rng(4).normal(size=(13, 1, 7500)).cumsum(-1)
+    apply = design(125.0, (0.5, 8.0), 2, 7500, 3000)
+    whole = apply(x)
+    for part in (1, 2, 5):
+        np.testing.assert_array_equal(
+            np.concatenate([apply(x[i : i + part]) for i in range(0, 13, part)]), whole
+        )
 
 
 def test_a_band_above_half_the_rate_is_refused_by_name() -> None:

@@ -1,0 +1,228 @@
+"""Shards on disk → batches in train workers: MB/s of waveform (int16 as stored), first batch, epochs, memory.
+
+Beside it in the same run: a bare pyarrow scan of the same column in one process (the limit), and a torch
+DataLoader worker that reads the same row groups and cuts the same windows. Windows pass through unfiltered
+(240 s, 125 Hz).
+
+    python -m tests.benchmarks.stream [--mb 240] [--workers 2] [--actors 1] [--epochs 3]
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.session import session
+from datasets import index, stream
+from datasets.plan import Plan
+from datasets.schema import content_hash, open_corpus, row_schema
+from datasets.windows import Signal, WindowSpec
+from tests.benchmarks.table import show
+
+RATE, WINDOW_S, BATCH = 125.0, 240.0, 64
+SPEC = WindowSpec(signals=(Signal(modality="ppg", rate=RATE),), window_s=WINDOW_S)
+ROW_BYTES = round(3600 * RATE * 2)
+WINDOW_BYTES = round(WINDOW_S * RATE * 2)
+
+
+def write_corpus(folder: Path, mb: float) -> str:
+    """Hours of pulse-like noise, laid out as ingest does: 18 rows of an hour a row group, 16 groups a
+    shard.
+    """
+    rng = np.random.default_rng(0)
+    groups = max(1, round(mb * 1e6 / (18 * ROW_BYTES)))
+    (folder / "shards").mkdir(parents=True)
+    base = (3000 * np.sin(np.arange(ROW_BYTES // 2) * 0.06)).astype("<i2")
+    entries = []
+    for shard in range(-(-groups // 16)):
+        path = folder / "shards" / f"{shard:05d}.parquet"
+        sizes = [18] * min(16, groups - 16 * shard)
+        with pq.ParquetWriter(path, row_schema(["ppg"]), compression="zstd", use_dictionary=False) as writer:
+            for group, rows in enumerate(sizes):
+                table = []
+                for row in range(rows):
+                    name = f"{shard * 1000 + group * 20 + row:032x}"
+                    x = (base + rng.integers(-200, 200, len(base), dtype="<i2")).tobytes()
+                    table.append(
+                        {"subject": name, "record": name, "start_s": 0.0, "duration_s": 3600.0, "ppg": x}
+                    )
+                    table[-1] |= {"ppg_rate": RATE, "ppg_scale": 1e-3, "ppg_offset": 0.0, "ppg_channels": 1}
+                writer.write_table(pa.Table.from_pylist(table, row_schema(["ppg"])))
+        entries.append({"path": f"shards/{path.name}", "rows": sum(sizes), "row_groups": sizes})
+    manifest: dict[str, Any] = {"version": 1, "source": "benchmark", "modalities": ["ppg"], "shards": entries}
+    (folder / "corpus.json").write_text(json.dumps(manifest | {"hash": content_hash(manifest)}))
+    return str(folder)
+
+
+def scan(uri: str) -> float:
+    """MB/s of reading the waveform column row group by row group in this process."""
+    corpus, began, done = open_corpus(uri), time.perf_counter(), 0
+    for shard, entry in enumerate(corpus.shards):
+        for group in range(len(entry["row_groups"])):
+            done += corpus.read_row_group(shard, group, ["ppg"])["ppg"].nbytes
+    return done / 1e6 / (time.perf_counter() - began)
+
+
+def dataloader(uri: str) -> float:
+    """MB/s of a torch DataLoader with one worker process: the same windows, batches of `BATCH`, after the
+    first.
+    """
+    import torch
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Windows(IterableDataset):
+        def __iter__(self) -> Iterator[np.ndarray]:
+            corpus = open_corpus(uri)
+            for shard, entry in enumerate(corpus.shards):
+                for group in range(len(entry["row_groups"])):
+                    table = corpus.read_row_group(shard, group, SPEC.columns)
+                    for row in range(len(table)):
+                        x = np.frombuffer(table["ppg"][row].as_buffer(), "<i2")
+                        for start in range(0, len(x) - 29999, 30000):
+                            yield x[start : start + 30000].astype(np.float32) * np.float32(1e-3)
+
+    torch.set_num_threads(1)
+    began, done = 0.0, 0
+    for batch in DataLoader(Windows(), batch_size=BATCH, num_workers=1, prefetch_factor=4):
+        if not began:
+            began = time.perf_counter()
+        else:
+            done += len(batch) * WINDOW_BYTES
+    return done / 1e6 / (time.perf_counter() - began)
+
+
+class Worker:
+    """What a train worker does without the training; torch is imported before the clock starts, as there."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+
+    def consume(self, shard: Any, size: int) -> list[float]:
+        """When each batch came."""
+        return [time.time() for _ in stream.batches(shard, size, 0, 1)]
+
+
+def ours(uri: str, workers: int, actors: int, epochs: float) -> dict[str, float]:
+    """MB/s after the first batch, seconds to the first batch, longest wait at an epoch's end, peak memory in
+    MB.
+    """
+    import ray
+
+    consumers = [ray.remote(num_cpus=1)(Worker).remote() for _ in range(workers)]
+    ray.get([c.__ray_ready__.remote() for c in consumers])
+    began = time.time()
+    found = index.build(open_corpus(uri), SPEC, str(Path(uri) / "cache"))
+    source, shelf = found.source(found.select(None), 1.0)
+    steps = int(len(source) * epochs) // BATCH
+    plan = Plan((source,), 0, BATCH, steps, workers, 0, round(64e6 / SPEC.bytes), SPEC.bytes)
+    shards = stream.dataset(plan, [shelf], SPEC, actors).streaming_split(workers, equal=True)
+    with Peak() as peak:
+        work = zip(consumers, shards, strict=True)
+        seen = ray.get([c.consume.remote(shard, BATCH // workers) for c, shard in work])
+    first, last = max(times[0] for times in seen), max(times[-1] for times in seen)
+    waits = np.diff(seen[0])
+    edges = [round(e * len(source) / BATCH) for e in range(1, int(np.ceil(epochs)))]
+    near = [waits[max(e - 2, 0) : e + 2].max() for e in edges if e < len(waits)]
+    delivered = (steps - 1) * BATCH * WINDOW_BYTES
+    return {
+        "mb_s": delivered / 1e6 / (last - first),
+        "first_s": first - began,
+        "epoch_gap_s": float(max(near, default=0.0)),
+        "longest_wait_s": float(waits.max()),
+        "peak_mb": peak.mb,
+    }
+
+
+class Peak:
+    """Peak memory of this process, the raylet and all below it: proportional set sizes, so shared pages
+    count once.
+    """
+
+    def __enter__(self) -> "Peak":
+        self.mb, self._over = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.3):
+            total = 0
+            for process in [me := psutil.Process(), *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+            self.mb = max(self.mb, total / 1e6)
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--mb", type=float, default=240, help="of the small corpus; the large one has ten times that"
+    )
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--actors", type=int, default=1)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument(
+        "--json", action="store_true", help="accepted for symmetry: JSON is always the last line"
+    )
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="plethora-bench-") as home:
+        print("writing two corpora …", file=sys.stderr)
+        small = write_corpus(Path(home) / "small", given.mb)
+        large = write_corpus(Path(home) / "large", given.mb * 10)
+        with session(given.workers, given.actors) as ray:
+            ray.get(ray.remote(lambda: None).remote())
+            ours(small, given.workers, given.actors, 1.0)  # warm: imports, index, page cache
+            few = ours(small, given.workers, given.actors, given.epochs)
+            index.build(open_corpus(large), SPEC, str(Path(large) / "cache"))
+            many = ours(large, given.workers, given.actors, 1.0)
+        limit = max(scan(large) for _ in range(2))
+        loader = max(dataloader(large) for _ in range(2))
+    few_name, many_name = (
+        f"plethora, {given.mb:g} MB, {given.epochs:g} epochs",
+        f"plethora, {given.mb * 10:g} MB",
+    )
+    rows = [
+        {"what": what, "MB/s": mb_s, "of the scan": mb_s / limit, "first batch s": first, "peak MB": peak}
+        for what, mb_s, first, peak in (
+            ("bare pyarrow scan, 1 process", limit, "", ""),
+            ("torch DataLoader, 1 worker", loader, "", ""),
+            (few_name, few["mb_s"], few["first_s"], few["peak_mb"]),
+            (many_name, many["mb_s"], many["first_s"], many["peak_mb"]),
+        )
+    ]
+    show(
+        f"stream ({given.workers} workers, {given.actors} transform actor(s); longest wait at an epoch's end "
+        f"{few['epoch_gap_s']:.2f} s, anywhere {few['longest_wait_s']:.2f} s)",
+        rows,
+        {
+            "at least 0.4 of the bare scan": many["mb_s"] / limit >= 0.4,
+            "above a DataLoader worker": many["mb_s"] > loader,
+            "first batch within 6 s": few["first_s"] <= 6,
+            "no gap between epochs (under 0.5 s)": few["epoch_gap_s"] < 0.5,
+            "peak memory within 10 % for ten times the corpus": many["peak_mb"] <= 1.1 * few["peak_mb"],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
