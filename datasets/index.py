@@ -4,6 +4,7 @@ hash.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -90,8 +91,9 @@ class Index:
         samples)}.
         """
         part = self.table.take(pa.array(rows))
-        place = [part[c].to_numpy() for c in ("shard", "group", "row", "offset_s")]
-        return gather([self.corpus], np.zeros(len(rows), int), *place, spec=self.spec)
+        shard, group, row, offset_s = (part[c].to_numpy() for c in ("shard", "group", "row", "offset_s"))
+        source = np.zeros(len(rows), int)
+        return gather([self.corpus], source, shard, group, row, offset_s, self.spec)
 
 
 def gather(
@@ -157,10 +159,12 @@ def _scan_all(corpus: Corpus, spec: WindowSpec) -> Iterator[pa.Table]:
     ]
     if not places:
         return
+    scan: Any = _scan  # Ray's annotation does not know functions with arguments
     found = ray.data.from_items(places, override_num_blocks=len(places)).map_batches(
-        _scan, batch_size=None, fn_kwargs={"corpus": corpus, "spec": spec}
+        scan, batch_size=None, fn_kwargs={"corpus": corpus, "spec": spec}
     )
     with progress(len(places), f"index {corpus.uri.rstrip('/').rpartition('/')[2]}", "row group") as bar:
+        batch: Any
         for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
             bar.update(len(set(zip(batch["shard"].to_pylist(), batch["group"].to_pylist(), strict=True))))
             yield batch.cast(SCHEMA)

@@ -108,7 +108,7 @@ def transform(
     for native in np.unique(rate):
         which = np.flatnonzero(rate == native)
         # float32 holds every int16 exactly
-        x = np.stack([cuts[i] for i in which]).astype(np.float32).transpose(0, 2, 1)
+        x = np.stack([cuts[i] for i in which.tolist()]).astype(np.float32).transpose(0, 2, 1)
         x *= scale[which, None, None].astype(np.float32)
         x += offset[which, None, None].astype(np.float32)
         out[which] = prepare(x, float(native), sig)[..., :want]

@@ -15,8 +15,6 @@ from cluster import storage
 from cluster.errors import PlethoraError
 
 if TYPE_CHECKING:
-    import ray.train
-
     from pretrain.engine import Engine
 
 STATE = "loop.json"
@@ -83,15 +81,17 @@ def verify(folder: Path, world: int) -> None:
             )
 
 
-def committed(uri: str) -> "ray.train.Result | None":
-    """The last checkpoint that Ray's controller has committed under a run's folder, with its metrics."""
+def committed(uri: str) -> int | None:
+    """Steps done at the last checkpoint that Ray's controller has committed under a run's folder; None: no
+    such.
+    """
     from ray.train import Result
 
     if not storage.exists(storage.join(uri, "checkpoint_manager_snapshot.json")):
         return None
     filesystem, path = storage.filesystem(uri)
     result = Result.from_path(path, storage_filesystem=filesystem)
-    return result if result.checkpoint is not None else None
+    return result.metrics["step"] if result.checkpoint is not None and result.metrics else None
 
 
 def _sha256(path: Path) -> str:

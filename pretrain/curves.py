@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 
 
 def curves(history: list[dict[str, float]]) -> dict[str, bytes]:
-    """{"validation": PNG} of validations in order ({"step", name: value}), one panel a figure of merit; {} of none."""
+    """{"validation": PNG} of validations in order ({"step", name: value}), a panel a figure; {} of none."""
     if not history:
         return {}
     names = [n for n in history[-1] if n != "step"]

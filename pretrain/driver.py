@@ -33,7 +33,7 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
     if storage.exists(storage.join(bundle, "_COMPLETE")):
         say(f"run {run.name} is complete")
         return {"bundle": bundle, "resumed_from": None}
-    start = done.metrics["step"] if done is not None else 0
+    start = done or 0
 
     with session.session(run.workers, run.stream.actors, run.resources.gpu):
         data = open_data(run, recipe.windows())
@@ -62,16 +62,17 @@ def trainer(run: RunConfig, recipe: Recipe, board: Any) -> Any:
 
     from pretrain.loop import train
 
+    loop: Any = train  # Ray's annotation forgets that the loop may return a value
     spec = recipe.windows()
 
     def planned() -> "ray.data.Dataset":
         done = checkpoint.committed(storage.join(run.storage, run.name))
-        plan, shelves = open_data(run, spec).plan(done.metrics["step"] if done else 0, run.workers)
+        plan, shelves = open_data(run, spec).plan(done or 0, run.workers)
         return stream.dataset(plan, shelves, spec, run.stream.actors)
 
     filesystem, path = storage.filesystem(run.storage)
     return TorchTrainer(
-        train,
+        loop,
         train_loop_config={"run": run.model_dump(), "board": board},
         torch_config=TorchConfig(backend="nccl" if run.resources.gpu else "gloo"),
         scaling_config=session.scaling(run.workers, run.resources.gpu),

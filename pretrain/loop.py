@@ -205,7 +205,7 @@ class Watch:
         self.uri = storage.join(run.storage, run.name, "telemetry")
         self.writer = telemetry.Telemetry(self.uri, start_step=start + 1) if rank == 0 else None
         self.waited, self.windows, self.since = 0.0, 0, time.perf_counter()
-        self.shown: dict[str, float] = {}
+        self.shown: dict[str, Any] = {}
         self.plots: dict[str, bytes] = {}  # the last validation's figures, PNG
 
     def waiting(self) -> Watch:
@@ -228,7 +228,8 @@ class Watch:
         if self.writer is not None:
             self.writer.scalars(step, {f"train/{n}": v for n, v in values.items()})
             losses = {n.removeprefix("loss/"): v for n, v in values.items() if n.startswith("loss/")}
-            self.shown |= losses | {"data wait": f"{values['data_wait']:.0%}"}
+            self.shown |= losses
+            self.shown |= {"data wait": f"{values['data_wait']:.0%}"}
             telemetry.put(self.board, step, self.steps, self.shown)
 
     def validated(self, step: int, values: dict[str, float], figures: Mapping[str, Any]) -> None:

@@ -44,8 +44,9 @@ def write_corpus(folder: Path, shards: int = 3, groups: int = 2, rows: int = 2, 
         entries.append(
             {"path": f"shards/{shard}.parquet", "rows": groups * rows, "row_groups": [rows] * groups}
         )
-    manifest = {"version": 1, "source": "test", "modalities": ["ppg"], "shards": entries, "key_id": f"{first}"}
-    manifest |= dict.fromkeys(("licence", "terms", "citation", "id_space"), "test") | {"subjects_published": True}
+    manifest = {"version": 1, "modalities": ["ppg"], "shards": entries, "key_id": f"{first}"}
+    manifest |= dict.fromkeys(("source", "licence", "terms", "citation", "id_space"), "test")
+    manifest |= {"subjects_published": True}
     (folder / "corpus.json").write_text(json.dumps(manifest | {"hash": content_hash(manifest)}))
     return str(folder)
 

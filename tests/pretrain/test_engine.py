@@ -1,4 +1,4 @@
-"""Engines over a real gloo group of two processes: every ZeRO stage against plain DDP and a hand-written loop."""
+"""Engines over a real gloo group of two processes: every ZeRO stage and DDP against a hand-written loop."""
 
 import os
 import socket
