@@ -155,6 +155,6 @@ def load(name: str) -> type:
 
 
 def build(name: str, method: Mapping[str, Any], seed: int) -> Recipe:
-    """The recipe that ``name`` names, its ``[method]`` table checked. PlethoraError: unknown or wrong keys."""
+    """The recipe that ``name`` names, its ``[method]`` checked. PlethoraError: unknown or wrong keys."""
     found: Any = load(name)
     return found(validate(found.Config, dict(method), "[method]"), seed)
