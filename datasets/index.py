@@ -4,6 +4,7 @@ hash.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from datasets.join import join
 from datasets.plan import Source
 from datasets.schema import Corpus
 from datasets.split import Split, assign
-from datasets.windows import WindowSpec, extract, grid, verdicts
+from datasets.windows import WindowSpec, empty, extract, grid, verdicts
 
 SCHEMA = pa.schema(
     [
@@ -110,22 +111,20 @@ def gather(
 
     Each row group is read once, however its windows are scattered over the order.
     """
-    out = {
-        s.modality: np.empty((len(row), s.channels, round(spec.window_s * s.rate)), np.float32)
-        for s in spec.signals
-    }
+    out = empty(len(row), spec)
     places, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)
     for number, (s, sh, g) in enumerate(places.T.tolist()):
         which = np.flatnonzero(inverse.ravel() == number)
         table = read(corpora[s], sh, g, spec)
-        for modality, x in extract(table, row[which], offset_s[which], spec).items():
-            out[modality][which] = x
+        extract(table, row[which], offset_s[which], spec, out, which)
     return out
 
 
+@lru_cache(maxsize=3)
 def read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:
     """The rows of a row group as `spec` sees them: those with all its modalities, joined across borders that
-    only other modalities make. The index counts rows of this table.
+    only other modalities make. The index counts rows of this table. The last few are kept: two planned blocks
+    that follow each other meet inside a row group.
     """
     return join(corpus.read_row_group(shard, group, spec.columns), [s.modality for s in spec.signals])
 
@@ -212,7 +211,8 @@ def _judge(
     quality, verdict = np.zeros(len(row), np.float32), np.full(len(row), "ok", object)
     for low in range(0, len(row), 64):  # bounds memory: an hour of windows at a time, not a row group
         part = slice(low, low + 64)
-        windows = extract(table, row[part], offset[part], spec)
+        windows = empty(len(row[part]), spec)
+        extract(table, row[part], offset[part], spec, windows, np.arange(len(row[part])))
         for sig in reversed(spec.signals):
             q, v = verdicts(windows[sig.modality], sig, spec)
             verdict[part] = np.where(v == "ok", verdict[part], v)
