@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -148,17 +149,37 @@ def test_a_publish_that_dies_midway_leaves_no_mark_and_can_be_repeated(
     assert storage.listing(uri) == ["_COMPLETE", "f0", "f1", "f2", "f3", "f4"]
 
 
-def _race(arguments: tuple[str, int]) -> bool:
-    uri, number = arguments
-    return storage.write_exclusive(uri, b"%d" % number * 1000)
+RACER = """
+import sys, time
+from pathlib import Path
+from cluster import storage
+uri, number, go = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+storage.exists(uri)  # connected before the start
+print("ready", flush=True)
+while not go.exists():
+    time.sleep(0.001)
+print(int(storage.write_exclusive(uri, b"%d" % number * 1000)))
+"""
 
 
-def test_of_many_writers_of_one_mark_exactly_one_wins_and_its_content_stays(root: str) -> None:
+def test_of_many_writers_of_one_mark_exactly_one_wins_and_its_content_stays(
+    root: str, tmp_path: Path
+) -> None:
     uri = storage.join(root, "mark")
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        won = pool.map(_race, [(uri, number) for number in range(1, 9)], chunksize=1)
-    assert sum(won) == 1
-    assert storage.read_bytes(uri) == b"%d" % (won.index(True) + 1) * 1000
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, uri, str(number), str(tmp_path / "go")],
+            cwd=Path(storage.__file__).parents[1],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(1, 6)
+    ]
+    assert [racer.stdout.readline() for racer in racers if racer.stdout] == ["ready\n"] * 5
+    (tmp_path / "go").touch()
+    won = [racer.communicate(timeout=120)[0].strip() for racer in racers]
+    assert sorted(won) == ["0", "0", "0", "0", "1"]
+    assert storage.read_bytes(uri) == b"%d" % (won.index("1") + 1) * 1000
 
 
 def test_a_mark_that_a_lost_answer_made_us_send_twice_counts_as_ours(moto: dict[str, str]) -> None:
