@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.layers import Block, PatchTransformer, TemporalConv, full_precision, initialise, minmax, patches
+from pretrain.layers import (
+    Block,
+    PatchTransformer,
+    TemporalConv,
+    full_precision,
+    initialise,
+    minmax,
+    patches,
+    sum_over_ranks,
+)
 from pretrain.losses import Distance, distance, spectrum
 from pretrain.quantizer import Quantizer
 
@@ -23,11 +32,17 @@ class Tokens(nn.Module):
     def __init__(
         self, encoder: PatchTransformer, decoder: PatchTransformer, quantizer: Quantizer,
         patch: int, dim: int, decoder_dim: int, code_dim: int,
-        kind: Distance, phase: bool, consistency: float, stop_gradient: bool, noise: float,
+        kind: Distance, phase: bool, centre: bool, noise: float,
+        consistency: float, stop_gradient: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         self.patch, self.kind, self.noise = patch, kind, noise
+        self.centre = centre
         self.consistency, self.stop_gradient = consistency, stop_gradient
+        self.register_buffer("mean_spectrum", torch.zeros(patch))
+        self.register_buffer("spectra_seen", torch.zeros(()))
+        self.mean_spectrum: Tensor
+        self.spectra_seen: Tensor
         self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
         self.to_code = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, code_dim))
         self.to_amplitude = _spectral_head(decoder_dim, patch)
@@ -67,7 +82,7 @@ class Tokens(nn.Module):
             quantised, ids, commitment = F.normalize(z, dim=-1), self.quantizer.codes(z), z.new_zeros(())
         decoded = self.decoder(quantised)
         amplitude, phase = spectrum(clean)
-        guess = self.to_amplitude(decoded)
+        guess = self.to_amplitude(decoded) + self._centre(amplitude)
         spectral = distance(guess, amplitude, self.kind)
         if self.to_phase is not None:
             spectral = spectral + distance(self.to_phase(decoded), phase, self.kind)
@@ -84,6 +99,18 @@ class Tokens(nn.Module):
             "guess": guess.detach().float(),
         }
 
+    def _centre(self, amplitude_bnp: Tensor) -> Tensor:
+        """The running mean spectrum, (P,), which the decoder need not learn; zeros with centre=False."""
+        if self.centre and self.training:
+            total = sum_over_ranks(amplitude_bnp.sum(dim=(0, 1)))
+            patches_ = sum_over_ranks(
+                total.new_tensor(float(amplitude_bnp.shape[0] * amplitude_bnp.shape[1]))
+            )
+            weight = torch.where(self.spectra_seen > 0, 0.01, 1.0)
+            self.mean_spectrum.lerp_(total / patches_, weight)
+            self.spectra_seen.fill_(1.0)
+        return self.mean_spectrum.clone()  # a later update must not reach into this graph
+
 
 def _spectral_head(dim: int, patch: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, patch))
@@ -99,11 +126,13 @@ class Student(nn.Module):
         self.head = nn.Linear(dim, codes)
         self.head.apply(initialise)
 
-    def forward(self, x_bct: Tensor, mask_bn: Tensor, start_b: Tensor | None = None) -> Tensor:
-        """(B, 1, T), (B, N) bool -> logits (M, V) of the M hidden patches, in the order of ``x[mask]``.
-        start_b (B,): where in the table of positions each window starts."""
+    def forward(
+        self, x_bct: Tensor, mask_bn: Tensor, wanted_bn: Tensor, start_b: Tensor | None = None
+    ) -> Tensor:
+        """(B, 1, T), hidden patches (B, N) bool -> logits (M, V) of the M wanted patches, in the order of
+        ``x[wanted]``. start_b (B,): where in the table of positions each window starts."""
         features = self.encoder(patches(minmax(x_bct), self.patch), mask_bn, start_b)
-        return self.head(features[mask_bn])
+        return self.head(features[wanted_bn])
 
 
 class Teacher(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -103,6 +103,7 @@ class TokenizerConfig(Windows):
     dead_share: float = 0.03  # ours: re-seed codes used under this share of the even rate; code: 0, never
     distance: Distance = "l1"  # paper; code: "mse"
     phase: bool = False  # optional in the code: also reconstruct the phase
+    centre: bool = True  # ours: the decoder adds to a running mean spectrum; code: false
     consistency: float = 0.5  # paper
     stop_gradient: bool = True  # paper: the clean view is the target; code: false
     aug_scale: float = 0.1  # code: scale U(0.9, 1.1)
@@ -127,6 +128,7 @@ class MaskedConfig(Windows):
     mask_ratio: float = Field(0.5, gt=0, lt=1)  # paper; code: 0.7, of which 0.3 are shown again
     unmask: float = Field(0.3, ge=0, lt=1)  # code: "punch ratio"
     max_run: int = Field(5, ge=1)  # code: longest hidden run, patches
+    visible: float = Field(0.0, ge=0)  # ours: weight of the same loss on shown patches; paper: none
     masking: Literal["random", "prior", "adversarial", "both"] = "both"  # paper: both
     alpha: float = 2.0  # paper: weight of the prior's z-score; code's documented command leaves it off
     beta: float = 0.5  # paper: share of the amplitude prior
@@ -176,7 +178,7 @@ class Tokenizer:
         codes = counts["codes"].double()
         share = codes / codes.sum()
         usage = float((codes > 0).double().mean())
-        if usage < 0.9:
+        if usage < 0.9 and int((codes > 0).sum()) > 1:  # one: the codebook has not started
             log.warning("%.0f %% of the codebook is unused on the validation windows", 100 * (1 - usage))
         return {
             "codebook_usage": usage,
@@ -248,9 +250,14 @@ class Masked:
             logits = logits + modules["teacher"](x).float()
         order = self._draw(logits, ids, _GUMBEL, at)
         mask = self._edit(order, ids, _UNMASK, at)
-        guess = modules["student"](x, mask, self._start(ids, at) if training else None)
-        per_window, loss = masked_cross_entropy(guess, targets[mask], mask)
+        wanted = mask if c.visible == 0 else torch.ones_like(mask)
+        guess = modules["student"](x, mask, wanted, self._start(ids, at) if training else None)
+        hidden = mask[wanted]
+        per_window, loss = masked_cross_entropy(guess[hidden], targets[mask], mask)
         losses = {"student": loss}
+        if c.visible > 0:
+            shown = masked_cross_entropy(guess[~hidden], targets[~mask], ~mask)[1]
+            losses["student"] = loss + c.visible * shown
         if self.has_teacher:
             exact = c.policy == "plackett_luce"
             log_prob = masking.plackett_luce_log_prob if exact else masking.softmax_sum_log_prob
@@ -258,7 +265,7 @@ class Masked:
             losses["teacher"] = reinforce(log_prob(logits, order), reward)
 
         hit = torch.zeros_like(prior)
-        hit[mask] = (guess.argmax(dim=-1) == targets[mask]).float()
+        hit[mask] = (guess[hidden].argmax(dim=-1) == targets[mask]).float()
         peaked = mask & (prior > prior.mean(dim=1, keepdim=True))
         shares = {
             "accuracy": _share(hit[mask]),
@@ -267,6 +274,7 @@ class Masked:
         }
         counts = {**shares, "codes": _histogram(targets[mask], c.codebook_size)}
         log: dict[str, Tensor | float] = {name: s[0] / s[1].clamp_min(1) for name, s in shares.items()}
+        log["loss_hidden"] = loss.detach()
         log["hidden"] = mask.float().mean()
         log["hidden_prior"] = prior[mask].mean() - prior.mean()
         if self.has_teacher:
@@ -275,7 +283,7 @@ class Masked:
         if not training:
             # a mask that no mode chose, on which modes can be compared
             common = self._edit(self._draw(torch.zeros_like(prior), ids, _RANDOM, at), ids, _RANDOM, at - 1)
-            plain = modules["student"](x, common)
+            plain = modules["student"](x, common, common)
             log["loss_random_mask"] = masked_cross_entropy(plain, targets[common], common)[1]
             counts["accuracy_random_mask"] = _share((plain.argmax(dim=-1) == targets[common]).float())
             counts["codes_random_mask"] = _histogram(targets[common], c.codebook_size)
@@ -324,7 +332,7 @@ def tokens(c: TokenizerConfig) -> Tokens:
     quantizer = Quantizer(c.code_dim, c.codebook_size, c.decay, c.kmeans, c.dead_share)
     return Tokens(
         encoder, decoder, quantizer, c.patch, c.dim, c.decoder_dim, c.code_dim,
-        c.distance, c.phase, c.consistency, c.stop_gradient, c.aug_noise,
+        c.distance, c.phase, c.centre, c.aug_noise, c.consistency, c.stop_gradient,
     )  # fmt: skip
 
 
