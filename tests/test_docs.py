@@ -1,0 +1,176 @@
+"""The documents tell the truth: their commands, files and code are those of this tree."""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGES = ("cluster", "datasets", "pretrain", "finetune", "tuning", "infra", "tests", "docs", ".ci")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def fenced(page: str, language: str) -> list[str]:
+    """Fenced blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every complete `python -m …` of a page, as words after `-m`; backticked bare modules count, too."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    found = [shlex.split(line, comments=True) for line in re.findall(r"python -m ([^`\n]+)", text)]
+    return [words for words in found if words]
+
+
+@cache
+def help_of(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *words, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, f"python -m {' '.join(words)} --help: {done.stderr}"
+    return done.stdout
+
+
+def pretrain_runs(page: Path) -> list[tuple[str, list[str]]]:
+    """(run file, --set values) of each `python -m pretrain FILE …` whose file lies in the tree."""
+    runs = []
+    for words in commands(page):
+        if words[0] == "pretrain" and len(words) > 1 and words[1].startswith("pretrain/"):
+            runs.append((words[1], [words[i + 1] for i, word in enumerate(words) if word == "--set"]))
+    return runs
+
+
+@BY_PAGE
+def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
+    for module, *rest in commands(page):
+        if module.startswith("tests."):
+            assert importlib.util.find_spec(module), f"{page.name}: no module {module}"
+            continue
+        verb = rest[:1] if rest and re.fullmatch(r"[a-z]+", rest[0]) else []
+        known = help_of(module, *verb)
+        for option in (word.split("=")[0] for word in rest if word.startswith("--")):
+            assert option in known, f"{page.name}: python -m {module} {' '.join(verb)} has no {option}"
+
+
+@BY_PAGE
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [page.parent / link for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)]
+    starts = "|".join(re.escape(name) for name in PACKAGES)
+    # a path of the tree with at least one slash; `pretrain/recipes/hidden.py` is the reader's to write
+    named = re.findall(rf"(?<![\w/.<>-])((?:{starts})/[\w./-]*)", text)
+    paths = [ROOT / name.rstrip(".") for name in named if name != "pretrain/recipes/hidden.py"]
+    missing = [str(path.relative_to(ROOT)) for path in [*links, *paths] if not path.exists()]
+    assert not missing, f"{page.name} names {missing}"
+
+
+@BY_PAGE
+def test_every_make_target_that_a_page_names_is_in_the_makefile(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:`|^ +)make ([a-z]+)", page.read_text(encoding="utf-8"), re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), f"{page.name}: make {target}"
+
+
+def test_the_run_files_and_keys_of_the_readme_are_right() -> None:
+    from cluster.config import load, validate
+    from pretrain.config import RunConfig
+    from pretrain.recipe import load as load_recipe
+
+    runs = pretrain_runs(ROOT / "README.md")
+    assert runs
+    for path, sets in runs:
+        run = load(ROOT / path, RunConfig, sets)
+        validate(load_recipe(run.recipe).Config, run.method, path)
+
+
+def test_the_mixture_of_the_readme_is_two_corpora(tmp_path: Path) -> None:
+    from cluster.config import load
+    from pretrain.config import RunConfig
+
+    (given,) = re.findall(r"--set '(corpus=[^']+)'", (ROOT / "README.md").read_text(encoding="utf-8"))
+    (tmp_path / "run.toml").write_text('recipe = "a:B"\nname = "x"\nbatch = 2\nsteps = 1\n')
+    run = load(tmp_path / "run.toml", RunConfig, [given])
+    assert run.corpora == {"out/a": 0.75, "out/b": 0.25}
+
+
+def test_the_descriptor_of_the_data_page_is_one(tmp_path: Path) -> None:
+    from datasets.descriptor import read_descriptor
+
+    (text,) = fenced("docs/data.md", "toml")
+    (tmp_path / "ward7.toml").write_text(text, encoding="utf-8")
+    descriptor = read_descriptor(tmp_path / "ward7.toml")
+    found = re.fullmatch(descriptor.records, "p12_3.hea")
+    assert found and found["record"] == "p12_3"
+    searched = re.search(descriptor.subject.pattern, found["record"])
+    assert searched and searched[1] == "p12"
+
+
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Any]:
+    """(recipe, run) of docs/adding_a_recipe.md, built from its two blocks as the loop builds them."""
+    from cluster.config import load
+    from pretrain.config import RunConfig
+    from pretrain.recipe import build
+
+    (code,), (table,) = fenced("docs/adding_a_recipe.md", "python"), fenced("docs/adding_a_recipe.md", "toml")
+    module = ModuleType("pretrain.recipes.hidden")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(code, vars(module))
+    (tmp_path / "hidden.toml").write_text(table, encoding="utf-8")
+    run = load(tmp_path / "hidden.toml", RunConfig)
+    return build(run.recipe, run.method, run.seed), run
+
+
+def test_the_recipe_of_the_recipe_page_learns(hidden) -> None:
+    import torch
+
+    recipe, run = hidden
+    spec, modules = recipe.windows(), recipe.modules()
+    optimizer = torch.optim.AdamW(modules["net"].parameters(), lr=run.optim.lr)
+    samples = round(spec.window_s * spec.signals[0].rate)
+    draw = torch.Generator().manual_seed(0)
+    batch = {"ppg": torch.randn(16, 1, samples, generator=draw).cumsum(-1), "window": torch.arange(16)}
+
+    losses = []
+    for step in range(20):
+        result = recipe.losses(modules, recipe.frozen(), batch | {"step": torch.full((16,), step)}, step)
+        assert result.losses.keys() == modules.keys()
+        optimizer.zero_grad()
+        result.losses["net"].backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in modules["net"].parameters())
+        optimizer.step()
+        losses.append(result.losses["net"].item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_code_of_the_readme_runs_what_the_recipe_page_publishes(hidden, tmp_path: Path) -> None:
+    import torch
+
+    from datasets.signal import prepare
+    from pretrain.export import TOLERANCE, export_onnx
+    from pretrain.publish import describe
+
+    recipe, _ = hidden
+    encoder = recipe.encoder(recipe.modules())
+    mode, about = encoder.modes["ppg"], describe(encoder)
+    assert about["ppg"]["max_s"] == recipe.windows().window_s
+    assert export_onnx(mode, tmp_path / "ppg.onnx") <= TOLERANCE
+    (tmp_path / "preprocessing.json").write_text(json.dumps(about))
+
+    (code,) = fenced("README.md", "python")
+    names: dict[str, Any] = {}
+    exec(code.replace("out/demo/runs/sigma/bundle", str(tmp_path)), names)
+    x = prepare(names["raw"][None, None], names["rate"], recipe.windows().signals[0])
+    with torch.no_grad():
+        np.testing.assert_allclose(names["vector"], mode.module(torch.from_numpy(x)), atol=TOLERANCE)
