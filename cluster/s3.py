@@ -17,8 +17,8 @@ from typing import Any
 from cluster.errors import PlethoraError
 
 CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 30  # a store with a dead disk accepts requests and never answers
-ATTEMPTS = 4
+READ_TIMEOUT_S = 20  # a store with a dead disk accepts requests and never answers
+ATTEMPTS = 3
 
 # Without it, pyarrow's and botocore's newest checksum trailers get 411 from Ceph. Read when a client is made.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -237,6 +238,20 @@ def test_an_endpoint_that_does_not_answer_is_named_without_its_password(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert all("cannot reach http://127.0.0.1:9" in line for line in _refused("s3://plethora/x"))
     assert s3._without_user("http://me:secret@host:1/x") == "http://host:1/x"
+
+
+def test_a_store_that_accepts_and_never_answers_is_given_up(
+    moto: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        said = _refused("s3://plethora/x")
+    assert all("did not answer within 1 s" in line for line in said[:4])
+    assert "cannot reach" in said[4]
 
 
 def test_a_write_to_a_local_file_is_whole_or_not_at_all(
