@@ -123,7 +123,8 @@ class DropPath(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over (B, N, D), fused kernel; optional LayerNorm on queries and keys.
 
-    With ``bias`` queries and values get one, keys none (BEiT): softmax ignores a key bias.
+    With ``bias`` queries and values get one, keys none (BEiT): softmax ignores what shifts all keys alike;
+    for the same reason the keys' LayerNorm has none.
     """
 
     def __init__(self, dim: int, heads: int, bias: bool, qk_norm: bool, drop: float, attn_drop: float):
@@ -137,7 +138,7 @@ class Attention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim)) if bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if bias else None
         self.q_norm = nn.LayerNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // heads, eps=1e-6, bias=False) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
         self.drop = nn.Dropout(drop)
 

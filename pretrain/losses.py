@@ -50,16 +50,18 @@ def masked_cross_entropy(logits_mv: Tensor, targets_m: Tensor, mask_bn: Tensor) 
         return per_window, per_window.mean()
 
 
-def advantage(per_window: Tensor, leave_one_out: bool) -> Tensor:
+def advantage(per_window: Tensor, leave_one_out: bool, over_ranks: bool = True) -> Tensor:
     """Reward of the teacher: each window's cross-entropy minus the mean over all ranks, (B,), no gradient.
 
     ``leave_one_out`` scales by n / (n - 1), which makes it the mean of the *other* windows: a baseline
     that contains the window's own reward shrinks the expected gradient by (n - 1) / n.
+    ``over_ranks`` false: the mean over this rank alone, for passes in which ranks do not keep step.
     """
-    reward = per_window.detach() - global_mean(per_window)
-    n = len(per_window)
-    if dist.is_available() and dist.is_initialized():
+    rewards = per_window.detach()
+    n = len(rewards)
+    if over_ranks and dist.is_available() and dist.is_initialized():
         n *= dist.get_world_size()
+    reward = rewards - (global_mean(rewards) if over_ranks else rewards.mean())
     return reward * (n / (n - 1)) if leave_one_out and n > 1 else reward
 
 

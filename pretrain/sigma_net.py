@@ -142,7 +142,8 @@ class Teacher(nn.Module):
         super().__init__()
         self.patch = patch
         self.encoder = encoder
-        # no bias: the policy is a softmax over patches, which a common shift does not change
+        # no biases at the end: they would shift all patches alike, which a softmax over patches ignores
+        self.encoder.norm = nn.LayerNorm(dim, eps=1e-6, bias=False)
         self.head = nn.Linear(dim, 1, bias=False)
         self.head.apply(initialise)
 

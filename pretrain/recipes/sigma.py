@@ -261,7 +261,7 @@ class Masked:
         if self.has_teacher:
             exact = c.policy == "plackett_luce"
             log_prob = masking.plackett_luce_log_prob if exact else masking.softmax_sum_log_prob
-            reward = advantage(per_window, leave_one_out=exact)
+            reward = advantage(per_window, leave_one_out=exact, over_ranks=training)
             losses["teacher"] = reinforce(log_prob(logits, order), reward)
 
         hit = torch.zeros_like(prior)

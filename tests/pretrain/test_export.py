@@ -1,0 +1,44 @@
+import pytest
+import torch
+from torch import nn
+
+from cluster.errors import PlethoraError
+from pretrain.export import difference, export_onnx, lengths
+from pretrain.recipe import Mode
+from pretrain.recipes.sigma import Masked, MaskedConfig, Tokenizer, TokenizerConfig
+
+INPUT = {"name": "ppg", "modality": "ppg", "rate": 50.0, "channels": 1}
+
+
+@pytest.mark.parametrize("stage", ["masked", "tokenizer"])
+def test_onnx_equals_torch_at_1_to_120_patches_and_any_batch(tmp_path, stage):
+    torch.set_num_threads(1)
+    small = {"dim": 24, "depth": 2, "heads": 2, "codebook_size": 8}
+    recipe = (
+        Masked(MaskedConfig(**small), 0)
+        if stage == "masked"
+        else Tokenizer(TokenizerConfig(**small, decoder_dim=24, decoder_depth=1, decoder_heads=2), 0)
+    )
+    mode = recipe.encoder(recipe.modules()).modes["ppg"]
+    assert lengths(mode) == [100, 150, 300, 1500, 12000]
+    path = tmp_path / "ppg.onnx"
+    assert export_onnx(mode, path) < 1e-4
+    assert [p.name for p in tmp_path.iterdir()] == ["ppg.onnx"]  # weights inside
+    for patches, batch in ((1, 5), (3, 2), (15, 1), (120, 2), (77, 1)):
+        assert difference(mode, path, 100 * patches, batch) < 1e-4
+
+
+class Fickle(nn.Module):
+    """Answers something else each time, as a module with a forgotten dropout does."""
+
+    calls = 0
+
+    def forward(self, x_bct: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x_bct.mean(dim=-1) + self.calls
+
+
+def test_an_export_that_differs_from_torch_is_refused(tmp_path):
+    mode = Mode(Fickle(), [INPUT], dim=1, min_samples=10, step_samples=10, max_samples=40)
+    with pytest.raises(PlethoraError, match=r"ppg\.onnx differs from torch"):
+        export_onnx(mode, tmp_path / "ppg.onnx")
