@@ -101,6 +101,7 @@ def describe(encoder: Encoder) -> dict[str, dict[str, Any]]:
                 "sequence": ["cut", "filter at the native rate", "resample"],
                 "multiple_s": mode.step_samples / rate,
                 "max_s": mode.max_samples / rate,
+                "normalise": "in the model",  # bundle contract, version 1
             }
     return out
 

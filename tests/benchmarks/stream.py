@@ -4,7 +4,7 @@ Beside it in the same run: a bare pyarrow scan of the same column in one process
 DataLoader worker that reads the same row groups and cuts the same windows. Windows pass through unfiltered
 (240 s, 125 Hz).
 
-    python -m tests.benchmarks.stream [--mb 240] [--workers 2] [--actors 1] [--epochs 3]
+    python -m tests.benchmarks.stream [--mb 240] [--workers 2] [--actors 1] [--epochs 10]
 """
 
 import argparse
@@ -180,7 +180,7 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--actors", type=int, default=1)
-    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument(
         "--json", action="store_true", help="accepted for symmetry: JSON is always the last line"
     )
