@@ -1,9 +1,10 @@
 """One shard, one task: in Ray Data, or in this process where starting Ray would take longer than the work."""
 
-import pickle
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from cluster.cli import Progress, progress
@@ -68,16 +69,16 @@ def _distributed(
         count = ray.remote(num_cpus=0)(_Count).remote()
 
         def one(row: dict[str, Any]) -> dict[str, Any]:
-            return {"report": pickle.dumps(work(pickle.loads(row["task"]), _Teller(count)))}
+            return {"report": json.dumps(asdict(work(tasks[row["task"]], _Teller(count))))}
 
         over = threading.Event()
         watcher = threading.Thread(target=_watch, args=(ray, count, bar, over), daemon=True)
         watcher.start()
         try:
-            rows = [{"task": pickle.dumps(task)} for task in tasks]
+            rows = [{"task": index} for index in range(len(tasks))]
             planned = ray.data.from_items(rows, override_num_blocks=len(rows))
             for row in planned.map(one).iter_rows():
-                yield pickle.loads(row["report"])
+                yield ShardReport(**json.loads(row["report"]))
         finally:
             over.set()
             watcher.join()
