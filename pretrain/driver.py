@@ -32,7 +32,8 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
         )
     if storage.exists(storage.join(bundle, "_COMPLETE")):
         say(f"run {run.name} is complete")
-        return {"bundle": bundle, "resumed_from": None}
+        metrics = storage.read_json(storage.join(bundle, "metrics.json"))
+        return {"bundle": bundle, "metrics": metrics["last"], "resumed_from": None}
     start = done or 0
 
     with session.session(run.workers, run.stream.actors, run.resources.gpu):
