@@ -21,7 +21,7 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
     resume: go on from the run's last committed checkpoint (a fresh start where there is none); without it, a
     run that exists is an error. Raises PlethoraError for what a user can mend.
     """
-    run = run.model_copy(update={"storage": storage.normalise(run.storage)})
+    run = located(run)
     home = storage.join(run.storage, run.name)
     recipe = build(run.recipe, run.method, run.seed)
     bundle = storage.join(home, "bundle")
@@ -53,6 +53,21 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
         "resumed_from": start or None,
         "metrics": metrics["last"],
     }
+
+
+def located(run: RunConfig) -> RunConfig:
+    """The run with absolute URIs: workers have a current folder of their own. In [method], the strings that
+    name a bundle (a frozen tokenizer, a teacher) are URIs."""
+    corpus = {storage.normalise(uri): weight for uri, weight in run.corpora.items()}
+    method = {
+        key: storage.normalise(value)
+        if isinstance(value, str) and value and storage.exists(storage.join(value, "_COMPLETE"))
+        else value
+        for key, value in run.method.items()
+    }
+    return run.model_copy(
+        update={"corpus": corpus, "method": method, "storage": storage.normalise(run.storage)}
+    )
 
 
 def trainer(run: RunConfig, recipe: Recipe, board: Any) -> Any:
@@ -117,8 +132,8 @@ def say(line: str) -> None:
 
 def index(run: RunConfig) -> dict[str, Any]:
     """Make the window index of every corpus; {"corpora": [{uri, windows by verdict, by split}]}."""
+    run = located(run)
     recipe = build(run.recipe, run.method, run.seed)
-    run = run.model_copy(update={"storage": storage.normalise(run.storage)})
     with session.session(0, 2):
         data = open_data(run, recipe.windows())
     out = []

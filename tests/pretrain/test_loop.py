@@ -1,6 +1,7 @@
 """Whole runs of the loop on real Ray Train, DeepSpeed and storage, with a toy recipe."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ def home(tmp_path_factory) -> Path:
 
 
 def run(home: Path, name: str, **more: Any) -> RunConfig:
+    here = os.path.relpath  # as people type them: relative to where they stand
     settings: dict[str, Any] = {
         "recipe": RECIPE,
-        "corpus": {str(home / "a"): 0.75, str(home / "b"): 0.25},
-        "storage": str(home / "storage"),
+        "corpus": {here(home / "a"): 0.75, here(home / "b"): 0.25},
+        "storage": here(home / "storage"),
         "name": name,
         "steps": 24,
         "batch": 16,
