@@ -242,8 +242,15 @@ class PatchTransformer(nn.Module):
             for linear in (layer.attn.proj, layer.fc2):
                 linear.weight.data.div_(math.sqrt(2.0 * i))
 
-    def forward(self, x_bni: Tensor, mask_bn: Tensor | None = None, start_b: Tensor | None = None) -> Tensor:
-        """mask_bn: true = hidden. start_b (B,) int64: position of each window's first patch (none: 0)."""
+    def forward(
+        self,
+        x_bni: Tensor,
+        mask_bn: Tensor | None = None,
+        start_b: Tensor | None = None,
+        blocks: int | None = None,
+    ) -> Tensor:
+        """mask_bn: true = hidden. start_b (B,) int64: position of each window's first patch (none: 0).
+        blocks: stop after so many, before the last norm (none: all of them, and the norm)."""
         x = self.embed(x_bni)
         if mask_bn is not None:
             assert self.mask_token is not None, "built with maskable=False"
@@ -253,9 +260,9 @@ class PatchTransformer(nn.Module):
         else:
             x = x + self.positions[0, start_b[:, None] + torch.arange(x.shape[1], device=x.device)]
         x = self.drop(torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1))
-        for block in self.blocks:
+        for block in self.blocks[:blocks]:
             x = block(x)
-        return self.norm(x)[:, 1:]
+        return (x if blocks is not None else self.norm(x))[:, 1:]
 
 
 def initialise(module: nn.Module) -> None:

@@ -153,16 +153,17 @@ class Teacher(nn.Module):
 
 
 class Pooled(nn.Module):
-    """What downstream gets: (B, 1, T) -> (B, D), the mean over all patches, none hidden."""
+    """What downstream gets: (B, 1, T) -> (B, D), the mean over all patches, none hidden, of the features
+    after ``blocks`` blocks (none: after all of them and the last norm)."""
 
-    def __init__(self, encoder: PatchTransformer, patch: int) -> None:
+    def __init__(self, encoder: PatchTransformer, patch: int, blocks: int | None = None) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.patch = patch
+        self.encoder, self.patch, self.blocks = encoder, patch, blocks
 
     def forward(self, x_bct: Tensor) -> Tensor:
         n = x_bct.shape[-1] // self.patch
-        return self.encoder(patches(minmax(x_bct[..., : n * self.patch]), self.patch)).mean(dim=1)
+        x_bnp = patches(minmax(x_bct[..., : n * self.patch]), self.patch)
+        return self.encoder(x_bnp, blocks=self.blocks).mean(dim=1)
 
 
 def conv_encoder(

@@ -121,6 +121,7 @@ class MaskedConfig(Windows):
     depth: int = 12
     heads: int = 10
     mlp_ratio: float = 4.0  # paper
+    pool_blocks: int | None = Field(None, ge=1)  # ours: pool after so many blocks; code: all, and the norm
     layer_scale: float = 0.1  # code
     dropout: float = 0.08  # code
     attn_dropout: float = 0.08  # code
@@ -322,7 +323,8 @@ class Masked:
     def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
         c, net = self.config, modules["student"]
         assert isinstance(net, Student)
-        return c.encoder(Pooled(net.encoder, c.patch), c.dim, c.max_patches, "encoder")
+        pooled = Pooled(net.encoder, c.patch, c.pool_blocks)
+        return c.encoder(pooled, c.dim, c.max_patches, "encoder")
 
 
 def tokens(c: TokenizerConfig) -> Tokens:

@@ -119,5 +119,11 @@ def test_a_start_moves_a_window_along_the_positions():
     torch.testing.assert_close(moved[1:], net(x)[1:])
 
 
+def test_stopping_after_all_blocks_leaves_out_the_norm_alone():
+    net, x = transformer(), torch.rand(2, 4, 100)
+    torch.testing.assert_close(net.norm(net(x, blocks=2)), net(x))
+    assert not torch.allclose(net(x, blocks=1), net(x, blocks=2))
+
+
 def test_global_mean_without_ranks_is_the_mean():
     assert layers.global_mean(torch.tensor([1.0, 2.0, 6.0])) == 3.0

@@ -43,7 +43,7 @@ RECIPES: dict[str, Callable[[], contract.Recipe]] = {
     "masked, prior": lambda: masked(masking="prior"),
     "masked, adversarial": lambda: masked(masking="adversarial"),
     "masked, as the code": lambda: masked(alpha=0.0, policy="softmax_sum", mask_ratio=0.7),
-    "masked, shown patches too": lambda: masked(visible=0.5),
+    "masked, shown patches too": lambda: masked(visible=0.5, pool_blocks=1),
 }
 POLICIES = {"teacher"}  # modules whose loss is a policy gradient: its value does not have to fall
 

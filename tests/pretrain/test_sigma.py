@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from pretrain.recipe import build
 from pretrain.recipes.sigma import Masked, MaskedConfig, Tokenizer, TokenizerConfig, open_tokenizer, tokens
 from tests.pretrain.test_recipe_contract import STUDENT, Trainer, batch, masked, tokenizer_config
 
-RUNS = "pretrain/runs/sigma"
-NAMES = "tokenizer tokenizer_code base base_code pro pro_code large huge tiny_tokenizer tiny".split()
+RUNS = Path(__file__).parents[2] / "pretrain" / "runs" / "sigma"
+NAMES = sorted(path.stem for path in RUNS.glob("*.toml"))
 
 
 @pytest.mark.parametrize("name", NAMES)
