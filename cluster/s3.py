@@ -19,6 +19,7 @@ from cluster.errors import PlethoraError
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20  # a store with a dead disk accepts requests and never answers
 ATTEMPTS = 3
+SLOWEST_BYTES_S = 1 << 20  # an upload slower than that is given up
 
 # Without it, pyarrow's and botocore's newest checksum trailers get 411 from Ceph. Read when a client is made.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
@@ -61,6 +62,7 @@ def split(uri: str) -> tuple[str, str]:
 @functools.lru_cache(maxsize=4)
 def _client(_settings: tuple[str | None, ...]) -> Any:
     import s3fs
+    from botocore.handlers import add_expect_header
 
     client = s3fs.S3FileSystem(
         endpoint_url=endpoint(),
@@ -74,13 +76,22 @@ def _client(_settings: tuple[str | None, ...]) -> Any:
         skip_instance_cache=True,
     )
     client.retries = 2  # botocore retries each request; this covers a body that breaks off
+    client.connect()
+    # aiohttp's read timeout does not run while it waits for "100 Continue": a silent store would hold us
+    client.s3.meta.events.unregister("before-call.s3", add_expect_header)
     return client
+
+
+def _patience(size: int) -> float:
+    """Seconds for a request of `size` bytes and its retries: no other timeout runs while a body is sent."""
+    return 2 * ATTEMPTS * (CONNECT_TIMEOUT_S + READ_TIMEOUT_S) + size / SLOWEST_BYTES_S
 
 
 def call(method: str, uri: str, **arguments: Any) -> Any:
     """One S3 request on the bucket of `uri` (`method` and `arguments` as botocore names them)."""
+    timeout = _patience(len(arguments.get("Body", b"")))
     with clear_errors(uri):
-        return _client(settings()).call_s3(method, Bucket=split(uri)[0], **arguments)
+        return _client(settings()).call_s3(method, Bucket=split(uri)[0], timeout=timeout, **arguments)
 
 
 def get(uri: str) -> bytes:
@@ -100,7 +111,9 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     """
     bucket, key = split(uri)
     try:
-        _client(settings()).call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        _client(settings()).call_s3(
+            "put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", timeout=_patience(len(data))
+        )
         return True
     except Exception as error:
         if _code(error) not in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
@@ -117,7 +130,8 @@ def get_file(uri: str, target: Path) -> None:
 def put_file(source: Path, uri: str) -> None:
     bucket, key = split(uri)
     with clear_errors(uri):
-        _client(settings()).put_file(str(source), f"{bucket}/{key}")
+        patience = _patience(source.stat().st_size)
+        _client(settings()).put_file(str(source), f"{bucket}/{key}", timeout=patience)
 
 
 def objects(uri: str) -> dict[str, int]:

@@ -250,6 +250,10 @@ def test_a_store_that_accepts_and_never_answers_is_given_up(
         silent.listen(50)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         said = _refused("s3://plethora/x")
+        monkeypatch.setattr(s3, "CONNECT_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(s3, "SLOWEST_BYTES_S", 1 << 26)
+        with pytest.raises(PlethoraError, match="did not answer"):
+            storage.write_bytes("s3://plethora/x", bytes(1 << 26))  # more than the sockets' buffers hold
     assert all("did not answer within 1 s" in line for line in said[:4])
     assert "cannot reach" in said[4]
 
