@@ -94,14 +94,16 @@ def test_the_run_files_and_keys_of_the_readme_are_right() -> None:
         validate(load_recipe(run.recipe).Config, run.method, path)
 
 
-def test_the_mixture_of_the_readme_is_two_corpora(tmp_path: Path) -> None:
+def test_the_mixtures_of_the_readme_are_two_corpora_of_equal_weight(tmp_path: Path) -> None:
     from cluster.config import load
     from pretrain.config import RunConfig
 
-    (given,) = re.findall(r"--set '(corpus=[^']+)'", (ROOT / "README.md").read_text(encoding="utf-8"))
+    given = re.findall(r"--set '(corpus=[^']+)'", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert given
     (tmp_path / "run.toml").write_text('recipe = "a:B"\nname = "x"\nbatch = 2\nsteps = 1\n')
-    run = load(tmp_path / "run.toml", RunConfig, [given])
-    assert run.corpora == {"out/a": 0.75, "out/b": 0.25}
+    for text in given:
+        run = load(tmp_path / "run.toml", RunConfig, [text])
+        assert run.corpora == {"out/bidmc": 0.5, "out/cinc2015": 0.5}
 
 
 def test_the_descriptor_of_the_data_page_is_one(tmp_path: Path) -> None:
