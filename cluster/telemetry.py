@@ -51,13 +51,17 @@ class Board:
     def put(self, step: int, total: int | None, shown: dict[str, Any] | None = None) -> None:
         """`step` of `total` is done; `shown` (loss, share of time waiting for data) stands beside the bar.
 
-        Never waits and is cheap to call at every step: at most two words a second travel, the last always.
+        Cheap to call at every step: at most two words a second travel, and only the last is waited for.
         """
         now = time.monotonic()
         if now - self._put_at < PUT_EVERY_S and step != total:
             return
         self._put_at = now
-        self._actor.put.remote({"step": int(step), "total": total, "shown": plain(shown or {})})
+        sent = self._actor.put.remote({"step": int(step), "total": total, "shown": plain(shown or {})})
+        if step == total:
+            import ray
+
+            ray.wait([sent], timeout=5)  # else the run may end before its last word is shown
 
     @contextlib.contextmanager
     def render(self, label: str, total: int | None, unit: str = "steps") -> Iterator[None]:
