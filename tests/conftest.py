@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -56,6 +59,7 @@ def _moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             env={**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "3"},
             stdout=sink,
             stderr=sink,
+            preexec_fn=_dies_with_us,
         )
     try:
         _wait_for(port, server, log)
@@ -80,6 +84,12 @@ def _moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     finally:
         server.terminate()
         server.wait(10)
+
+
+def _dies_with_us() -> None:
+    """Ask Linux to end this child when a killed test run can no longer do so."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
