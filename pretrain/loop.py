@@ -98,6 +98,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
             watch.validated(state.step, found, figures)
         if state.step % run.checkpoint_every == 0 or last:
             state.ledger = seen.merge()
+            watch.flush()
             checkpoint.save(engines, vars(state), rank, {})
 
     watch.close()
@@ -252,6 +253,11 @@ class Watch:
             storage.write_json(
                 storage.join(self.uri, f"nonfinite-{step}.json"), {"step": step, "windows": named}
             )
+
+    def flush(self) -> None:
+        """All that was told is stored before the checkpoint that a resumed run would go on from."""
+        if self.writer is not None:
+            self.writer.flush()
 
     def close(self) -> None:
         if self.writer is not None:
