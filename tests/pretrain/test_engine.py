@@ -1,13 +1,11 @@
 """Engines over a real gloo group of two processes: every ZeRO stage and DDP against a hand-written loop."""
 
-import os
-import socket
-import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+
+from tests.pretrain.group import together
 
 STEPS = 20
 
@@ -25,16 +23,7 @@ def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.stack([x[:, :3].sum(1), x[:, 3] * x[:, 4], x[:, 5], x[:, 6].abs()], 1)
 
 
-def worker(rank: int, world: int, port: int, folder: str) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-    }
-    os.environ["WORLD_SIZE"] = str(world)
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+def worker(rank: int, world: int, folder: Path) -> None:
     from pretrain.config import Engine, Optim
     from pretrain.engine import wrap
 
@@ -57,7 +46,7 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
         out[f"{stage}/skipped"] = not applied and all(torch.equal(before[k], after[k]) for k in before)
 
         # save, take two more steps, load, take them again: bitwise the same
-        home = Path(folder) / f"{stage}"  # the ranks' files merged, as Ray does
+        home = folder / f"{stage}"  # the ranks' files merged, as Ray does
         home.mkdir(exist_ok=True)
         engine.save(home)
         torch.distributed.barrier()
@@ -70,8 +59,7 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
             engine.load(home)
         out[f"{stage}/resumed"] = all(torch.equal(again[0][k], again[1][k]) for k in again[0])
     if rank == 0:
-        torch.save(out, Path(folder) / "out.pt")
-    torch.distributed.destroy_process_group()
+        torch.save(out, folder / "out.pt")
 
 
 def start(stage: int, accumulation: int, world: int, Engine: type, Optim: type, wrap):  # type: ignore[no-untyped-def]
@@ -93,13 +81,10 @@ def train_step(engine, step: int, rank: int, world: int, accumulation: int) -> f
 
 
 @pytest.fixture(scope="module")
-def found() -> dict:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(2, port, folder), nprocs=2)
-        return torch.load(Path(folder) / "out.pt", weights_only=True)
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("engines")
+    together(worker, 2, folder)
+    return torch.load(folder / "out.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 losses.
 """
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+
+from tests.pretrain.group import together
 
 STEPS, BATCH = 20, 8
 
@@ -36,11 +35,7 @@ def batch(step: int, rank: int, world: int) -> dict[str, torch.Tensor]:
     return {"ppg": x.chunk(world)[rank], "window": window.chunk(world)[rank]}
 
 
-def worker(rank: int, world: int, port: int, folder: str, stages: tuple[int, ...]) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
-    os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+def worker(rank: int, world: int, folder: Path, stages: tuple[int, ...]) -> None:
     from pretrain.config import Engine, Optim
     from pretrain.engine import wrap
     from pretrain.loop import optimize
@@ -72,18 +67,14 @@ def worker(rank: int, world: int, port: int, folder: str, stages: tuple[int, ...
                 losses.append(means.reduce(torch.device("cpu"))[0])
             out[f"{name}/{stage}"] = losses
     if rank == 0:
-        torch.save(out, Path(folder) / f"{world}.pt")
-    torch.distributed.destroy_process_group()
+        torch.save(out, folder / f"{world}.pt")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[int, dict]:
     folder = tmp_path_factory.mktemp("parallel")
     for world, stages in ((1, (0,)), (2, (0, 1, 2, 3))):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        mp.spawn(worker, args=(world, port, str(folder), stages), nprocs=world)
+        together(worker, world, folder, stages)
     return {world: torch.load(folder / f"{world}.pt", weights_only=True) for world in (1, 2)}
 
 

@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from pretrain.layers import keyed_uniform
 from pretrain.quantizer import Quantizer
+from tests.pretrain.group import together
 
 
 def quantizer(size: int = 8, **kwargs) -> Quantizer:
@@ -108,28 +110,20 @@ def test_perplexity_counts_evenly_used_codes():
     assert net.perplexity.item() == pytest.approx(4.0)
 
 
-def train_part(rank: int, world: int, path: str) -> None:
-    torch.set_num_threads(1)
-    if world > 1:
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{path}.{world}", rank=rank, world_size=world
-        )
+def train_part(rank: int, world: int, folder: Path) -> None:
     torch.manual_seed(100 + rank)  # each rank's own generator must not matter
     net = quantizer(dead_share=0.5).train()
     for step in range(4):
         share = 16 // world
         part = slice(rank * share, (rank + 1) * share)
         net(blobs(seed=step)[part], keys(start=100 * step)[part])
-    torch.save(net.state_dict(), f"{path}.{world}.{rank}.pt")
-    if world > 1:
-        torch.distributed.destroy_process_group()
+    torch.save(net.state_dict(), folder / f"{world}.{rank}.pt")
 
 
 def test_two_ranks_learn_the_codebook_that_one_would(tmp_path):
-    path = str(tmp_path / "book")
-    train_part(0, 1, path)
-    mp.spawn(train_part, (2, path), nprocs=2)
-    alone, first, second = (torch.load(f"{path}.{name}.pt") for name in ("1.0", "2.0", "2.1"))
+    train_part(0, 1, tmp_path)
+    together(train_part, 2, tmp_path)
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1.0", "2.0", "2.1"))
     for name, value in alone.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value, atol=1e-4, rtol=1e-4)

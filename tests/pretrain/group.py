@@ -1,0 +1,31 @@
+"""Several ranks on this machine: a real gloo group of processes, without Ray."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def together(work: Callable[..., None], world: int, folder: Path, *args: Any) -> None:
+    """`work(rank, world, folder, *args)` in `world` processes that form a gloo group; raises what one raises.
+
+    `work` must be importable: it travels by name. Ranks meet in a file below `folder`: a port that was free
+    a moment ago may be taken.
+    """
+    meeting = folder / f"meeting.{world}.{len(list(folder.glob('meeting.*')))}"
+    mp.spawn(_rank, (work, world, str(meeting), folder, args), nprocs=world)
+
+
+def _rank(rank: int, work: Callable[..., None], world: int, meeting: str, folder: Path, args: tuple) -> None:
+    # DeepSpeed reads its place from these
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world)
+    work(rank, world, folder, *args)
+    torch.distributed.barrier()  # a rank that leaves early closes connections under the others
+    # Not through the interpreter's end: gloo's threads may still hold tensors there, and freeing one without
+    # an interpreter aborts the process (PyTorch pull request 179291 tells the story; seen in our CI).
+    os._exit(0)
