@@ -6,6 +6,7 @@ A file name may use the named groups of `records`: with `records = '(?P<record>b
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import pydantic
 
@@ -26,11 +27,24 @@ def _compiles(pattern: str) -> str:
 class Signal(Config):
     """Where a modality comes from in a source record."""
 
-    channels: tuple[str, ...]  # the first of these names that a record has is taken
+    channels: tuple[str | tuple[str, ...], ...]  # the first that a record has is taken; a list: all of them,
+    # together, as the channels of this modality (an accelerometer's axes)
     rate: float | None = None  # Hz that the source promises; another one is refused. None: any that is stated
     unit: str  # unit in the corpus
     units: dict[str, float]  # unit in the source -> factor to `unit`; a unit not listed is refused
+    source_unit: str | None = None  # the source's unit, for formats that state none: one of `units`
     required: bool = False  # a record without it counts its hours as refused (missing_channel)
+
+    @pydantic.model_validator(mode="after")
+    def _known_unit(self) -> "Signal":
+        if self.source_unit is not None and self.source_unit not in self.units:
+            raise ValueError(f"`source_unit` {self.source_unit!r} is not among the keys of `units`")
+        return self
+
+    @property
+    def choices(self) -> tuple[tuple[str, ...], ...]:
+        """`channels`, each choice as the names of its channels."""
+        return tuple((c,) if isinstance(c, str) else c for c in self.channels)
 
 
 class SubjectRule(Config):
@@ -45,8 +59,9 @@ class FieldRule(Config):
     """A label of the whole record: `pattern`'s group 1, in a text file or in the header's comment lines."""
 
     name: str
-    pattern: str
+    pattern: str = r"^\s*(.*\S)"
     file: str | None = None  # None: the header's comments, one a line
+    variable: str | None = None  # instead: a scalar or word of the record's own file (.mat)
     text: bool = False  # keep the words; else a number
     values: dict[str, float] = {}  # words that stand for numbers
     missing: tuple[str, ...] = ()  # words that stand for nothing
@@ -60,10 +75,31 @@ class Named(Config):
 
 
 class Numerics(Config):
-    """A companion record of slow numbers: sample i labels [i/rate, (i+1)/rate); NaN makes no label."""
+    """Slow numbers: sample i labels [i/rate, (i+1)/rate); NaN makes no label. A number with a time of its own
+    (.vital) labels the time until the next one, `hold_s` at most."""
 
-    record: str
+    record: str | None = None  # a companion record; None: tracks of the record's own file
     channels: dict[str, Named]
+    hold_s: float = 2.0
+
+
+class Array(Config):
+    """An array whose channels have no names of their own (.mat): `channels` names them, in order."""
+
+    variable: str
+    channels: tuple[str, ...]
+    axis: Literal[0, 1] = 0  # 0: a row is a channel; 1: a column is
+
+
+class Trace(Config):
+    """A label a window: value i of `variable` labels [i * step_s, i * step_s + window_s); NaN makes none."""
+
+    name: str
+    unit: str
+    variable: str
+    file: str | None = None  # None: the record's own file
+    window_s: float = pydantic.Field(gt=0)
+    step_s: float = pydantic.Field(gt=0)
 
 
 class Descriptor(Config):
@@ -83,6 +119,10 @@ class Descriptor(Config):
     signals: dict[str, Signal]
     fields: tuple[FieldRule, ...] = ()
     numerics: Numerics | None = None
+    traces: tuple[Trace, ...] = ()
+    annotations: str | None = None  # keep the file's own annotations (EDF+) as labels of this name
+    arrays: tuple[Array, ...] = ()
+    elements: str | None = None  # an array of structs in the file whose every element is a record of its own
     segment_s: float = 3600.0
     limits: Limits = Limits()
     _records = pydantic.field_validator("records")(_compiles)

@@ -89,7 +89,7 @@ def _numerics_files(
     descriptor: Descriptor, groups: dict[str, str], home: PurePosixPath, root: Root
 ) -> list[str]:
     assert descriptor.numerics
-    stem = str(home / descriptor.numerics.record.format(**groups))
+    stem = str(home / (descriptor.numerics.record or "").format(**groups))
     return [name for name in (f"{stem}.hea", f"{stem}.dat") if name in root.sizes]
 
 
@@ -105,7 +105,7 @@ def _frames_from_size(header: Any, home: PurePosixPath, root: Root) -> int:
 
 def _pick(header: Any, signal: Signal) -> int | None:
     names = [name.strip() for name in header.sig_name]
-    return next((names.index(name) for name in signal.channels if name in names), None)
+    return next((names.index(choice[0]) for choice in signal.choices if choice[0] in names), None)
 
 
 def _promised(header: Any, frames: int, descriptor: Descriptor) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _fields(
 
 def _numerics(source: Source, home: Path, descriptor: Descriptor) -> tuple[list[Labels], list[str]]:
     assert descriptor.numerics
-    name = descriptor.numerics.record.format(**source.groups)
+    name = (descriptor.numerics.record or "").format(**source.groups)
     if not (home / f"{name}.hea").is_file():
         return [], [f"numerics {name} are not there"]
     try:
