@@ -9,22 +9,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import PlethoraError
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20  # a store with a dead disk accepts requests and never answers
 ATTEMPTS = 3
+PATIENCE_S = 60.0  # a store that says "busy", or that goes away after it has answered, is waited for
+PYARROW_ATTEMPTS = 10  # its waits double up to 20 s: 80 s on average, and hardly ever under 35 s
 SLOWEST_BYTES_S = 1 << 20  # an upload slower than that is given up
 
 # Without it, pyarrow's and botocore's newest checksum trailers get 411 from Ceph. Read when a client is made.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
+T = TypeVar("T")
+
 _SETTINGS = (
+    "PLETHORA_S3_ENDPOINT",
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
     "AWS_ACCESS_KEY_ID",
@@ -44,7 +51,8 @@ def settings() -> tuple[str | None, ...]:
 
 def endpoint() -> str | None:
     """The S3 endpoint of the environment, None for AWS itself."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    named = ("PLETHORA_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    return next((url for name in named if (url := os.environ.get(name))), None)
 
 
 def region() -> str | None:
@@ -87,17 +95,45 @@ def _patience(size: int) -> float:
     return 2 * ATTEMPTS * (CONNECT_TIMEOUT_S + READ_TIMEOUT_S) + size / SLOWEST_BYTES_S
 
 
+_BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504")
+_AWAY = ("ConnectionError", "ConnectTimeoutError", "ConnectorError", "ConnectionClosedError")
+_answered: set[str | None] = set()  # endpoints that did: one that never has is more likely mistyped than down
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """`work()`, again for PATIENCE_S seconds while the store is busy or, after earlier answers, away."""
+    until, wait = time.monotonic() + PATIENCE_S, 0.5
+    while True:
+        try:
+            done = work()
+            _answered.add(endpoint())
+            return done
+        except Exception as error:
+            code = _code(error)
+            passing = code in _BUSY or (code.endswith(_AWAY) and endpoint() in _answered)
+            if not passing or time.monotonic() + wait > until:
+                raise
+        time.sleep(wait * random.uniform(0.5, 1.0))
+        wait = min(2 * wait, 5.0)
+
+
 def call(method: str, uri: str, **arguments: Any) -> Any:
     """One S3 request on the bucket of `uri` (`method` and `arguments` as botocore names them)."""
-    timeout = _patience(len(arguments.get("Body", b"")))
     with clear_errors(uri):
-        return _client(settings()).call_s3(method, Bucket=split(uri)[0], timeout=timeout, **arguments)
+        return _call(method, uri, **arguments)
+
+
+def _call(method: str, uri: str, **arguments: Any) -> Any:
+    timeout = _patience(len(arguments.get("Body", b"")))
+    return _patiently(
+        lambda: _client(settings()).call_s3(method, Bucket=split(uri)[0], timeout=timeout, **arguments)
+    )
 
 
 def get(uri: str) -> bytes:
     bucket, key = split(uri)
     with clear_errors(uri):
-        return _client(settings()).cat_file(f"{bucket}/{key}")
+        return _patiently(lambda: _client(settings()).cat_file(f"{bucket}/{key}"))
 
 
 def put(uri: str, data: bytes) -> None:
@@ -109,11 +145,8 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 
     An object that already holds exactly `data` counts as ours: a PUT whose answer was lost is sent again.
     """
-    bucket, key = split(uri)
     try:
-        _client(settings()).call_s3(
-            "put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", timeout=_patience(len(data))
-        )
+        _call("put_object", uri, Key=split(uri)[1], Body=data, IfNoneMatch="*")
         return True
     except Exception as error:
         if _code(error) not in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
@@ -124,14 +157,33 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 def get_file(uri: str, target: Path) -> None:
     bucket, key = split(uri)
     with clear_errors(uri):
-        _client(settings()).get_file(f"{bucket}/{key}", str(target))
+        _patiently(lambda: _client(settings()).get_file(f"{bucket}/{key}", str(target)))
 
 
 def put_file(source: Path, uri: str) -> None:
     bucket, key = split(uri)
     with clear_errors(uri):
         patience = _patience(source.stat().st_size)
-        _client(settings()).put_file(str(source), f"{bucket}/{key}", timeout=patience)
+        _patiently(lambda: _client(settings()).put_file(str(source), f"{bucket}/{key}", timeout=patience))
+
+
+def abort_uploads(uri: str) -> int:
+    """Abort the unfinished multipart uploads under a prefix and return how many there were.
+
+    A killed writer leaves them: they are in no listing and no reader ever sees them, but they are paid for.
+    """
+    key = split(uri)[1]
+    try:
+        found = _call("list_multipart_uploads", uri, Prefix=key).get("Uploads") or []
+    except Exception as error:
+        if _code(error) in ("AccessDenied", "403", "NotImplemented"):  # tidiness must not need more rights
+            return 0
+        raise _explained(uri, error) from error
+    mine = [u for u in found if u["Key"] == key or u["Key"].startswith(f"{key}/")]
+    for upload in mine:
+        with contextlib.suppress(PlethoraError):  # finished or aborted meanwhile
+            call("abort_multipart_upload", uri, Key=upload["Key"], UploadId=upload["UploadId"])
+    return len(mine)
 
 
 def objects(uri: str) -> dict[str, int]:
@@ -195,6 +247,9 @@ _PYARROW_CODES = {
     "INVALID_ACCESS_KEY_ID": "InvalidAccessKeyId",
     "SIGNATURE_DOES_NOT_MATCH": "SignatureDoesNotMatch",
     "NETWORK_CONNECTION": "EndpointConnectionError",
+    "SLOW_DOWN": "SlowDown",
+    "SERVICE_UNAVAILABLE": "ServiceUnavailable",
+    "INTERNAL_FAILURE": "InternalError",
 }
 
 
@@ -208,7 +263,9 @@ def _code(error: BaseException) -> str:
         if type(current).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
             return type(current).__name__
         current = current.__cause__
-    named = re.search(r"AWS Error ([A-Z_]+)", str(error))
+    named = re.search(r"AWS Error ([A-Z_]+)(?:.*\(HTTP status (5\d\d)\))?", str(error))
+    if named and named[1] == "UNKNOWN" and named[2]:
+        return named[2]
     return _PYARROW_CODES.get(named[1], named[1]) if named else ""
 
 
@@ -234,7 +291,11 @@ def _explained(uri: str, error: BaseException) -> PlethoraError:
         return PlethoraError(f"{uri}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
         return PlethoraError(f"{uri}: the S3 credentials have expired: renew them")
-    if code.endswith(("ConnectionError", "ConnectTimeoutError", "ConnectorError", "ProxyConnectionError")):
+    if code in _BUSY:
+        return PlethoraError(
+            f"{uri}: {place} is unavailable ({code}) since {PATIENCE_S:g} s: run this again when it is up"
+        )
+    if code.endswith(_AWAY):
         return PlethoraError(f"{uri}: cannot reach {place}: check AWS_ENDPOINT_URL and that the store is up")
     if "Timeout" in code or isinstance(error, TimeoutError):
         return PlethoraError(

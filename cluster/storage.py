@@ -6,8 +6,10 @@ a URI. Readers of Parquet use `filesystem` and wrap their pyarrow calls in `clea
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import glob
 import json
 import os
 import secrets
@@ -89,7 +91,7 @@ def _s3_filesystem(_settings: tuple[str | None, ...], bucket: str | None) -> pya
         region=region,
         connect_timeout=s3.CONNECT_TIMEOUT_S,
         request_timeout=s3.READ_TIMEOUT_S,
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=s3.ATTEMPTS),
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=s3.PYARROW_ATTEMPTS),
         allow_delayed_open=True,  # a small file is one PUT, not a multipart upload
         tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),
     )
@@ -143,6 +145,7 @@ def write_exclusive(uri: str | Path, data: bytes) -> bool:
 def _part_of(path: str, data: bytes) -> str:
     """A finished temporary file with `data` beside `path`."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    _clear_stale(os.path.dirname(path), os.path.basename(path))
     part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "wb") as file:
@@ -153,6 +156,14 @@ def _part_of(path: str, data: bytes) -> str:
         Path(part).unlink(missing_ok=True)
         raise
     return part
+
+
+def _clear_stale(parent: str, name: str) -> None:
+    """Remove what writers of `parent`/`name` left that were killed more than an hour ago."""
+    for left in Path(parent).glob(f".{glob.escape(name)}.*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another writer clears, too
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
 
 def read_json(uri: str | Path) -> Any:
@@ -202,6 +213,7 @@ def delete(uri: str | Path) -> None:
     if is_remote(text):
         _each(lambda name: s3.remove(join(text, name)), s3.objects(text))
         s3.remove(text)
+        s3.abort_uploads(text)
         return
     with clear_errors(text):
         if os.path.isdir(text) and not os.path.islink(text):
@@ -272,6 +284,7 @@ def publish(local_dir: str | Path, uri: str | Path, mark: str, mark_data: bytes)
         _publish_local(folder, text, mark, mark_data, taken)
         return
     _each(lambda name: s3.remove(join(text, name)), [name for name in sizes(text) if name != mark])
+    s3.abort_uploads(text)
     upload(folder, text)
     if sizes(text) != sizes(folder):
         raise PlethoraError(f"{text}: other files appeared while publishing: is a second publisher at work?")
@@ -283,9 +296,7 @@ def _publish_local(folder: Path, text: str, mark: str, mark_data: bytes, taken: 
     parent, name = os.path.split(text)
     with clear_errors(text):
         os.makedirs(parent, exist_ok=True)
-        for left in Path(parent).glob(f".{name}.*.part"):
-            if left.is_dir() and time.time() - left.stat().st_mtime > _STALE_S:
-                shutil.rmtree(left, ignore_errors=True)
+        _clear_stale(parent, name)
         stage = os.path.join(parent, f".{name}.{secrets.token_hex(4)}.part")
         aside = os.path.join(parent, f".{name}.{secrets.token_hex(4)}.part")
         try:

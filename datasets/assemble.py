@@ -35,7 +35,7 @@ def prepare(out: str, force: bool = False) -> dict | None:
         if not force:
             return storage.read_json(storage.join(out, schema.MANIFEST))
         storage.delete(storage.join(out, schema.MANIFEST))  # first: half of a corpus must not look whole
-    if there:
+    if there or storage.is_remote(out):  # a bucket may hold uploads that no listing shows
         storage.delete(out)
     return None
 

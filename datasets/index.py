@@ -139,7 +139,10 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
         )
     file = cache and storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}.parquet")
     if file and storage.exists(file):
-        return Index(corpus, spec, _decode(storage.read_bytes(file)))
+        try:
+            return Index(corpus, spec, _decode(storage.read_bytes(file)))
+        except (pa.ArrowException, OSError) as broken:
+            raise PlethoraError(f"{file} is corrupt: delete it, the next run makes it again") from broken
     table = pa.concat_tables([SCHEMA.empty_table(), *_scan_all(corpus, spec)])
     table = table.sort_by([(c, "ascending") for c in ("shard", "group", "row", "offset_s")]).combine_chunks()
     if file:
@@ -224,11 +227,11 @@ def _encode(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
 def _decode(data: bytes) -> pa.Table:
     import pyarrow.parquet as pq
 
-    return pq.read_table(pa.BufferReader(data)).combine_chunks()
+    return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).combine_chunks()

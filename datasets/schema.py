@@ -168,27 +168,37 @@ class Corpus:
         where = storage.join(self.uri, name)
         try:
             with storage.clear_errors(where), fs.open_input_file(f"{root}/{name}") as source:
-                return read(source)
-        except pa.ArrowInvalid as broken:
+                try:
+                    return read(source)
+                except OSError as broken:
+                    if broken.errno is None and "AWS Error" not in str(broken):  # Parquet's, not the store's
+                        raise pa.ArrowInvalid(str(broken)) from broken
+                    raise
+        except pa.ArrowException as broken:
             raise PlethoraError(
-                f"{where} is corrupt ({str(broken).splitlines()[0]}): ingest it again"
+                f"{where} is corrupt ({str(broken).splitlines()[0]}): ingest it again, with --force"
             ) from broken
 
     def labels(self, names: Sequence[str] | None = None) -> pa.Table:
         """Labels (`LABELS`), all or those called `names`; sorted by name, so that few row groups are read."""
         filters = None if names is None else [("name", "in", list(names))]
-        return self._read(LABELS_FILE, lambda source: pq.read_table(source, filters=filters))
+        return self._read(
+            LABELS_FILE,
+            lambda source: pq.read_table(source, filters=filters, page_checksum_verification=True),
+        )
 
     def rejects(self) -> pa.Table:
         """Refused stretches (`REJECTS`)."""
-        return self._read(REJECTS_FILE, pq.read_table)
+        return self._read(REJECTS_FILE, lambda source: pq.read_table(source, page_checksum_verification=True))
 
     def read_row_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One row group of one shard, only the wanted columns (see `row_schema`)."""
         wanted = None if columns is None else list(columns)
         return self._read(
             self.shards[shard]["path"],
-            lambda source: pq.ParquetFile(source, pre_buffer=True).read_row_group(group, columns=wanted),
+            lambda source: pq.ParquetFile(
+                source, pre_buffer=True, page_checksum_verification=True
+            ).read_row_group(group, columns=wanted),
         )
 
 
@@ -205,7 +215,8 @@ def open_corpus(uri: str) -> Corpus:
         raise PlethoraError(f"{mark} is not a corpus manifest: it has no version")
     if manifest["version"] != VERSION:
         raise PlethoraError(
-            f"{uri} is a corpus of version {manifest['version']}, this Plethora reads version {VERSION}"
+            f"{uri} is a corpus of version {manifest['version']}, this Plethora reads version {VERSION}: "
+            f"update Plethora, or ingest it again"
         )
     if content_hash(manifest) != manifest.get("hash"):
         raise PlethoraError(f"{mark} was changed after it was written (its hash differs): ingest it again")

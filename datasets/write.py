@@ -103,6 +103,7 @@ class ParquetFile:
             compression="zstd",
             use_dictionary=words,  # a dictionary of waveforms would be larger than the waveforms
             write_statistics=[f.name for f in columns if not pa.types.is_binary(f.type)],
+            write_page_checksum=True,  # a flipped bit in a waveform decompresses to another waveform
         )
         self.groups: list[int] = []
 

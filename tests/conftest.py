@@ -106,8 +106,34 @@ def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 @pytest.fixture
 def moto(_moto_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment of an S3 endpoint that checks keys (set for this test), with the bucket `plethora`."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
+    return _only(_moto_server, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def store_env(request: pytest.FixtureRequest) -> dict[str, str]:
+    """AWS_* of the store under test: PLETHORA_S3_ENDPOINT with the environment's own keys, else moto's."""
+    endpoint = os.environ.get("PLETHORA_S3_ENDPOINT")
+    if not endpoint:
+        return dict(request.getfixturevalue("_moto_server"))
+    keys = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    env = {"AWS_ENDPOINT_URL": endpoint, **keys, "AWS_REGION": os.environ.get("AWS_REGION", "us-east-1")}
+    boto3 = pytest.importorskip("boto3")
+    client = boto3.client("s3", endpoint_url=endpoint, region_name=env["AWS_REGION"])
+    if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=BUCKET)
+    return env
+
+
+@pytest.fixture
+def store(store_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of the S3 store under test (set for this test), with the bucket `plethora`."""
+    return _only(store_env, monkeypatch)
+
+
+def _only(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    others = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")
+    for name in (*others, "PLETHORA_S3_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in _moto_server.items():
+    for name, value in env.items():
         monkeypatch.setenv(name, value)
-    return dict(_moto_server)
+    return dict(env)

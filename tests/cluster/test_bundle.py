@@ -46,7 +46,7 @@ def published(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     """The URI of a bundle published on each kind of storage."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "s3":
-        request.getfixturevalue("moto")
+        request.getfixturevalue("store")
         uri = f"s3://plethora/{uuid.uuid4().hex}/run/bundle"
     else:
         uri = str(tmp_path / "store/run/bundle")
@@ -142,7 +142,7 @@ def _without_cache(uri: str) -> None:
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(
-    moto: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     uri = f"s3://plethora/{uuid.uuid4().hex}/bundle"

@@ -135,7 +135,7 @@ def test_little_memory_and_a_full_disk_have_remedies(monkeypatch: pytest.MonkeyP
         assert doctor.disk("disk of storage", str(tmp_path / "not/yet")).status == other
 
 
-def test_a_store_with_all_rights_passes_and_the_probe_is_gone(moto: dict[str, str]) -> None:
+def test_a_store_with_all_rights_passes_and_the_probe_is_gone(store: dict[str, str]) -> None:
     uri = f"s3://plethora/{uuid.uuid4().hex}"
     check = doctor.store(uri)
     assert check.status == "ok", check.found
@@ -151,7 +151,7 @@ def test_a_store_with_all_rights_passes_and_the_probe_is_gone(moto: dict[str, st
     ],
 )
 def test_a_store_out_of_reach_or_closed_to_us_fails_without_telling_secrets(
-    moto: dict[str, str], monkeypatch: pytest.MonkeyPatch, setting: str, value: str, said: str
+    store: dict[str, str], monkeypatch: pytest.MonkeyPatch, setting: str, value: str, said: str
 ) -> None:
     import re
 

@@ -22,7 +22,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty prefix on each kind of storage."""
     if request.param == "local":
         return str(tmp_path / "store")
-    request.getfixturevalue("moto")
+    request.getfixturevalue("store")
     return f"s3://plethora/{uuid.uuid4().hex}"
 
 
@@ -183,7 +183,7 @@ def test_of_many_writers_of_one_mark_exactly_one_wins_and_its_content_stays(
     assert storage.read_bytes(uri) == b"%d" % (won.index("1") + 1) * 1000
 
 
-def test_a_mark_that_a_lost_answer_made_us_send_twice_counts_as_ours(moto: dict[str, str]) -> None:
+def test_a_mark_that_a_lost_answer_made_us_send_twice_counts_as_ours(store: dict[str, str]) -> None:
     uri = f"s3://plethora/{uuid.uuid4().hex}"
     assert storage.write_exclusive(uri, b"mine")
     assert storage.write_exclusive(uri, b"mine")
@@ -213,37 +213,39 @@ def _refused(uri: str) -> list[str]:
     return said
 
 
-def test_a_missing_bucket_is_named(moto: dict[str, str]) -> None:
+def test_a_missing_bucket_is_named(store: dict[str, str]) -> None:
     said = _refused("s3://no-such-bucket/x")
     assert all("no bucket `no-such-bucket`" in line for line in said[:4])
     assert "no such" in said[4] or "no bucket" in said[4]
 
 
 def test_a_wrong_key_is_one_line_without_the_secret(
-    moto: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    store: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret-value")
     said = _refused("s3://plethora/x")
     assert all("AWS_SECRET_ACCESS_KEY" in line or "denies access" in line for line in said)
-    assert not any("a-wrong-secret-value" in line or moto["AWS_ACCESS_KEY_ID"] in line for line in said)
+    assert not any("a-wrong-secret-value" in line or store["AWS_ACCESS_KEY_ID"] in line for line in said)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "NOBODYKNOWSME")
     said = _refused("s3://plethora/x")
     assert all("AWS_ACCESS_KEY_ID" in line or "denies access" in line for line in said)
 
 
 def test_an_endpoint_that_does_not_answer_is_named_without_its_password(
-    moto: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    store: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "PYARROW_ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert all("cannot reach http://127.0.0.1:9" in line for line in _refused("s3://plethora/x"))
     assert s3._without_user("http://me:secret@host:1/x") == "http://host:1/x"
 
 
 def test_a_store_that_accepts_and_never_answers_is_given_up(
-    moto: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    store: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "PYARROW_ATTEMPTS", 1)
     monkeypatch.setattr(s3, "READ_TIMEOUT_S", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

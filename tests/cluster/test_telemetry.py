@@ -19,7 +19,7 @@ from cluster.telemetry import Telemetry, make_board, put
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "run/telemetry")
-    request.getfixturevalue("moto")
+    request.getfixturevalue("store")
     return f"s3://plethora/{uuid.uuid4().hex}/run/telemetry"
 
 
@@ -95,7 +95,7 @@ def test_what_was_flushed_is_on_the_store_before_the_run_ends(uri: str) -> None:
     told.close()
 
 
-def test_an_upload_that_fails_is_told(moto: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_fails_is_told(store: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     from cluster.errors import PlethoraError
 
     monkeypatch.setattr(telemetry, "UPLOAD_EVERY_S", 0.0)
