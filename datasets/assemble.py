@@ -113,8 +113,9 @@ def _merge(out: str, file: str, reports: Sequence[ShardReport], columns: pa.Sche
     with ParquetFile(storage.join(out, file), columns) as merged:
         for name in names:
             for report in reports:
-                fs, path = storage.filesystem(part_uri(out, file, report.index))
-                with fs.open_input_file(path) as source:
+                part = part_uri(out, file, report.index)
+                fs, path = storage.filesystem(part)
+                with storage.clear_errors(part), fs.open_input_file(path) as source:
                     filters = None if name is None else [("name", "=", name)]
                     table = pq.read_table(source, filters=filters)
                 if table.num_rows:

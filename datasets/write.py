@@ -55,15 +55,21 @@ class ShardReport:
 
 
 class _Hashing:
-    """A file object for pyarrow that passes bytes on and hashes them on the way."""
+    """A file object for pyarrow that passes bytes on to `uri` and hashes them on the way."""
 
-    def __init__(self, sink: Any) -> None:
-        self.sink, self.digest, self.size, self.closed = sink, hashlib.sha256(), 0, False
+    def __init__(self, uri: str) -> None:
+        self.uri, self.digest, self.size, self.closed = uri, hashlib.sha256(), 0, False
+        fs, path = storage.filesystem(uri)
+        with storage.clear_errors(uri):
+            if not storage.is_remote(uri):
+                fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+            self.sink = fs.open_output_stream(path)
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
         self.digest.update(view)
-        self.sink.write(view)
+        with storage.clear_errors(self.uri):
+            self.sink.write(view)
         self.size += view.nbytes
         return view.nbytes
 
@@ -85,18 +91,16 @@ class _Hashing:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self.sink.close()
+            with storage.clear_errors(self.uri):
+                self.sink.close()
 
 
 class ParquetFile:
     """A Parquet file being written to a URI, encoded our one way; `bytes` and `sha256` count after close."""
 
     def __init__(self, uri: str, columns: pa.Schema) -> None:
-        fs, path = storage.filesystem(uri)
-        if not storage.is_remote(uri):
-            fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
         words = [f.name for f in columns if pa.types.is_string(f.type)]
-        self._file = _Hashing(fs.open_output_stream(path))
+        self._file = _Hashing(uri)
         self._writer = pq.ParquetWriter(
             pa.PythonFile(self._file, mode="w"),
             columns,
