@@ -12,7 +12,7 @@ import pydantic
 
 from cluster.config import Config, load
 from cluster.errors import PlethoraError
-from datasets.schema import MODALITIES
+from datasets.schema import DERIVED, MODALITIES
 from datasets.validity import Limits
 
 
@@ -47,11 +47,24 @@ class Signal(Config):
         return tuple((c,) if isinstance(c, str) else c for c in self.channels)
 
 
+class Lookup(Config):
+    """The cell of `column` in the row of a sheet (see `LabelTable`) whose `key` column says `match`."""
+
+    file: str
+    key: str
+    match: str = "{record}"
+    column: str
+    header: int = pydantic.Field(default=1, ge=1)
+    delimiter: str | None = None
+
+
 class SubjectRule(Config):
-    """`pattern`'s group 1, searched in the text file `file`, or in the record's name where there is none."""
+    """`pattern`'s group 1, searched in the text file `file`, or in the record's name where there is none; or
+    what the sheet `table` says of the record."""
 
     file: str | None = None
     pattern: str = "^(.+)$"
+    table: Lookup | None = None
     _pattern = pydantic.field_validator("pattern")(_compiles)
 
 
@@ -102,6 +115,87 @@ class Trace(Config):
     step_s: float = pydantic.Field(gt=0)
 
 
+class Column(Config):
+    """A label from a column of a sheet. A cell is looked up in `values` (words that stand for numbers) or
+    `words` (words that stand for others) first, then in `missing`; an empty cell is no label."""
+
+    name: str
+    unit: str | None = None
+    text: bool = False
+    values: dict[str, float] = {}
+    words: dict[str, str] = {}
+    missing: tuple[str, ...] = ()
+
+
+class LabelTable(Config):
+    """Labels out of a sheet: CSV, tab-separated text, .xlsx (values as stored, no formula is run), .parquet.
+
+    `key`: the column that says whose a row is, and `match` what it says; None: every row is the record's.
+    Times are columns `start` and `end` (or start + `window_s`) in `unit_s` seconds, or row i starts at
+    i * `step_s`; with none of them, the one row labels the whole record.
+    """
+
+    file: str
+    columns: dict[str, Column]
+    key: str | None = None
+    match: str = "{record}"
+    header: int = pydantic.Field(default=1, ge=1)  # the line that holds the columns' names
+    delimiter: str | None = None  # None: a tab in .tsv and .txt, else a comma
+    sheet: str | None = None  # of a workbook; None: its first
+    start: str | None = None
+    end: str | None = None
+    unit_s: float = pydantic.Field(default=1.0, gt=0)
+    window_s: float | None = pydantic.Field(default=None, gt=0)
+    step_s: float | None = pydantic.Field(default=None, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _known_times(self) -> "LabelTable":
+        timed = self.start is not None or self.step_s is not None
+        if timed != (self.end is not None or self.window_s is not None) or (self.start and self.step_s):
+            raise ValueError("times need one of `start`, `step_s` and one of `end`, `window_s`")
+        return self
+
+
+class Events(Config):
+    """Moments (breaths, beats) as labels with start = end and a text: `text`, else the annotation's own.
+
+    From a column of sample numbers (or times) in a sheet, or from a WFDB annotation file ({stem}.atr).
+    """
+
+    name: str
+    file: str
+    column: str | None = None  # None: a WFDB annotation file
+    text: str | None = None
+    rate: float | None = pydantic.Field(default=None, gt=0)  # units of the numbers a second; None: as stated
+    symbols: tuple[str, ...] = ()  # only annotations of these symbols
+
+
+class Table(Config):
+    """How the files of the reader `table` are laid out."""
+
+    delimiter: str | None = None  # None: a tab in .tsv and .txt, else a comma
+    decimal: Literal[".", ","] = "."
+    header: int = pydantic.Field(default=1, ge=0)  # line that holds the channels' names; 0: they are 1, 2, …
+    skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no samples
+    layout: Literal["columns", "row"] = "columns"  # row: all numbers of the file are channel 1
+    time: str | None = None  # column of times: must rise and keep the promised rate; gaps are missing samples
+    time_unit_s: float = pydantic.Field(default=1.0, gt=0)
+    files: dict[str, str] = {}  # modality -> file, where it is not the record's own
+    data: str | None = None  # .npz, .hdf5: one array (samples, channels), or (records, samples, channels)
+    channels: tuple[str, ...] = ()  # names of that array's columns
+    ids: str | None = None  # names of its records; {id} in file names and matches
+
+
+class Derive(Config):
+    """Labels to derive (`datasets/labels.py`): each from the modality, or the events, that is named here."""
+
+    hr: Literal["ecg"] | None = None
+    bp: Literal["abp"] | None = None
+    rr: str | None = None  # the name of [[events]]: breaths
+    stretch_s: float = pydantic.Field(default=10.0, gt=0)
+    breath_stretch_s: float = pydantic.Field(default=30.0, gt=0)  # 10 s hold two breaths, which are no rate
+
+
 class Descriptor(Config):
     """One set of recordings: what it is, what one may do with it, and how its files are read."""
 
@@ -123,6 +217,10 @@ class Descriptor(Config):
     annotations: str | None = None  # keep the file's own annotations (EDF+) as labels of this name
     arrays: tuple[Array, ...] = ()
     elements: str | None = None  # an array of structs in the file whose every element is a record of its own
+    table: Table = Table()
+    tables: tuple[LabelTable, ...] = ()
+    events: tuple[Events, ...] = ()
+    derive: Derive = Derive()
     segment_s: float = 3600.0
     limits: Limits = Limits()
     _records = pydantic.field_validator("records")(_compiles)
@@ -136,6 +234,22 @@ class Descriptor(Config):
                 f"no modality {', '.join(unknown) or 'given'}; known are {', '.join(MODALITIES)}"
             )
         return signals
+
+    @pydantic.model_validator(mode="after")
+    def _derivable(self) -> "Descriptor":
+        lacking = sorted({m for m in (self.derive.hr, self.derive.bp) if m} - set(self.signals))
+        if lacking:
+            raise ValueError(f"[derive] needs the modality {', '.join(lacking)}, which [signals] lacks")
+        if self.derive.rr and self.derive.rr not in {e.name for e in self.events}:
+            raise ValueError(f"[derive] rr = {self.derive.rr!r}: no [[events]] have this name")
+        given = {rule.name for rule in self.fields} | {rule.name for rule in self.traces}
+        given |= {rule.name for rule in self.events}
+        given |= {column.name for table in self.tables for column in table.columns.values()}
+        given |= {named.name for named in self.numerics.channels.values()} if self.numerics else set()
+        posing = sorted(name for name in given if name.endswith(DERIVED))
+        if posing:
+            raise ValueError(f"label {', '.join(posing)}: {DERIVED} marks what ingest derives itself")
+        return self
 
     @pydantic.field_validator("records")
     @classmethod

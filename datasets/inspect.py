@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from cluster.errors import PlethoraError
+from datasets import agreement
 from datasets.schema import Corpus, open_corpus, waveform
 
 COLOURS = {"ppg": "#c2410c", "ecg": "#1d4ed8", "abp": "#be123c", "resp": "#047857", "acc": "#7c3aed"}
@@ -27,6 +28,7 @@ def describe(uri: str) -> dict[str, Any]:
         **{k: m[k] for k in ("subjects_published", "modalities", "rates", "counts", "hours_in")},
         **{k: m[k] for k in ("hours_refused", "rejects", "bridged_gaps")},
         "labels": m["labels"]["rows"],
+        "agreement": agreement.of_corpus(corpus),
         "shards": len(corpus.shards),
         "bytes": sum(s["bytes"] for s in corpus.shards),
     }
@@ -57,7 +59,8 @@ def table(about: dict[str, Any]) -> str:
         f"{m} {b['gaps']} ({b['seconds']:.2f} s)" for m, b in about["bridged_gaps"].items() if b["gaps"]
     )
     labels = ", ".join(f"{name} {n:,}" for name, n in about["labels"].items())
-    return "\n".join([*lines, "", f"  bridged gaps: {bridged or 'none'}", f"  labels: {labels or 'none'}"])
+    lines += ["", f"  bridged gaps: {bridged or 'none'}", f"  labels: {labels or 'none'}"]
+    return "\n".join([*lines, *(f"  {agreement.line(found)}" for found in about.get("agreement", []))])
 
 
 def _published(about: dict[str, Any]) -> str:

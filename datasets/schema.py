@@ -29,6 +29,7 @@ from cluster.errors import PlethoraError
 VERSION = 1
 MODALITIES = ("ppg", "ecg", "abp", "resp", "acc")
 MANIFEST, LABELS_FILE, REJECTS_FILE, SHARDS_DIR = "corpus.json", "labels.parquet", "rejects.parquet", "shards"
+DERIVED = "_derived"  # ends the name of a label that ingest computed from the waveforms or from given events
 KEY_VARIABLE = "PLETHORA_SUBJECT_KEY"
 
 LABELS = pa.schema(

@@ -1,0 +1,262 @@
+"""Labels that follow from the recordings themselves: heart rate, blood pressure, breathing rate.
+
+Pure functions, samples and rate in, `Labels` out. What is derived says so in its name: `hr_derived`,
+`sbp_derived`, `dbp_derived`, `rr_derived`; no given label may end like that. One value a stretch of fixed
+length (10 s; breathing 30 s), counted from the start of the record; a stretch that is not sound from end to
+end has none, since a doubtful label does more harm than a missing one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage, signal
+
+from datasets import validity
+from datasets.descriptor import Derive
+from datasets.readers.base import Labels, Recording, Samples
+from datasets.schema import DERIVED
+from datasets.validity import KEPT, Limits
+
+SHORTEST_S = 5.0  # of sound signal, for a beat detector to find its level
+HR_RANGE = (25.0, 240.0)  # bpm
+SAME_BEAT_S = 0.15  # two detectors mean the same beat (ANSI/AAMI EC57)
+AGREE = 0.9  # bSQI: least agreement of two detectors (Li, Mark, Clifford, Physiol Meas 29:15, 2008)
+# Plausible beats, mmHg. Changes from beat to beat: Sun, Reisner, Mark, Comput Cardiol 33:13, 2006 (the signal
+# abnormality index); the ranges are its own, narrowed to what a living adult shows.
+SBP_RANGE, DBP_RANGE, PULSE_RANGE = (40.0, 260.0), (20.0, 160.0), (12.0, 150.0)
+
+JUMP_MMHG = 20.0
+SOUND_BEATS = 0.8  # share of a stretch's beats that must be plausible
+RR_RANGE = (4.0, 60.0)  # breaths a minute
+ANNOTATORS_WITHIN = 2.0  # 1/min: where two people differ by more, the truth is unknown (Pimentel 2017)
+
+
+@dataclass(frozen=True)
+class Pulses:
+    """Beats of an arterial pressure: when each foot is (s), its systolic and diastolic value (mmHg)."""
+
+    foot_s: np.ndarray
+    sbp: np.ndarray
+    dbp: np.ndarray
+
+
+def _level(envelope: np.ndarray, rate: float) -> np.ndarray:
+    """Height of the beats around each sample: maxima of 2-s blocks, the median of five neighbours (10 s).
+
+    A block holds a beat down to 30 a minute; the median lets an artefact in two of five blocks pass.
+    """
+    size = max(1, int(2 * rate))
+    cuts = np.arange(0, max(1, len(envelope) - size // 2), size)
+    tops = ndimage.median_filter(np.maximum.reduceat(envelope, cuts), 5, mode="nearest")
+    return np.interp(np.arange(len(envelope)), cuts + size / 2, tops)
+
+
+def _band(x: np.ndarray, rate: float, low: float | None, high: float) -> np.ndarray:
+    """Zero-phase Butterworth band-pass (low-pass where `low` is None); `high` gives way at low rates."""
+    high = min(high, 0.45 * rate)
+    sos = signal.butter(2, high if low is None else (low, high), "low" if low is None else "band", fs=rate,
+                        output="sos")  # fmt: skip
+    return signal.sosfiltfilt(sos, x)
+
+
+def qrs_energy(x: np.ndarray, rate: float) -> np.ndarray:
+    """Times (s) of the beats of an ECG (samples,), any unit and polarity: Pan and Tompkins's chain.
+
+    Band-pass 5–20 Hz, slope, mean square over 0.1 s; peaks above 0.4 of the local level and 0.25 s apart.
+    After IEEE Trans Biomed Eng 32:230, 1985, with a level from both sides instead of running estimates.
+    """
+    slope = np.gradient(_band(x, rate, 5, 20))
+    envelope = np.sqrt(np.maximum(ndimage.uniform_filter1d(slope**2, max(1, round(0.1 * rate))), 0))
+    return _peaks(envelope, rate, 0.4)
+
+
+def qrs_length(x: np.ndarray, rate: float) -> np.ndarray:
+    """Times (s) of the beats of an ECG by another route: the length of the curve over 0.13 s.
+
+    After Zong, Moody, Jiang, Comput Cardiol 30:737, 2003: 3–16 Hz (T waves are slower), then the length in
+    excess of a horizontal line's. It errs on other signals than `qrs_energy` does, which is what it is for.
+    """
+    y = _band(x, rate, 3, 16)
+    step = np.diff(y, prepend=y[:1])
+    flat = 0.25 * float(np.percentile(np.abs(step), 95)) or 1.0
+    length = ndimage.uniform_filter1d(np.hypot(step, flat) - flat, max(1, round(0.13 * rate)))
+    return _peaks(length, rate, 0.35)
+
+
+def _peaks(envelope: np.ndarray, rate: float, share: float) -> np.ndarray:
+    level = share * _level(envelope, rate)
+    apart = max(1, int(0.25 * rate))  # 240 beats a minute
+    found, _ = signal.find_peaks(envelope, height=np.maximum(level, 1e-12), distance=apart)
+    return found / rate
+
+
+def agreement_of_beats(a: np.ndarray, b: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """How far two detectors agree in each stretch (k,): 2 · matched / (beats of both), 0 where none has any.
+
+    `a`, `b`: ascending times in s. A beat is matched when the other detector has one within 0.15 s.
+    """
+    matched, total = np.zeros(len(start)), np.zeros(len(start))
+    for mine, other in ((a, b), (b, a)):
+        near = np.zeros(len(mine), bool)
+        if len(other):
+            at = np.clip(np.searchsorted(other, mine), 1, max(1, len(other) - 1))
+            gaps = [np.abs(other[np.clip(i, 0, len(other) - 1)] - mine) for i in (at - 1, at)]
+            near = np.minimum(*gaps) <= SAME_BEAT_S
+        ends = np.concatenate(([0], np.cumsum(near)))
+        low, high = np.searchsorted(mine, start), np.searchsorted(mine, stop)
+        matched += ends[high] - ends[low]
+        total += high - low
+    return np.where(total > 0, matched / np.maximum(total, 1), 0.0)
+
+
+def rates(events: np.ndarray, start: np.ndarray, stop: np.ndarray, within: tuple[float, float]) -> np.ndarray:
+    """Events a minute (k,) in each stretch: whole intervals between its first and last event; else NaN.
+
+    NaN: fewer than two intervals, a rate or a single gap (also one to the stretch's border) out of `within`.
+    """
+    low, high = np.searchsorted(events, start), np.searchsorted(events, stop)
+    out = np.full(len(start), np.nan)
+    longest = 60 / within[0]
+    for k in np.flatnonzero(high - low >= 3):
+        inside = events[low[k] : high[k]]
+        rate = 60 * (len(inside) - 1) / (inside[-1] - inside[0])
+        gaps = np.diff(inside, prepend=start[k], append=stop[k])
+        if within[0] <= rate <= within[1] and gaps.max() <= longest:
+            out[k] = rate
+    return out
+
+
+def heart_rate(x: np.ndarray, rate: float, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """Beats a minute (k,) of an ECG (samples,) in stretches [start, stop) s; NaN: two detectors differ."""
+    a, b = qrs_energy(x, rate), qrs_length(x, rate)
+    bpm = rates(a, start, stop, HR_RANGE)
+    return np.where(agreement_of_beats(a, b, start, stop) >= AGREE, bpm, np.nan)
+
+
+def pulses(x: np.ndarray, rate: float) -> Pulses:
+    """The beats of an arterial pressure (samples,) in mmHg, plausible or not.
+
+    Upstrokes are the peaks of the slope sum function (rise over 0.13 s; Zong et al., Comput Cardiol 30:259,
+    2003) above 0.4 of its local level. Around each: the lowest value before, the highest after it, of the
+    signal below 16 Hz, so that noise adds nothing to the peaks.
+    """
+    y = _band(x, rate, None, 16)
+    rise = np.maximum(np.diff(y, prepend=y[:1]), 0)
+    width = max(1, round(0.13 * rate))
+    up = np.rint(_peaks(ndimage.uniform_filter1d(rise, width) * width, rate, 0.4) * rate).astype(int)
+    if len(up) < 3:
+        return Pulses(*(np.zeros(0) for _ in range(3)))
+    middle = (up[1:] + up[:-1]) / 2
+    since, until = np.concatenate(([0.0], middle)), np.concatenate((middle, [float(len(y))]))
+    before, low = _extreme(-y, up, -0.3, 0.06, rate, since, until)
+    _, high = _extreme(y, up, -0.03, 0.4, rate, since, until)
+    return Pulses(before / rate, high, -low)
+
+
+def _extreme(
+    y: np.ndarray, at: np.ndarray, low_s: float, high_s: float, rate: float, since: np.ndarray,
+    until: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Where y is highest in [at + low_s, at + high_s], not before `since` nor after `until`; and how high."""
+    reach = np.arange(round(low_s * rate), round(high_s * rate) + 1)
+    index = at[:, None] + reach
+    inside = (index >= since[:, None]) & (index <= until[:, None]) & (index >= 0) & (index < len(y))
+    value = np.where(inside, y[np.clip(index, 0, len(y) - 1)], -np.inf)
+    best = value.argmax(1)
+    rows = np.arange(len(at))
+    return index[rows, best], value[rows, best]
+
+
+def blood_pressure(
+    x: np.ndarray, rate: float, start: np.ndarray, stop: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Systolic and diastolic pressure, medians over the plausible beats of each stretch, (k,) each, mmHg.
+
+    NaN: fewer than three beats, fewer than 80 % of them plausible, or an implausible beat rate.
+    """
+    found = pulses(x, rate)
+    sound = _plausible(found)
+    sbp, dbp = np.full(len(start), np.nan), np.full(len(start), np.nan)
+    regular = np.isfinite(rates(found.foot_s, start, stop, HR_RANGE))
+    low, high = np.searchsorted(found.foot_s, start), np.searchsorted(found.foot_s, stop)
+    for k in np.flatnonzero(regular):
+        span = slice(low[k], high[k])
+        good = sound[span]
+        if good.sum() >= 3 and good.mean() >= SOUND_BEATS:
+            sbp[k], dbp[k] = np.median(found.sbp[span][good]), np.median(found.dbp[span][good])
+    return sbp, dbp
+
+
+def _plausible(p: Pulses) -> np.ndarray:
+    pulse = p.sbp - p.dbp
+    ok = np.ones(len(pulse), bool)
+    for value, (low, high) in ((p.sbp, SBP_RANGE), (p.dbp, DBP_RANGE), (pulse, PULSE_RANGE)):
+        ok &= (value >= low) & (value <= high)
+    for value in (p.sbp, p.dbp):
+        usual = ndimage.median_filter(value, 9, mode="nearest") if len(value) else value
+        ok &= np.abs(value - usual) <= JUMP_MMHG
+    return ok
+
+
+def stretches(seconds: float, length_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and stops (s) of the whole stretches in a record."""
+    start = np.arange(int(seconds / length_s + 1e-9)) * length_s
+    return start, start + length_s
+
+
+def from_signal(
+    samples: Samples, limits: Limits, length_s: float, names: Sequence[str],
+    measure: Callable[..., np.ndarray | tuple[np.ndarray, ...]], unit: str,
+) -> list[Labels]:  # fmt: skip
+    """Labels `names` that `measure(x, rate, start, stop)` finds in the sound parts of a first channel."""
+    rate = float(samples.rate)
+    x_tc, missing, _, _ = validity.bridge(samples.x_tc, samples.missing, limits.bridge_s * rate)
+    sound = validity.verdicts(x_tc, missing, rate, limits) == KEPT
+    start, stop = stretches(len(x_tc) / rate, length_s)
+    values = np.full((len(names), len(start)), np.nan)
+    for a, b in zip(*validity.runs(sound), strict=True):
+        k = np.flatnonzero((start * rate >= a - 1e-6) & (stop * rate <= b + 1e-6))
+        if len(k) and b - a >= SHORTEST_S * rate:
+            x = x_tc[a:b, 0].astype(np.float64) * samples.scale + samples.offset
+            values[:, k] = np.atleast_2d(measure(x, rate, start[k] - a / rate, stop[k] - a / rate))
+    return [_known(name + DERIVED, v, unit, start, stop) for name, v in zip(names, values, strict=True)]
+
+
+def breathing_rate(breaths: Mapping[str, np.ndarray], seconds: float, length_s: float) -> Labels:
+    """Breaths a minute out of one or more people's annotations (name -> ascending times in s).
+
+    The mean of all who annotated; none where the highest and the lowest differ by more than 2 a minute.
+    """
+    start, stop = stretches(seconds, length_s)
+    each = np.array([rates(np.sort(t), start, stop, RR_RANGE) for _, t in sorted(breaths.items())])
+    each = each.reshape(-1, len(start))
+    mean = each.mean(0) if len(each) else np.full(len(start), np.nan)
+    agree = np.ptp(each, axis=0) <= ANNOTATORS_WITHIN if len(each) else np.zeros(len(start), bool)
+    return _known("rr" + DERIVED, np.where(agree, mean, np.nan), "1/min", start, stop)
+
+
+def _known(name: str, values: np.ndarray, unit: str, start: np.ndarray, stop: np.ndarray) -> Labels:
+    """Only the stretches that have a value; three decimals are far below what a detector knows."""
+    there = np.isfinite(values)
+    return Labels(name, np.round(values[there], 3), unit, start[there], stop[there])
+
+
+def derived(recording: Recording, wanted: Derive, limits: Limits) -> list[Labels]:
+    """All labels that a descriptor's [derive] asks for, of one record."""
+    found: list[Labels] = []
+    if wanted.hr and wanted.hr in recording.signals:
+        ecg = recording.signals[wanted.hr]
+        found += from_signal(ecg, limits, wanted.stretch_s, ["hr"], heart_rate, "bpm")
+    if wanted.bp and wanted.bp in recording.signals:
+        abp = recording.signals[wanted.bp]
+        found += from_signal(abp, limits, wanted.stretch_s, ["sbp", "dbp"], blood_pressure, "mmHg")
+    if wanted.rr and recording.signals:
+        seconds = max(float(len(s.x_tc) / s.rate) for s in recording.signals.values())
+        breaths: dict[str, np.ndarray] = {}
+        for label in recording.labels:
+            if label.name == wanted.rr and label.start_s is not None:
+                words = np.asarray(label.values, str)
+                breaths |= {w: np.asarray(label.start_s)[words == w] for w in sorted(set(words))}
+        found.append(breathing_rate(breaths, seconds, wanted.breath_stretch_s))
+    return found

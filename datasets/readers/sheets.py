@@ -1,0 +1,128 @@
+"""Small tables beside recordings (CSV, tab-separated text, workbooks, Parquet), as columns of words."""
+
+import csv
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets.readers.base import Refused
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """`columns`: name -> its cells as words, "" where there is nothing. All columns have the same length."""
+
+    name: str
+    columns: dict[str, tuple[str, ...]]
+
+    def column(self, name: str) -> tuple[str, ...]:
+        """Cells of a column; Refused (missing_column) names those that are there."""
+        if name not in self.columns:
+            there = ", ".join(list(self.columns)[:20])
+            raise Refused("missing_column", f"{self.name} has no column {name!r}; it has {there}")
+        return self.columns[name]
+
+    @property
+    def length(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+
+def delimiter_of(name: str, given: str | None) -> str:
+    """What stands between cells: as given, else a tab in .tsv and .txt files and a comma in all others."""
+    return given or ("\t" if name.lower().endswith((".tsv", ".txt")) else ",")
+
+
+def read(path: Path, header: int = 1, delimiter: str | None = None, sheet: str | None = None) -> Sheet:
+    """The sheet at `path`, its names in line `header` (from 1). Refused: missing_file, corrupt."""
+    if not path.is_file():
+        raise Refused("missing_file", f"{path.name} is not there")
+    stat = path.stat()
+    return _read(path, stat.st_mtime_ns, stat.st_size, header, delimiter, sheet)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(
+    path: Path, _changed: int, _size: int, header: int, delimiter: str | None, sheet: str | None
+) -> Sheet:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(path)
+            cells = {n: tuple(_word(v) for v in table[n].to_pylist()) for n in table.column_names}
+            return Sheet(path.name, cells)
+        rows = list(_workbook(path, sheet) if suffix in (".xlsx", ".xlsm") else _text(path, delimiter))
+    except Refused:
+        raise
+    except Exception as error:  # csv, openpyxl and pyarrow raise whatever a broken file makes them run into
+        raise Refused("corrupt", f"{path.name} cannot be read as a table ({error})") from error
+    if len(rows) < header:
+        raise Refused("corrupt", f"{path.name} has {len(rows)} lines, its names should be in line {header}")
+    names = [" ".join(cell.split()) for cell in rows[header - 1]]
+    body = [row for row in rows[header:] if any(row)]
+    twice = sorted({n for n in names if n and names.count(n) > 1})
+    if twice:
+        raise Refused("corrupt", f"{path.name} has two columns called {twice[0]!r}")
+    odd = next((i for i, row in enumerate(body) if len(row) > len(names) and any(row[len(names) :])), None)
+    if odd is not None:
+        raise Refused("corrupt", f"{path.name}: row {odd + 1} has more cells than there are names")
+    columns = {
+        name: tuple(row[i] if i < len(row) else "" for row in body) for i, name in enumerate(names) if name
+    }
+    return Sheet(path.name, columns)
+
+
+def _text(path: Path, delimiter: str | None) -> Iterator[list[str]]:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        for row in csv.reader(file, delimiter=delimiter_of(path.name, delimiter)):
+            yield [cell.strip() for cell in row]
+
+
+def _workbook(path: Path, sheet: str | None) -> Iterator[list[str]]:
+    import openpyxl
+
+    book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
+    try:
+        if sheet is not None and sheet not in book.sheetnames:
+            raise Refused(
+                "missing_column", f"{path.name} has no sheet {sheet!r}: {', '.join(book.sheetnames)}"
+            )
+        for row in book[sheet or book.sheetnames[0]].iter_rows(values_only=True):
+            yield [_word(cell) for cell in row]
+    finally:
+        book.close()
+
+
+def _word(cell: Any) -> str:
+    """A cell as the word that a person sees: 45.0 is 45, nothing is empty."""
+    if cell is None or (isinstance(cell, float) and cell != cell):
+        return ""
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+        return str(int(cell))
+    return str(cell).strip()
+
+
+@functools.lru_cache(maxsize=8)
+def rows_by_key(sheet: Sheet, key: str) -> dict[str, list[int]]:
+    """Word in column `key` -> its rows."""
+    found: dict[str, list[int]] = {}
+    for i, word in enumerate(sheet.column(key)):
+        found.setdefault(word, []).append(i)
+    return found
+
+
+DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+
+
+def number(word: str) -> float:
+    """The number that `word` is. ValueError says what to do about a decimal comma."""
+    if DECIMAL_COMMA.fullmatch(word):
+        raise ValueError(f"{word!r} has a decimal comma: write {word.replace(',', '.')!r}")
+    try:
+        return float(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is no number") from None
