@@ -16,11 +16,13 @@ from typing import Any
 
 from cluster import storage
 from cluster.errors import PlethoraError
-from datasets import assemble, jobs, schema
+from datasets import agreement, assemble, jobs, labels, schema
 from datasets.descriptor import Descriptor, read_descriptor
-from datasets.readers import READERS
-from datasets.readers.base import Refused, Root, Source
+from datasets.readers import READERS, given
+from datasets.readers.base import Refused, Root, Source, checked
 from datasets.write import SHARD_BYTES, Entry, ShardReport, write_shard
+
+HEADER_BYTES = 16 * 2**20  # larger files are not read to tell whether an ingest is of the same input
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,15 @@ def ingest(descriptor_path: str | Path, root: str, out: str, force: bool = False
     """Read what `descriptor_path` describes below `root` into a corpus at `out`; returns a summary.
 
     The summary is the manifest (`corpus.json`) without shards, plus `uri`, `problems` (what was refused whole
-    or could not be read, by record, in words) and `already_there`. A finished corpus at `out` stays as it is
+    or could not be read, by record, in words), `agreement` (derived labels against given ones: see
+    `agreement.compare`) and `already_there`. A finished corpus at `out` stays as it is
     when it was made of the same input, and is an error otherwise, unless `force`.
     """
     descriptor = read_descriptor(descriptor_path)
     out = storage.normalise(out)
     key, key_id = schema.subject_key(remote=storage.is_remote(out))
     files = Root(root)
-    sources = READERS[descriptor.reader].scan(files, descriptor)
+    sources = given.complete(READERS[descriptor.reader].scan(files, descriptor), files, descriptor)
     about = _about(descriptor, key_id, sources, files)
     there = assemble.prepare(out, force)
     if there is not None:
@@ -51,7 +54,8 @@ def ingest(descriptor_path: str | Path, root: str, out: str, force: bool = False
     work = functools.partial(_work, files.uri, out, descriptor)
     reports = jobs.run(work, tasks, f"ingest {descriptor.name}", len(sources))
     manifest, problems = assemble.finish(out, reports, about)
-    return summary(manifest, out, problems)
+    made = summary(manifest, out, problems)
+    return made | {"agreement": agreement.of_corpus(schema.open_corpus(out))}
 
 
 def summary(manifest: dict, uri: str, problems: Sequence[dict[str, str]] = (), already: bool = False) -> dict:
@@ -92,8 +96,13 @@ def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root:
     seen = hashlib.sha256(json.dumps(descriptor.model_dump(mode="json"), sort_keys=True).encode())
     seen.update(key_id.encode())
     for source in sources:
-        seen.update(json.dumps([source.record, source.subject, source.files]).encode())
-        seen.update(storage.read_bytes(storage.join(root.uri, source.files[0][0])))
+        seen.update(json.dumps([source.record, source.subject, source.files, source.digest]).encode())
+    # headers and label sheets by content, large files (they hold the samples) by name and size
+    small = [*(s.files[0] for s in sources if not s.digest)]
+    small += ((n, root.sizes.get(n, -1)) for n in given.shared(descriptor))
+    for name, size in dict.fromkeys(small):
+        if 0 <= size <= HEADER_BYTES:
+            seen.update(root.read(name))
     return {
         "name": descriptor.name,
         "source": descriptor.source,
@@ -121,7 +130,8 @@ def _already(manifest: dict, about: dict[str, Any], out: str) -> dict[str, Any]:
     lost = [s["path"] for s in manifest["shards"] if sizes.get(s["path"]) != s["bytes"]]
     if lost:
         raise PlethoraError(f"{out} has lost {lost[0]}: ingest it again with --force")
-    return summary(manifest, out, already=True)
+    made = summary(manifest, out, already=True)
+    return made | {"agreement": agreement.of_corpus(schema.open_corpus(out))}
 
 
 def _work(root: str, out: str, descriptor: Descriptor, task: Task, tick: jobs.Tick) -> ShardReport:
@@ -133,21 +143,28 @@ def _work(root: str, out: str, descriptor: Descriptor, task: Task, tick: jobs.Ti
 def _entries(root: str, descriptor: Descriptor, task: Task) -> Iterator[Entry]:
     reader = READERS[descriptor.reader]
     files = Root.reopen(root, {name for source, _ in task.sources for name, _ in source.files})
-    for source, subject in task.sources:
-        broken = source.broken
-        recording = None
-        if broken is None:
-            with tempfile.TemporaryDirectory() as scratch:
-                folder = files.fetch([name for name, _ in source.files], Path(scratch))
-                try:
-                    recording = reader.load(source, folder, descriptor)
-                except Refused as why:
-                    broken = (why.reason, why.detail)
-        refused = {m: (source.seconds[m], reason) for m, reason in source.refused.items()}
-        if broken is not None:
-            refused = {m: (seconds, broken[0]) for m, seconds in source.seconds.items()}
-        detail = f"{broken[0]}: {broken[1]}" if broken else _refused_detail(source)
-        yield Entry(source.record, subject, recording, refused, detail)
+    everyones = given.shared(descriptor)
+    with tempfile.TemporaryDirectory() as place:
+        common = files.fetch(everyones, Path(place))
+        for source, subject in task.sources:
+            broken = source.broken
+            recording = None
+            if broken is None:
+                with tempfile.TemporaryDirectory() as scratch:
+                    own = [name for name, _ in source.files if name not in everyones]
+                    folder = files.fetch(own, Path(scratch))
+                    try:
+                        recording = checked(reader.load(source, folder, descriptor), source)
+                    except Refused as why:
+                        broken = (why.reason, why.detail)
+                    else:
+                        given.add(recording, source, folder, common, descriptor)
+                        recording.labels += labels.derived(recording, descriptor.derive, descriptor.limits)
+            refused = {m: (source.seconds[m], reason) for m, reason in source.refused.items()}
+            if broken is not None:
+                refused = {m: (seconds, broken[0]) for m, seconds in source.seconds.items()}
+            detail = f"{broken[0]}: {broken[1]}" if broken else _refused_detail(source)
+            yield Entry(source.record, subject, recording, refused, detail)
 
 
 def _refused_detail(source: Source) -> str | None:

@@ -1,7 +1,8 @@
-"""What every reader speaks: a root of files, sources found in it, and the recordings they hold."""
+"""What every reader speaks: sources found below a root, the recordings they hold, and how both are made."""
 
-import os
-from collections.abc import Iterable
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -10,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from cluster import storage
 from cluster.errors import PlethoraError
+from datasets.descriptor import Descriptor, FieldRule, Signal
+from datasets.readers.root import Root
+
+__all__ = ["Labels", "Recording", "Refused", "Root", "Samples", "Source"]
 
 
 class Refused(Exception):
@@ -58,6 +62,7 @@ class Source:
 
     `seconds`: what the header promises, a modality. `refused`: modality -> reason known from the header.
     `broken`: (reason, detail) when the whole record is refused. `files`: paths below the root, with bytes.
+    `element`: which of a file's many records it is. `digest`: of what the header says, where sizes tell less.
     """
 
     record: str
@@ -68,6 +73,8 @@ class Source:
     samples: int = 0
     refused: dict[str, str] = field(default_factory=dict)
     broken: tuple[str, str] | None = None
+    element: int | None = None
+    digest: str = ""
 
     @property
     def stem(self) -> str:
@@ -84,45 +91,231 @@ class Recording:
     problems: list[str] = field(default_factory=list)
 
 
-def _sizes(folder: str) -> dict[str, int]:
-    """Bytes of all files below a local folder, links followed: data managers keep files behind them."""
-    found = {}
-    for at, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            path = os.path.join(at, name)
-            if os.path.exists(path):
-                found[os.path.relpath(path, folder).replace(os.sep, "/")] = os.stat(path).st_size
-    return dict(sorted(found.items()))
+# ---------------------------------------------------------------- scanning
 
 
-class Root:
-    """The folder that holds the source files: local or s3."""
+@dataclass
+class Draft:
+    """A source in the making: `look` fills it in, and what it knows when it raises Refused stays known.
 
-    def __init__(self, uri: str) -> None:
-        self.uri = storage.normalise(uri)
-        self.sizes = storage.sizes(self.uri) if storage.is_remote(self.uri) else _sizes(self.uri)
-        if not self.sizes:
-            raise PlethoraError(
-                f"{self.uri} holds no files: --root is the folder that holds the source files"
+    `name`: the file that `records` matched; `fetch(names)` gives a local folder that holds them; `whole`: how
+    long the record is, for what it should hold and does not.
+    """
+
+    root: Root
+    name: str
+    record: str
+    groups: dict[str, str]
+    fetch: Callable[[Iterable[str]], Path]
+    files: list[str]
+    subject: str = ""
+    seconds: dict[str, Fraction] = field(default_factory=dict)
+    samples: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    element: int | None = None
+    digest: str = ""
+    whole: Fraction = Fraction(0)
+
+    def size(self, name: str) -> int:
+        return self.root.sizes.get(name, -1)
+
+    def promise(self, modality: str, signal: Signal, found: "Promise | None") -> None:
+        """Note what the header says of a modality: its hours, or why they are refused. None: not there."""
+        if found is None:
+            if signal.required:
+                self.seconds[modality] = self.whole
+                self.refused[modality] = "missing_channel"
+            return
+        expected = fraction(signal.rate)
+        if not found.rate or (expected and found.rate != expected):
+            self.refused[modality] = "bad_rate"
+        elif found.unit not in signal.units:
+            self.refused[modality] = "unit_mismatch"
+        elif not found.sound:
+            self.refused[modality] = "bad_scale"
+        else:
+            self.samples += found.length * found.channels
+        rate = found.rate or expected  # no rate anywhere: no hours can be claimed
+        self.seconds[modality] = Fraction(found.length) / rate if rate else Fraction(0)
+
+    def source(self, broken: tuple[str, str] | None = None) -> Source:
+        sizes = tuple((name, self.size(name)) for name in dict.fromkeys(self.files))
+        return Source(
+            self.record,
+            self.subject,
+            self.groups,
+            sizes,
+            self.seconds,
+            self.samples,
+            self.refused,
+            broken,
+            self.element,
+            self.digest,
+        )
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a header says of one modality: samples a channel, rate (Hz, None: not stated), unit, channels;
+    `sound`: its scale is a number that can be used."""
+
+    length: int
+    rate: Fraction | None
+    unit: str
+    channels: int = 1
+    sound: bool = True
+
+
+def scan(
+    root: Root, descriptor: Descriptor, look: Callable[[Draft, Descriptor], Sequence[Draft] | None]
+) -> list[Source]:
+    """Every record below `root` that the descriptor names. `look` fills in a draft, or makes many of it.
+
+    Raises PlethoraError where no file matches, or two files claim one record.
+    """
+    matches = [m for name in root.sizes if (m := re.fullmatch(descriptor.records, name))]
+    if not matches:
+        raise PlethoraError(
+            f"{root.uri} holds no file like {descriptor.records!r}: is it the folder of {descriptor.name}?"
+        )
+
+    def one(match: re.Match) -> list[Source]:
+        groups = {k: v for k, v in match.groupdict().items() if v is not None}
+        with tempfile.TemporaryDirectory() as scratch:
+            draft = Draft(
+                root,
+                match.group(0),
+                groups["record"],
+                groups,
+                lambda names: root.fetch(names, Path(scratch)),
+                [match.group(0)],
             )
+            try:
+                _text_files(draft, descriptor)
+                return [found.source() for found in look(draft, descriptor) or [draft]]
+            except Refused as why:
+                return [draft.source((why.reason, why.detail))]
 
-    @classmethod
-    def reopen(cls, uri: str, names: Iterable[str]) -> "Root":
-        """The root at `uri` as far as `names` are concerned, without listing it again."""
-        root = cls.__new__(cls)
-        root.uri, root.sizes = uri, dict.fromkeys(names, 0)
-        return root
+    with ThreadPoolExecutor(1 if root.local else 8) as pool:
+        found = [source for sources in pool.map(one, matches) for source in sources]
+    first: dict[str, str] = {}
+    for source in found:
+        path = source.files[0][0]
+        if source.record in first:
+            raise PlethoraError(
+                f"{root.uri} holds the record {source.record} twice, {first[source.record]} and {path}: "
+                f"remove one, or let `records` of {descriptor.name} tell them apart"
+            )
+        first[source.record] = path
+    return found
 
-    def fetch(self, names: Iterable[str], folder: Path) -> Path:
-        """A local folder that holds `names` below it: the root itself when it is local, else copies."""
-        if not storage.is_remote(self.uri):
-            return Path(self.uri)
 
-        def copy(name: str) -> None:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(storage.read_bytes(storage.join(self.uri, name)))
+def _text_files(draft: Draft, descriptor: Descriptor) -> None:
+    """The subject and the text files that hold it and the labels."""
+    rule = descriptor.subject
+    text = draft.record
+    if rule.file:
+        name = rule.file.format(**draft.groups)
+        path = draft.fetch([name]) / name
+        if not path.is_file():
+            raise Refused("no_subject", f"{path.name} is missing, it names the subject")
+        text = path.read_text(errors="replace")
+    found = re.search(rule.pattern, text, re.M)
+    if not found:
+        raise Refused("no_subject", f"nothing matches {rule.pattern!r}")
+    draft.subject = found.group(1).strip()
+    wanted = [rule.file for rule in descriptor.fields] + [trace.file for trace in descriptor.traces]
+    names = [name.format(**draft.groups) for name in wanted if name]
+    draft.files += [name for name in dict.fromkeys(names) if name in draft.root.sizes]
 
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(copy, [name for name in names if name in self.sizes]))
-        return folder
+
+def fraction(rate: float | None) -> Fraction | None:
+    """A rate in Hz as the simple fraction that it stands for; None for what is no rate."""
+    known = rate is not None and np.isfinite(rate) and 0 < rate < 1e9
+    exact = Fraction(float(rate)).limit_denominator(1000) if known else None  # type: ignore[arg-type]
+    return exact or None
+
+
+# ---------------------------------------------------------------- loading
+
+
+@dataclass
+class Channel:
+    """One channel: samples (T,), which are missing (T,), and physical = x * scale + offset."""
+
+    x: np.ndarray
+    missing: np.ndarray
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+def together(channels: Sequence[Channel], rate: Fraction, unit: str) -> Samples:
+    """Channels of one length as one modality. Integers stay integers where all share scale and offset.
+
+    What is not finite is missing, and what one channel misses is missing in all. Raises Refused (bad_scale)
+    where a value or a scale is beyond what float32 can say.
+    """
+    first = channels[0]
+    missing = np.logical_or.reduce([c.missing for c in channels])
+    if any((c.scale, c.offset) != (first.scale, first.offset) for c in channels):
+        channels = [Channel(c.x * c.scale + c.offset, c.missing) for c in channels]
+        first = channels[0]
+    x_tc = np.stack([c.x for c in channels], axis=1)
+    if np.issubdtype(x_tc.dtype, np.floating):
+        missing = missing | ~np.isfinite(x_tc).all(axis=1)
+        x_tc[missing] = 0
+    largest = max(-float(x_tc.min()), float(x_tc.max())) if x_tc.size else 0.0
+    if not usable(first.scale, first.offset) or largest * abs(first.scale) + abs(first.offset) > 1e30:
+        raise Refused("bad_scale", f"scale {first.scale:g}, offset {first.offset:g}, values to {largest:g}")
+    return Samples(x_tc, missing, rate, first.scale, first.offset, unit)
+
+
+def usable(scale: float, offset: float) -> bool:
+    """Whether a scale and an offset are numbers that samples can be computed with, in float32, too."""
+    return bool(np.isfinite([scale, offset]).all() and 1e-30 < abs(scale) < 1e30 and abs(offset) < 1e30)
+
+
+def checked(recording: Recording, source: Source) -> Recording:
+    """The recording, if it holds what the header promised; otherwise Refused (corrupt): no hour may go."""
+    for modality, promised in source.seconds.items():
+        if modality in source.refused:
+            continue
+        samples = recording.signals.get(modality)
+        got = Fraction(len(samples.x_tc)) / samples.rate if samples else Fraction(0)
+        if got != promised:
+            raise Refused(
+                "corrupt", f"{modality}: {float(got):g} s in the file, {float(promised):g} s promised"
+            )
+    return recording
+
+
+def fields(
+    source: Source,
+    folder: Path,
+    rules: tuple[FieldRule, ...],
+    comments: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> tuple[list[Labels], list[str]]:
+    """Labels of the whole record, and in words which could not be read (see `FieldRule`)."""
+    labels, problems = [], []
+    for rule in rules:
+        text = "\n".join(comments)
+        if rule.file:
+            path = folder / rule.file.format(**source.groups)
+            text = path.read_text(errors="replace") if path.is_file() else ""
+        elif rule.variable:
+            text = (variables or {}).get(rule.variable, "")
+        found = re.search(rule.pattern, text, re.M)
+        word = found.group(1).strip() if found else ""
+        if not word or word in rule.missing:
+            continue
+        if rule.text:
+            labels.append(Labels(rule.name, [word], rule.unit))
+            continue
+        try:
+            value = rule.values[word] if word in rule.values else float(word)
+        except ValueError:
+            problems.append(f"label {rule.name}: {word!r} is no number")
+        else:
+            labels.append(Labels(rule.name, np.array([value]), rule.unit))
+    return labels, problems

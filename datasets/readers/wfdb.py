@@ -1,245 +1,202 @@
-"""WFDB records (PhysioNet): a text header, signal files of packed integers or MATLAB v4 (`16+24`).
+"""WFDB records (PhysioNet): text headers, signal files of packed integers, FLAC, or MATLAB v4 (`16+24`).
 
-Samples are the integers in the file, never through floats, so that they go into the corpus unchanged.
+Single-segment and multi-segment records alike (`wfdb_layout`). Samples are the integers in the files, never
+through floats, so that they go into the corpus unchanged; floats only where gains change between segments.
 """
 
-import re
-import tempfile
+from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import wfdb
-from wfdb.io._signal import BYTES_PER_SAMPLE, INVALID_SAMPLE_VALUE
+from wfdb.io._signal import INVALID_SAMPLE_VALUE
 
-from cluster.errors import PlethoraError
-from datasets.descriptor import Descriptor, FieldRule, Signal
-from datasets.readers.base import Labels, Recording, Refused, Root, Samples, Source
+from datasets.descriptor import Descriptor, Signal
+from datasets.readers import base
+from datasets.readers.base import (
+    Channel,
+    Draft,
+    Labels,
+    Promise,
+    Recording,
+    Refused,
+    Root,
+    Samples,
+    Source,
+)
+from datasets.readers.wfdb_layout import Layout, Piece, first_line, read_layout, signal_files
+
+INVALID = INVALID_SAMPLE_VALUE | {"508": -(2**7)}
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[Source]:
     """Every record under `root` that the descriptor names, from headers and text files alone."""
-    matches = [m for name in root.sizes if (m := re.fullmatch(descriptor.records, name))]
-    if not matches:
-        raise PlethoraError(
-            f"{root.uri} holds no file like {descriptor.records!r}: is it the folder of {descriptor.name}?"
-        )
-    texts = {descriptor.subject.file, *(rule.file for rule in descriptor.fields)} - {None}
-    with tempfile.TemporaryDirectory() as scratch:
-        wanted = [m.group(0) for m in matches]
-        wanted += sorted({str(text).format(**m.groupdict()) for m in matches for text in texts})
-        folder = root.fetch(wanted, Path(scratch))
-        return [_source(m, root, folder, descriptor) for m in matches]
+    return base.scan(root, descriptor, _look)
 
 
-def _source(match: re.Match, root: Root, folder: Path, descriptor: Descriptor) -> Source:
-    groups = {k: v for k, v in match.groupdict().items() if v is not None}
-    header_name = match.group(0)
-    files = [header_name]
-    known: dict[str, Any] = {"record": groups["record"], "subject": "", "groups": groups, "seconds": {}}
-    try:
-        known["subject"] = _subject(folder, groups, descriptor)
-        for rule in descriptor.fields:
-            if rule.file and (name := rule.file.format(**groups)) in root.sizes and name not in files:
-                files.append(name)
-        header = _header(folder / header_name)
-        home = PurePosixPath(header_name).parent
-        files += [str(home / name) for name in dict.fromkeys(header.file_name)]
-        if descriptor.numerics:
-            files += _numerics_files(descriptor, groups, home, root)
-        frames = header.sig_len or _frames_from_size(header, home, root)
-        known |= _promised(header, frames, descriptor)
-        _check_sizes(header, frames, home, root)
-    except Refused as why:
-        known["broken"] = (why.reason, why.detail)
-    return Source(files=tuple((name, root.sizes.get(name, -1)) for name in files), **known)
-
-
-def _header(path: Path) -> Any:
-    """The single-segment header at `path`. wfdb fills in 250 Hz for a missing rate; we refuse to guess."""
-    try:
-        text = path.read_text(errors="replace")
-        header = wfdb.rdheader(str(path.with_suffix("")))
-    except Exception as error:  # wfdb raises whatever its parsing runs into
-        raise Refused("corrupt", f"unreadable header ({error})") from error
-    if not getattr(header, "file_name", None):
-        raise Refused("unsupported", "a multi-segment or empty header")
-    line = next(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    stated = len(line.split()) > 2 and header.fs > 0
-    header.stated_rate = Fraction(header.fs).limit_denominator(1000) if stated else None
-    return header
-
-
-def _subject(folder: Path, groups: dict[str, str], descriptor: Descriptor) -> str:
-    rule = descriptor.subject
-    text = groups["record"]
-    if rule.file:
-        path = folder / rule.file.format(**groups)
-        if not path.is_file():
-            raise Refused("no_subject", f"{path.name} is missing, it names the subject")
-        text = path.read_text(errors="replace")
-    found = re.search(rule.pattern, text, re.M)
-    if not found:
-        raise Refused("no_subject", f"nothing matches {rule.pattern!r}")
-    return found.group(1).strip()
-
-
-def _numerics_files(
-    descriptor: Descriptor, groups: dict[str, str], home: PurePosixPath, root: Root
-) -> list[str]:
-    assert descriptor.numerics
-    stem = str(home / (descriptor.numerics.record or "").format(**groups))
-    return [name for name in (f"{stem}.hea", f"{stem}.dat") if name in root.sizes]
-
-
-def _frames_from_size(header: Any, home: PurePosixPath, root: Root) -> int:
-    """Frames in the first signal file, for a header that does not say how long the record is."""
-    first = [i for i, name in enumerate(header.file_name) if name == header.file_name[0]]
-    width = sum(header.samps_per_frame[i] for i in first) * BYTES_PER_SAMPLE.get(header.fmt[0], 0)
-    size = root.sizes.get(str(home / header.file_name[0]), 0) - (header.byte_offset[0] or 0)
-    if width <= 0 or size <= 0:
-        raise Refused("corrupt", "neither the header nor the signal file says how long the record is")
-    return int(size // width)
-
-
-def _pick(header: Any, signal: Signal) -> int | None:
-    names = [name.strip() for name in header.sig_name]
-    return next((names.index(choice[0]) for choice in signal.choices if choice[0] in names), None)
-
-
-def _promised(header: Any, frames: int, descriptor: Descriptor) -> dict[str, Any]:
-    """Seconds a modality, samples in all, and what the header alone tells us to refuse."""
-    seconds: dict[str, Fraction] = {}
-    refused: dict[str, str] = {}
-    samples = 0
+def _look(draft: Draft, descriptor: Descriptor) -> None:
+    layout = read_layout(draft.name, draft.fetch, draft.root.sizes)
+    draft.files += layout.files
+    draft.digest = layout.digest
+    if layout.rate:
+        draft.whole = Fraction(layout.frames) / layout.rate
     for modality, signal in descriptor.signals.items():
-        channel = _pick(header, signal)
-        frame_rate = header.stated_rate
-        expected = Fraction(signal.rate).limit_denominator(1000) if signal.rate else None
-        per_frame = header.samps_per_frame[channel] if channel is not None else 1
-        if channel is None and not signal.required:
-            continue
-        if not frame_rate or (expected and channel is not None and frame_rate * per_frame != expected):
-            refused[modality] = "bad_rate"
-        if channel is None:
-            refused[modality] = "missing_channel"
-        elif header.units[channel] not in signal.units:
-            refused.setdefault(modality, "unit_mismatch")
-        if frame_rate or expected:
-            seconds[modality] = Fraction(frames) / (frame_rate or expected or 1)
-        else:
-            seconds[modality] = Fraction(0)  # no rate anywhere: no hours can be claimed
-        samples += frames * per_frame if modality not in refused else 0
-    return {"seconds": seconds, "refused": refused, "samples": samples}
+        draft.promise(modality, signal, _promise(layout, signal))
+    if descriptor.numerics and descriptor.numerics.record:
+        name = _numerics_header(draft.name, descriptor.numerics.record.format(**draft.groups))
+        draft.files += _numerics_files(draft, name)
+    if layout.broken:
+        raise layout.broken
 
 
-def _check_sizes(header: Any, frames: int, home: PurePosixPath, root: Root) -> None:
-    for name in dict.fromkeys(header.file_name):
-        inside = [i for i, other in enumerate(header.file_name) if other == name]
-        if str(home / name) not in root.sizes:
-            raise Refused("missing_file", f"{name} is not there")
-        width = BYTES_PER_SAMPLE.get(header.fmt[inside[0]], 0)  # 0: compressed, its size says nothing
-        samples = frames * sum(header.samps_per_frame[i] for i in inside)
-        need = (header.byte_offset[inside[0]] or 0) + int(samples * width)
-        have = root.sizes[str(home / name)]
-        if have < need:
-            raise Refused("truncated", f"{name} has {have:,} bytes, the header promises {need:,}")
+def _promise(layout: Layout, signal: Signal) -> Promise | None:
+    choice = layout.pick(signal)
+    if choice is None:
+        return None
+    held = [(piece.header, i) for piece, where in layout.holding(choice) for i in where]
+    per_frame = {header.samps_per_frame[i] for header, i in held}
+    units = {header.units[i] for header, i in held}
+    unit = min(units - set(signal.units) or units, key=str)
+    sound = all(base.usable(header.adc_gain[i] or 0, header.baseline[i] or 0) for header, i in held)
+    width = max(per_frame)
+    rate = layout.rate * width if layout.rate and len(per_frame) == 1 else None
+    return Promise(layout.frames * width, rate, unit, len(choice), sound)
+
+
+def _numerics_header(header: str, stem: str) -> str:
+    return f"{header.rpartition('/')[0]}/{stem}.hea".lstrip("/")
+
+
+def _numerics_files(draft: Draft, name: str) -> list[str]:
+    if name not in draft.root.sizes:
+        return []
+    try:
+        layout = read_layout(name, draft.fetch, draft.root.sizes)
+    except Refused:
+        return [name]  # load says what is wrong with it, beside the waveforms
+    return [each for each in layout.files if each in draft.root.sizes]
 
 
 def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
-    """Samples (integers of the file) and labels of one record. Raises Refused where the file is broken."""
-    path = folder / source.stem
-    header = _header(path.with_suffix(".hea"))
-    picked = {
-        m: _pick(header, signal)
-        for m, signal in descriptor.signals.items()
-        if m in source.seconds and m not in source.refused
-    }
-    channels = sorted({c for c in picked.values() if c is not None})
-    record = _read(path, channels)
-    signals = {
-        m: _samples(record, channels.index(c), descriptor.signals[m], header.stated_rate)
-        for m, c in picked.items()
-        if c is not None
-    }
-    labels, problems = _fields(source, folder, header.comments, descriptor.fields)
-    for m, c in sorted(picked.items()):
-        if c is not None:
-            labels.append(Labels(f"{m}_channel", [header.sig_name[c].strip()]))
-    if descriptor.numerics:
-        more, trouble = _numerics(source, path.parent, descriptor)
+    """Samples (integers of the files) and labels of one record. Raises Refused where a file is broken."""
+    layout = read_layout(source.files[0][0], lambda _: folder, dict(source.files))
+    if layout.broken:
+        raise layout.broken
+    labels, problems = base.fields(source, folder, descriptor.fields, layout.comments)
+    choices: dict[str, tuple[str, ...]] = {}
+    for m, signal in descriptor.signals.items():
+        choice = layout.pick(signal) if m in source.seconds and m not in source.refused else None
+        if choice is not None:
+            choices[m] = choice
+    parts: dict[str, list[tuple[Piece, list[np.ndarray]]]] = {m: [] for m in choices}
+    for piece in layout.pieces:  # each file is read once, whatever takes channels out of it
+        held = {m: where for m, c in choices.items() for p, where in layout.holding(c) if p is piece}
+        wanted = sorted({i for where in held.values() for i in where})
+        record: Any = _read(folder, piece, wanted) if wanted else None
+        for m, where in held.items():
+            parts[m].append((piece, [np.asarray(record.e_d_signal[wanted.index(i)]) for i in where]))
+    signals = {m: _samples(layout, choices[m], parts[m], descriptor.signals[m]) for m in choices}
+    labels += [Labels(f"{m}_channel", ["+".join(choices[m])]) for m in sorted(choices)]
+    if descriptor.numerics and descriptor.numerics.record:
+        more, trouble = _numerics(source, folder, descriptor)
         labels, problems = labels + more, problems + trouble
     return Recording(signals, labels, problems)
 
 
-def _read(path: Path, channels: list[int] | None = None) -> Any:
+def _read(folder: Path, piece: Piece, channels: Sequence[int]) -> Any:
+    """The piece's raw samples, their checksums checked."""
+    compressed = {"508", "516", "524"}.intersection(piece.header.fmt)
     try:
-        record = wfdb.rdrecord(str(path), channels=channels, physical=False, smooth_frames=False)
+        for name in signal_files(piece) if compressed else ():
+            _check_flac(folder / name, piece)
+        record = wfdb.rdrecord(
+            str(folder / piece.stem), channels=list(channels), physical=False, smooth_frames=False
+        )
         sums = record.calc_checksum(expanded=True)
+    except Refused:
+        raise
     except Exception as error:  # wfdb raises whatever its unpacking runs into
-        raise Refused("corrupt", f"unreadable signal file ({error})") from error
+        raise Refused("corrupt", f"unreadable signal file ({first_line(error)})") from error
     for name, computed, stated in zip(record.sig_name, sums, record.checksum, strict=True):
         if stated is not None and (computed - stated) % 65536:
             raise Refused("corrupt", f"the checksum of channel {name} does not hold")
     return record
 
 
-def _samples(record: Any, channel: int, signal: Signal, frame_rate: Fraction) -> Samples:
-    raw = np.asarray(record.e_d_signal[channel])
-    invalid = INVALID_SAMPLE_VALUE.get(record.fmt[channel])
-    missing = raw == invalid if invalid is not None else np.zeros(len(raw), bool)
-    gain, baseline = record.adc_gain[channel], record.baseline[channel]
-    factor = signal.units[record.units[channel]]
-    rate = frame_rate * record.samps_per_frame[channel]
-    return Samples(raw[:, None], missing, rate, factor / gain, 0.0 - factor * baseline / gain, signal.unit)
+def _check_flac(path: Path, piece: Piece) -> None:
+    """Compare the FLAC stream's own length with the header's: wfdb would allocate what the header says."""
+    import soundfile
+
+    inside = [i for i, name in enumerate(piece.header.file_name) if name == path.name]
+    need = piece.frames * max(piece.header.samps_per_frame[i] for i in inside)
+    have = soundfile.info(str(path)).frames - (piece.header.byte_offset[inside[0]] or 0)
+    if have < need:
+        raise Refused("truncated", f"{path.name} has {have:,} samples, the header promises {need:,}")
 
 
-def _fields(
-    source: Source, folder: Path, comments: list[str], rules: tuple[FieldRule, ...]
-) -> tuple[list[Labels], list[str]]:
-    labels, problems = [], []
-    for rule in rules:
-        text = "\n".join(comments)
-        if rule.file:
-            path = folder / rule.file.format(**source.groups)
-            text = path.read_text(errors="replace") if path.is_file() else ""
-        found = re.search(rule.pattern, text, re.M)
-        word = found.group(1).strip() if found else ""
-        if not word or word in rule.missing:
-            continue
-        if rule.text:
-            labels.append(Labels(rule.name, [word], rule.unit))
-            continue
-        try:
-            value = rule.values[word] if word in rule.values else float(word)
-        except ValueError:
-            problems.append(f"label {rule.name}: {word!r} is no number")
-        else:
-            labels.append(Labels(rule.name, np.array([value]), rule.unit))
-    return labels, problems
+def _samples(
+    layout: Layout, choice: tuple[str, ...], parts: list[tuple[Piece, list[np.ndarray]]], signal: Signal
+) -> Samples:
+    """The stretches of one modality at their places; all else is missing."""
+    channels = []
+    for nth in range(len(choice)):
+        pieces = [(piece, where[nth]) for piece, where in layout.holding(choice)]
+        raws = [raw[nth] for _, raw in parts]
+        per_frame = pieces[0][0].header.samps_per_frame[pieces[0][1]]
+        scales = [_scale(piece.header, i, signal) for piece, i in pieces]
+        alike = len(set(scales)) == 1
+        kind = np.result_type(*raws) if alike else np.float64
+        x = np.zeros(layout.frames * per_frame, kind)
+        missing = np.ones(len(x), bool)
+        for (piece, i), raw, (scale, offset) in zip(pieces, raws, scales, strict=True):
+            at = slice(piece.start * per_frame, (piece.start + piece.frames) * per_frame)
+            invalid = INVALID.get(piece.header.fmt[i])
+            x[at] = raw if alike else raw * scale + offset
+            missing[at] = raw == invalid if invalid is not None else False
+        channels.append(Channel(x, missing, *(scales[0] if alike else (1.0, 0.0))))
+    assert layout.rate is not None
+    return base.together(channels, layout.rate * per_frame, signal.unit)
 
 
-def _numerics(source: Source, home: Path, descriptor: Descriptor) -> tuple[list[Labels], list[str]]:
-    assert descriptor.numerics
-    name = (descriptor.numerics.record or "").format(**source.groups)
-    if not (home / f"{name}.hea").is_file():
-        return [], [f"numerics {name} are not there"]
+def _scale(header: Any, channel: int, signal: Signal) -> tuple[float, float]:
+    """(scale, offset) such that value in the corpus' unit = raw * scale + offset."""
+    gain, baseline = header.adc_gain[channel], header.baseline[channel]
+    factor = signal.units[header.units[channel]]
+    return factor / gain, 0.0 - factor * baseline / gain
+
+
+def _numerics(source: Source, folder: Path, descriptor: Descriptor) -> tuple[list[Labels], list[str]]:
+    assert descriptor.numerics and descriptor.numerics.record
+    stem = descriptor.numerics.record.format(**source.groups)
+    name = _numerics_header(source.files[0][0], stem)
+    sizes = dict(source.files)
+    if name not in sizes:
+        return [], [f"numerics {stem} are not there"]
     try:
-        header = _header(home / f"{name}.hea")
-        record = _read(home / name)
+        layout = read_layout(name, lambda _: folder, sizes)
+        if layout.broken:
+            raise layout.broken
+        records = [
+            (piece, _read(folder, piece, range(len(piece.header.sig_name)))) for piece in layout.pieces
+        ]
     except Refused as why:
-        return [], [f"numerics {name} are {why.reason}: {why.detail}"]
-    if not header.stated_rate:
-        return [], [f"numerics {name} state no rate"]
+        return [], [f"numerics {stem} are {why.reason}: {why.detail}"]
+    if not layout.rate:
+        return [], [f"numerics {stem} state no rate"]
     labels = []
-    for channel, title in enumerate(record.sig_name):
-        known = descriptor.numerics.channels.get(title.strip())
-        if known is None:
-            continue
-        raw = np.asarray(record.e_d_signal[channel])
-        there = np.flatnonzero(raw != INVALID_SAMPLE_VALUE[record.fmt[channel]])
-        values = (raw[there] - record.baseline[channel]) / record.adc_gain[channel]
-        step = float(1 / (header.stated_rate * record.samps_per_frame[channel]))
-        labels.append(Labels(known.name, values, known.unit, there * step, (there + 1) * step))
+    for piece, record in records:
+        for channel, title in enumerate(record.sig_name):
+            known = descriptor.numerics.channels.get((title or "").strip())
+            gain, baseline = record.adc_gain[channel], record.baseline[channel]
+            if known is None or not base.usable(gain or 0, baseline or 0):
+                continue
+            raw = np.asarray(record.e_d_signal[channel])
+            there = np.flatnonzero(raw != INVALID.get(record.fmt[channel]))
+            per_frame = record.samps_per_frame[channel]
+            step = float(1 / (layout.rate * per_frame))
+            place = there + piece.start * per_frame
+            values = (raw[there] - float(baseline)) / gain
+            labels.append(Labels(known.name, values, known.unit, place * step, (place + 1) * step))
     return labels, []
