@@ -73,7 +73,7 @@ def publish(folder: Path, uri: str) -> None:
     Writes SHA256SUMS into `folder`. PlethoraError for a missing or foreign file, a config.json outside the
     contract, or a `uri` that is published already.
     """
-    names = _checked_names(storage.listing(folder), str(folder))
+    names = _checked_names(folder)
     for name in REQUIRED:
         if name not in names:
             raise PlethoraError(f"{folder}: `{name}` is missing: a bundle needs {', '.join(REQUIRED)}")
@@ -92,7 +92,7 @@ def write_evaluation(bundle_uri: str, folder: Path) -> str:
 
     Returns its URI; the same result written twice is one evaluation.
     """
-    names = _checked_names(storage.listing(folder), str(folder))
+    names = _checked_names(folder)
     if not names:
         raise PlethoraError(f"{folder}: nothing is there to publish as an evaluation")
     mark = _mark_of(_sums_text(folder, names))
@@ -109,12 +109,14 @@ def _publish(folder: Path, names: list[str], uri: str) -> None:
     storage.publish(folder, uri, MARK, (_mark_of(text) + "\n").encode())
 
 
-def _checked_names(names: list[str], where: str) -> list[str]:
-    names = [name for name in names if name != SUMS]
+def _checked_names(folder: Path) -> list[str]:
+    for left in folder.glob(f".{SUMS}.*.part"):  # of a publish of this folder that was killed
+        left.unlink()
+    names = [name for name in storage.listing(folder) if name != SUMS]
     for name in names:
         if not _allowed(name):
             raise PlethoraError(
-                f"{where}: `{name}` has no place in a bundle: only {' '.join(SUFFIXES)} files may be"
+                f"{folder}: `{name}` has no place in a bundle: only {' '.join(SUFFIXES)} files may be"
             )
     return names
 
