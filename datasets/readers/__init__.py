@@ -6,6 +6,6 @@ load(source, folder, descriptor) -> Recording     one record's samples and label
 
 from types import ModuleType
 
-from datasets.readers import wfdb
+from datasets.readers import edf, wfdb
 
-READERS: dict[str, ModuleType] = {"wfdb": wfdb}
+READERS: dict[str, ModuleType] = {"edf": edf, "wfdb": wfdb}

@@ -15,6 +15,8 @@ from cluster.errors import PlethoraError
 from datasets.descriptor import Descriptor, FieldRule, Signal
 from datasets.readers.root import Root
 
+LONGEST_GAP_S = 86_400  # missing time a record may claim freely; beyond it 100 times what is recorded
+
 __all__ = ["Labels", "Recording", "Refused", "Root", "Samples", "Source"]
 
 
@@ -227,6 +229,12 @@ def _text_files(draft: Draft, descriptor: Descriptor) -> None:
     wanted = [rule.file for rule in descriptor.fields] + [trace.file for trace in descriptor.traces]
     names = [name.format(**draft.groups) for name in wanted if name]
     draft.files += [name for name in dict.fromkeys(names) if name in draft.root.sizes]
+
+
+def check_span(seconds: float, recorded: float) -> None:
+    """Refuse a record whose header or times claim far more time than was recorded: it would be built."""
+    if seconds > 100 * recorded + LONGEST_GAP_S:
+        raise Refused("corrupt", f"{seconds:,.0f} s promised, {recorded:,.0f} s recorded")
 
 
 def fraction(rate: float | None) -> Fraction | None:

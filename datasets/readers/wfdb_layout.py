@@ -15,9 +15,7 @@ import wfdb
 from wfdb.io._signal import BYTES_PER_SAMPLE
 
 from datasets.descriptor import Signal
-from datasets.readers.base import Refused, fraction
-
-LONGEST_GAP_S = 86_400  # missing time a header may claim freely; beyond it 100 times what is recorded
+from datasets.readers.base import Refused, check_span, fraction
 
 
 @dataclass(frozen=True)
@@ -168,10 +166,11 @@ def _add_segments(
                 layout.broken = layout.broken or why
         start += max(0, frames)
     recorded = sum(piece.frames for piece in layout.pieces)
-    if layout.frames > 100 * recorded + LONGEST_GAP_S * (layout.rate or 1):
-        layout.broken = layout.broken or Refused(
-            "corrupt", f"{layout.frames:,} frames promised, {recorded:,} recorded"
-        )
+    rate = layout.rate or 1
+    try:
+        check_span(float(layout.frames / rate), float(recorded / rate))
+    except Refused as why:
+        layout.broken = layout.broken or why
     return texts
 
 

@@ -188,7 +188,7 @@ def test_a_root_without_files_and_one_without_matching_files_are_named(tmp_path)
     ("old", "new", "message"),
     [
         ("unit = ", "unitt = ", "unit"),
-        ('reader = "wfdb"', 'reader = "wfbd"', "no reader 'wfbd'; there are wfdb"),
+        ('reader = "wfdb"', 'reader = "wfbd"', r"no reader 'wfbd'; there are .*wfdb"),
         ("[signals.abp]", "[signals.abq]", "abq"),
         ("(?P<record>r(?P<n>", "(?P<recor>r(?P<n>", "record"),
         ("(?P<n>", "(?P<n", "regular expression"),
