@@ -97,7 +97,7 @@ class Numerics(Config):
 
 
 class Array(Config):
-    """An array whose channels have no names of their own (.mat): `channels` names them, in order."""
+    """An array whose channels have no names of their own (.mat, .npz, .hdf5): `channels` names them."""
 
     variable: str
     channels: tuple[str, ...]
@@ -181,9 +181,8 @@ class Table(Config):
     time: str | None = None  # column of times: must rise and keep the promised rate; gaps are missing samples
     time_unit_s: float = pydantic.Field(default=1.0, gt=0)
     files: dict[str, str] = {}  # modality -> file, where it is not the record's own
-    data: str | None = None  # .npz, .hdf5: one array (samples, channels), or (records, samples, channels)
-    channels: tuple[str, ...] = ()  # names of that array's columns
-    ids: str | None = None  # names of its records; {id} in file names and matches
+    ids: str | None = None  # .npz, .hdf5 of many records: the variable that names them, along the first axis
+    # of all others; {id} in file names and matches
 
 
 class Derive(Config):

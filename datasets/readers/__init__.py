@@ -6,6 +6,6 @@ load(source, folder, descriptor) -> Recording     one record's samples and label
 
 from types import ModuleType
 
-from datasets.readers import edf, wfdb
+from datasets.readers import edf, table, wfdb
 
-READERS: dict[str, ModuleType] = {"edf": edf, "wfdb": wfdb}
+READERS: dict[str, ModuleType] = {"edf": edf, "table": table, "wfdb": wfdb}
