@@ -6,6 +6,6 @@ load(source, folder, descriptor) -> Recording     one record's samples and label
 
 from types import ModuleType
 
-from datasets.readers import edf, mat, table, wfdb
+from datasets.readers import edf, mat, table, vitaldb, wfdb
 
-READERS: dict[str, ModuleType] = {"edf": edf, "mat": mat, "table": table, "wfdb": wfdb}
+READERS: dict[str, ModuleType] = {"edf": edf, "mat": mat, "table": table, "vitaldb": vitaldb, "wfdb": wfdb}
