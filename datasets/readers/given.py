@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.errors import PlethoraError
 from datasets.descriptor import Column, Descriptor, Events, LabelTable, Lookup
 from datasets.readers import sheets
 from datasets.readers.base import Labels, Recording, Refused, Root, Source
@@ -41,7 +42,12 @@ def complete(sources: Sequence[Source], root: Root, descriptor: Descriptor) -> l
     rule = descriptor.subject.table
     with tempfile.TemporaryDirectory() as scratch:
         folder = root.fetch([rule.file], Path(scratch)) if rule else Path(scratch)
-        return [_complete(s, patterns, rule, root, folder) for s in sources]
+        try:
+            return [s if s.broken else _complete(s, patterns, rule, root, folder) for s in sources]
+        except KeyError as unknown:
+            raise PlethoraError(
+                f"{descriptor.name}: `records` has no group for {{{unknown.args[0]}}} of a file name or match"
+            ) from None
 
 
 def _complete(
@@ -64,7 +70,7 @@ def _complete(
             )
         return dataclasses.replace(source, subject=found.pop())
     except Refused as why:
-        return dataclasses.replace(source, subject="", broken=source.broken or ("no_subject", why.detail))
+        return dataclasses.replace(source, subject="", broken=("no_subject", why.detail))
 
 
 def add(recording: Recording, source: Source, folder: Path, common: Path, descriptor: Descriptor) -> None:

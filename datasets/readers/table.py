@@ -48,17 +48,15 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
     if descriptor.table.ids is None:
         _promises(draft, descriptor, folder, names)
         return None
+    _promises(draft, descriptor, folder, names)  # all records of a file are rows of the same arrays
     found = []
     for i, name in enumerate(_ids(folder / draft.name, descriptor)):
         record = f"{draft.record}_{name}"
         groups = {**draft.groups, "record": record, "id": name}
-        one = dataclasses.replace(
-            draft, record=record, groups=groups, element=i, seconds={}, refused={}, samples=0
-        )
+        one = dataclasses.replace(draft, record=record, groups=groups, element=i)
         if descriptor.subject.file is None:
             subject = re.search(descriptor.subject.pattern, record)
             one.subject = subject.group(1).strip() if subject else ""
-        _promises(one, descriptor, folder, names)
         found.append(one)
     return found
 
@@ -80,6 +78,7 @@ def _ids(path: Path, descriptor: Descriptor) -> list[str]:
 def _promises(draft: Draft, descriptor: Descriptor, folder: Path, names: dict[str, str]) -> None:
     """What the files hold of each modality. Refused is raised last, so that the hours of the others count."""
     broken: Refused | None = None
+    first = None if descriptor.table.ids is None else 0
     for modality, signal in descriptor.signals.items():
         if modality in descriptor.table.files and names[modality] not in draft.root.sizes:
             draft.promise(modality, signal, None)
@@ -87,9 +86,7 @@ def _promises(draft: Draft, descriptor: Descriptor, folder: Path, names: dict[st
         rate = base.fraction(signal.rate)
         assert rate and signal.source_unit
         try:
-            with opened(
-                folder / names[modality], descriptor.table, descriptor.arrays, draft.element
-            ) as columns:
+            with opened(folder / names[modality], descriptor.table, descriptor.arrays, first) as columns:
                 choice = _pick(columns, signal)
                 length = _length(columns, descriptor, choice or columns.names[:1], rate)
         except Refused as why:

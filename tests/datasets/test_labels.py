@@ -1,4 +1,4 @@
-"""Derived labels: right on made-up people and by a monitor's own numbers, absent where a signal is not sound."""
+"""Derived labels: right on made-up people and by a monitor's own numbers, absent where signals are poor."""
 
 from fractions import Fraction
 from pathlib import Path
