@@ -164,18 +164,28 @@ class Corpus:
     def __getstate__(self) -> dict:
         return {"uri": self.uri, "manifest": self.manifest}  # an open filesystem does not travel
 
-    def _read(self, name: str, read: Callable[[Any], pa.Table]) -> pa.Table:
+    def _read(
+        self,
+        name: str,
+        read: Callable[[Any], pa.Table],
+        known: pa.Schema,
+        wanted: Iterable[str],
+        rows: int | None,
+    ) -> pa.Table:
+        """What `read` finds in file `name`: `rows` rows of columns of `known`, the `wanted` among them."""
         fs, root = self._filesystem
         where = storage.join(self.uri, name)
         try:
             with storage.clear_errors(where), fs.open_input_file(f"{root}/{name}") as source:
                 try:
-                    return read(source)
+                    table = read(source)
+                    _check(table, known, wanted, rows)
+                    return table
                 except OSError as broken:
                     if broken.errno is None and "AWS Error" not in str(broken):  # Parquet's, not the store's
                         raise pa.ArrowInvalid(str(broken)) from broken
                     raise
-        except pa.ArrowException as broken:
+        except (pa.ArrowException, UnicodeDecodeError) as broken:
             raise PlethoraError(
                 f"{where} is corrupt ({str(broken).splitlines()[0]}): ingest it again, with --force"
             ) from broken
@@ -186,11 +196,27 @@ class Corpus:
         return self._read(
             LABELS_FILE,
             lambda source: pq.read_table(source, filters=filters, page_checksum_verification=True),
+            LABELS,
+            LABELS.names,
+            self._label_rows(names),
         )
+
+    def _label_rows(self, names: Sequence[str] | None) -> int | None:
+        """How many labels the manifest promises; None when it does not say."""
+        counts = self.manifest.get("labels", {}).get("rows")
+        if counts is None:
+            return None
+        return sum(counts.values() if names is None else (counts.get(name, 0) for name in set(names)))
 
     def rejects(self) -> pa.Table:
         """Refused stretches (`REJECTS`)."""
-        return self._read(REJECTS_FILE, lambda source: pq.read_table(source, page_checksum_verification=True))
+        return self._read(
+            REJECTS_FILE,
+            lambda source: pq.read_table(source, page_checksum_verification=True),
+            REJECTS,
+            REJECTS.names,
+            self.manifest.get("rejects_file", {}).get("rows"),
+        )
 
     def read_row_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One row group of one shard, only the wanted columns (see `row_schema`)."""
@@ -200,7 +226,18 @@ class Corpus:
             lambda source: pq.ParquetFile(
                 source, pre_buffer=True, page_checksum_verification=True
             ).read_row_group(group, columns=wanted),
+            row_schema(MODALITIES),
+            row_schema(self.modalities).names if wanted is None else wanted,
+            self.shards[shard]["row_groups"][group],
         )
+
+
+def _check(table: pa.Table, known: pa.Schema, wanted: Iterable[str], rows: int | None) -> None:
+    """ArrowInvalid when a table is not as written: pages have checksums, the footer over them has none."""
+    strange = [f.name for f in table.schema if f.name not in known.names or f != known.field(f.name)]
+    strange += sorted(set(wanted) - set(table.column_names))
+    if strange or rows not in (None, table.num_rows):
+        raise pa.ArrowInvalid(f"column {strange[0]!r}" if strange else f"{table.num_rows} rows for {rows}")
 
 
 def open_corpus(uri: str) -> Corpus:
