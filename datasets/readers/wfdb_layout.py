@@ -5,6 +5,7 @@ where its header names the null segment `~`. All is checked against file sizes b
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,6 +17,8 @@ from wfdb.io._signal import BYTES_PER_SAMPLE
 
 from datasets.descriptor import Signal
 from datasets.readers.base import Refused, check_span, fraction
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def read_layout(name: str, fetch: Callable[[Iterable[str]], Path], sizes: Mappin
     """
     header, text = _header(fetch([name]) / name)
     home = PurePosixPath(name).parent
-    layout = Layout(_stated_rate(header, text), 0, header.comments, files=[name])
+    layout = Layout(_stated_rate(text), 0, header.comments, files=[name])
     texts = [text]
     if isinstance(header, wfdb.MultiRecord):
         texts += _add_segments(layout, header, home, fetch)
@@ -87,6 +90,8 @@ def read_layout(name: str, fetch: Callable[[Iterable[str]], Path], sizes: Mappin
     try:
         for piece in layout.pieces:
             _check_sizes(piece, sizes)
+        for each in texts if isinstance(header, wfdb.Record) else texts[1:]:
+            _check_gains(each)
     except Refused as why:
         layout.broken = layout.broken or why
     return layout
@@ -122,11 +127,23 @@ def _header(path: Path) -> tuple[Any, str]:
     return header, text
 
 
-def _stated_rate(header: Any, text: str) -> Fraction | None:
-    """The rate of the record line; wfdb fills in 250 Hz for a missing one, and we refuse to guess."""
-    lines = (line.strip() for line in text.splitlines())
-    words = next(line for line in lines if line and not line.startswith("#")).split()
-    return fraction(header.fs) if len(words) > 2 else None
+def _lines(text: str) -> list[list[str]]:
+    """The words of each line that is no comment."""
+    return [line.split() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def _stated_rate(text: str) -> Fraction | None:
+    """The rate of the record line; wfdb fills in 250 Hz for what it cannot read, and we refuse to guess."""
+    words = _lines(text)[0]
+    stated = re.match(rf"({_NUMBER})(?:/|$)", words[2]) if len(words) > 2 else None
+    return fraction(float(stated.group(1))) if stated else None
+
+
+def _check_gains(text: str) -> None:
+    """Refuse a gain that is no number: wfdb takes it for the channel's name, and 200 for the gain."""
+    for words in _lines(text)[1:]:
+        if len(words) > 2 and not re.fullmatch(rf"{_NUMBER}(\(-?\d+\))?(/\S*)?", words[2]):
+            raise Refused("bad_scale", f"a gain of {words[2][:40]!r}")
 
 
 def _frames_from_size(header: Any, home: PurePosixPath, sizes: Mapping[str, int]) -> int:
@@ -158,7 +175,7 @@ def _add_segments(
                 segment, text = _header(folder / described[title])
                 if isinstance(segment, wfdb.MultiRecord):
                     raise Refused("unsupported", f"segment {title} has segments of its own")
-                if segment.sig_len not in (None, frames) or fraction(segment.fs) != fraction(header.fs):
+                if segment.sig_len not in (None, frames) or _stated_rate(text) != layout.rate:
                     raise Refused("corrupt", f"segment {title} is not as long or as fast as the record says")
                 layout.pieces.append(Piece(segment, described[title].removesuffix(".hea"), start, frames))
                 texts.append(text)
