@@ -7,11 +7,13 @@ same bytes however many workers write them.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cluster import storage
@@ -143,28 +145,40 @@ def _work(root: str, out: str, descriptor: Descriptor, task: Task, tick: jobs.Ti
 def _entries(root: str, descriptor: Descriptor, task: Task) -> Iterator[Entry]:
     reader = READERS[descriptor.reader]
     files = Root.reopen(root, {name for source, _ in task.sources for name, _ in source.files})
-    everyones = given.shared(descriptor)
     with tempfile.TemporaryDirectory() as place:
-        common = files.fetch(everyones, Path(place))
-        for source, subject in task.sources:
-            broken = source.broken
-            recording = None
-            if broken is None:
-                with tempfile.TemporaryDirectory() as scratch:
-                    own = [name for name, _ in source.files if name not in everyones]
-                    folder = files.fetch(own, Path(scratch))
-                    try:
-                        recording = checked(reader.load(source, folder, descriptor), source)
-                    except Refused as why:
-                        broken = (why.reason, why.detail)
-                    else:
-                        given.add(recording, source, folder, common, descriptor)
-                        recording.labels += labels.derived(recording, descriptor.derive, descriptor.limits)
-            refused = {m: (source.seconds[m], reason) for m, reason in source.refused.items()}
-            if broken is not None:
-                refused = {m: (seconds, broken[0]) for m, seconds in source.seconds.items()}
-            detail = f"{broken[0]}: {broken[1]}" if broken else _refused_detail(source)
-            yield Entry(source.record, subject, recording, refused, detail)
+        common = files.fetch(given.shared(descriptor), Path(place))
+        for _, held in itertools.groupby(task.sources, key=lambda pair: pair[0].files[0]):
+            with tempfile.TemporaryDirectory() as scratch:  # one copy of a far file, however many records
+                for source, subject in held:
+                    yield _entry(reader, source, subject, files, Path(scratch), common, descriptor)
+
+
+def _entry(
+    reader: ModuleType,
+    source: Source,
+    subject: str,
+    files: Root,
+    scratch: Path,
+    common: Path,
+    descriptor: Descriptor,
+) -> Entry:
+    broken = source.broken
+    recording = None
+    if broken is None:
+        shared = given.shared(descriptor)
+        folder = files.fetch([name for name, _ in source.files if name not in shared], scratch)
+        try:
+            recording = checked(reader.load(source, folder, descriptor), source)
+        except Refused as why:
+            broken = (why.reason, why.detail)
+        else:
+            given.add(recording, source, folder, common, descriptor)
+            recording.labels += labels.derived(recording, descriptor.derive, descriptor.limits)
+    refused = {m: (source.seconds[m], reason) for m, reason in source.refused.items()}
+    if broken is not None:
+        refused = {m: (seconds, broken[0]) for m, seconds in source.seconds.items()}
+    detail = f"{broken[0]}: {broken[1]}" if broken else _refused_detail(source)
+    return Entry(source.record, subject, recording, refused, detail)
 
 
 def _refused_detail(source: Source) -> str | None:

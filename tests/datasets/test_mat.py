@@ -303,3 +303,30 @@ def test_the_signal_processing_cup_goes_in_and_adds_up(data, tmp_path, monkeypat
         mine = sorted((r["start_s"], r["end_s"], r["value"]) for r in labels if r["record"] == record)
         bpm = loadmat(companion)["BPM0"].ravel()
         assert mine == [(2.0 * i, 2.0 * i + 8, v) for i, v in enumerate(bpm)]
+
+
+def test_a_far_file_of_many_records_is_fetched_once_to_be_scanned_and_once_to_be_read(
+    tmp_path, path, monkeypatch
+):
+    import fsspec
+
+    from datasets.readers import root as roots
+
+    run = jobs.run
+    monkeypatch.setattr(jobs, "run", lambda work, tasks, label, n: run(work, tasks, label, n, True))
+    monkeypatch.setenv("PLETHORA_SUBJECT_KEY", "a test's key")
+    hdf5(path, {"Subj_Wins": [{"PPG_Raw": waves(10, 100, n)[:, None]} for n in range(4)]})
+    fs = fsspec.filesystem("memory")
+    fs.put(str(tmp_path / "root"), "/far", recursive=True)
+    text = TEXT.replace("[signals.ppg]", 'elements = "Subj_Wins"\n[signals.ppg]', 1)
+    text = text.replace("id_space", "subject = { pattern = '^(m\\d+)' }\nid_space", 1)
+    known = recordings.descriptor(tmp_path, text)
+    fetched = []
+    get = type(fs).get_file
+    monkeypatch.setattr(type(fs), "get_file", lambda s, a, b, **k: fetched.append(a) or get(s, a, b, **k))
+    assert roots.Root("memory://far").sizes
+    made = ingest(known, "memory://far", str(tmp_path / "out"))
+    fs.rm("/far", recursive=True)
+    assert made["counts"]["records"] == 4 and made["counts"]["subjects"] == 1
+    assert len(fetched) == 2
+    assert made["hours_in"]["ppg"] == pytest.approx(40 / 3600)
