@@ -60,11 +60,12 @@ class Lookup(Config):
 
 class SubjectRule(Config):
     """`pattern`'s group 1, searched in the text file `file`, or in the record's name where there is none; or
-    what the sheet `table` says of the record."""
+    what the sheet `table` says of the record; or what the group `group` of `records` holds."""
 
     file: str | None = None
     pattern: str = "^(.+)$"
     table: Lookup | None = None
+    group: str | None = None
     _pattern = pydantic.field_validator("pattern")(_compiles)
 
 
@@ -235,10 +236,12 @@ class Descriptor(Config):
         return signals
 
     @pydantic.model_validator(mode="after")
-    def _derivable(self) -> "Descriptor":
+    def _consistent(self) -> "Descriptor":
         lacking = sorted({m for m in (self.derive.hr, self.derive.bp) if m} - set(self.signals))
         if lacking:
             raise ValueError(f"[derive] needs the modality {', '.join(lacking)}, which [signals] lacks")
+        if self.subject.group and f"(?P<{self.subject.group}>" not in self.records:
+            raise ValueError(f"[subject] group = {self.subject.group!r}: `records` has no such group")
         if self.derive.rr and self.derive.rr not in {e.name for e in self.events}:
             raise ValueError(f"[derive] rr = {self.derive.rr!r}: no [[events]] have this name")
         given = {rule.name for rule in self.fields} | {rule.name for rule in self.traces}

@@ -36,6 +36,8 @@ def _patterns(descriptor: Descriptor) -> list[str]:
 
 def complete(sources: Sequence[Source], root: Root, descriptor: Descriptor) -> list[Source]:
     """`sources` with their label files among their files, and their subject where a sheet knows it."""
+    if group := descriptor.subject.group:
+        sources = [_grouped(s, group) for s in sources]
     patterns = _patterns(descriptor)
     if not patterns:
         return list(sources)
@@ -48,6 +50,12 @@ def complete(sources: Sequence[Source], root: Root, descriptor: Descriptor) -> l
             raise PlethoraError(
                 f"{descriptor.name}: `records` has no group for {{{unknown.args[0]}}} of a file name or match"
             ) from None
+
+
+def _grouped(source: Source, group: str) -> Source:
+    if group in source.groups:
+        return dataclasses.replace(source, subject=source.groups[group])
+    return dataclasses.replace(source, broken=source.broken or ("no_subject", f"its path has no {group}"))
 
 
 def _complete(
