@@ -50,9 +50,9 @@ def session(workers: int = 0, actors: int = 2, gpu: float = 0) -> Iterator[Any]:
 
     An initialised Ray is used as it is; RAY_ADDRESS is joined (this checkout travels as working directory,
     unless a Ray job brought it already); else a local Ray starts with a logical CPU for each of `workers`,
-    `actors` and one spare, for fewer would starve the stream for ever. Only what was started here is shut
-    down. Token authentication stays on. PlethoraError when the cluster cannot be joined, or a GPU is asked
-    for (`gpu` a worker) where there is none.
+    for the `actors` of each, and a spare, for fewer would starve the stream for ever. Only what was started
+    here is shut down. Token authentication stays on. PlethoraError when the cluster cannot be joined, or a
+    GPU is asked for (`gpu` a worker) where there is none.
     """
     ray = _quiet_ray()
     if ray.is_initialized():
@@ -145,7 +145,7 @@ def _start(ray: Any, workers: int, actors: int) -> None:
             try:
                 ray.init(
                     address="local",
-                    num_cpus=max(os.cpu_count() or 1, workers + actors + 1),
+                    num_cpus=max(os.cpu_count() or 1, max(workers, 1) * (1 + actors) + 1),
                     object_store_memory=object_store_bytes(),
                     include_dashboard=False,
                     logging_level=logging.WARNING,
@@ -226,12 +226,20 @@ def scaling(workers: int | tuple[int, int], gpu: float) -> ray.train.ScalingConf
     return ScalingConfig(num_workers=elastic, use_gpu=bool(gpu), resources_per_worker=share)
 
 
-def data_context() -> Any:
-    """Set Ray Data's defaults for this process (they travel with each dataset made here) and return them."""
-    from ray.data import DataContext
+def data_context(datasets: int = 1) -> Any:
+    """Set Ray Data's defaults for this process (they travel with each dataset made here) and return them.
+
+    `datasets`: how many run at the same time in as many processes, each within its share of the object store
+    (Ray Data lets each take half of it, so that two would spill).
+    """
+    import ray
+    from ray.data import DataContext, ExecutionResources
 
     context = DataContext.get_current()
     context.execution_options.preserve_order = True  # else what a worker sees depends on timing
+    if datasets > 1:
+        store = ray.cluster_resources().get("object_store_memory", 0) / 2 / datasets
+        context.execution_options.resource_limits = ExecutionResources(object_store_memory=store)
     context.execution_options.verbose_progress = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False

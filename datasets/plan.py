@@ -94,10 +94,9 @@ class Plan:
         """Steps a span; no longer than one pass, so that shuffling does not mix far passes."""
         return max(1, min(self.shuffle_windows, self.pass_windows) // self.batch)
 
-    def blocks(self) -> Iterator[Block]:
-        """Every block from `start` on, in the order in which Ray Data deals them: round-robin over the
-        workers.
-        """
+    def blocks(self, rank: int | None = None) -> Iterator[Block]:
+        """Every block from `start` on, step by step: of one worker, or of all of them in turn."""
+        ranks = range(self.world) if rank is None else (rank,)
         share = self.batch // self.world
         if self.start >= self.steps:
             return
@@ -107,8 +106,8 @@ class Plan:
             rows = (last - first) * share
             parts = next(p for p in range(1, rows + 1) if rows % p == 0 and self._fits(rows // p))
             for part in range(parts):
-                for rank in range(self.world):
-                    yield Block(span, rank, part, parts, first, last)
+                for worker in ranks:
+                    yield Block(span, worker, part, parts, first, last)
 
     def _fits(self, rows: int) -> bool:
         return rows == 1 or rows * self.window_bytes <= BLOCK_BYTES

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy import fft, signal
+import scipy  # its parts load at first use: processes that only plan or pass windows on start sooner
 
 from cluster.config import Config
 from cluster.errors import PlethoraError
@@ -51,7 +51,7 @@ def prepare(x: np.ndarray, native_rate: float, sig: Signal) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _butterworth(rate: float, band: tuple[float, float], order: int) -> np.ndarray:
-    return signal.butter(order, band, btype="bandpass", fs=rate, output="sos")
+    return scipy.signal.butter(order, band, btype="bandpass", fs=rate, output="sos")
 
 
 def bandpass(x: np.ndarray, rate: float, band: tuple[float, float], order: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def bandpass(x: np.ndarray, rate: float, band: tuple[float, float], order: int) 
     _check_band(band, rate)
     sos = _butterworth(float(rate), (float(band[0]), float(band[1])), order)
     # scipy's default padding length, cut to what a very short window can give
-    return signal.sosfiltfilt(sos, x, axis=-1, padlen=min(zerophase.padding(sos), x.shape[-1] - 1))
+    return scipy.signal.sosfiltfilt(sos, x, axis=-1, padlen=min(zerophase.padding(sos), x.shape[-1] - 1))
 
 
 def _check_band(band: tuple[float, float], rate: float) -> None:
@@ -81,10 +81,10 @@ def resample(x: np.ndarray, rate: float, to: float) -> np.ndarray:
     # Half-spectrum transforms with scipy.fft's float32/float64 kernels: scipy.signal.resample's own steps
     # without its copies. The bin at the lower Nyquist frequency is folded (down) or halved (up), as there.
     keep = min(n, m)
-    spectrum = fft.rfft(x, axis=-1)[..., : keep // 2 + 1]
+    spectrum = scipy.fft.rfft(x, axis=-1)[..., : keep // 2 + 1]
     if keep % 2 == 0:
         spectrum[..., -1] *= 2.0 if m < n else 0.5
-    return fft.irfft(spectrum, m, axis=-1) * (m / n)
+    return scipy.fft.irfft(spectrum, m, axis=-1) * (m / n)
 
 
 def samples(n: int, rate: float, to: float) -> int:
@@ -115,9 +115,9 @@ def periodicity(x: np.ndarray, rate: float) -> np.ndarray:
     """
     n = x.shape[-1]
     x = x - x.mean(axis=-1, keepdims=True)
-    spectrum = fft.rfft(x, fft.next_fast_len(2 * n), axis=-1)
+    spectrum = scipy.fft.rfft(x, scipy.fft.next_fast_len(2 * n), axis=-1)
     lags = np.arange(int(0.3 * rate), min(int(2.0 * rate), n - 1) + 1)
-    r = fft.irfft(spectrum.real**2 + spectrum.imag**2, axis=-1)
+    r = scipy.fft.irfft(spectrum.real**2 + spectrum.imag**2, axis=-1)
     energy = r[..., :1]
     r = r[..., lags] * (n / (n - lags)) / np.where(energy > 0, energy, 1)
     # A lag counts only where the curve turns there: a slow wave is high at the shortest lag without being

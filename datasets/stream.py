@@ -1,7 +1,13 @@
-"""The Ray Data plan: planned blocks → transform actors that read and prepare them → one iterator a worker."""
+"""One worker's Ray Data plan: planned blocks → transform actors that read and prepare them → batches.
+
+Every worker runs a dataset of its own over its part of the plan, instead of one `streaming_split` for all:
+the plan says who reads what anyway, so nothing is left to share, and the first batch does not wait for a
+coordinator that imports Ray Data before it starts the actors (2 workers on 2 cores: first batch after 4-5 s
+against 8-9 s, then 350-430 MB/s against 250-310). A worker knows world size and position when it asks.
+"""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -60,19 +66,24 @@ def _pick(columns: list[np.ndarray], source: np.ndarray, position: np.ndarray) -
 
 
 def dataset(
-    plan: Plan, shelves: list[Shelf], spec: WindowSpec, actors: int = 1, reader: type[Reader] = Reader
+    plan: Plan,
+    rank: int,
+    shelves: list[Shelf],
+    spec: WindowSpec,
+    actors: int = 1,
+    reader: type[Reader] = Reader,
 ) -> "ray.data.Dataset":
-    """The blocks of a plan as a lazy Ray Dataset: one planned block = one Ray Data block, in planned order.
+    """The blocks of `rank` as a lazy Ray Dataset: one planned block = one Ray Data block, in planned order.
 
-    Split it over the workers with `streaming_split(world, equal=True)` (Ray Train does so): block i goes to
-    worker i mod world. An empty plan (a run restarted after its last commit) gives an empty dataset.
+    `actors`: transform actors, a core each. An empty plan (a run restarted after its last commit) gives an
+    empty dataset.
     """
-    import ray
+    import ray.data
 
     from cluster.session import data_context
 
-    data_context()
-    blocks = [vars(block) for block in plan.blocks()]
+    data_context(plan.world)
+    blocks = [vars(block) for block in plan.blocks(rank)]
     if not blocks:
         return ray.data.from_items([])
     return ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
@@ -84,14 +95,16 @@ def dataset(
     )
 
 
-def batches(shard: Any, size: int, first_step: int, per_step: int) -> Iterator[dict[str, "torch.Tensor"]]:
+def batches(
+    data: "ray.data.Dataset", size: int, first_step: int, per_step: int
+) -> Iterator[dict[str, "torch.Tensor"]]:
     """A worker's micro-batches of `size` windows, `per_step` of them a step, checked against the planned
     step.
 
-    shard: `ray.train.get_dataset_shard(…)`. Raises PlethoraError when a batch is not the one that the
-    position calls for: training on would silently skip or repeat data.
+    Raises PlethoraError when a batch is not the one that the position calls for: training on would silently
+    skip or repeat data.
     """
-    given = shard.iter_torch_batches(batch_size=size, drop_last=True, prefetch_batches=2)
+    given = data.iter_torch_batches(batch_size=size, drop_last=True, prefetch_batches=2)
     for number, batch in enumerate(given):
         want = first_step + number // per_step
         if not bool((batch["step"] == want).all()):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import fft, signal
+import scipy  # its parts load at first use: processes that only plan or pass windows on start sooner
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class ZeroPhase:
         bit: products run window by window (a stack of matmuls), so resuming with other blocks changes
         nothing.
         """
-        spectrum = fft.rfft(x, axis=-1)[..., : len(self.gain)] * self.gain
+        spectrum = scipy.fft.rfft(x, axis=-1)[..., : len(self.gain)] * self.gain
         edges = x[..., None, : len(self.head)] @ self.head
         if len(self.tail):
             edges = edges + x[..., None, -len(self.tail) :] @ self.tail
-        return fft.irfft(spectrum, self.m, axis=-1) + (edges @ self.u)[..., 0, :]
+        return scipy.fft.irfft(spectrum, self.m, axis=-1) + (edges @ self.u)[..., 0, :]
 
 
 @lru_cache(maxsize=16)
 def design(rate: float, band: tuple[float, float], order: int, n: int, m: int) -> ZeroPhase:
     """For windows of `n` samples at `rate` Hz, band-passed by a Butterworth of `order`, resampled to `m`."""
-    sos = signal.butter(order, band, btype="bandpass", fs=rate, output="sos")
+    sos = scipy.signal.butter(order, band, btype="bandpass", fs=rate, output="sos")
     a, b, c, d = _state_space(sos)
     k = len(b)
     pad = padding(sos)
@@ -80,17 +80,18 @@ def design(rate: float, band: tuple[float, float], order: int, n: int, m: int) -
 
     ring = powers[:n].transpose(0, 2, 1) @ c  # (n, k): what a state sounds like j samples on
     # what the circular forward output, and the correction of it, put into the circular backward state
-    from_x = fft.irfft(fft.rfft(reach, axis=0) * h.conj()[:, None], n, axis=0)
+    from_x = scipy.fft.irfft(scipy.fft.rfft(reach, axis=0) * h.conj()[:, None], n, axis=0)
     delta1 = w - (from_x + delta0 @ (ring.T @ reach)) @ loop.T
 
-    ringing = fft.irfft(fft.rfft(ring, axis=0) * h.conj()[:, None], n, axis=0)  # ring, filtered backward
+    # ring, filtered backward
+    ringing = scipy.fft.irfft(scipy.fft.rfft(ring, axis=0) * h.conj()[:, None], n, axis=0)
     u = np.concatenate([ringing, ring[::-1]], axis=1).T  # (2k, n)
     bins = min(n, m) // 2 + 1
     fold = np.ones(bins)
     if m != n and min(n, m) % 2 == 0:
         fold[-1] = 2.0 if m < n else 0.5  # the lower Nyquist bin, as scipy.signal.resample treats it
     fold *= m / n
-    u = fft.irfft(fft.rfft(u, axis=-1)[:, :bins] * fold, m, axis=-1)
+    u = scipy.fft.irfft(scipy.fft.rfft(u, axis=-1)[:, :bins] * fold, m, axis=-1)
     v = np.concatenate([delta0, delta1], axis=1)
     # The slowest pole's ringing is below 1e-17 of its start after so many samples.
     lasts = pad + int(np.ceil(40 / -np.log(np.abs(np.linalg.eigvals(a)).max())))

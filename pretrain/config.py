@@ -43,7 +43,7 @@ class Resources(Config):
 class Stream(Config):
     """The Ray Data side of a run."""
 
-    actors: int = 1  # transform actors, a core each
+    actors: int = 1  # transform actors a worker, a core each
     shuffle_mb: float = Field(default=64, gt=0)  # prepared bytes shuffled together, over all workers
 
 

@@ -1,18 +1,14 @@
 """The driver's side of a run: check, index, start the workers, watch, report."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster import session, storage, telemetry
 from cluster.errors import PlethoraError
-from datasets import stream
 from pretrain import checkpoint
 from pretrain.config import RunConfig
 from pretrain.data import Data, open_data
 from pretrain.recipe import Recipe, build
-
-if TYPE_CHECKING:
-    import ray.data
 
 
 def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
@@ -42,7 +38,7 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
             say(line)
         board = telemetry.make_board()
         with board.render(run.name, data.steps):
-            result = trainer(run, recipe, board).fit()
+            result = trainer(run, board).fit()
         value = result.return_value or {}
         if "error" in value:
             raise PlethoraError(value["error"])
@@ -70,22 +66,15 @@ def located(run: RunConfig) -> RunConfig:
     )
 
 
-def trainer(run: RunConfig, recipe: Recipe, board: Any) -> Any:
-    """The TorchTrainer of a run. Its dataset is planned anew at every start of the worker group, in the
-    controller, from the last committed checkpoint: what a worker did beyond it is done again."""
+def trainer(run: RunConfig, board: Any) -> Any:
+    """The TorchTrainer of a run. Workers make their own datasets: each plans what is left from the checkpoint
+    that it restored, so that what was done beyond it is done again."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from pretrain.loop import train
 
     loop: Any = train  # Ray's annotation forgets that the loop may return a value
-    spec = recipe.windows()
-
-    def planned() -> "ray.data.Dataset":
-        done = checkpoint.committed(storage.join(run.storage, run.name))
-        plan, shelves = open_data(run, spec).plan(done or 0, run.workers)
-        return stream.dataset(plan, shelves, spec, run.stream.actors)
-
     filesystem, path = storage.filesystem(run.storage)
     return TorchTrainer(
         loop,
@@ -99,8 +88,6 @@ def trainer(run: RunConfig, recipe: Recipe, board: Any) -> Any:
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=run.keep_checkpoints),
         ),
-        datasets={"train": planned},
-        dataset_config=ray.train.DataConfig(execution_options=session.data_context().execution_options),
     )
 
 

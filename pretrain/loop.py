@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cluster import storage, telemetry
 from cluster.errors import PlethoraError
-from datasets.stream import batches
+from datasets.stream import batches, dataset
 from pretrain import checkpoint
 from pretrain.config import RunConfig
 from pretrain.data import open_data
@@ -58,7 +58,9 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     }
     wrapped = {name: engine.module for name, engine in engines.items()}
     state = State(**(checkpoint.restore(engines) or {}))
-    stream = batches(ray.train.get_dataset_shard("train"), run.micro, state.step, run.accumulation)
+    plan, shelves = data.plan(state.step, world)
+    windows = dataset(plan, rank, shelves, data.spec, run.stream.actors)
+    stream = batches(windows, run.micro, state.step, run.accumulation)
     held_out = chunks(data.validation(rank, world), run.micro) if run.validate_every else []
     watch = Watch(run, config["board"], data.steps, rank, state.step)
     means, seen = Means(), Seen(state.ledger)

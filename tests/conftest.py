@@ -26,7 +26,7 @@ _POLICY = (
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Any]:
-    """One local Ray for the whole run (token authentication on, 6 logical CPUs); yields the ray module."""
+    """One local Ray for the whole run (token authentication on); yields the ray module."""
     from cluster.session import data_context, session
 
     with session(workers=2, actors=3) as ray:

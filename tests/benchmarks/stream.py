@@ -102,16 +102,18 @@ def dataloader(uri: str) -> float:
 
 
 class Worker:
-    """What a train worker does without the training; torch is imported before the clock starts, as there."""
+    """What a train worker does without the training; imports come before the clock starts, as there."""
 
     def __init__(self) -> None:
+        import ray.train.torch  # noqa: F401
         import torch
 
         torch.set_num_threads(1)
 
-    def consume(self, shard: Any, size: int) -> list[float]:
+    def consume(self, plan: Plan, rank: int, shelf: Any, actors: int) -> list[float]:
         """When each batch came."""
-        return [time.time() for _ in stream.batches(shard, size, 0, 1)]
+        data = stream.dataset(plan, rank, [shelf], SPEC, actors)
+        return [time.time() for _ in stream.batches(data, BATCH // plan.world, 0, 1)]
 
 
 def ours(uri: str, workers: int, actors: int, epochs: float) -> dict[str, float]:
@@ -127,10 +129,8 @@ def ours(uri: str, workers: int, actors: int, epochs: float) -> dict[str, float]
     source, shelf = found.source(found.select(None), 1.0)
     steps = int(len(source) * epochs) // BATCH
     plan = Plan((source,), 0, BATCH, steps, workers, 0, round(64e6 / SPEC.bytes), SPEC.bytes)
-    shards = stream.dataset(plan, [shelf], SPEC, actors).streaming_split(workers, equal=True)
     with Peak() as peak:
-        work = zip(consumers, shards, strict=True)
-        seen = ray.get([c.consume.remote(shard, BATCH // workers) for c, shard in work])
+        seen = ray.get([c.consume.remote(plan, rank, shelf, actors) for rank, c in enumerate(consumers)])
     first, last = max(times[0] for times in seen), max(times[-1] for times in seen)
     waits = np.diff(seen[0])
     edges = [round(e * len(source) / BATCH) for e in range(1, int(np.ceil(epochs)))]
@@ -211,8 +211,8 @@ def main() -> None:
         )
     ]
     show(
-        f"stream ({given.workers} workers, {given.actors} transform actor(s); longest wait at an epoch's end "
-        f"{few['epoch_gap_s']:.2f} s, anywhere {few['longest_wait_s']:.2f} s)",
+        f"stream ({given.workers} workers, {given.actors} transform actor(s) each; longest wait at an "
+        f"epoch's end {few['epoch_gap_s']:.2f} s, anywhere {few['longest_wait_s']:.2f} s)",
         rows,
         {
             "at least 0.4 of the bare scan": many["mb_s"] / limit >= 0.4,

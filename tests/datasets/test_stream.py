@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -66,22 +66,17 @@ class Slow(stream.Reader):
         return super().__call__(batch)
 
 
-def consume(dataset, world: int, size: int) -> list[list[dict]]:
-    seen: list[list[dict]] = [[] for _ in range(world)]
+def consume(found, world: int, actors: int = 1, reader=stream.Reader, **more) -> list[list[dict]]:  # type: ignore[no-untyped-def]
+    """What each worker sees, batch by batch, all of them at once."""
+    plan, shelves = planned(found, world, **more)
 
-    def worker(rank: int, shard) -> None:  # type: ignore[no-untyped-def]
-        for batch in shard.iter_batches(batch_size=size, batch_format="numpy"):
-            seen[rank].append({name: np.array(column) for name, column in batch.items()})
+    def worker(rank: int) -> list[dict]:
+        data = stream.dataset(plan, rank, shelves, SPEC, actors, reader)
+        got = data.iter_batches(batch_size=12 // world, batch_format="numpy")
+        return [{name: np.array(column) for name, column in batch.items()} for batch in got]
 
-    threads = [
-        threading.Thread(target=worker, args=(rank, shard))
-        for rank, shard in enumerate(dataset.streaming_split(world, equal=True))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    return seen
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(worker, range(world)))
 
 
 def planned(found: list[index.Index], world: int, start: int = 0) -> tuple[Plan, list]:
@@ -126,8 +121,8 @@ def test_a_corpus_without_the_modality_is_refused_by_name(found) -> None:
 def test_what_a_worker_sees_is_the_plan_whatever_the_actors_and_their_timing(
     found, world, actors, reader
 ) -> None:
-    plan, shelves = planned(found, world)
-    seen = consume(stream.dataset(plan, shelves, SPEC, actors, reader), world, 12 // world)
+    plan, _ = planned(found, world)
+    seen = consume(found, world, actors, reader)
     expected: list[list] = [[] for _ in range(world)]
     for block in plan.blocks():
         rows = plan.rows(block)
@@ -142,8 +137,8 @@ def test_what_a_worker_sees_is_the_plan_whatever_the_actors_and_their_timing(
 
 
 def test_windows_carry_the_samples_of_their_place(found) -> None:
-    plan, shelves = planned(found, 1)
-    for batch in consume(stream.dataset(plan, shelves, SPEC), 1, 12)[0]:
+    plan, _ = planned(found, 1)
+    for batch in consume(found, 1)[0]:
         for x, source, window in zip(batch["ppg"], batch["source"], batch["window"], strict=True):
             position = int(np.flatnonzero(plan.sources[source].ids == window)[0])
             row = position // 6 + (100 if source else 0)
@@ -152,17 +147,17 @@ def test_windows_carry_the_samples_of_their_place(found) -> None:
 
 
 def test_a_resumed_stream_is_the_rest_of_the_unbroken_one(found) -> None:
-    whole = consume(stream.dataset(*planned(found, 2), SPEC), 2, 6)
-    rest = consume(stream.dataset(*planned(found, 2, start=5), SPEC), 2, 6)
+    whole, rest = consume(found, 2), consume(found, 2, start=5)
     for rank in range(2):
         assert [b["window"].tolist() for b in rest[rank]] == [b["window"].tolist() for b in whole[rank][5:]]
 
 
 def test_a_stream_with_nothing_left_is_empty_and_does_not_hang(found) -> None:
-    assert stream.dataset(*planned(found, 2, start=11), SPEC).count() == 0
+    plan, shelves = planned(found, 2, start=11)
+    assert stream.dataset(plan, 1, shelves, SPEC).count() == 0
 
 
 def test_batches_refuse_windows_of_another_step(found) -> None:
     plan, shelves = planned(found, 1, start=3)
     with pytest.raises(PlethoraError, match="step"):
-        list(stream.batches(stream.dataset(plan, shelves, SPEC).iterator(), 12, first_step=2, per_step=1))
+        list(stream.batches(stream.dataset(plan, 0, shelves, SPEC), 12, first_step=2, per_step=1))
