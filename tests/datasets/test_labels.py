@@ -137,6 +137,25 @@ def test_implausible_pressures_make_no_label(sbp, dbp):
     assert np.isnan(found).all()
 
 
+def test_a_stretch_of_many_odd_beats_has_no_pressure():
+    start = np.arange(0, 60, 10.0)
+    x = pressure(120, 80, 60, 60)
+    second = np.arange(len(x)) // 125
+    for odd, labelled in ((second % 10 == 4, True), (second % 10 > 5, False)):  # one beat of ten, four of ten
+        found = labels.blood_pressure(np.where(odd, 80 + 2.2 * (x - 80), x), 125, start, start + 10)
+        assert np.isfinite(found).all() == labelled and np.isfinite(found).any() == labelled
+
+
+def test_two_detectors_that_differ_make_no_label(monkeypatch):
+    x = beats_at(np.arange(0.4, 60, 0.75), 60, 125, np.random.default_rng(9))
+    start = np.arange(0, 60, 10.0)
+    assert np.isfinite(labels.heart_rate(x, 125, start, start + 10)).all()
+    whole = labels.qrs_length
+    monkeypatch.setattr(labels, "qrs_length", lambda x, rate: np.delete(whole(x, rate), slice(20, None, 2)))
+    found = labels.heart_rate(x, 125, start, start + 10)
+    assert np.isfinite(found[0]) and np.isnan(found[2:]).all()
+
+
 def test_breathing_needs_people_who_agree():
     first = np.arange(1, 300, 4.0)
     second = np.concatenate([first[first < 150] + 0.2, np.arange(152, 300, 6.0)])

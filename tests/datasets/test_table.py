@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster import storage
 from cluster.errors import PlethoraError
 from datasets import ingest, jobs
 from datasets.readers import table
@@ -276,3 +277,21 @@ def test_a_modality_may_have_a_file_of_its_own(folder):
     source, recording = one(folder, text + acc)
     assert physical(recording.signals["acc"], 2).tolist() == [3 / 64]
     assert [name for name, _ in source.files] == ["s1/BVP1.csv", "s1/ACC.csv"]
+
+
+def test_a_bucket_of_tables_and_a_sheet_gives_what_the_folder_gives(folder, tmp_path, monkeypatch, moto):
+    monkeypatch.setenv("PLETHORA_SUBJECT_KEY", "a test's key")
+    run = jobs.run
+    monkeypatch.setattr(jobs, "run", lambda work, tasks, label, n: run(work, tasks, label, n, True))
+    for n in (1, 2):
+        write_csv(folder / f"rec{n}.csv", {"ppg": np.random.default_rng(n).integers(0, 999, 1000)})
+    (folder / "who.csv").write_text("id,person,sbp\nrec1,ann,120\nrec2,ann,130\n")
+    table = '[[tables]]\nfile = "who.csv"\nkey = "id"\ncolumns = { sbp = { name = "sbp", unit = "mmHg" } }\n'
+    subject = '[subject.table]\nfile = "who.csv"\nkey = "id"\ncolumn = "person"\n'
+    (tmp_path / "known.toml").write_text(f"{DESCRIPTOR}\n{subject}\n{table}")
+    storage.upload(folder, "s3://plethora/tables")
+    here = ingest.ingest(tmp_path / "known.toml", str(folder), str(tmp_path / "out"))
+    there = ingest.ingest(tmp_path / "known.toml", "s3://plethora/tables", "s3://plethora/corpora/tables")
+    assert there["counts"] == here["counts"] and there["counts"]["subjects"] == 1
+    assert there["labels"] == here["labels"] and there["labels"]["sbp"] == 2
+    assert there["hash"] == here["hash"]
