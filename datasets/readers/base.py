@@ -192,11 +192,15 @@ def scan(
                 lambda names: root.fetch(names, Path(scratch)),
                 [match.group(0)],
             )
+            broken: tuple[str, str] | None = None
             try:
                 _text_files(draft, descriptor)
-                return [found.source() for found in look(draft, descriptor) or [draft]]
+            except Refused as why:  # whose record it is does not change how long it is
+                broken = (why.reason, why.detail)
+            try:
+                return [found.source(broken) for found in look(draft, descriptor) or [draft]]
             except Refused as why:
-                return [draft.source((why.reason, why.detail))]
+                return [draft.source(broken or (why.reason, why.detail))]
 
     with ThreadPoolExecutor(1 if root.local else 8) as pool:
         found = [source for sources in pool.map(one, matches) for source in sources]

@@ -4,9 +4,11 @@
 """
 
 import functools
+import gzip
 import shutil
 import tempfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +138,8 @@ def harm(data, kind, at, how):
         # binary headers have fixed columns: keep the length there
         binary = b"\0" in data or len(data) > 5000
         parts[place] = how[: len(word)].ljust(len(word)) if binary else how
-        return " ".join(parts).replace(" \n ", "\n").encode("utf-8", "replace")[:8192] + data[4096:]
+        code = "latin-1" if binary else "utf-8"
+        return " ".join(parts).replace(" \n ", "\n").encode(code, "replace")[:8192] + data[4096:]
     at %= len(data) + 1
     if kind == "flip":
         return data[:at] + bytes([data[at] ^ how]) + data[at + 1 :] if at < len(data) else data
@@ -151,6 +154,20 @@ def harm(data, kind, at, how):
     return b"\n".join([*lines, one] if how else lines)
 
 
+def mutated(path, kind, at, how):
+    """The file's bytes with one mutation; a compressed file's, every other time, below its checksum."""
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    if path.suffix != ".vital" or at % 4 == 0 or data[:2] != b"\x1f\x8b":
+        return harm(data, kind, at // 4, how)
+    try:
+        data = harm(gzip.decompress(data), kind, at // 4, how)
+    except (OSError, EOFError, zlib.error):
+        return data
+    return None if data is None else gzip.compress(data, 1)
+
+
 def survives(make, harms):
     """Mutate the template, ingest it in this process, and account for every second that was promised."""
     known, sound = template(make)
@@ -160,7 +177,7 @@ def survives(make, harms):
         names = sorted(p for p in root.rglob("*") if p.is_file())
         for which, (kind, at, how) in harms:
             path = names[which % len(names)]
-            data = harm(path.read_bytes(), kind, at, how) if path.exists() else None
+            data = mutated(path, kind, at, how)
             if data is None:
                 path.unlink(missing_ok=True)
             else:

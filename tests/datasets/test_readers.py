@@ -163,7 +163,9 @@ def test_fields_are_numbers_or_words_known_words_become_numbers_unknown_ones_a_p
 def test_a_record_whose_subject_is_not_named_is_refused(tmp_path):
     one(tmp_path)
     (tmp_path / "root" / "about" / "1.txt").write_text("Age: 50\n")
-    assert scan(tmp_path)[2][0].broken[0] == "no_subject"
+    source = scan(tmp_path)[2][0]
+    assert source.broken[0] == "no_subject"
+    assert source.seconds == {"ppg": 10, "abp": 10}  # its hours are in the ledger all the same
 
 
 def test_files_behind_links_count_with_their_own_size(tmp_path):
