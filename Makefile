@@ -1,7 +1,7 @@
 # The two commands: `make demo` runs the main job, `make test` the tests. Both build .venv when it is missing.
 PYTHON := .venv/bin/python
 OUT ?= out
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-s3 lint bench clean
 
 .venv/.ready: requirements.lock
 	python3 -m venv .venv
@@ -14,6 +14,10 @@ demo: .venv/.ready
 
 test: .venv/.ready
 	$(PYTHON) -m pytest
+
+# on the store at PLETHORA_S3_ENDPOINT, else on one that infra/test-s3 starts and stops
+test-s3: .venv/.ready
+	infra/test-s3
 
 lint: .venv/.ready
 	$(PYTHON) -m ruff format --check .
