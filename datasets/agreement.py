@@ -32,9 +32,9 @@ def compare(labels: pa.Table, name: str) -> dict[str, Any] | None:
     units = [t["unit"].unique().to_pylist() for t in (derived, given)]
     if not derived.num_rows or not given.num_rows or units[0] != units[1]:
         return None
-    records = {r: i for i, r in enumerate(pc.unique(derived["record"]).to_pylist())}
-    given = given.filter(pc.is_in(given["record"], value_set=pa.array(list(records), pa.string())))
-    d_rec, g_rec = (np.array([records[r] for r in t["record"].to_pylist()], int) for t in (derived, given))
+    records = pc.unique(derived["record"])
+    given = given.filter(pc.is_in(given["record"], value_set=records))
+    d_rec, g_rec = (pc.index_in(t["record"], records).to_numpy() for t in (derived, given))
     d_start, d_end, d_value = (_floats(derived, c) for c in ("start_s", "end_s", "value"))
     middle = (_floats(given, "start_s") + _floats(given, "end_s")) / 2
     order = np.lexsort((d_start, d_rec))

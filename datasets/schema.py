@@ -4,7 +4,7 @@ A corpus is a folder (local or s3) that holds
 
     corpus.json        what it is, what is in it, its shards with checksums, its content hash; written last
     shards/*.parquet   rows of waveform (`row_schema`)
-    labels.parquet     long-form labels (`LABELS`)
+    labels.parquet     long-form labels (`LABELS`); ingest itself computed those whose name ends in `_derived`
     rejects.parquet    every refused stretch and why (`REJECTS`)
 """
 

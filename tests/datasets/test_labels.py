@@ -8,7 +8,7 @@ import pytest
 
 from datasets import labels, physiology, synthetic
 from datasets.descriptor import Derive, read_descriptor
-from datasets.readers import wfdb
+from datasets.readers import mat, wfdb
 from datasets.readers.base import Labels, Recording, Root, Samples
 from datasets.validity import Limits
 from finetune.task import load_task, window_targets
@@ -230,6 +230,21 @@ def test_the_monitors_heart_rate_is_the_derived_one(data):
     error = np.subtract(*np.concatenate(pairs).T)
     assert len(error) > 0.85 * 16 * 48
     assert np.abs(error).mean() < 1.5 and abs(error.mean()) < 0.5 and (np.abs(error) <= 5).mean() > 0.93
+
+
+def test_the_organisers_heart_rate_under_motion_is_the_derived_one(data):
+    """IEEE SPC 2015: heart rates that people counted from the same ECG, on a treadmill."""
+    known = read_descriptor(ROOT / "datasets/corpora/ieee_spc_2015.toml")
+    root = Root(str(data / "ieee_spc_2015"))
+    pairs = []
+    for source in mat.scan(root, known)[:6]:
+        recording = mat.load(source, Path(root.uri), known)
+        given = {label.name: label for label in recording.labels}
+        for label in labels.derived(recording, Derive(hr="ecg"), Limits()):
+            pairs.append(against(label, given["hr"]))
+    error = np.subtract(*np.concatenate(pairs).T)
+    assert len(error) > 0.8 * 6 * 28
+    assert np.abs(error).mean() < 1.5 and abs(error.mean()) < 0.5 and (np.abs(error) <= 5).mean() > 0.95
 
 
 def test_a_task_may_name_a_derived_label():
