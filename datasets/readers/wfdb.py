@@ -26,7 +26,7 @@ from datasets.readers.base import (
     Samples,
     Source,
 )
-from datasets.readers.wfdb_layout import Layout, Piece, first_line, read_layout, signal_files
+from datasets.readers.wfdb_layout import Layout, Piece, first_line, names, read_layout, signal_files
 
 INVALID = INVALID_SAMPLE_VALUE | {"508": -(2**7)}
 
@@ -185,12 +185,15 @@ def _numerics(source: Source, folder: Path, descriptor: Descriptor) -> tuple[lis
         return [], [f"numerics {stem} are {why.reason}: {why.detail}"]
     if not layout.rate:
         return [], [f"numerics {stem} state no rate"]
-    labels = []
+    problems: list[str] = []
+    found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     for piece, record in records:
-        for channel, title in enumerate(record.sig_name):
-            known = descriptor.numerics.channels.get((title or "").strip())
+        for channel, title in enumerate(names(record)):
             gain, baseline = record.adc_gain[channel], record.baseline[channel]
-            if known is None or not base.usable(gain or 0, baseline or 0):
+            if title not in descriptor.numerics.channels:
+                continue
+            if not base.usable(gain or 0, baseline or 0):
+                problems.append(f"numerics {stem}: {title} has a gain of {gain}")
                 continue
             raw = np.asarray(record.e_d_signal[channel])
             there = np.flatnonzero(raw != INVALID.get(record.fmt[channel]))
@@ -198,5 +201,10 @@ def _numerics(source: Source, folder: Path, descriptor: Descriptor) -> tuple[lis
             step = float(1 / (layout.rate * per_frame))
             place = there + piece.start * per_frame
             values = (raw[there] - float(baseline)) / gain
-            labels.append(Labels(known.name, values, known.unit, place * step, (place + 1) * step))
-    return labels, []
+            found.setdefault(title, []).append((values, place * step, (place + 1) * step))
+    labels: list[Labels] = []
+    for title, pieces in found.items():
+        known = descriptor.numerics.channels[title]
+        values, start, end = (np.concatenate(part) for part in zip(*pieces, strict=True))
+        labels.append(Labels(known.name, values, known.unit, start, end))
+    return labels, problems

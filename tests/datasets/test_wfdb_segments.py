@@ -262,3 +262,26 @@ def test_a_web_folder_is_a_root(tmp_path):
         server.shutdown()
     with pytest.raises(PlethoraError, match="cannot be read"):
         far.read(source.files[0][0])
+
+
+def test_numerics_in_files_of_another_name_and_in_segments_are_labels_at_their_time(tmp_path):
+    home = mimic(tmp_path / "root")
+    for part, beats in enumerate(([70, 71], [80, 81, 82])):
+        wfdb.wrsamp(
+            f"3544749n_{part}",
+            fs=1,
+            units=["bpm"],
+            sig_name=["HR"],
+            p_signal=np.array(beats, float)[:, None],
+            fmt=["16"],
+            write_dir=str(home),
+        )
+    lines = [f"{NAME}n/3 1 1 9", "3544749n_0 2", "~ 4", "3544749n_1 3"]
+    (home / f"{NAME}n.hea").write_text("\n".join(lines) + "\n")
+    text = MIMIC + '\n[numerics]\nrecord = "{record}n"\nchannels = { HR = { name = "hr", unit = "bpm" } }\n'
+    known, root, source = read(tmp_path, text)
+    assert {f"p00/p000020/3544749n_{i}.dat" for i in (0, 1)} <= {name for name, _ in source.files}
+    far = Root.reopen(root.uri, [name for name, _ in source.files])
+    hr = next(label for label in load(known, far, source).labels if label.name == "hr")
+    assert hr.start_s.tolist() == [0, 1, 6, 7, 8] and hr.end_s.tolist() == [1, 2, 7, 8, 9]
+    assert np.allclose(hr.values, [70, 71, 80, 81, 82], atol=0.01)
