@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
 
     read = add("ingest", "Read source recordings into a corpus, with a ledger of all that is refused.")
     read.add_argument("descriptor", help="what the recordings are: datasets/corpora/NAME.toml, or your own")
-    read.add_argument("--root", required=True, help="folder, s3://…, https://… (any URL of fsspec) with the source files")
+    read.add_argument(
+        "--root", required=True, help="folder, s3://…, https://… (any URL of fsspec) with the source files"
+    )
     read.add_argument("--out", required=True, help="folder or s3://… of the corpus")
     read.add_argument("--force", action="store_true", help="replace a corpus of other input that is there")
 
