@@ -32,7 +32,8 @@ def save(engines: Mapping[str, "Engine"], state: dict[str, Any], rank: int, metr
         for engine in engines.values():
             engine.save(folder)
         if rank == 0:
-            (folder / STATE).write_text(json.dumps(state))
+            saved_by = ray.train.get_context().get_world_size()
+            (folder / STATE).write_text(json.dumps({"workers": saved_by, "state": state}))
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         manifest = {p.relative_to(folder).as_posix(): _sha256(p) for p in files}
         (folder / f"manifest-{rank}.json").write_text(json.dumps(manifest))
@@ -50,30 +51,32 @@ def restore(engines: Mapping[str, "Engine"]) -> dict[str, Any] | None:
         return None
     with checkpoint.as_directory() as name:
         folder = Path(name)
-        verify(folder, ray.train.get_context().get_world_size())
+        verify(folder)
+        saved = json.loads((folder / STATE).read_text())
         for engine in engines.values():
-            engine.load(folder)
-        return json.loads((folder / STATE).read_text())
+            engine.load(folder, saved["workers"])
+        return saved["state"]
 
 
-def verify(folder: Path, world: int) -> None:
-    """Every file is the one that a rank saved; PlethoraError names the first that is not."""
-    manifests = sorted(folder.glob("manifest-*.json"))
-    if len(manifests) != world:
-        raise PlethoraError(
-            f"checkpoint {folder.name} was saved by {len(manifests)} workers, this run has {world}: "
-            f"resume with workers = {len(manifests)}"
-        )
+def verify(folder: Path) -> None:
+    """Every file is there and is the one that a rank saved; PlethoraError names the first that is not."""
     known: dict[str, str] = {}
-    for manifest in manifests:
+    manifests = {p.name: p for p in folder.glob("manifest-*.json")}
+    for manifest in manifests.values():
         known |= json.loads(manifest.read_text())
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    found -= {m.name for m in manifests}
-    for name in sorted(found ^ known.keys()):
-        word = "is missing from" if name in known else "does not belong to"
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - manifests.keys()
+    lost = sorted(known.keys() - found)
+    if STATE in known and not lost:
+        workers = json.loads((folder / STATE).read_text())["workers"]
+        lost = sorted({f"manifest-{rank}.json" for rank in range(workers)} - manifests.keys())
+    elif not lost:
+        lost = ["manifest-0.json"]
+    for name in lost:
         raise PlethoraError(
-            f"{name} {word} checkpoint {folder}: delete that folder and resume from the one before"
+            f"{name} is missing from checkpoint {folder}: delete that folder and resume from the one before"
         )
+    for name in sorted(found - known.keys()):
+        raise PlethoraError(f"{name} does not belong to checkpoint {folder}: delete it, and resume")
     for name, digest in known.items():
         if _sha256(folder / name) != digest:
             raise PlethoraError(

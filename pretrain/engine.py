@@ -9,11 +9,16 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cluster.errors import PlethoraError
 from pretrain.config import Engine as EngineConfig
 from pretrain.config import Optim
+from pretrain.reshard import universal
+
+BUFFERS = "buffers.safetensors"
 
 
 class Engine(Protocol):
@@ -30,8 +35,8 @@ class Engine(Protocol):
     def save(self, folder: Path) -> None:
         """This rank's share of the state. Every rank calls it, each with a folder of its own."""
 
-    def load(self, folder: Path) -> None:
-        """From the merged folder of all ranks."""
+    def load(self, folder: Path, world: int) -> None:
+        """From the merged folder of the `world` ranks that saved; this run may have more or fewer."""
 
     def weights(self) -> dict[str, Tensor]:
         """The whole state dict on the CPU, detached copies. Every rank calls it."""
@@ -136,17 +141,45 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         self.module.save_checkpoint(str(folder), tag=self.name)
+        if dist.get_rank() == 0:
+            save_file(_stored_buffers(self.module.module), folder / self.name / BUFFERS)
         for extra in (folder / "latest", *folder.glob("*.py")):  # no code travels with a run
             extra.unlink(missing_ok=True)
 
-    def load(self, folder: Path) -> None:
-        self.module.load_checkpoint(str(folder), tag=self.name)
+    def load(self, folder: Path, world: int) -> None:
+        if world == dist.get_world_size():
+            self._load(folder)
+        else:
+            # What that loses: buffers, and in stage 3 every parameter group's settings but the first one's,
+            # and Adam's step, which all parameters then share as one tensor and each advances.
+            groups = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+            with universal(folder, self.name) as converted:
+                self.module._config.load_universal_checkpoint = True
+                self._load(converted)
+                self.module._config.load_universal_checkpoint = False
+            for group, settings in zip(self.optimizer.param_groups, groups, strict=True):
+                group.update(settings)
+            for moments in self.optimizer.optimizer.state.values():
+                moments["step"] = torch.as_tensor(moments["step"]).clone()
+            for name, value in load_file(folder / self.name / BUFFERS).items():
+                self.module.module.get_buffer(name).copy_(value)
         self.buffers = _Buffers(self.module.module)
+
+    def _load(self, folder: Path) -> None:
+        path, _ = self.module.load_checkpoint(str(folder), tag=self.name)
+        if path is None:  # DeepSpeed only warns
+            raise PlethoraError(f"checkpoint {folder} holds no module {self.name}: resume from another one")
 
     def weights(self) -> dict[str, Tensor]:
         inner = self.module.module
         with _gathered(inner) if self.stage == 3 else nullcontext():
             return {k: v.detach().cpu().clone() for k, v in inner.state_dict().items()}
+
+
+def _stored_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that belong to a module's state (codebooks, batch statistics), on the CPU."""
+    stored = module.state_dict().keys()
+    return {name: b.detach().cpu().contiguous() for name, b in module.named_buffers() if name in stored}
 
 
 def _gathered(module: nn.Module) -> Any:
@@ -223,7 +256,7 @@ class DDPEngine:
             state = {"module": self.module.module.state_dict(), "optimizer": self.optimizer.state_dict()}
             torch.save(state, folder / f"{self.name}.pt")
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, world: int) -> None:
         device = next(self.module.parameters()).device
         state = torch.load(folder / f"{self.name}.pt", map_location=device, weights_only=True)
         self.module.module.load_state_dict(state["module"])

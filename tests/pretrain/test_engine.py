@@ -56,7 +56,7 @@ def worker(rank: int, world: int, folder: Path) -> None:
                 train_step(engine, step, rank, world, 2)
             again.append(engine.weights())
             engine = start(stage, 2, world, Engine, Optim, wrap)
-            engine.load(home)
+            engine.load(home, world)
         out[f"{stage}/resumed"] = all(torch.equal(again[0][k], again[1][k]) for k in again[0])
     if rank == 0:
         torch.save(out, folder / "out.pt")
