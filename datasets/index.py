@@ -120,11 +120,11 @@ def gather(
     return out
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=8)
 def read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:
     """The rows of a row group as `spec` sees them: those with all its modalities, joined across borders that
-    only other modalities make. The index counts rows of this table. The last few are kept: two planned blocks
-    that follow each other meet inside a row group.
+    only other modalities make. The index counts rows of this table. The last few are kept (some 16 MiB each):
+    planned blocks that follow each other meet inside a row group, and parts of a large block share theirs.
     """
     return join(corpus.read_row_group(shard, group, spec.columns), [s.modality for s in spec.signals])
 

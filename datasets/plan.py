@@ -157,6 +157,8 @@ class Plan:
         # Stable merge by relative place: every lane gets the corpora in their shares, each as one contiguous
         # stretch.
         table = np.concatenate(parts, axis=1)[:, np.argsort(np.concatenate(place), kind="stable")]
+        if span % 2:  # there and back: a worker's next block begins in the row group where its last one ended
+            table = table[:, ::-1]
         lanes = gcd(self.batch, MAX_LANES)
         per_lane = table.shape[1] // lanes
         order = np.tile(np.arange(per_lane), (lanes, 1))

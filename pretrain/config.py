@@ -44,7 +44,7 @@ class Stream(Config):
     """The Ray Data side of a run."""
 
     actors: int = 1  # transform actors a worker, a core each
-    shuffle_mb: float = Field(default=64, gt=0)  # prepared bytes shuffled together, over all workers
+    shuffle_mb: float = Field(default=128, gt=0)  # prepared bytes shuffled together, over all workers
 
 
 class RunConfig(Config):
