@@ -2,6 +2,8 @@
 hash.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,29 +17,20 @@ from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
 from datasets.join import join
+from datasets.judge import judge, schema
 from datasets.plan import Source
 from datasets.schema import Corpus
 from datasets.split import Split, assign
-from datasets.windows import WindowSpec, empty, extract, grid, verdicts
+from datasets.windows import WindowSpec, empty, extract, grid, present
 
-SCHEMA = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("group", pa.int32()),  # row group in the shard
-        ("row", pa.int32()),  # row in the row group, as `read` gives it
-        ("offset_s", pa.float64()),  # of the window within the row
-        ("start_s", pa.float64()),  # of the window within the record
-        ("subject", pa.string()),
-        ("record", pa.string()),
-        ("quality", pa.float32()),  # signal.periodicity of the first signal
-        ("verdict", pa.string()),  # ok, or why not
-    ]
-)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where the windows of a `plan.Source` lie, in the same order: all (n,). `subject` is a 64-bit name."""
+    """Where the windows of a `plan.Source` lie, in the same order: all (n,). `subject` is a 64-bit name,
+    `has` (uint8) tells in bit i whether signal i of the spec is used.
+    """
 
     corpus: Corpus
     shard: np.ndarray
@@ -45,11 +38,12 @@ class Shelf:
     row: np.ndarray
     offset_s: np.ndarray
     subject: np.ndarray
+    has: np.ndarray
 
 
 @dataclass(frozen=True)
 class Index:
-    """The windows of one corpus under one spec. `table` (`SCHEMA`) is sorted by place."""
+    """The windows of one corpus under one spec. `table` (see `schema`) is sorted by place."""
 
     corpus: Corpus
     spec: WindowSpec
@@ -63,6 +57,35 @@ class Index:
             side = np.array([assign(s, split or Split()) == part for s in codes.dictionary.to_pylist()], bool)
             ok = ok & side[codes.indices.to_numpy()] if len(side) else ok
         return np.flatnonzero(ok)
+
+    def has(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) uint8: in bit i, whether signal i of the spec is used in these windows."""
+        bits = np.zeros(len(rows), np.uint8)
+        for number, sig in enumerate(self.spec.signals):
+            used = np.ones(len(rows), bool)
+            if not sig.required:
+                verdict = self.table[f"verdict_{sig.modality}"].take(pa.array(rows))
+                used = pc.equal(verdict, "ok").to_numpy(zero_copy_only=False)
+            bits |= used.astype(np.uint8) << number
+        return bits
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Windows by verdict: {"windows": …}, of each optional modality {"ecg": …}, and {"inverted ecg": …}
+        over the windows that use it, where a signal is turned upright.
+        """
+
+        def counts(column: str) -> dict[str, int]:
+            return dict(sorted(Counter(self.table[column].to_pylist()).items(), key=lambda e: str(e[0])))
+
+        out = {"windows": counts("verdict")} | {m: counts(f"verdict_{m}") for m in self.spec.optional}
+        ok = self.select(None)
+        has = self.has(ok)
+        for number, sig in enumerate(self.spec.signals):
+            if sig.upright:
+                used = ok[(has >> number & 1) == 1]
+                turned = pc.sum(self.table[f"inverted_{sig.modality}"].take(pa.array(used))).as_py() or 0
+                out[f"inverted {sig.modality}"] = {"yes": turned, "no": len(used) - turned}
+        return out
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """(n,) int64 names of windows, the same in every run over this corpus: splitmix64 of hash and row."""
@@ -84,17 +107,18 @@ class Index:
             part["row"].to_numpy(),
             part["offset_s"].to_numpy(),
             known[names.indices.to_numpy()],
+            self.has(rows),
         )
         return Source(np.unique(shard * 2**20 + group, return_inverse=True)[1], self.ids(rows), weight), shelf
 
     def load(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Prepared windows of these rows of the table, in this process: {modality: (n, channels,
-        samples)}.
+        """Prepared windows of these rows of the table, in this process: {modality: (n, channels, samples)},
+        and the masks of optional modalities.
         """
         part = self.table.take(pa.array(rows))
         shard, group, row, offset_s = (part[c].to_numpy() for c in ("shard", "group", "row", "offset_s"))
         source = np.zeros(len(rows), int)
-        return gather([self.corpus], source, shard, group, row, offset_s, self.spec)
+        return gather([self.corpus], source, shard, group, row, offset_s, self.spec, self.has(rows))
 
 
 def gather(
@@ -105,9 +129,11 @@ def gather(
     row: np.ndarray,
     offset_s: np.ndarray,
     spec: WindowSpec,
+    has: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Prepared windows at the given places, (n,) each: {modality: (n, channels, samples) float32} in their
-    order.
+    order, zeros where bit i of `has` says that signal i is not used, and `has_<m>` (n,) bool for each
+    optional modality.
 
     Each row group is read once, however its windows are scattered over the order.
     """
@@ -116,38 +142,59 @@ def gather(
     for number, (s, sh, g) in enumerate(places.T.tolist()):
         which = np.flatnonzero(inverse.ravel() == number)
         table = read(corpora[s], sh, g, spec)
-        extract(table, row[which], offset_s[which], spec, out, which)
+        used = (has[which] >> np.arange(len(spec.signals))[:, None] & 1) == 1
+        extract(table, row[which], offset_s[which], spec, out, which, used)
     return out
 
 
 @lru_cache(maxsize=8)
 def read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:
-    """The rows of a row group as `spec` sees them: those with all its modalities, joined across borders that
-    only other modalities make. The index counts rows of this table. The last few are kept (some 16 MiB each):
-    planned blocks that follow each other meet inside a row group, and parts of a large block share theirs.
+    """The rows of a row group as `spec` sees them: those with all its required modalities and at least one,
+    joined across borders that only other modalities make. The index counts rows of this table. The last few
+    are kept (some 16 MiB each): planned blocks that follow each other meet inside a row group, and parts of a
+    large block share theirs.
     """
-    return join(corpus.read_row_group(shard, group, spec.columns), [s.modality for s in spec.signals])
+    there = [s.modality for s in spec.signals if s.modality in corpus.modalities]
+    lacking = [s.modality for s in spec.signals if s.modality not in there]
+    columns = [c for c in spec.columns if c.split("_")[0] not in lacking]
+    return join(corpus.read_row_group(shard, group, columns), there, [m for m in spec.optional if m in there])
 
 
 def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
     """The index of a corpus, from `cache` (a URI) when it is there, else made by Ray Data and put there."""
-    missing = [s.modality for s in spec.signals if s.modality not in corpus.modalities]
-    if missing:
-        raise PlethoraError(
-            f"{corpus.uri} has no {', '.join(missing)} (it has {', '.join(corpus.modalities)}): "
-            f"use another corpus or method"
-        )
+    lacks = _lacks(corpus, spec)
     file = cache and storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}.parquet")
     if file and storage.exists(file):
         try:
             return Index(corpus, spec, _decode(storage.read_bytes(file)))
         except (pa.ArrowException, OSError) as broken:
             raise PlethoraError(f"{file} is corrupt: delete it, the next run makes it again") from broken
-    table = pa.concat_tables([SCHEMA.empty_table(), *_scan_all(corpus, spec)])
+    for line in lacks:
+        log.warning("%s: its windows come without", line)
+    table = pa.concat_tables([schema(spec).empty_table(), *_scan_all(corpus, spec)])
     table = table.sort_by([(c, "ascending") for c in ("shard", "group", "row", "offset_s")]).combine_chunks()
     if file:
         storage.write_bytes(file, _encode(table))
     return Index(corpus, spec, table)
+
+
+def _lacks(corpus: Corpus, spec: WindowSpec) -> list[str]:
+    """A line for each optional modality that the whole corpus lacks or holds too slowly. PlethoraError when
+    one is required, or when none is left.
+    """
+    lines = []
+    for sig in spec.signals:
+        m = sig.modality
+        rates = {rate for shard in corpus.shards for rate in shard.get("rates", {}).get(m, ())}
+        if m not in corpus.modalities:
+            lines.append(f"{corpus.uri} has no {m} (it has {', '.join(corpus.modalities)})")
+        elif rates and max(rates) < sig.min_rate:
+            lines.append(f"{corpus.uri} has {m} at {max(rates):g} Hz at most, {sig.min_rate:g} Hz is needed")
+        else:
+            continue
+        if sig.required or len(lines) == len(spec.signals):
+            raise PlethoraError(f"{lines[-1]}: use another corpus or method")
+    return lines
 
 
 def _scan_all(corpus: Corpus, spec: WindowSpec) -> Iterator[pa.Table]:
@@ -169,7 +216,7 @@ def _scan_all(corpus: Corpus, spec: WindowSpec) -> Iterator[pa.Table]:
         batch: Any
         for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
             bar.update(len(set(zip(batch["shard"].to_pylist(), batch["group"].to_pylist(), strict=True))))
-            yield batch.cast(SCHEMA)
+            yield batch.cast(schema(spec))
 
 
 def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.Table:
@@ -177,17 +224,15 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
     found = []
     for shard, group in zip(batch["shard"].tolist(), batch["group"].tolist(), strict=True):
         table = read(corpus, shard, group, spec)
-        usable = np.ones(len(table), bool)
-        for sig in spec.signals:
-            channels = table[f"{sig.modality}_channels"].to_numpy()
-            usable &= channels >= sig.channels
+        there = present(table, spec)
+        required = there[[s.required for s in spec.signals]]
+        usable = np.logical_and(np.any(there, axis=0), np.all(required, axis=0))
         starts = [
             grid(d, spec) if u else grid(0, spec)
             for d, u in zip(table["duration_s"].to_pylist(), usable, strict=True)
         ]
         row = np.repeat(np.arange(len(table)), [len(s) for s in starts])
         offset = np.concatenate([*starts, np.empty(0)])
-        quality, verdict = _judge(table, row, offset, spec)
         found.append(
             pa.table(
                 {
@@ -198,29 +243,12 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
                     "start_s": table["start_s"].to_numpy()[row] + offset,
                     "subject": table["subject"].take(pa.array(row)),
                     "record": table["record"].take(pa.array(row)),
-                    "quality": quality,
-                    "verdict": pa.array(verdict.tolist(), pa.string()),
+                    **judge(table, row, offset, spec),
                 },
-                schema=SCHEMA,
+                schema=schema(spec),
             )
         )
     return pa.concat_tables(found)
-
-
-def _judge(
-    table: pa.Table, row: np.ndarray, offset: np.ndarray, spec: WindowSpec
-) -> tuple[np.ndarray, np.ndarray]:
-    """(quality, verdict) of windows; the first signal that refuses one gives the reason."""
-    quality, verdict = np.zeros(len(row), np.float32), np.full(len(row), "ok", object)
-    for low in range(0, len(row), 64):  # bounds memory: an hour of windows at a time, not a row group
-        part = slice(low, low + 64)
-        windows = empty(len(row[part]), spec)
-        extract(table, row[part], offset[part], spec, windows, np.arange(len(row[part])))
-        for sig in reversed(spec.signals):
-            q, v = verdicts(windows[sig.modality], sig, spec)
-            verdict[part] = np.where(v == "ok", verdict[part], v)
-        quality[part] = q
-    return quality, verdict
 
 
 def _encode(table: pa.Table) -> bytes:

@@ -14,24 +14,26 @@ import pyarrow.compute as pc
 NEAR_S = 1e-6  # start_s and duration_s are rounded to doubles
 
 
-def join(table: pa.Table, modalities: Sequence[str]) -> pa.Table:
-    """Rows of a row group that hold all of `modalities`, with neighbours in time joined into one.
+def join(table: pa.Table, modalities: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    """Rows of a row group that hold all of `modalities` (but for the `optional` among them) and at least one,
+    with neighbours in time joined into one.
 
     `table` has subject, record, start_s, duration_s and the six columns of each of `modalities`; others are
-    dropped. Joined rows are of one record, touch in time and agree in rate, scale, offset, unit and channels.
+    dropped. Joined rows are of one record, touch in time, hold the same modalities and agree in rate, scale,
+    offset, unit and channels.
     A table in which nothing joins is returned without a copy of its samples.
     """
     names = ["subject", "record", "start_s", "duration_s"]
     names += [c for c in table.column_names if c.split("_")[0] in modalities]
     table = table.select(names)
     if modalities:
-        there = [pc.is_valid(table[m]) for m in modalities]
-        keep = there[0]
-        for more in there[1:]:
-            keep = pc.and_(keep, more)
-        table = table if pc.all(keep).as_py() else table.filter(keep)
+        there = {m: table[m].is_valid().to_numpy(zero_copy_only=False) for m in modalities}
+        keep = np.any(list(there.values()), axis=0)
+        for m in set(modalities) - set(optional):
+            keep &= there[m]
+        table = table if keep.all() else table.filter(pa.array(keep))
     table = table.combine_chunks()
-    follows = _follows(table, [n for n in names if n not in (*modalities, "start_s", "duration_s")])
+    follows = _follows(table, [n for n in names if n not in (*modalities, "start_s", "duration_s")], optional)
     if not follows.any():
         return table
     first = np.flatnonzero(~follows)
@@ -44,8 +46,8 @@ def join(table: pa.Table, modalities: Sequence[str]) -> pa.Table:
     return joined
 
 
-def _follows(table: pa.Table, same: Sequence[str]) -> np.ndarray:
-    """Whether each row (n,) continues the one before it."""
+def _follows(table: pa.Table, same: Sequence[str], optional: Sequence[str]) -> np.ndarray:
+    """Whether each row (n,) continues the one before it: equal in `same`, and with the same of `optional`."""
     n = table.num_rows
     if n < 2:
         return np.zeros(n, bool)
@@ -55,11 +57,14 @@ def _follows(table: pa.Table, same: Sequence[str]) -> np.ndarray:
         column = table[name]
         equal = pc.fill_null(pc.equal(column.slice(1), column.slice(0, n - 1)), True)
         touches &= equal.to_numpy(zero_copy_only=False) if isinstance(equal, pa.Array) else equal.to_numpy()
+    for name in optional:
+        valid = table[name].is_valid().to_numpy(zero_copy_only=False)
+        touches &= valid[1:] == valid[:-1]
     return np.concatenate(([False], touches))
 
 
 def _concatenated(values: pa.BinaryArray, first: np.ndarray) -> pa.BinaryArray:
-    """The binary values of each run of rows that begins at `first`, end to end.
+    """The binary values of each run of rows that begins at `first`, end to end; null where they are.
 
     The bytes stay where they are, only the offsets between them go.
     """
@@ -68,4 +73,7 @@ def _concatenated(values: pa.BinaryArray, first: np.ndarray) -> pa.BinaryArray:
     _, offsets, data = values.buffers()
     ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
     kept = np.append(ends[:-1][first], ends[-1]).astype(np.int32)
-    return pa.Array.from_buffers(pa.binary(), len(first), [None, pa.py_buffer(kept), data])
+    valid = None
+    if values.null_count:
+        valid = pa.array(values.is_valid().to_numpy(zero_copy_only=False)[first]).buffers()[1]
+    return pa.Array.from_buffers(pa.binary(), len(first), [valid, pa.py_buffer(kept), data])

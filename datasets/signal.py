@@ -1,7 +1,6 @@
 """Pure, batched signal functions: windows in, the samples that a model sees out."""
 
 from fractions import Fraction
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -9,26 +8,32 @@ import scipy  # its parts load at first use: processes that only plan or pass wi
 
 from cluster.config import Config
 from cluster.errors import PlethoraError
-from datasets import zerophase
+from datasets import ecg, zerophase
 
 SHORT = 100  # samples under which a window is filtered by scipy itself: its padding no longer fits
 
 
 class Signal(Config):
-    """How one modality is prepared. Rates and bands in Hz."""
+    """How one modality is prepared, and what a window must show to be used. Rates and bands in Hz."""
 
     modality: str
     rate: float
-    band: tuple[float, float] | None = None
+    band: zerophase.Band | None = None  # (0.5, None): a high-pass
     order: int = 2
-    channels: int = 1  # the first so many; a row with fewer gives no window
+    channels: int = 1  # the first so many; a row with fewer does not have this signal
     normalise: Literal["none", "minmax", "zscore"] = (
         "none"  # "none" where the network normalises, as SIGMA's does
     )
+    required: bool = True  # False: a window may come without it, its samples zeros, its mask False
+    notch: float | None = None  # mains, 50 or 60; in one zero-phase pass with the band
+    upright: bool = False  # turn inverted ECG windows (`ecg.inverted`)
+    min_rate: float = 0.0  # a row with a lower native rate does not have this signal
+    max_flat: float = 1.0  # largest `ecg.flat_share` of the raw samples
+    gate: Literal["none", "ecg"] = "none"  # "ecg": `ecg.sound`
 
 
 def prepare(x: np.ndarray, native_rate: float, sig: Signal) -> np.ndarray:
-    """Filter at the native rate, then resample, then normalise.
+    """Filter at the native rate, then resample, turn upright, normalise: each only as `sig` says.
 
     x: (n, channels, samples) at `native_rate` Hz, any unit, finite. Returns (n, channels, round(samples /
     native_rate * sig.rate)) float32, contiguous. The order is SIGMA's (arXiv 2601.21031, released preset):
@@ -36,36 +41,43 @@ def prepare(x: np.ndarray, native_rate: float, sig: Signal) -> np.ndarray:
     band does not fit under half the native rate.
     """
     y = np.asarray(x, dtype=np.float64)
-    n = y.shape[-1]
-    if sig.band is None:
+    n, rate, notch = y.shape[-1], float(native_rate), _notch(sig, native_rate)
+    if sig.band is None and notch is None:
         y = resample(y, native_rate, sig.rate)
     elif n < SHORT:
-        y = resample(bandpass(y, native_rate, sig.band, sig.order), native_rate, sig.rate)
+        y = resample(filtered(y, rate, sig.band, sig.order, notch), native_rate, sig.rate)
     else:  # the same, in two transforms
-        _check_band(sig.band, native_rate)
-        band = (float(sig.band[0]), float(sig.band[1]))
-        apply = zerophase.design(float(native_rate), band, sig.order, n, samples(n, native_rate, sig.rate))
-        y = apply(y)
+        _check_band(sig.band, rate)
+        y = zerophase.design(rate, sig.band, sig.order, n, samples(n, native_rate, sig.rate), notch)(y)
+    if sig.upright:
+        y = y * np.where(ecg.inverted(y, sig.rate), -1.0, 1.0)[..., None]
     return np.ascontiguousarray(normalise(y, sig.normalise), dtype=np.float32)
 
 
-@lru_cache(maxsize=64)
-def _butterworth(rate: float, band: tuple[float, float], order: int) -> np.ndarray:
-    return scipy.signal.butter(order, band, btype="bandpass", fs=rate, output="sos")
+def _notch(sig: Signal, rate: float) -> float | None:
+    """Where to notch: nowhere in a recording whose rate is too low to hold the mains frequency."""
+    return sig.notch if sig.notch is not None and sig.notch < rate / 2 else None
 
 
-def bandpass(x: np.ndarray, rate: float, band: tuple[float, float], order: int) -> np.ndarray:
-    """Zero-phase Butterworth band-pass of `order` over the last axis (scipy `sosfiltfilt`, odd padding)."""
+def filtered(
+    x: np.ndarray, rate: float, band: zerophase.Band | None, order: int, notch: float | None = None
+) -> np.ndarray:
+    """x (…, samples) through `zerophase.sections`, zero-phase: scipy `sosfiltfilt` with odd padding."""
     _check_band(band, rate)
-    sos = _butterworth(float(rate), (float(band[0]), float(band[1])), order)
+    sos = zerophase.sections(float(rate), band, order, notch)
     # scipy's default padding length, cut to what a very short window can give
     return scipy.signal.sosfiltfilt(sos, x, axis=-1, padlen=min(zerophase.padding(sos), x.shape[-1] - 1))
 
 
-def _check_band(band: tuple[float, float], rate: float) -> None:
-    if not 0 < band[0] < band[1] < rate / 2:
+def _check_band(band: zerophase.Band | None, rate: float) -> None:
+    if band is None:
+        return
+    low, high = band
+    if high is None and not 0 < low < rate / 2:
+        raise PlethoraError(f"a high-pass at {low:g} Hz does not fit a signal of {rate:g} Hz")
+    if high is not None and not 0 < low < high < rate / 2:
         raise PlethoraError(
-            f"band {band[0]:g}-{band[1]:g} Hz does not fit a signal of {rate:g} Hz: "
+            f"band {low:g}-{high:g} Hz does not fit a signal of {rate:g} Hz: "
             f"its top must be under {rate / 2:g} Hz; use a source with a higher rate"
         )
 

@@ -46,7 +46,7 @@ class Reader:
         block = Block(**{name: int(column[0]) for name, column in batch.items()})
         rows = self.plan.rows(block)
         place: dict[str, np.ndarray] = {}
-        for name in ("shard", "group", "row", "offset_s", "subject"):
+        for name in ("shard", "group", "row", "offset_s", "subject", "has"):
             columns = [getattr(shelf, name) for shelf in self.shelves]
             place[name] = _pick(columns, rows.source, rows.position)
         subject = place.pop("subject")

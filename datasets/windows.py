@@ -9,15 +9,21 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from cluster.config import Config
+from datasets import ecg
 from datasets.signal import Signal, periodicity, prepare
 
 TOGETHER = 16  # windows in one call into scipy
 
-__all__ = ["Signal", "WindowSpec", "empty", "extract", "grid", "transform", "verdicts"]
+LATER = ("required", "notch", "upright", "min_rate", "max_flat", "gate")  # keys that came after caches did
+
+__all__ = ["Signal", "WindowSpec", "empty", "extract", "grid", "present", "transform", "verdicts"]
 
 
 class WindowSpec(Config):
-    """Time-aligned windows over every modality in `signals`; a row that lacks one gives no window."""
+    """Time-aligned windows over the modalities in `signals`.
+
+    A row that lacks a required one, or all of them, gives no window.
+    """
 
     signals: tuple[Signal, ...]
     window_s: float = Field(gt=0)
@@ -32,12 +38,27 @@ class WindowSpec(Config):
             raise ValueError("a window needs at least one signal")
         if self.hop_s is not None and self.hop_s <= 0:
             raise ValueError("hop_s must be above 0")
+        if len({s.modality for s in self.signals}) < len(self.signals):
+            raise ValueError("signals names a modality twice")
         return self
 
     @property
     def hash(self) -> str:
-        """Names this spec in caches and lineage."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
+        """Names this spec in caches and lineage. Later keys count only where they are set, so that the
+        caches of specs without them stay valid.
+        """
+        plain = {name: field.default for name, field in Signal.model_fields.items() if name in LATER}
+        told = self.model_dump()
+        for sig in told["signals"]:
+            for name, default in plain.items():
+                if sig[name] == default:
+                    del sig[name]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def optional(self) -> list[str]:
+        """Modalities that a window may lack: a batch says in `has_<modality>` where they are there."""
+        return [s.modality for s in self.signals if not s.required]
 
     @property
     def bytes(self) -> int:
@@ -62,10 +83,28 @@ def grid(duration_s: float, spec: WindowSpec) -> np.ndarray:
 
 
 def empty(n: int, spec: WindowSpec) -> dict[str, np.ndarray]:
-    """Room for `n` prepared windows: {modality: (n, channels, window_s · rate) float32}."""
-    return {
+    """Room for `n` prepared windows: {modality: (n, channels, window_s · rate) float32}, and for each
+    optional modality its mask {"has_" + modality: (n,) bool}.
+    """
+    room = {
         s.modality: np.empty((n, s.channels, round(spec.window_s * s.rate)), np.float32) for s in spec.signals
     }
+    return room | {f"has_{m}": np.zeros(n, bool) for m in spec.optional}
+
+
+def present(table: pa.Table, spec: WindowSpec) -> np.ndarray:
+    """(signals, rows) bool: whether a row has each signal of `spec`: valid, with enough channels, at a native
+    rate that is high enough. A modality that the table has no columns for is absent.
+    """
+    there = np.zeros((len(spec.signals), table.num_rows), bool)
+    for number, sig in enumerate(spec.signals):
+        m = sig.modality
+        if m in table.column_names:
+            channels, rate = (table[m + p].to_numpy(zero_copy_only=False) for p in ("_channels", "_rate"))
+            valid = table[m].is_valid().to_numpy(zero_copy_only=False)
+            with np.errstate(invalid="ignore"):  # nulls are NaN here
+                there[number] = valid & (channels >= sig.channels) & (rate >= sig.min_rate)
+    return there
 
 
 def extract(
@@ -75,24 +114,48 @@ def extract(
     spec: WindowSpec,
     out: dict[str, np.ndarray],
     at: np.ndarray,
+    has: np.ndarray | None = None,
 ) -> None:
     """Prepare windows of one row group into `out` (see `empty`) at the places `at`.
 
     table: rows with `spec.columns`; row, offset_s, at: (n,) each window's row, its start within that row in
-    seconds, its place. Values are physical: raw · scale + offset, then what the signal asks for.
+    seconds, its place; has: (signals, n) bool, which signals to prepare (None: those that the row has).
+    Values are physical: raw · scale + offset, then what the signal asks for; zeros where absent.
+
+    Every modality is cut at its own sample nearest to the window's start (ties to the even one), counted from
+    the row's start, which all modalities share: the shift is at most half a native sample each, and does not
+    grow along a row. Where window_s is no whole number of samples, the last window of a row may start one
+    sample early, and the prepared window is up to half a prepared sample longer or shorter than window_s.
     """
-    for sig in spec.signals:
-        m = sig.modality
-        rate, scale, offset = (table[f"{m}{p}"].to_numpy()[row] for p in ("_rate", "_scale", "_offset"))
-        channels = table[f"{m}_channels"].to_numpy()
-        raw = {r: _samples(table[m][r], int(channels[r])) for r in np.unique(row).tolist()}
-        starts = np.round(offset_s * rate).astype(int).tolist()
-        lengths = np.round(spec.window_s * rate).astype(int).tolist()
-        cuts = [
-            raw[r][min(a, len(raw[r]) - n) :][:n, : sig.channels]
-            for r, a, n in zip(row.tolist(), starts, lengths, strict=True)
-        ]
-        transform(cuts, rate, scale, offset, sig, out[m], at)
+    there = present(table, spec)[:, row]
+    if has is not None:
+        there &= has
+    for sig, wanted in zip(spec.signals, there, strict=True):
+        if not sig.required:
+            out[f"has_{sig.modality}"][at] = wanted
+        which = np.flatnonzero(wanted)
+        out[sig.modality][at[~wanted]] = 0
+        cuts, gain = cut(table, row[which], offset_s[which], sig, spec.window_s)
+        transform(cuts, *gain, sig, out[sig.modality], at[which])
+
+
+def cut(
+    table: pa.Table, row: np.ndarray, offset_s: np.ndarray, sig: Signal, window_s: float
+) -> tuple[list[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Raw samples [(T_i, channels) int16] of windows in which `sig` is there; (n,) rate, scale, offset."""
+    if not len(row):
+        return [], (np.empty(0), np.empty(0), np.empty(0))
+    m = sig.modality
+    rate, scale, offset = (table[m + p].to_numpy()[row] for p in ("_rate", "_scale", "_offset"))
+    channels = table[m + "_channels"].to_numpy()
+    raw = {r: _samples(table[m][r], int(channels[r])) for r in np.unique(row).tolist()}
+    starts = np.round(offset_s * rate).astype(int).tolist()
+    lengths = np.round(window_s * rate).astype(int).tolist()
+    cuts = [
+        raw[r][min(a, len(raw[r]) - n) :][:n, : sig.channels]
+        for r, a, n in zip(row.tolist(), starts, lengths, strict=True)
+    ]
+    return cuts, (rate, scale, offset)
 
 
 def _samples(value: pa.BinaryScalar, channels: int) -> np.ndarray:
@@ -117,7 +180,8 @@ def transform(
     """
     for native in np.unique(rate):
         which = np.flatnonzero(rate == native)
-        if native == sig.rate and sig.band is None and sig.normalise == "none":
+        bare = sig.band is None and sig.notch is None and not sig.upright and sig.normalise == "none"
+        if native == sig.rate and bare:
             for i in which.tolist():
                 target = out[at[i]]
                 np.multiply(cuts[i].T, np.float32(scale[i]), out=target)
@@ -131,16 +195,22 @@ def transform(
             out[at[part]] = prepare(x, float(native), sig)[..., : out.shape[-1]]
 
 
-def verdicts(windows: np.ndarray, sig: Signal, spec: WindowSpec) -> tuple[np.ndarray, np.ndarray]:
-    """(quality (n,) float32, verdict (n,) str) of prepared windows (n, channels, samples) of the first
-    signal.
+def verdicts(
+    windows: np.ndarray, sig: Signal, spec: WindowSpec, flat_share: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(quality (n,) float32, verdict (n,) str) of prepared windows (n, channels, samples) of one signal, of
+    whose raw samples `flat_share` (n,) are flat.
 
-    Verdicts: `ok`, `nan` (not finite), `flat` (constant), `quality` (under `spec.min_quality`).
+    Quality is `signal.periodicity`. Verdicts: `ok`, `nan` (not finite), `flat` (constant, or more of it flat
+    than `sig.max_flat`), `quality` (not as `sig.gate` wants it; of the first signal, periodicity under
+    `spec.min_quality`).
     """
     finite = np.isfinite(windows).all(axis=(1, 2))
-    flat = np.ptp(windows, axis=-1).min(axis=-1) <= 0
-    quality = periodicity(np.where(finite[:, None], windows[:, 0], 0), sig.rate).astype(np.float32)
-    verdict = np.where(
-        ~finite, "nan", np.where(flat, "flat", np.where(quality < spec.min_quality, "quality", "ok"))
-    )
+    flat = (np.ptp(windows, axis=-1).min(axis=-1) <= 0) | (flat_share > sig.max_flat)
+    known = np.where(finite[:, None, None], windows, 0)
+    quality = periodicity(known[:, 0], sig.rate).astype(np.float32)
+    poor = quality < (spec.min_quality if sig == spec.signals[0] else 0)
+    if sig.gate == "ecg":
+        poor |= ~ecg.sound(known.astype(np.float64), sig.rate).all(axis=1)
+    verdict = np.where(~finite, "nan", np.where(flat, "flat", np.where(poor, "quality", "ok")))
     return quality, verdict

@@ -7,7 +7,7 @@ state values at each end of a filter of order 2k. So over windows of one length
     resample(sosfiltfilt(x)) = irfft(|H|² · rfft(x), cut to the new length) + U (V x)
 
 with U (samples out, 4k) and V (4k, samples in) computed once. Both sides agree to rounding (tests compare
-them).
+them). This holds for any cascade of sections: band-pass, high-pass, notch, or several in one pass.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import scipy  # its parts load at first use: processes that only plan or pass wi
 
 @dataclass(frozen=True)
 class ZeroPhase:
-    """Applies a band-pass and a change of rate to windows of `n` samples, giving `m`."""
+    """Applies a filter and a change of rate to windows of `n` samples, giving `m`."""
 
     n: int
     m: int
@@ -40,10 +40,32 @@ class ZeroPhase:
         return scipy.fft.irfft(spectrum, self.m, axis=-1) + (edges @ self.u)[..., 0, :]
 
 
+NOTCH_Q = 30.0  # of the mains notch: its -3 dB width is a thirtieth of its frequency
+
+Band = tuple[float, float | None]  # Hz; None: no upper end
+
+
+@lru_cache(maxsize=64)
+def sections(rate: float, band: Band | None, order: int, notch: float | None = None) -> np.ndarray:
+    """Second-order sections of one cascade: a Butterworth of `order` (band-pass, or high-pass where the band
+    has no upper end), then a notch (`scipy.signal.iirnotch`, Q 30) at `notch` Hz.
+    """
+    parts = []
+    if band is not None:
+        low, high = band
+        edges, kind = (low, "highpass") if high is None else ((low, high), "bandpass")
+        parts.append(scipy.signal.butter(order, edges, btype=kind, fs=rate, output="sos"))
+    if notch is not None:
+        parts.append(scipy.signal.tf2sos(*scipy.signal.iirnotch(notch, NOTCH_Q, fs=rate)))
+    return np.concatenate(parts)
+
+
 @lru_cache(maxsize=16)
-def design(rate: float, band: tuple[float, float], order: int, n: int, m: int) -> ZeroPhase:
-    """For windows of `n` samples at `rate` Hz, band-passed by a Butterworth of `order`, resampled to `m`."""
-    sos = scipy.signal.butter(order, band, btype="bandpass", fs=rate, output="sos")
+def design(
+    rate: float, band: Band | None, order: int, n: int, m: int, notch: float | None = None
+) -> ZeroPhase:
+    """For windows of `n` samples at `rate` Hz, filtered by `sections`, resampled to `m`."""
+    sos = sections(rate, band, order, notch)
     a, b, c, d = _state_space(sos)
     k = len(b)
     pad = padding(sos)

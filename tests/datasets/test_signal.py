@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import signal as scipy_signal
 
 from cluster.errors import PlethoraError
-from datasets.signal import Signal, bandpass, normalise, periodicity, prepare, resample, samples
+from datasets.signal import Signal, filtered, normalise, periodicity, prepare, resample, samples
 from datasets.zerophase import design
 
 
@@ -30,7 +30,7 @@ def test_the_band_pass_equals_a_window_by_window_sosfiltfilt(seed: int, rate: fl
     x = np.random.default_rng(seed).normal(size=(3, 2, 700)).cumsum(-1)
     sos = scipy_signal.butter(order, [0.5, 8], "bandpass", fs=rate, output="sos")
     want = np.stack([[scipy_signal.sosfiltfilt(sos, channel) for channel in window] for window in x])
-    np.testing.assert_allclose(bandpass(x, rate, (0.5, 8), order), want, atol=1e-9 * np.abs(want).max())
+    np.testing.assert_allclose(filtered(x, rate, (0.5, 8), order), want, atol=1e-9 * np.abs(want).max())
 
 
 def test_preparing_filters_at_the_native_rate_and_then_resamples() -> None:
@@ -85,7 +85,7 @@ def test_a_window_is_the_same_bit_for_bit_whatever_it_is_batched_with() -> None:
 
 def test_a_band_above_half_the_rate_is_refused_by_name() -> None:
     with pytest.raises(PlethoraError, match=r"0\.5-8 Hz does not fit a signal of 15 Hz"):
-        bandpass(np.zeros((1, 100)), 15, (0.5, 8), 2)
+        filtered(np.zeros((1, 100)), 15, (0.5, 8), 2)
 
 
 @pytest.mark.parametrize("how", ["minmax", "zscore"])

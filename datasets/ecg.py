@@ -1,0 +1,133 @@
+"""What an ECG window needs beyond filters: which way up it is, how much of it is flat, whether it is an ECG.
+
+Everything works on many windows at once, (…, samples), in any unit; no loop over windows.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy  # its parts load at first use: processes that only plan or pass windows on start sooner
+
+QRS_HZ = (5.0, 20.0)  # where QRS complexes stand out of P, T, drift and muscle
+BLOCK_S = 1.5  # holds a beat down to 40 a minute
+SLOPE_S = 0.1  # about as long as a QRS complex
+# Flat: steps of a thousandth of the window's range for a fifth of a second. With 0.1 s, 2.3 % of the CinC
+# windows in which two beat detectors agree would be over a quarter flat (isoelectric lines); so it is 0.8 %.
+FLAT_STEP, FLAT_S = 0.001, 0.2
+# The gate's limits, see `sound`.
+QRS_SHARE, KURTOSIS, CONTRAST, BASELINE = 0.35, 3.5, 3.0, 0.7
+
+
+class Indices(NamedTuple):
+    """Signal quality indices of ECG windows, (…) each; see `sound` for sources."""
+
+    qrs_share: np.ndarray  # pSQI: power at 5-15 Hz over that at 5-40 Hz
+    baseline: np.ndarray  # basSQI: power at 1-40 Hz over that up to 40 Hz
+    kurtosis: np.ndarray  # kSQI, of what lies at 1-40 Hz; 3 is a normal distribution's
+    contrast: np.ndarray  # slope energy of the beats over the usual one
+
+
+def inverted(x: np.ndarray, rate: float) -> np.ndarray:
+    """Whether ECG windows (…, samples) at `rate` Hz are upside down: (…) bool.
+
+    The rule: at 5-20 Hz, where QRS complexes dominate, the largest deflection of every 1.5 s (at least one
+    beat down to 40 a minute) is taken with its sign; a window is inverted when the median of them is below
+    zero. One artefact in a window does not tip it, and neither unit, gain nor offset matters. It is a
+    convention, exact under negation, not a diagnosis: a lead that truly points down (aVR, an S wave deeper
+    than its R) is turned as well, so that every window shows its largest QRS deflection upward.
+    """
+    y, at = _band(*_spectrum(x, rate), *QRS_HZ)
+    blocks = _blocks(y, at)
+    largest = np.abs(blocks).argmax(axis=-1)[..., None]
+    return np.median(np.take_along_axis(blocks, largest, axis=-1)[..., 0], axis=-1) < 0
+
+
+def flat_share(x: np.ndarray, rate: float) -> np.ndarray:
+    """Share (…) of raw samples (…, samples) at `rate` Hz that lie in flat runs: of at least 0.2 s, in which
+    no step exceeds a thousandth of the window's range. 1 for a constant window.
+
+    Before any filter: a high-pass turns a flat stretch into a decaying curve.
+    """
+    n = x.shape[-1]
+    step = np.abs(np.diff(x.astype(np.float64), axis=-1))
+    still = step <= FLAT_STEP * np.ptp(x.astype(np.float64), axis=-1, keepdims=True)
+    size = max(1, min(round(FLAT_S * rate), n) - 1)  # steps in the shortest run
+    runs = _sums(still, size) == size
+    widened = np.concatenate(
+        [np.zeros((*x.shape[:-1], size), bool), runs, np.zeros((*x.shape[:-1], size), bool)], axis=-1
+    )
+    return (_sums(widened, size + 1) > 0).mean(axis=-1)  # a sample is flat when any run covers it
+
+
+def indices(x: np.ndarray, rate: float) -> Indices:
+    """Quality indices of ECG windows (…, samples) at `rate` Hz (at least 80)."""
+    spectrum, f, n = _spectrum(x, rate)
+    power = spectrum.real**2 + spectrum.imag**2
+
+    def share(low: float, high: float, start: float) -> np.ndarray:
+        inside = power[..., (f >= low) & (f <= high)].sum(axis=-1)
+        whole = power[..., (f >= start) & (f <= 40) & (f > 0)].sum(axis=-1)
+        return inside / np.where(whole > 0, whole, 1)
+
+    y, _ = _band(spectrum, f, n, 1, 40)
+    y = y - y.mean(axis=-1, keepdims=True)
+    spread = (y**2).mean(axis=-1)
+    qrs, at = _band(spectrum, f, n, *QRS_HZ)
+    slope = np.sqrt(np.maximum(_sums(np.diff(qrs, axis=-1) ** 2, max(1, round(SLOPE_S * at))), 0))
+    usual = np.median(slope, axis=-1)
+    beats = np.median(_blocks(slope, at).max(axis=-1), axis=-1)
+    return Indices(
+        share(5, 15, 5),
+        share(1, 40, 0),
+        (y**4).mean(axis=-1) / np.where(spread > 0, spread**2, 1),
+        beats / np.where(usual > 0, usual, np.inf),
+    )
+
+
+def sound(x: np.ndarray, rate: float) -> np.ndarray:
+    """Whether windows (…, samples) at `rate` Hz, high-passed, look like an ECG: (…) bool.
+
+    Four indices, all of which must pass: the QRS band's share of power (pSQI) at least 0.35, kurtosis (kSQI)
+    at least 3.5, share of power above the baseline (basSQI) at least 0.7 (Li, Mark, Clifford, Physiol Meas
+    29:15, 2008; Zhao, Zhang, Front Physiol 9:727, 2018, whose optimal ranges are narrower and made for
+    resting ECG), and beats whose slope energy is 3 times the usual (as `labels.heart_rate` asks, 2.5 there):
+    the median over blocks of 1.5 s, so that a spike, which any kurtosis loves, does not make an ECG.
+    The limits are set on BIDMC and CinC 2015 against the agreement of two beat detectors (docs/data.md).
+    """
+    i = indices(x, rate)
+    return (
+        (i.qrs_share >= QRS_SHARE)
+        & (i.kurtosis >= KURTOSIS)
+        & (i.contrast >= CONTRAST)
+        & (i.baseline >= BASELINE)
+    )
+
+
+def _spectrum(x: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Half spectrum of x without the line between its ends (a step, in a circular signal); Hz; samples."""
+    n = x.shape[-1]
+    x = x - x[..., :1] - (x[..., -1:] - x[..., :1]) * np.linspace(0, 1, n)
+    return scipy.fft.rfft(x, axis=-1), np.arange(n // 2 + 1) * rate / n, n
+
+
+def _band(spectrum: np.ndarray, f: np.ndarray, n: int, low: float, high: float) -> tuple[np.ndarray, float]:
+    """What lies between `low` and `high` Hz, zero-phase (…, m), and its rate: the lowest that holds it."""
+    keep = min(len(f), int(np.searchsorted(f, 2.5 * high)) + 1)
+    gain = np.zeros(keep)
+    gain[1:] = 1 / ((1 + (low / f[1:keep]) ** 8) * (1 + (f[1:keep] / high) ** 8))
+    m = min(n, 2 * (keep - 1))
+    return scipy.fft.irfft(spectrum[..., :keep] * gain, m, axis=-1), float(f[1]) * m
+
+
+def _blocks(y: np.ndarray, rate: float) -> np.ndarray:
+    """(…, samples) → (…, blocks, samples of about BLOCK_S); a remainder under one sample a block is cut."""
+    count = max(1, int(y.shape[-1] / (BLOCK_S * rate)))
+    size = y.shape[-1] // count
+    return y[..., : count * size].reshape(*y.shape[:-1], count, size)
+
+
+def _sums(x: np.ndarray, size: int) -> np.ndarray:
+    """Sums over every `size` neighbours: (…, n) → (…, n - size + 1)."""
+    kind = np.int64 if x.dtype == bool else np.float64
+    total = np.concatenate([np.zeros((*x.shape[:-1], 1), kind), x.cumsum(axis=-1, dtype=kind)], axis=-1)
+    return total[..., size:] - total[..., :-size]
