@@ -92,3 +92,30 @@ def test_joining_equals_a_loop_over_rows(steps):
         elif ppg:
             expected.append((record, start, seconds))
     assert short(join(table(rows), ["ppg"])) == [(r, a, n, list(range(a, a + n))) for r, a, n in expected]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans(), st.booleans()), max_size=14))
+def test_rows_with_optional_modalities_join_while_the_same_ones_are_there(steps):
+    rows, at, name = [], 0, 0
+    for seconds, ppg, abp, new in steps:
+        name, at = (name + 1, 0) if new else (name, at)
+        rows.append((f"r{name}", at, seconds, ppg, abp))
+        at += seconds
+    for optional in (["ppg", "abp"], ["abp"]):
+        expected = []
+        for record, start, seconds, *there in rows:
+            if not any(there) or ("ppg" not in optional and not there[0]):
+                continue
+            last = expected[-1] if expected else ("", 0, 0, [])
+            if (last[0], last[1] + last[2], last[3]) == (record, start, there):
+                expected[-1] = (record, last[1], last[2] + seconds, there)
+            else:
+                expected.append((record, start, seconds, there))
+        got = join(table(rows), ["ppg", "abp"], optional).to_pylist()
+        assert [(r["record"], r["start_s"], r["duration_s"]) for r in got] == [e[:3] for e in expected]
+        for r, (_, start, seconds, there) in zip(got, expected, strict=True):
+            for m, has in zip(("ppg", "abp"), there, strict=True):
+                samples = np.frombuffer(r[m], "<i2").tolist() if r[m] is not None else None
+                assert samples == (list(range(start, start + seconds)) if has else None)
+                assert (r[f"{m}_rate"] is not None) == has
