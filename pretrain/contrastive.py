@@ -107,7 +107,7 @@ def info_nce(
     """
     rank, world = ranks()
     with full_precision(a_nd):
-        a, b = _unit(a_nd), _unit(b_nd)
+        a, b = unit(a_nd), unit(b_nd)
         n = len(a)
         valid = torch.ones(n, dtype=torch.bool, device=a.device) if valid_n is None else valid_n
         count = sum_over_ranks(valid.sum().to(a.dtype))
@@ -123,7 +123,8 @@ def info_nce(
         return torch.where(valid, terms, 0.0).sum() * world / count.clamp_min(1.0)
 
 
-def _unit(x_nd: Tensor) -> Tensor:
+def unit(x_nd: Tensor) -> Tensor:
+    """Rows of length 1, float32 (float64 stays); rows of zeros stay zeros."""
     return F.normalize(x_nd if x_nd.dtype == torch.float64 else x_nd.float(), dim=-1)
 
 
@@ -172,7 +173,7 @@ def held_out(
                 rows, mean of both sides (Wang and Isola 2020). Lower is better for both.
     """
     with full_precision(a_nd):
-        a, b = _unit(a_nd), _unit(b_nd)
+        a, b = unit(a_nd), unit(b_nd)
         valid = torch.ones(len(a), dtype=torch.bool, device=a.device) if valid_n is None else valid_n
         loss, weight = a.new_zeros(()), 0
         found: dict[str, Tensor] = {}

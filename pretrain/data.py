@@ -63,17 +63,20 @@ class Data:
 
     def validation(self, rank: int, world: int) -> dict[str, np.ndarray]:
         """This rank's share of up to `validate_windows` windows of held-out subjects, spread over corpora and
-        records: {modality: (n, channels, samples), "window": (n,)}. Every rank gets the same number (sharded
-        modules meet in every forward pass); what does not divide is left out.
+        records: {modality: (n, channels, samples), "window": (n,), "subject": (n,)}. Of a corpus each subject
+        comes once before any comes again: a batch holds as many as it can. Every rank gets the same number
+        (sharded modules meet in every forward pass); what does not divide is left out.
         """
         parts = []
         for found in self.indexes:
             rows = found.select("val", self.run.split)
             want = min(len(rows), -(-self.run.validate_windows // len(self.indexes)))
             rows = rows[np.linspace(0, len(rows) - 1, want).round().astype(int)]
+            rows = rows[np.argsort(_turn(found.source(rows, 1.0)[1].subject), kind="stable")]
             rows = rows[: len(rows) // world * world][rank::world]
             if len(rows):
-                parts.append(found.load(rows) | {"window": found.ids(rows)})
+                subject = found.source(rows, 1.0)[1].subject
+                parts.append(found.load(rows) | {"window": found.ids(rows), "subject": subject})
         if not parts:
             raise PlethoraError(
                 f"no validation window: split.val = {self.run.split.val:g} puts too few subjects of "
@@ -106,6 +109,16 @@ class Data:
                 }
             )
         return out
+
+
+def _turn(names: np.ndarray) -> np.ndarray:
+    """(n,) how many equal names each one has before it."""
+    order = np.argsort(names, kind="stable")
+    place = np.arange(len(names))
+    starts = np.r_[True, names[order][1:] != names[order][:-1]][: len(names)]
+    turn = np.empty_like(place)
+    turn[order] = place - np.maximum.accumulate(np.where(starts, place, 0))
+    return turn
 
 
 def open_data(run: RunConfig, spec: WindowSpec) -> Data:

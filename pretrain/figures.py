@@ -1,4 +1,4 @@
-"""Pictures of what SIGMA's stages do, drawn at validation; matplotlib is imported only then."""
+"""Pictures of what the methods do, drawn at validation; matplotlib is imported only then."""
 
 from __future__ import annotations
 
@@ -73,4 +73,25 @@ def spectra(x_bct: Tensor, amplitude_bnp: Tensor, guess_bnp: Tensor, patch: int,
     axes[0, 1].set_title("FFT amplitude, standardised", fontsize=9)
     axes[-1, 0].set_xlabel("s")
     axes[-1, 1].set_xlabel("Hz")
+    return figure
+
+
+def retrieval(a_nd: Tensor, b_nd: Tensor, names: tuple[str, str], size: int) -> Figure:
+    """Cosines of the first ``size`` unit rows of two sides: every a with every b, and how those of pairs lie
+    against those of others."""
+    from matplotlib.figure import Figure
+
+    cosine = _array(a_nd[:size] @ b_nd[:size].T)
+    own = np.eye(len(cosine), dtype=bool)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shown = left.imshow(cosine, cmap="RdBu_r", vmin=-1, vmax=1)
+    left.set(xlabel=f"{names[1]}, window", ylabel=f"{names[0]}, window", title="cosine")
+    figure.colorbar(shown, ax=left)
+    bins = np.linspace(-1, 1, 41)
+    for part, label in ((cosine[~own], "other windows"), (cosine[own], "pairs")):
+        if len(part):
+            right.hist(part, bins, density=True, alpha=0.6, label=label)
+    right.set(xlabel="cosine", ylabel="density")
+    right.legend()
     return figure

@@ -9,7 +9,10 @@ import torch
 from cluster.config import validate
 from cluster.errors import PlethoraError
 from pretrain import recipe as contract
+from pretrain.net1d import Net1D
+from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig
 from pretrain.recipes.sigma import Masked, MaskedConfig, Tokenizer, TokenizerConfig, tokens
+from pretrain.recipes.simclr import SimCLR, SimCLRConfig
 
 WINDOW_S = 20.0
 SMALL = {"window_s": WINDOW_S, "dim": 16, "depth": 2, "heads": 2, "codebook_size": 12}
@@ -33,6 +36,22 @@ def masked(**more) -> Masked:
     return Masked(MaskedConfig(**{**STUDENT, **more}), seed=3, tokenizer=net)
 
 
+NET = {"filters": (16, 32), "blocks": (1, 2), "width": 8, "stem": 16, "dropout": 0.0}
+SIDES = {"window_s": WINDOW_S, "rate": 50.0, "projection": 16, "gallery": 4, "bn_momentum": 0.5}
+
+
+def anyppg(teacher: bool = False, **more) -> AnyPPG:
+    ecg = {"ecg_rate": 50.0, "ecg_filters": (16, 32), "ecg_blocks": (1, 1), "embedding_dropout": 0.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        net = Net1D(**NET) if teacher else None
+    return AnyPPG(AnyPPGConfig(**{**NET, **SIDES, **ecg, **more}), seed=3, teacher=net)
+
+
+def simclr() -> SimCLR:
+    return SimCLR(SimCLRConfig(**NET, **SIDES), seed=3)
+
+
 RECIPES: dict[str, Callable[[], contract.Recipe]] = {
     "tokenizer": tokenizer,
     "tokenizer, as the code": lambda: tokenizer(
@@ -44,19 +63,25 @@ RECIPES: dict[str, Callable[[], contract.Recipe]] = {
     "masked, adversarial": lambda: masked(masking="adversarial"),
     "masked, as the code": lambda: masked(alpha=0.0, policy="softmax_sum", mask_ratio=0.7),
     "masked, shown patches too": lambda: masked(visible=0.5, pool_blocks=1),
+    "anyppg": anyppg,
+    "anyppg, a frozen teacher": lambda: anyppg(teacher=True),
+    "anyppg, other negatives": lambda: anyppg(negatives="local", same_subject_negatives=False),
+    "simclr": simclr,
 }
 POLICIES = {"teacher"}  # modules whose loss is a policy gradient: its value does not have to fall
 
 
 def batch(count: int = 8, start: int = 0) -> dict[str, torch.Tensor]:
-    """Pulse-like windows, each with its own rate and depth."""
+    """Pulse-like windows, each with its own rate and depth, and the ECG of the same beats; 50 Hz."""
     draw = torch.Generator().manual_seed(start)
     t = torch.arange(round(WINDOW_S * 50)) / 50
     rate = 0.8 + 1.2 * torch.rand(count, 1, generator=draw)
     slow = 1 + 0.5 * torch.sin(2 * torch.pi * 0.1 * t + rate)
     x = slow * torch.sin(2 * torch.pi * rate * t) ** 3 + 0.05 * torch.randn(count, len(t), generator=draw)
+    ecg = slow * torch.cos(torch.pi * (rate * t - 0.1)).square() ** 20
     ids = torch.arange(start, start + count)
-    return {"ppg": x[:, None].float(), "window": ids, "step": torch.zeros_like(ids)}
+    signals = {"ppg": x[:, None].float(), "ecg": ecg[:, None].float()}
+    return {**signals, "window": ids, "subject": ids, "step": torch.zeros_like(ids)}
 
 
 class Trainer:

@@ -1,0 +1,197 @@
+"""Net1D (Hong et al., the encoder of AnyPPG and of its ECG teacher): a residual convolutional network.
+
+Imports torch alone. B windows, C channels, T samples, F filters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.sync_bn import BatchNorm
+
+Norm = Callable[[int], BatchNorm]
+
+
+def zscore(x_bct: Tensor) -> Tensor:
+    """A window and a channel at a time, float32 (float64 stays); the 1e-5 is the authors'. A constant window
+    becomes zeros."""
+    x_bct = x_bct if x_bct.dtype == torch.float64 else x_bct.float()
+    centred = x_bct - x_bct.mean(dim=-1, keepdim=True)
+    return centred / (centred.square().mean(dim=-1, keepdim=True).sqrt() + 1e-5)
+
+
+class SameConv(nn.Conv1d):
+    """Convolution of stride 1 or 2 over zero-padded samples: (B, C, T) -> (B, F, ceil(T / stride)).
+
+    As few zeros as that takes, the odd one at the end; on even and odd T a stride of 2 therefore falls on
+    other samples, as in the authors' code, whose weights would not fit otherwise.
+    """
+
+    def __init__(self, inputs: int, filters: int, kernel: int, stride: int, groups: int, bias: bool) -> None:
+        if kernel < stride:
+            raise ValueError(f"kernel {kernel} is shorter than the stride {stride}")
+        super().__init__(inputs, filters, kernel, stride=stride, groups=groups, bias=bias)
+
+    def forward(self, x_bct: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        odd = x_bct.shape[-1] % 2 if stride == 2 else 0
+        zeros = kernel - stride + odd
+        return super().forward(F.pad(x_bct, (zeros // 2, zeros - zeros // 2)))
+
+
+class Block(nn.Module):
+    """Three convolutions (1, kernel, 1), each after batch norm, Swish and dropout; squeeze-and-excitation
+    (ratio 2); added to the input, which is max-pooled and zero-padded in channels where the shape changes.
+
+    first  of the whole network: what enters is normalised already, so nothing comes before its first
+           convolution.
+    """
+
+    def __init__(
+        self, inputs: int, filters: int, kernel: int, stride: int, width: int, dropout: float,
+        norm: Norm, first: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.stride, self.extra = stride, filters - inputs
+        # a bias before batch norm would have no effect
+        self.norm1 = None if first else norm(inputs)
+        self.conv1 = SameConv(inputs, filters, 1, 1, 1, bias=False)
+        self.norm2 = norm(filters)
+        self.conv2 = SameConv(filters, filters, kernel, stride, filters // width, bias=False)
+        self.norm3 = norm(filters)
+        self.conv3 = SameConv(filters, filters, 1, 1, 1, bias=True)
+        self.squeeze = nn.Linear(filters, filters // 2)
+        self.excite = nn.Linear(filters // 2, filters)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x_bct: Tensor) -> Tensor:
+        y = x_bct if self.norm1 is None else self.drop(F.silu(self.norm1(x_bct)))
+        y = self.conv1(y)
+        y = self.conv2(self.drop(F.silu(self.norm2(y))))
+        y = self.conv3(self.drop(F.silu(self.norm3(y))))
+        gate = torch.sigmoid(self.excite(F.silu(self.squeeze(y.mean(dim=-1)))))
+        y = y * gate[..., None]
+        if self.stride == 2:
+            x_bct = F.max_pool1d(F.pad(x_bct, (0, x_bct.shape[-1] % 2)), 2)
+        if self.extra:
+            x_bct = F.pad(x_bct, (0, 0, self.extra // 2, self.extra - self.extra // 2))
+        return y + x_bct
+
+
+class Net1D(nn.Module):
+    """(B, C, T) in any unit, any T from 1 -> (B, filters of the last stage); normalisation is inside.
+
+    filters, blocks  of each stage; a stage's first block halves the time, as the first convolution does.
+    width            channels a group of the wide convolutions.
+    Defaults: AnyPPG's published table (arXiv 2511.01747; code: PKUDigitalHealth/AnyPPG), 4.04 M parameters.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        filters: Sequence[int] = (64, 160, 160, 400, 400, 512),
+        blocks: Sequence[int] = (2, 2, 2, 3, 3, 1),
+        kernel: int = 3,
+        width: int = 16,
+        stem: int = 64,
+        dropout: float = 0.5,
+        norm: Norm = BatchNorm,
+    ) -> None:
+        super().__init__()
+        if len(filters) != len(blocks) or min(filters, default=0) < max(width, 2):
+            raise ValueError(
+                f"filters {list(filters)} and blocks {list(blocks)} are no stages: give one each"
+            )
+        if wrong := [f for f in filters if f % width]:
+            raise ValueError(f"filters {wrong} do not divide by the group width {width}")
+        if falls := [b for a, b in pairwise((stem, *filters)) if b < a]:
+            raise ValueError(f"filters may not fall from stage to stage: {falls}")
+        self.dim = filters[-1]
+        self.stem = SameConv(channels, stem, kernel, 2, 1, bias=False)
+        self.norm = norm(stem)
+        self.blocks = nn.ModuleList()
+        inputs = stem
+        for filters_, count in zip(filters, blocks, strict=True):
+            for number in range(count):
+                stride, first = 2 if number == 0 else 1, not self.blocks
+                self.blocks.append(Block(inputs, filters_, kernel, stride, width, dropout, norm, first))
+                inputs = filters_
+
+    def forward(self, x_bct: Tensor) -> Tensor:
+        x = F.silu(self.norm(self.stem(zscore(x_bct))))
+        for block in self.blocks:
+            x = block(x)
+        return x.mean(dim=-1)
+
+
+class Projector(nn.Sequential):
+    """Linear, batch norm, GELU, Linear: (B, inputs) -> (B, outputs). AnyPPG's code."""
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
+        hidden = nn.Linear(inputs, inputs, bias=False)  # batch norm takes the bias out
+        super().__init__(hidden, norm(inputs), nn.GELU(), nn.Linear(inputs, outputs))
+
+
+def from_authors(state: Mapping[str, Tensor]) -> tuple[Net1D, list[str]]:
+    """The network that a state dict of the authors' Net1D (AnyPPG's encoder, ECGFounder) describes, with its
+    weights -> (network without dropout, names left unused).
+
+    Shapes tell stages, kernel and group width. A bias before batch norm is taken off the running mean: the
+    same function. Unused are the first block's first norm, which their code never calls, and heads
+    (``dense``). Errors: ValueError naming what is missing or of another shape.
+    """
+    left = {name.removeprefix("module."): value for name, value in state.items()}
+    places = [
+        name.split(".")
+        for name in left
+        if name.startswith("stage_list.") and name.endswith("conv1.conv.weight")
+    ]
+    if "first_conv.conv.weight" not in left or not places:
+        raise ValueError("no first_conv.conv.weight or stage_list in it: not the state of a Net1D")
+    stages = sorted((int(p[1]), int(p[3])) for p in places)
+    blocks = [sum(s == number for s, _ in stages) for number in range(stages[-1][0] + 1)]
+    stem, channels, kernel = left["first_conv.conv.weight"].shape
+    shapes = [
+        left[f"stage_list.{number}.block_list.0.conv2.conv.weight"].shape for number in range(len(blocks))
+    ]
+    net = Net1D(channels, [s[0] for s in shapes], blocks, kernel, shapes[0][1], stem, 0.0)
+
+    def take(name: str) -> Tensor:
+        if name not in left:
+            raise ValueError(f"{name} is missing")
+        return left.pop(name)
+
+    new: dict[str, Tensor] = {}
+
+    def norm(ours: str, theirs: str, bias: Tensor | None) -> None:
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            new[f"{ours}.{part}"] = take(f"{theirs}.{part}")
+        new[f"{ours}.num_batches_tracked"] = left.pop(f"{theirs}.num_batches_tracked", torch.tensor(0))
+        if bias is not None:
+            new[f"{ours}.running_mean"] = new[f"{ours}.running_mean"] - bias
+
+    new["stem.weight"] = take("first_conv.conv.weight")
+    norm("norm", "first_bn", take("first_conv.conv.bias"))
+    for number, (stage, block) in enumerate(stages):
+        ours, theirs = f"blocks.{number}", f"stage_list.{stage}.block_list.{block}"
+        if number:
+            norm(f"{ours}.norm1", f"{theirs}.bn1", None)
+        for a, b in ((1, 2), (2, 3)):
+            new[f"{ours}.conv{a}.weight"] = take(f"{theirs}.conv{a}.conv.weight")
+            norm(f"{ours}.norm{b}", f"{theirs}.bn{b}", take(f"{theirs}.conv{a}.conv.bias"))
+        for ours_, theirs_ in (("conv3", "conv3.conv"), ("squeeze", "se_fc1"), ("excite", "se_fc2")):
+            for part in ("weight", "bias"):
+                new[f"{ours}.{ours_}.{part}"] = take(f"{theirs}.{theirs_}.{part}")
+    wrong = [n for n, v in net.state_dict().items() if n in new and v.shape != new[n].shape]
+    if wrong:
+        raise ValueError(f"of another shape than its stages have: {', '.join(wrong)}")
+    unknown = [n for n in left if not n.startswith(("stage_list.0.block_list.0.bn1.", "dense."))]
+    if unknown:
+        raise ValueError(f"not part of a Net1D: {', '.join(unknown)}")
+    net.load_state_dict(new)
+    return net, sorted(left)

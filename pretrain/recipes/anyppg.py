@@ -1,0 +1,320 @@
+"""AnyPPG (Nie et al., arXiv 2511.01747): a PPG encoder that learns to tell which ECG ran at the same time.
+
+Defaults follow the paper; "code" in a comment is the authors' release (PKUDigitalHealth/AnyPPG); "ours" is
+what neither states. Optimizer, batch and schedule are in the run files. Negatives are those of a micro-batch
+over all workers, so a run with accumulation has fewer than its ``batch``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cluster.config import Config
+from cluster.errors import PlethoraError
+from datasets.windows import Signal, WindowSpec
+from pretrain import figures
+from pretrain.contrastive import Negatives, Scale, held_out, info_nce, metrics, unit
+from pretrain.net1d import Net1D, Norm, Projector, from_authors
+from pretrain.recipe import Encoder, Mode, StepResult, build
+from pretrain.sync_bn import BatchNorm
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = (".pth", ".pt", ".safetensors")  # what is a local checkpoint rather than a bundle
+
+
+class AnyPPGConfig(Config):
+    """One contrastive stage over pairs of PPG and ECG."""
+
+    window_s: float = Field(10.0, gt=0)  # paper
+    hop_s: float | None = None  # none: window_s
+    rate: float = 125.0  # paper, Hz, of the PPG
+    band: tuple[float, float] = (0.5, 8.0)  # paper, Hz: Butterworth, zero-phase, at the native rate
+    order: int = 3  # code
+    ecg_rate: float = 500.0  # paper, Hz
+    ecg_low: float = 0.5  # code, Hz: high-pass
+    ecg_order: int = 5  # code
+    ecg_notch: float | None = 50.0  # code; 60 where the mains have that, none for no notch
+    ecg_min_rate: float = 125.0  # Hz; PulseDB's, the lowest in the paper: slower ECG is refused
+    max_flat: float = 0.25  # code: largest flat share of a window, either signal
+    ecg_gate: bool = True  # paper: windows of unacceptable ECG are left out; code: Zhao 2018
+    min_quality: float = 0.0  # code: no quality gate on the PPG
+
+    filters: tuple[int, ...] = (64, 160, 160, 400, 400, 512)  # code; paper's v1: last 1024
+    blocks: tuple[int, ...] = (2, 2, 2, 3, 3, 1)  # code
+    kernel: int = 3  # code
+    width: int = 16  # code: channels a group
+    stem: int = 64  # code
+    dropout: float = Field(0.5, ge=0, lt=1)  # code
+    embedding_dropout: float = Field(0.2, ge=0, lt=1)  # code, of the PPG; its run script sets 0
+    sync_bn: bool = True  # ours; code: statistics of each worker alone
+    bn_momentum: float = Field(0.1, gt=0, le=1)  # code: torch's
+
+    ecg_teacher: str = ""  # URI of a bundle with mode "ecg", or local checkpoint of ECGFounder; "": train one
+    ecg_filters: tuple[int, ...] = (64, 160, 160, 400, 400, 512)  # ours, when trained jointly
+    ecg_blocks: tuple[int, ...] = (2, 2, 2, 3, 3, 1)  # ours
+    ecg_kernel: int = 16  # code: the teacher's
+    ecg_dropout: float = Field(0.0, ge=0, lt=1)  # code: the teacher has none
+
+    projection: int = 128  # code
+    temperature: float = Field(0.07, gt=0)  # code: where the learnable scale starts
+    max_scale: float = Field(100.0, gt=1)  # CLIP; code: unbounded
+    negatives: Negatives = "global"  # ours; code: "local"
+    same_subject_negatives: bool = True  # code; false: other windows of a subject are not its negatives
+    gallery: int = Field(64, ge=2)  # ours: held-out windows among which a partner is sought
+    min_s: float = Field(2.0, gt=0)  # ours: shortest input of the published encoder
+
+    def norm(self) -> Norm:
+        return partial(BatchNorm, sync=self.sync_bn, momentum=self.bn_momentum)
+
+    def net(self) -> Net1D:
+        """The PPG encoder with fresh weights."""
+        return Net1D(
+            1, self.filters, self.blocks, self.kernel, self.width, self.stem, self.dropout, self.norm()
+        )
+
+    def ecg_net(self) -> Net1D:
+        """The ECG encoder that is trained jointly."""
+        return Net1D(
+            1, self.ecg_filters, self.ecg_blocks, self.ecg_kernel, self.width, self.stem, self.ecg_dropout,
+            self.norm(),
+        )  # fmt: skip
+
+    def signals(self) -> tuple[Signal, Signal]:
+        """How windows are prepared; normalisation is left to the networks."""
+        return (
+            Signal(modality="ppg", rate=self.rate, band=self.band, order=self.order, max_flat=self.max_flat),
+            Signal(
+                modality="ecg",
+                rate=self.ecg_rate,
+                band=(self.ecg_low, None),
+                order=self.ecg_order,
+                notch=self.ecg_notch,
+                upright=True,
+                min_rate=self.ecg_min_rate,
+                max_flat=self.max_flat,
+                gate="ecg" if self.ecg_gate else "none",
+            ),
+        )
+
+
+class Pair(nn.Module):
+    """What trains, one module: encoders, projectors and the scale.
+
+    (B, 1, T) PPG and either ECG samples or, with ``ecg`` None, a teacher's features (B, ``ecg_dim``) ->
+    (B, D) of both sides, and the scale (). ``valid_b`` bool: rows that are pairs; the others are neither
+    encoded (nor do they enter batch statistics) and come out as zeros. None: all.
+    """
+
+    def __init__(self, ppg: Net1D, ecg: Net1D | None, ecg_dim: int, config: AnyPPGConfig) -> None:
+        super().__init__()
+        self.ppg, self.ecg = ppg, ecg
+        self.drop = nn.Dropout(config.embedding_dropout)
+        self.ppg_head = Projector(ppg.dim, config.projection, config.norm())
+        self.ecg_head = Projector(ecg_dim, config.projection, config.norm())
+        self.scale = Scale(config.temperature, config.max_scale)
+
+    def forward(
+        self, ppg: Tensor, ecg: Tensor, valid_b: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if valid_b is not None:
+            ppg, ecg = ppg[valid_b], ecg[valid_b]
+        a = self.ppg_head(self.drop(self.ppg(ppg)))
+        b = self.ecg_head(ecg if self.ecg is None else self.ecg(ecg))
+        if valid_b is not None:
+            a, b = (z.new_zeros(len(valid_b), z.shape[1]).index_put((valid_b,), z) for z in (a, b))
+        return a, b, self.scale()
+
+
+class AnyPPG:
+    """Symmetric InfoNCE between PPG and simultaneous ECG.
+
+    ``teacher``: the frozen ECG encoder itself, (B, 1, T) -> (B, D), in place of ``config.ecg_teacher``.
+    """
+
+    Config = AnyPPGConfig
+
+    def __init__(self, config: AnyPPGConfig, seed: int, teacher: nn.Module | None = None) -> None:
+        self.config, self.seed, self._teacher = config, seed, teacher
+
+    def windows(self) -> WindowSpec:
+        c = self.config
+        return WindowSpec(signals=c.signals(), window_s=c.window_s, hop_s=c.hop_s, min_quality=c.min_quality)
+
+    def modules(self) -> dict[str, nn.Module]:
+        c, teacher = self.config, self._open_teacher()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            ecg = c.ecg_net() if teacher is None else None
+            wide = ecg.dim if ecg is not None else self._width(teacher)
+            return {"pair": Pair(c.net(), ecg, wide, c)}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        teacher = self._open_teacher()
+        return {} if teacher is None else {"ecg": teacher.eval().requires_grad_(False)}
+
+    def _open_teacher(self) -> nn.Module | None:
+        if self._teacher is None and self.config.ecg_teacher:
+            self._teacher = open_teacher(self.config.ecg_teacher, self)
+        return self._teacher
+
+    @torch.no_grad()
+    def _width(self, teacher: nn.Module | None) -> int:
+        """Features of the teacher, told by one window."""
+        assert teacher is not None
+        window = torch.zeros(1, 1, round(self.config.window_s * self.config.ecg_rate))
+        return teacher.eval().cpu()(window).shape[1]
+
+    def losses(
+        self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module], batch: dict, step: int
+    ) -> StepResult:
+        c, subject = self.config, batch["subject"]
+        valid = valid_pairs(batch)
+        ecg = batch["ecg"]
+        if "ecg" in frozen:
+            with torch.no_grad():
+                ecg = frozen["ecg"](ecg)
+        a, b, scale = modules["pair"](batch["ppg"], ecg, valid)
+        if not torch.is_grad_enabled():
+            loss, found = held_out(a, b, scale, subject, c.gallery, valid)
+            found = {
+                name.replace("_ab", "_ppg_ecg").replace("_ba", "_ecg_ppg"): v for name, v in found.items()
+            }
+            return StepResult(
+                losses={"pair": loss},
+                log={**found, "scale": scale},
+                figures={"retrieval": lambda: figures.retrieval(unit(a), unit(b), ("PPG", "ECG"), c.gallery)},
+            )
+        others = None if c.same_subject_negatives else subject
+        loss = info_nce(a, b, scale, valid, others, c.negatives)
+        rows = slice(None) if valid is None else valid
+        found = metrics(unit(a.detach()[rows]), unit(b.detach()[rows]))
+        logged: dict[str, Tensor | float] = {name: found[name] for name in ("alignment", "uniformity")}
+        return StepResult(losses={"pair": loss}, log={**logged, "scale": scale.detach()})
+
+    def summary(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        return {}
+
+    def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
+        pair = modules["pair"]
+        assert isinstance(pair, Pair)
+        nets = {"ppg": pair.ppg, "ecg": pair.ecg}
+        modes, preprocessing = {}, {}
+        for signal in self.config.signals():
+            net = nets[signal.modality]
+            if net is not None:
+                modes[signal.modality] = mode(net, net.dim, signal, self.config.min_s, self.config.window_s)
+                preprocessing[signal.modality] = prepared(signal, self.config.min_s, self.config.window_s)
+        return Encoder(modes, "encoder", preprocessing)
+
+
+def mode(module: nn.Module, dim: int, signal: Signal, min_s: float, max_s: float) -> Mode:
+    """A published mode of one signal whose module takes any length."""
+    return Mode(
+        module=module,
+        inputs=[{"name": signal.modality, "modality": signal.modality, "rate": signal.rate, "channels": 1}],
+        dim=dim,
+        min_samples=round(min_s * signal.rate),
+        step_samples=1,
+        max_samples=round(max_s * signal.rate),
+    )
+
+
+def prepared(signal: Signal, min_s: float, window_s: float) -> dict[str, Any]:
+    """preprocessing.json's part about one signal; what only ECG has is named only there."""
+    about: dict[str, Any] = {
+        "rate": signal.rate,
+        "band": None if signal.band is None else list(signal.band),
+        "order": signal.order,
+        "kind": "butterworth",
+        "window_s": window_s,
+        "min_s": min_s,
+        "short": "reflect",
+        "normalise": "none",  # z-score is inside the network
+        "unit": "any",
+    }
+    if signal.modality == "ecg":
+        about |= {"notch": signal.notch, "upright": signal.upright}
+    return about
+
+
+def valid_pairs(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """(B,) bool: windows with both signals; None where the batch has no masks, and so only pairs."""
+    masks = [batch[name] for name in ("has_ppg", "has_ecg") if name in batch]
+    if not masks:
+        return None
+    return torch.stack(masks).all(dim=0)
+
+
+def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
+    """The ECG encoder at ``uri``, (B, 1, T) at ``ecg_rate`` -> (B, D): a bundle's mode "ecg", or a local
+    checkpoint with the state dict of the authors' Net1D (ECGFounder's file), opened as weights only.
+
+    Errors: PlethoraError when there is none, it is no such thing, or it wants other samples.
+    """
+    if uri.lower().endswith(CHECKPOINTS):
+        return _checkpoint(uri)
+    from safetensors.torch import load_file
+
+    from cluster import bundle
+
+    found = bundle.open(uri)
+    run = found.config["run"]
+    theirs = build(run["recipe"], run["method"], run.get("seed", 0))
+    modules, weights = theirs.modules(), load_file(found.path("model.safetensors"))
+    for name, module in modules.items():
+        prefix = f"{name}."
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        )
+    modes = theirs.encoder(modules).modes
+    if "ecg" not in modes:
+        raise PlethoraError(
+            f"method.ecg_teacher = {uri} has no mode ecg (it has {', '.join(modes)}): give an ECG encoder"
+        )
+    signal = recipe.config.signals()[1]
+    ours = prepared(signal, recipe.config.min_s, recipe.config.window_s)
+    wants = found.preprocessing["ecg"]
+    for name in ("rate", "band", "order", "notch", "upright"):
+        if wants.get(name) != ours[name]:
+            raise PlethoraError(
+                f"the teacher {uri} takes ECG with {name} = {wants.get(name)}, this run gives {ours[name]}: "
+                f"set the same in [method]"
+            )
+    samples = round(recipe.config.window_s * signal.rate)
+    low, high = modes["ecg"].min_samples, modes["ecg"].max_samples
+    if not low <= samples <= high:
+        raise PlethoraError(
+            f"the teacher {uri} takes {low} to {high} samples of ECG, a window has {samples}: "
+            f"set method.window_s"
+        )
+    return modes["ecg"].module
+
+
+def _checkpoint(path: str) -> nn.Module:
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise PlethoraError(f"method.ecg_teacher = {path}: there is no such file")
+    try:
+        if path.lower().endswith(".safetensors"):
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        net, unused = from_authors(state)
+    except Exception as error:  # the file is the user's: whatever it is, one line says that it is not usable
+        said = str(error).splitlines() or [type(error).__name__]
+        raise PlethoraError(
+            f"method.ecg_teacher = {path} holds no weights of the authors' Net1D: {said[0]}"
+        ) from error
+    log.info("%s: %s not used", path, ", ".join(unused) or "nothing is")
+    return net
