@@ -12,9 +12,9 @@ QRS_HZ = (5.0, 20.0)  # where QRS complexes stand out of P, T, drift and muscle
 BLOCK_S = 1.5  # holds a beat down to 40 a minute
 SLOPE_S = 0.1  # about as long as a QRS complex
 TAPER_S = 0.25
-# Flat: steps of a thousandth of the window's range for a fifth of a second. With 0.1 s, 2.3 % of the CinC
-# windows in which two beat detectors agree would be over a quarter flat (isoelectric lines); so it is 0.8 %.
-FLAT_STEP, FLAT_S = 0.001, 0.2
+# A fifth of a second that moves by less than this share of the window's range. Of the CinC windows in which
+# two beat detectors agree 0.1 % are over a quarter flat; with 1 % it would be 2 % (isoelectric lines).
+FLAT_S, FLAT_RANGE = 0.2, 0.002
 # The gate's limits, see `sound`.
 QRS_SHARE, KURTOSIS, CONTRAST, BASELINE = 0.35, 3.5, 3.0, 0.7
 
@@ -44,20 +44,20 @@ def inverted(x: np.ndarray, rate: float) -> np.ndarray:
 
 
 def flat_share(x: np.ndarray, rate: float) -> np.ndarray:
-    """Share (…) of raw samples (…, samples) at `rate` Hz that lie in flat runs: of at least 0.2 s, in which
-    no step exceeds a thousandth of the window's range. 1 for a constant window.
+    """Share (…) of raw samples (…, samples) at `rate` Hz that are flat: in a stretch of 0.2 s whose highest
+    and lowest value differ by at most 0.2 % of the window's range. 1 for a constant window.
 
-    Before any filter: a high-pass turns a flat stretch into a decaying curve.
+    Before any filter: a high-pass turns a flat stretch into a decaying curve. Any rate, any modality.
     """
     n = x.shape[-1]
-    step = np.abs(np.diff(x.astype(np.float64), axis=-1))
-    still = step <= FLAT_STEP * np.ptp(x.astype(np.float64), axis=-1, keepdims=True)
-    size = max(1, min(round(FLAT_S * rate), n) - 1)  # steps in the shortest run
-    runs = _sums(still, size) == size
-    widened = np.concatenate(
-        [np.zeros((*x.shape[:-1], size), bool), runs, np.zeros((*x.shape[:-1], size), bool)], axis=-1
-    )
-    return (_sums(widened, size + 1) > 0).mean(axis=-1)  # a sample is flat when any run covers it
+    size = max(1, min(round(FLAT_S * rate), n))
+    highest = scipy.ndimage.maximum_filter1d(x, size, axis=-1)
+    spread = highest.astype(np.float64) - scipy.ndimage.minimum_filter1d(x, size, axis=-1)
+    still = spread <= FLAT_RANGE * np.ptp(x.astype(np.float64), axis=-1, keepdims=True)
+    whole = still[..., size // 2 : size // 2 + n - size + 1]  # stretches by their first sample
+    rest = np.zeros((*x.shape[:-1], size - 1), bool)
+    covered = _sums(np.concatenate([rest, whole, rest], axis=-1), size) > 0
+    return covered.mean(axis=-1)
 
 
 def indices(x: np.ndarray, rate: float) -> Indices:

@@ -1,11 +1,11 @@
 """ECG preparation against scipy, beat-averaged real leads and plain loops.
 
 On the shared recordings (10-s windows of the ECG that the corpora hold, AnyPPG's preparation at 500 Hz), of
-1,965 BIDMC windows 98.1 % pass gate and flat share, of 4,387 CinC windows 86.1 % (1.6 % flat, 12.4 %
-quality); of those in which two beat detectors agree (1,862 and 3,603) 98.2 % and 93.9 %.
+1,965 BIDMC windows 98.1 % pass gate and flat share, of 4,387 CinC windows 87.3 % (0.3 % flat, 12.4 %
+quality); of those in which two beat detectors agree (1,862 and 3,603) 98.2 % and 94.4 %.
 
 `inverted`, window by window, agrees with which way the record's averaged beat points in 92.8 % (BIDMC) and
-91.6 % (CinC) of the windows that pass, in 97.3 % and 96.0 % where the averaged beat's larger deflection is
+91.6 % (CinC) of the windows that pass, in 97.3 % and 96.1 % where the averaged beat's larger deflection is
 1.5 times the other (38 of 41, 123 of 138 records), with its record's majority in 99.7 % and 96.5 %.
 """
 
@@ -107,17 +107,26 @@ def test_preparing_does_not_change_the_callers_samples() -> None:
     np.testing.assert_array_equal(x, before)
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), rate=st.sampled_from([25.0, 50.0, 125.0]))
-def test_the_flat_share_equals_a_loop_over_runs(seed: int, rate: float) -> None:
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), rate=st.sampled_from([25.0, 50.0, 64.0]))
+def test_the_flat_share_equals_a_loop_over_stretches(seed: int, rate: float) -> None:
     rng = np.random.default_rng(seed)
-    x = np.repeat(rng.integers(-500, 500, 40), rng.integers(1, 30, 40)) + rng.integers(0, 2, 1)
-    flat, run = np.zeros(len(x), bool), 0
-    for i in range(1, len(x) + 1):
-        if i == len(x) or abs(int(x[i]) - int(x[i - 1])) > 0.001 * np.ptp(x):
-            flat[run:i] = i - run >= round(0.2 * rate)
-            run = i
+    x = np.repeat(rng.integers(-500, 500, 30), rng.integers(1, 30, 30))
+    x, size = x + rng.integers(0, 3, len(x)), round(0.2 * rate)
+    flat = np.zeros(len(x), bool)
+    for i in range(len(x) - size + 1):
+        if np.ptp(x[i : i + size]) <= 0.002 * np.ptp(x):
+            flat[i : i + size] = True
     assert ecg.flat_share(x[None].astype("<i2"), rate)[0] == pytest.approx(flat.mean())
+
+
+def test_the_flat_share_does_not_depend_on_the_rate() -> None:
+    shares = []
+    for rate in (100.0, 250.0, 1000.0):
+        t = np.arange(round(10 * rate)) / rate
+        x = 5000 * np.abs(np.sin(2 * np.pi * t)) + 30 * np.sin(40 * t)
+        shares.append(ecg.flat_share(np.where((t > 3) & (t < 6), 5, x)[None].astype("<i2"), rate)[0])
+    assert shares == pytest.approx([0.3] * 3, abs=0.01)
 
 
 def test_a_constant_window_is_all_flat_and_noise_is_not() -> None:
