@@ -201,15 +201,18 @@ def verdicts(
     """(quality (n,) float32, verdict (n,) str) of prepared windows (n, channels, samples) of one signal, of
     whose raw samples `flat_share` (n,) are flat.
 
-    Quality is `signal.periodicity`. Verdicts: `ok`, `nan` (not finite), `flat` (constant, or more of it flat
-    than `sig.max_flat`), `quality` (not as `sig.gate` wants it; of the first signal, periodicity under
-    `spec.min_quality`).
+    Quality is `signal.periodicity` of the spec's first signal, NaN for others. Verdicts: `ok`, `nan` (not
+    finite), `flat` (constant, or more of it flat than `sig.max_flat`), `quality` (not what `sig.gate` wants,
+    or the first signal's periodicity is under `spec.min_quality`).
     """
     finite = np.isfinite(windows).all(axis=(1, 2))
     flat = (np.ptp(windows, axis=-1).min(axis=-1) <= 0) | (flat_share > sig.max_flat)
     known = np.where(finite[:, None, None], windows, 0)
-    quality = periodicity(known[:, 0], sig.rate).astype(np.float32)
-    poor = quality < (spec.min_quality if sig == spec.signals[0] else 0)
+    if sig == spec.signals[0]:
+        quality = periodicity(known[:, 0], sig.rate).astype(np.float32)
+    else:
+        quality = np.full(len(windows), np.nan, np.float32)
+    poor = quality < spec.min_quality
     if sig.gate == "ecg":
         poor |= ~ecg.sound(known.astype(np.float64), sig.rate).all(axis=1)
     verdict = np.where(~finite, "nan", np.where(flat, "flat", np.where(poor, "quality", "ok")))
