@@ -49,8 +49,11 @@ class BundleEncoder:
         self.signal = Signal(
             modality=self.modality,
             rate=float(known["rate"]),
-            band=None if band is None else (float(band[0]), float(band[1])),
+            band=None if band is None else (float(band[0]), None if band[1] is None else float(band[1])),
             order=int(known.get("order") or 2),
+            notch=known.get("notch"),
+            upright=bool(known.get("upright")),
+            min_rate=float(known.get("min_rate") or 0),
         )
         self.window_s, self.min_s = float(known["window_s"]), float(known["min_s"])
         self.max_s = float(known.get("max_s", self.window_s))
@@ -84,11 +87,16 @@ class BundleEncoder:
                 f"mode {self.mode!r} takes (n, {self.input['channels']}, samples), not {x.shape}: "
                 f"select the channel first"
             )
-        top = self.signal.band[1] if self.signal.band else self.signal.rate / 2
+        band = self.signal.band
+        top = band[1] or band[0] if band else self.signal.rate / 2
         if not rate > 2 * top:
             raise PlethoraError(
                 f"{self.modality} at {rate:g} Hz cannot hold the encoder's band up to {top:g} Hz: "
                 f"it needs more than {2 * top:g} Hz"
+            )
+        if rate < self.signal.min_rate:
+            raise PlethoraError(
+                f"{self.modality} at {rate:g} Hz: the encoder needs at least {self.signal.min_rate:g} Hz"
             )
         bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))
         if len(bad):

@@ -98,7 +98,8 @@ def describe(encoder: Encoder) -> dict[str, dict[str, Any]]:
                 "filter": "butterworth",
                 "phase": "zero (sosfiltfilt)",
                 "resample": "fft",
-                "sequence": ["cut", "filter at the native rate", "resample"],
+                "sequence": ["cut", "filter at the native rate", "resample"]
+                + ["turn upright"] * bool(encoder.preprocessing[given["modality"]].get("upright")),
                 "multiple_s": mode.step_samples / rate,
                 "max_s": mode.max_samples / rate,
                 "normalise": "in the model",  # bundle contract, version 1

@@ -242,7 +242,7 @@ def prepared(signal: Signal, min_s: float, window_s: float) -> dict[str, Any]:
         "unit": "any",
     }
     if signal.modality == "ecg":
-        about |= {"notch": signal.notch, "upright": signal.upright}
+        about |= {"notch": signal.notch, "upright": signal.upright, "min_rate": signal.min_rate}
     return about
 
 

@@ -136,3 +136,34 @@ def test_a_source_without_subject_ids_is_said_to_have_none(bundle: Path) -> None
     config = json.loads((bundle / "config.json").read_text())
     text = card.render(config, tiny.PREPROCESSING, tiny.lineage(subjects_published=False, subjects=["a"]), {})
     assert "publishes no subject ids" in text
+
+
+@pytest.mark.parametrize("rate", [125, 250, 500])
+def test_the_cards_ecg_code_filters_and_turns_as_ours_does(rate: int) -> None:
+    """High-pass, notch and inversion, of a mode that asks for them."""
+    from datasets.signal import Signal, prepare
+    from pretrain.recipes.anyppg import AnyPPGConfig, prepared
+
+    wanted = AnyPPGConfig().signals()[1]
+    known = prepared(wanted, 2.0, 10.0) | {"multiple_s": 1 / 500, "max_s": 10.0}
+    inputs = [{"name": "ecg", "modality": "ecg", "rate": 500.0, "channels": 1}]
+    config = {"modes": {"ecg": {"file": "ecg.onnx", "inputs": inputs, "dim": 8}}}
+    code = card.snippet("ecg", config, {"ecg": known})
+    names: dict = {}
+    exec(code[: code.index("SESSION =")], names)
+    t, draw = np.arange(8 * rate) / rate, np.random.default_rng(rate)
+    beats = np.exp(-(((t + 0.4) % 0.8 - 0.4) ** 2) / 5e-4)
+    x = np.stack([beats, -beats]) + 0.3 * np.sin(314.16 * t) + 0.05 * draw.normal(size=(2, len(t)))
+    found = names["prepare"](40 * x + 900, rate, names["ECG"])
+    signal = Signal(
+        **{k: getattr(wanted, k) for k in ("modality", "rate", "band", "order", "notch", "upright")}
+    )
+    expected = prepare(40 * x[:, None] + 900, rate, signal)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    middle = slice(1000, 3000)  # at the ends filters start
+    at = np.interp(np.arange(4000) / 500, t, beats)[middle]
+    assert all(np.corrcoef(row[0, middle], at)[0, 1] > 0.5 for row in found)  # both point up
+    with pytest.raises(ValueError, match=r"100 Hz is under the 125"):
+        names["prepare"](x, 100, names["ECG"])
+    assert "high-pass 0.5 Hz, order 5" in card._signal("ecg", known)
+    assert "notch at 50 Hz" in card._signal("ecg", known)
