@@ -3,7 +3,6 @@ hash.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,7 +74,8 @@ class Index:
         """
 
         def counts(column: str) -> dict[str, int]:
-            return dict(sorted(Counter(self.table[column].to_pylist()).items(), key=lambda e: str(e[0])))
+            found = self.table[column].value_counts().to_pylist()
+            return dict(sorted((v["values"], v["counts"]) for v in found))
 
         out = {"windows": counts("verdict")} | {m: counts(f"verdict_{m}") for m in self.spec.optional}
         ok = self.select(None)

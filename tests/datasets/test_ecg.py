@@ -174,3 +174,19 @@ def test_beats_pass_the_gate_and_noise_tremor_drift_spikes_and_pulse_waves_do_no
     good = prepare(good[:, None], 500, high)[:, 0].astype(float)
     assert ecg.sound(good, 500).all() and ecg.sound(-5 * good, 500).all()
     assert not ecg.sound(np.zeros((1, 5000)), 500)[0]
+
+
+def test_real_leads_are_turned_to_the_same_side_whichever_way_they_were_recorded(data) -> None:
+    wfdb = pytest.importorskip("wfdb")
+    turned, passed = [], []
+    for name in ("bidmc03", "bidmc06", "bidmc25", "bidmc33"):
+        record = wfdb.rdrecord(str(data / "bidmc" / name))
+        lead = record.p_signal[: 48 * 1250, record.sig_name.index("II")]
+        x = lead.reshape(48, 1, 1250)
+        upright = ANYPPG.model_copy(update={"upright": True})
+        y = prepare(x, 125, upright)
+        np.testing.assert_allclose(prepare(-x, 125, upright), y, atol=1e-6 * np.abs(y).max())
+        turned.append(ecg.inverted(x[:, 0], 125).mean())
+        passed.append(ecg.sound(y[:, 0].astype(float), 500).mean())
+    assert max(min(t, 1 - t) for t in turned) < 0.1  # a record's windows hardly ever disagree
+    assert np.mean(passed) > 0.9
