@@ -118,15 +118,19 @@ def say(line: str) -> None:
 
 
 def index(run: RunConfig) -> dict[str, Any]:
-    """Make the window index of every corpus; {"corpora": [{uri, windows by verdict, by split}]}."""
+    """Make the window index of every corpus; {"corpora": [{uri, windows by verdict, by split, and
+    of optional and turned signals}]}."""
     run = located(run)
     recipe = build(run.recipe, run.method, run.seed)
     with session.session(0, 2):
         data = open_data(run, recipe.windows())
     out = []
     for found, uri in zip(data.indexes, run.corpora, strict=True):
-        verdicts = {v["values"]: v["counts"] for v in found.table["verdict"].value_counts().to_pylist()}
+        signals = found.summary()
+        verdicts = signals.pop("windows")
         sides = {side: len(found.select(side, run.split)) for side in ("train", "val", "test")}
-        out.append({"uri": uri, "windows": len(found.table), "verdicts": verdicts, **sides})
-        say(f"{uri}: {len(found.table)} windows, {verdicts}; {sides}")
+        out.append(
+            {"uri": uri, "windows": len(found.table), "verdicts": verdicts, **sides, "signals": signals}
+        )
+        say(f"{uri}: {len(found.table)} windows, {verdicts}; {sides}{f'; {signals}' if signals else ''}")
     return {"corpora": out}
