@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cluster import storage
@@ -88,13 +88,30 @@ def committed(uri: str) -> int | None:
     """Steps done at the last checkpoint that Ray's controller has committed under a run's folder; None: no
     such.
     """
+    result = _result(uri)
+    return result.metrics["step"] if result and result.checkpoint is not None and result.metrics else None
+
+
+def collect(uri: str) -> list[str]:
+    """Delete the checkpoint folders of a run that Ray never committed (a worker or the driver died between
+    upload and commit), and return their names. Only while nothing trains under `uri`.
+    """
+    result = _result(uri)
+    known = {PurePosixPath(c.path).name for c, _ in (result.best_checkpoints or [])} if result else set()
+    folders = {name.split("/", 1)[0] for name in storage.listing(uri)}
+    orphans = sorted(name for name in folders - known if name.startswith("checkpoint_20"))
+    for name in orphans:
+        storage.delete(storage.join(uri, name))
+    return orphans
+
+
+def _result(uri: str) -> Any:
     from ray.train import Result
 
     if not storage.exists(storage.join(uri, "checkpoint_manager_snapshot.json")):
         return None
     filesystem, path = storage.filesystem(uri)
-    result = Result.from_path(path, storage_filesystem=filesystem)
-    return result.metrics["step"] if result.checkpoint is not None and result.metrics else None
+    return Result.from_path(path, storage_filesystem=filesystem)
 
 
 def _sha256(path: Path) -> str:

@@ -31,6 +31,8 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
         metrics = storage.read_json(storage.join(bundle, "metrics.json"))
         return {"bundle": bundle, "metrics": metrics["last"], "resumed_from": None}
     start = done or 0
+    for name in checkpoint.collect(home):
+        say(f"run {run.name}: removed {name}, which was never committed")
 
     with session.session(run.workers, run.stream.actors, run.resources.gpu):
         data = open_data(run, recipe.windows())

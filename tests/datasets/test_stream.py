@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -63,6 +65,20 @@ class Slow(stream.Reader):
 
     def __call__(self, batch: dict) -> dict:
         time.sleep(np.random.default_rng().uniform(0, 0.2))
+        return super().__call__(batch)
+
+
+class Dying(stream.Reader):
+    """Ends once as by `kill -9`, at its second block."""
+
+    def __init__(self, plan, shelves, spec) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(plan, shelves, spec)
+        self.mark = Path(shelves[0].corpus.uri) / "killed"
+
+    def __call__(self, batch: dict) -> dict:
+        if batch["span"][0] > 0 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(batch)
 
 
@@ -134,6 +150,13 @@ def test_what_a_worker_sees_is_the_plan_whatever_the_actors_and_their_timing(
         assert step.tolist() == [s for s, _, _ in expected[rank]]
         assert source.tolist() == [s for _, s, _ in expected[rank]]
         assert window.tolist() == [plan.sources[s].ids[p] for _, s, p in expected[rank]]
+
+
+def test_a_killed_transform_actor_changes_nothing_that_workers_see(found) -> None:
+    whole, broken = consume(found, 2, actors=2), consume(found, 2, 2, Dying)
+    assert (Path(found[0].corpus.uri) / "killed").exists()
+    for a, b in zip(whole, broken, strict=True):
+        assert [x["window"].tolist() for x in a] == [x["window"].tolist() for x in b]
 
 
 def test_windows_carry_the_samples_of_their_place(found) -> None:

@@ -83,16 +83,37 @@ def test_telemetry_has_each_step_once(unbroken, home) -> None:
     assert "train/data_wait" in lines(home, "unbroken")[-1]
 
 
-def test_a_run_whose_worker_failed_goes_on_by_itself_to_the_same_weights_bit_by_bit(unbroken, home) -> None:
-    mark = home / "failed"
-    method = {"fail_at": 15, "fail_mark": str(mark)}
-    broken = driver.launch(run(home, "broken", method=method))
+def test_a_run_whose_worker_is_killed_goes_on_by_itself_to_the_same_weights_bit_by_bit(
+    unbroken, home
+) -> None:
+    mark = home / "killed"
+    broken = driver.launch(run(home, "broken", method={"kill_at": 15, "kill_mark": str(mark)}))
     assert mark.exists()
     a, b = (load_file(bundle.open(x["bundle"]).path("model.safetensors")) for x in (unbroken, broken))
     assert a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
     seen = [bundle.open(x["bundle"]).lineage["windows_seen"] for x in (unbroken, broken)]
     assert seen[0] == seen[1] and sum(seen[0].values()) == 24 * 16
     assert [line["step"] for line in lines(home, "broken")] == [1, 4, 8, 10, 12, 16, 20, 24]
+
+
+def test_a_run_goes_on_with_fewer_workers_as_if_nothing_had_happened(ray_session, home, capsys) -> None:
+    settings: dict[str, Any] = {"method": {"dropout": 0.0}, "max_failures": 0}
+    whole = driver.launch(run(home, "whole", **settings, workers=1))
+    with pytest.raises(Exception, match="planted failure"):
+        driver.launch(run(home, "fewer", **settings | {"method": {"dropout": 0.0, "fail_at": 15}}))
+    orphan = home / "storage" / "fewer" / "checkpoint_2020-01-01_00-00-00.000000"
+    orphan.mkdir()
+    (orphan / "half.pt").touch()
+    fewer = driver.launch(run(home, "fewer", **settings, workers=1), resume=True)
+    assert fewer["resumed_from"] == 12
+    assert (
+        not orphan.exists()
+        and "checkpoint_2020-01-01_00-00-00.000000, which was never" in capsys.readouterr().err
+    )
+    opened = [bundle.open(x["bundle"]) for x in (whole, fewer)]
+    assert opened[0].lineage["windows_seen"] == opened[1].lineage["windows_seen"]
+    losses = [[h["loss/net"] for h in b.metrics["history"]] for b in opened]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_a_run_that_goes_non_finite_stops_with_one_line_and_names_the_windows(ray_session, home) -> None:

@@ -1,5 +1,8 @@
-"""A recipe from outside our packages, small enough to train in a test; it can be told to fail once."""
+"""A recipe from outside our packages, small enough to train in a test; it can be told to die."""
 
+import os
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,17 +15,19 @@ from pretrain.recipe import Encoder, Mode, StepResult
 
 
 class ToyConfig(Config):
-    fail_at: int = -1  # raise once at this step
-    fail_mark: str = ""  # a file that says that it was done
+    kill_at: int = -1  # one worker ends at this step as by `kill -9`, once
+    kill_mark: str = ""  # a file that says that it was done
+    fail_at: int = -1  # every worker raises at this step, always
+    dropout: float = 0.1
     nan_from: int = 10**9  # every loss from this step on is NaN
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float) -> None:
         super().__init__()
         self.encode = nn.Conv1d(1, 8, 10, stride=10)
         self.decode = nn.ConvTranspose1d(8, 1, 10, stride=10)
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.dropout(torch.tanh(self.encode(x))))
@@ -48,7 +53,7 @@ class Toy:
 
     def modules(self) -> dict[str, nn.Module]:
         torch.manual_seed(self.seed)
-        return {"net": Net()}
+        return {"net": Net(self.config.dropout)}
 
     def frozen(self) -> dict[str, nn.Module]:
         return {}
@@ -56,15 +61,24 @@ class Toy:
     def losses(
         self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module], batch: dict, step: int
     ) -> StepResult:
-        mark = Path(self.config.fail_mark)
-        if step == self.config.fail_at and torch.is_grad_enabled() and not mark.exists():
-            mark.touch()
-            raise RuntimeError("planted failure")
+        if torch.is_grad_enabled():
+            self.die(step)
         x = batch["ppg"] / 1000
         loss = ((modules["net"](x) - x) ** 2).mean()
         if step >= self.config.nan_from and torch.is_grad_enabled():
             loss = loss * torch.nan
         return StepResult(losses={"net": loss}, counts={"windows": torch.tensor([float(len(x))])})
+
+    def die(self, step: int) -> None:
+        if step == self.config.fail_at:
+            time.sleep(6)  # Ray's controller commits a report within 2 s: what came before is kept
+            raise RuntimeError("planted failure")
+        if step == self.config.kill_at:
+            try:
+                Path(self.config.kill_mark).touch(exist_ok=False)  # by one worker only, and only once
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def summary(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
         return {"windows": float(counts["windows"][0])}
