@@ -55,6 +55,15 @@ class Mode(pydantic.BaseModel):
     dim: int = pydantic.Field(gt=0)
 
 
+class Decoder(pydantic.BaseModel):
+    """One ONNX `file` of a bundle: `inputs` → the signal `output`, (batch, channels, samples) float32."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
+    file: str
+    inputs: tuple[Input, ...] = pydantic.Field(min_length=1)
+    output: dict[str, Any]
+
+
 class Description(pydantic.BaseModel):
     """What of `config.json` the contract fixes; the resolved run configuration lies beside it."""
 
@@ -62,6 +71,7 @@ class Description(pydantic.BaseModel):
     version: Literal[1]
     kind: Literal["encoder", "tokenizer", "adapter"]
     modes: dict[str, Mode]
+    decoders: dict[str, Decoder] = {}
 
 
 # ---------------------------------------------------------------- writing
@@ -78,7 +88,7 @@ def publish(folder: Path, uri: str) -> None:
         if name not in names:
             raise PlethoraError(f"{folder}: `{name}` is missing: a bundle needs {', '.join(REQUIRED)}")
     described = _described(storage.read_json(folder / "config.json"), str(folder / "config.json"))
-    for mode, about in described.modes.items():
+    for mode, about in (*described.modes.items(), *described.decoders.items()):
         if about.file not in names:
             raise PlethoraError(f"{folder}: mode `{mode}` names `{about.file}`, which is not there")
     for name in names:
@@ -212,7 +222,7 @@ def _compare(uri: str, name: str, found: str, expected: str) -> None:
 
 
 def _modes_are_there(described: Description, sums: dict[str, str], uri: str) -> None:
-    for mode, about in described.modes.items():
+    for mode, about in (*described.modes.items(), *described.decoders.items()):
         if about.file not in sums:
             raise PlethoraError(f"{uri}: mode `{mode}` names `{about.file}`, which is not in the bundle")
 

@@ -12,15 +12,17 @@ import numpy as np
 import torch
 
 from cluster.errors import PlethoraError
-from pretrain.recipe import Mode
+from pretrain.recipe import Decoder, Mode
+
+Way = Mode | Decoder
 
 TOLERANCE = 1e-4  # bundle contract, DESIGN section 6
 
 
-def export_onnx(mode: Mode, path: Path) -> float:
+def export_onnx(mode: Way, path: Path) -> float:
     """Writes ``mode`` to ``path`` (one file, weights inside): inputs named as the mode says, (batch,
-    channels, samples) float32 each, output "embedding" (batch, dim) float32; any batch, any length that the
-    mode takes.
+    channels, samples) float32 each, output "embedding" (batch, dim), of a decoder "signal" (batch, channels,
+    samples), float32; any batch, any length that it takes.
 
     Returns the largest difference from torch over its shortest, longest and in-between lengths (one that is
     no whole number of steps among them) at batches of 1 and 3. Errors: PlethoraError when that is above
@@ -38,7 +40,7 @@ def export_onnx(mode: Mode, path: Path) -> float:
             example,
             path,
             input_names=names,
-            output_names=["embedding"],
+            output_names=[_output(mode)],
             dynamic_shapes=tuple({0: batch, 2: samples} for _ in names),
             dynamo=True,
             external_data=False,
@@ -53,7 +55,7 @@ def export_onnx(mode: Mode, path: Path) -> float:
     return worst
 
 
-def lengths(mode: Mode) -> list[int]:
+def lengths(mode: Way) -> list[int]:
     """Lengths in samples worth checking: 1, 3, 15 and the most steps, and one between two steps."""
     most = mode.max_samples // mode.step_samples
     found = {mode.min_samples, *(n * mode.step_samples for n in (1, 3, 15, most) if n <= most)}
@@ -62,14 +64,14 @@ def lengths(mode: Mode) -> list[int]:
     return sorted(n for n in found if mode.min_samples <= n <= mode.max_samples)
 
 
-def difference(mode: Mode, path: Path, samples: int, batch: int) -> float:
+def difference(mode: Way, path: Path, samples: int, batch: int) -> float:
     """Largest absolute difference between onnxruntime and torch on drawn input of this size."""
     import onnxruntime
 
     inputs = _inputs(mode, batch, samples)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feed = {str(g["name"]): x.numpy() for g, x in zip(mode.inputs, inputs, strict=True)}
-    (found,) = session.run(["embedding"], feed)
+    (found,) = session.run([_output(mode)], feed)
     with torch.no_grad():
         wanted = mode.module(*inputs).numpy()
     if found.shape != wanted.shape:
@@ -77,7 +79,11 @@ def difference(mode: Mode, path: Path, samples: int, batch: int) -> float:
     return float(np.abs(found - wanted).max())
 
 
-def _inputs(mode: Mode, batch: int, samples: int) -> tuple[torch.Tensor, ...]:
+def _output(mode: Way) -> str:
+    return "signal" if isinstance(mode, Decoder) else "embedding"
+
+
+def _inputs(mode: Way, batch: int, samples: int) -> tuple[torch.Tensor, ...]:
     draw = torch.Generator().manual_seed(samples * 131 + batch)
     return tuple(torch.randn(batch, g["channels"], samples, generator=draw) for g in mode.inputs)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +75,36 @@ def spectra(x_bct: Tensor, amplitude_bnp: Tensor, guess_bnp: Tensor, patch: int,
     axes[0, 1].set_title("FFT amplitude, standardised", fontsize=9)
     axes[-1, 0].set_xlabel("s")
     axes[-1, 1].set_xlabel("Hz")
+    return figure
+
+
+def reconstruction(
+    clean: Mapping[str, Tensor],
+    out: Mapping[str, Mapping[str, Tensor]],
+    hidden: Mapping[str, Tensor],
+    has: Mapping[str, Tensor],
+    rate: float,
+) -> Figure:
+    """The first windows that hold all modalities (any, where none does): each signal (B, N, P) with its
+    hidden patches shaded, rebuilt from what was left of both, and from the other one alone."""
+    from matplotlib.figure import Figure
+
+    both = torch.stack(list(has.values())).all(dim=0)
+    rows = (both if both.any() else torch.ones_like(both)).nonzero()[:_SHOWN, 0].tolist()
+    figure = Figure(figsize=(7 * len(clean), 2.2 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(clean), squeeze=False, sharex=True)
+    for column, (name, x) in enumerate(clean.items()):
+        seconds = x.shape[2] / rate
+        time = np.arange(x.shape[1] * x.shape[2]) / rate
+        for axis, row in zip(axes[:, column], rows, strict=True):
+            axis.plot(time, _array(x[row]).ravel(), lw=0.8, color="0.3", label="true")
+            for key, label in (("joint", "from what is shown of both"), ("cross", "from the other alone")):
+                axis.plot(time, _array(out[key][name][row]).ravel(), lw=0.8, label=label)
+            for j in np.flatnonzero(hidden[name][row].cpu().numpy()):
+                axis.axvspan(j * seconds, (j + 1) * seconds, color="0.85", lw=0)
+        axes[0, column].set_title(f"{name.upper()} (shaded: hidden)", fontsize=9)
+        axes[-1, column].set_xlabel("s")
+    axes[0, 0].legend(fontsize=7, loc="upper right", ncols=3)
     return figure
 
 

@@ -142,14 +142,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x_bnd: Tensor) -> Tensor:
+    def forward(self, x_bnd: Tensor, keys_bn: Tensor | None = None) -> Tensor:
+        """keys_bn: true = may be attended to (none: all); each row needs one."""
         b, n, d = x_bnd.shape
         q, k, v = self.qkv(x_bnd).chunk(3, dim=-1)
         if self.q_bias is not None and self.v_bias is not None:
             q, v = q + self.q_bias.to(q.dtype), v + self.v_bias.to(v.dtype)
         q, k, v = (t.reshape(b, n, self.heads, d // self.heads).transpose(1, 2) for t in (q, k, v))
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        allowed = None if keys_bn is None else keys_bn[:, None, None]
+        drop = self.attn_drop if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=drop)
         return self.drop(self.proj(y.transpose(1, 2).reshape(b, n, d)))
 
 
@@ -180,8 +183,8 @@ class Block(nn.Module):
         self.gamma1 = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale else None
         self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale else None
 
-    def forward(self, x_bnd: Tensor) -> Tensor:
-        y = self.attn(self.norm1(x_bnd))
+    def forward(self, x_bnd: Tensor, keys_bn: Tensor | None = None) -> Tensor:
+        y = self.attn(self.norm1(x_bnd), keys_bn)
         x_bnd = x_bnd + self.drop_path(y if self.gamma1 is None else self.gamma1 * y)
         y = self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x_bnd)))))
         return x_bnd + self.drop_path(y if self.gamma2 is None else self.gamma2 * y)

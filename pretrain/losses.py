@@ -1,4 +1,4 @@
-"""Objectives of SIGMA-PPG. Imports torch alone; everything here is float32 with autocast off.
+"""Objectives of the masked methods. Imports torch alone; everything here is float32 with autocast off.
 
 B windows, N patches, P samples a patch, V codes.
 """
@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.layers import full_precision, global_mean
+from pretrain.layers import full_precision, global_mean, sum_over_ranks
 
 Distance = Literal["l1", "mse"]
 
@@ -33,6 +33,17 @@ def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
     """Mean absolute ("l1", the paper) or mean square ("mse", the code) difference, ()."""
     with full_precision(a):
         return F.l1_loss(a.float(), b.float()) if kind == "l1" else F.mse_loss(a.float(), b.float())
+
+
+def mean_where(x_b: Tensor, kept_b: Tensor, over_ranks: bool) -> Tensor:
+    """Mean of the windows kept, (), 0 where none is. ``over_ranks``: scaled by this rank's share of those
+    kept anywhere, so that the mean over ranks (which engines take of gradients) is the global mean however
+    unevenly they lie."""
+    kept = kept_b.to(x_b.dtype)
+    total, world = kept.sum(), 1
+    if over_ranks and dist.is_available() and dist.is_initialized():
+        total, world = sum_over_ranks(total), dist.get_world_size()
+    return torch.where(kept_b, x_b, 0.0).sum() * world / total.clamp_min(1.0)
 
 
 def masked_cross_entropy(logits_mv: Tensor, targets_m: Tensor, mask_bn: Tensor) -> tuple[Tensor, Tensor]:

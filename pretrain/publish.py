@@ -34,7 +34,7 @@ def publish(
     """Write and publish <storage>/<name>/bundle; its URI. One that is complete already is left as it is.
 
     weights: {module: whole state dict}; history: validations in order; plots: {name: PNG}.
-    Each mode's ONNX file is checked against torch (1e-4) before anything is published.
+    The ONNX file of each mode and decoder is checked against torch (1e-4) before anything is published.
     """
     from safetensors.torch import save_file
 
@@ -50,7 +50,7 @@ def publish(
         folder = Path(temporary)
         flat = {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}
         save_file({key: value.contiguous() for key, value in flat.items()}, folder / "model.safetensors")
-        for name, mode in encoder.modes.items():
+        for name, mode in (encoder.modes | encoder.decoders).items():
             export_onnx(mode, folder / f"{name}.onnx")
         config = {
             "version": bundle.VERSION,
@@ -58,6 +58,10 @@ def publish(
             "modes": {
                 name: {"file": f"{name}.onnx", "inputs": mode.inputs, "dim": mode.dim}
                 for name, mode in encoder.modes.items()
+            },
+            "decoders": {
+                name: {"file": f"{name}.onnx", "inputs": decoder.inputs, "output": decoder.output}
+                for name, decoder in encoder.decoders.items()
             },
             "parameters": {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()},
             "run": run.model_dump(mode="json"),

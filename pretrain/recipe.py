@@ -61,6 +61,19 @@ class Mode:
 
 
 @dataclass
+class Decoder:
+    """One way from signals to another one of the same time: as a ``Mode``, but ``module`` gives
+    (B, ``output["channels"]``, T // step_samples * step_samples) float32, z-scored per window."""
+
+    module: nn.Module
+    inputs: list[dict[str, Any]]
+    output: dict[str, Any]  # {"modality", "rate" (Hz), "channels"}
+    min_samples: int
+    step_samples: int
+    max_samples: int
+
+
+@dataclass
 class Encoder:
     """What downstream gets. ``preprocessing`` = {modality: {rate, band, order, kind, window_s, min_s, short,
     normalise, unit}}, as it is written to ``preprocessing.json`` (DESIGN section 6)."""
@@ -68,6 +81,7 @@ class Encoder:
     modes: dict[str, Mode]  # by input: "ppg", "ecg", "ppg+ecg"
     kind: Literal["encoder", "tokenizer"]
     preprocessing: dict[str, dict[str, Any]]
+    decoders: dict[str, Decoder] = field(default_factory=dict)  # by name: "ppg_to_ecg"
 
 
 class Recipe(Protocol):

@@ -84,8 +84,10 @@ def kill_a_worker(driver: psutil.Process) -> None:
 def kill_the_driver(driver: psutil.Process) -> None:
     below = driver.children(recursive=True)
     os.kill(driver.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(below, timeout=60)  # Ray's processes follow their driver
-    assert not alive
+    _, alive = psutil.wait_procs(below, timeout=30)  # Ray's processes follow their driver
+    for agent in alive:  # some of Ray's agents stay behind, idle
+        assert "Agent" in agent.name()
+        agent.kill()
 
 
 @pytest.fixture(scope="module", params=[1, 0], ids=["zero1", "ddp"])

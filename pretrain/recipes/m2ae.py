@@ -1,0 +1,232 @@
+"""M2AE (arXiv 2605.09578): cross-modal masked autoencoder of PPG and ECG, "biosignal fingerprints".
+
+There is no public code: "paper" in a comment is the paper; "open" is what it leaves undefined and DESIGN 8.2
+or we choose. Optimizer, batch and schedule are in the run files. Negatives are those of a micro-batch over
+all workers, so a run with accumulation has fewer than its ``batch``. Windows may lack a modality: what they
+lack is masked, and everything else trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cluster.config import Config
+from cluster.errors import PlethoraError
+from datasets.windows import Signal, WindowSpec
+from pretrain import figures
+from pretrain.contrastive import Negatives, held_out, info_nce, metrics, unit
+from pretrain.layers import keyed_normal, keyed_uniform
+from pretrain.losses import mean_where
+from pretrain.m2ae_net import Fingerprint, M2AENet, Translate, scaled
+from pretrain.recipe import Decoder, Encoder, Mode, StepResult
+from pretrain.recipes.anyppg import prepared
+
+NAMES = ("ppg", "ecg")
+_SPANS, _NOISE, _DRIFT, _VALIDATION = 1, 2, 3, -1
+
+
+class M2AEConfig(Config):
+    """One stage over windows of PPG, ECG or both."""
+
+    window_s: float = Field(10.0, gt=0)  # paper
+    hop_s: float | None = None  # none: window_s
+    rate: float = 125.0  # open, Hz, of both: they share one length
+    ppg_band: tuple[float, float] = (0.5, 8.0)  # open, Hz: Butterworth, zero-phase, at the native rate
+    ecg_band: tuple[float, float] = (0.5, 40.0)  # open, Hz: below the mains
+    ppg_order: int = 3  # open
+    ecg_order: int = 3  # open
+    ecg_min_rate: float = 125.0  # open, Hz: slower ECG is left out
+    max_flat: float = 0.25  # open: largest flat share of a window, either signal
+    ecg_gate: bool = True  # open: unacceptable ECG is left out (Zhao 2018)
+    min_quality: float = 0.0  # open: no gate on the PPG
+    paired: bool = False  # paper: modalities may be missing; true: only windows with both
+
+    patch: int = Field(25, ge=2)  # open: 0.2 s; samples
+    dim: int = 256  # open
+    encoder_depth: int = Field(6, ge=1)  # open
+    bottleneck_depth: int = Field(2, ge=1)  # open
+    decoder_depth: int = Field(4, ge=1)  # open
+    heads: int = 8  # open
+    dropout: float = Field(0.0, ge=0, lt=1)  # open
+    projection: int = 128  # open
+
+    mask_ratio: float = Field(0.75, gt=0, lt=1)  # open: of one modality, drawn; the other hides the rest
+    span: int = Field(5, ge=1)  # open: patches that are hidden together, 1 s: longer than a beat
+    weight: float = Field(1.0, ge=0)  # open: λ, of reconstruction
+    temperature: float = Field(0.07, gt=0)  # open
+    aug_noise: float = Field(0.1, ge=0)  # open: of the z-scored view
+    aug_drift: float = Field(0.3, ge=0)  # open: largest amplitude of one slow sine in it
+    negatives: Negatives = "global"  # open
+    same_subject_negatives: bool = False  # DESIGN 8.2: other windows of a subject are not its negatives
+    gallery: int = Field(64, ge=2)  # ours: held-out windows among which a partner is sought
+    min_s: float = Field(2.0, gt=0)  # ours: shortest input of the published encoder
+
+    @property
+    def samples(self) -> int:
+        """Samples of a window at ``rate``, either modality."""
+        return round(self.window_s * self.rate)
+
+    def signals(self) -> tuple[Signal, Signal]:
+        """How windows are prepared; normalisation is left to the network."""
+        return (
+            Signal(
+                modality="ppg", rate=self.rate, band=self.ppg_band, order=self.ppg_order,
+                max_flat=self.max_flat, required=self.paired,
+            ),
+            Signal(
+                modality="ecg", rate=self.rate, band=self.ecg_band, order=self.ecg_order, upright=True,
+                min_rate=self.ecg_min_rate, max_flat=self.max_flat, gate="ecg" if self.ecg_gate else "none",
+                required=self.paired,
+            ),
+        )  # fmt: skip
+
+
+class M2AE:
+    """InfoNCE across modalities and views + λ · masked and cross-modal reconstruction."""
+
+    Config = M2AEConfig
+
+    def __init__(self, config: M2AEConfig, seed: int) -> None:
+        if config.samples < config.patch:
+            raise PlethoraError(
+                f"a window of {config.samples} samples (window_s = {config.window_s:g}, {config.rate:g} Hz) "
+                f"holds no patch of {config.patch}: lengthen it or lower method.patch"
+            )
+        self.config, self.seed = config, seed
+
+    def windows(self) -> WindowSpec:
+        c = self.config
+        return WindowSpec(signals=c.signals(), window_s=c.window_s, hop_s=c.hop_s, min_quality=c.min_quality)
+
+    def modules(self) -> dict[str, nn.Module]:
+        c = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return {
+                "m2ae": M2AENet(
+                    NAMES, c.patch, c.samples // c.patch, c.dim, c.encoder_depth, c.bottleneck_depth,
+                    c.decoder_depth, c.heads, c.projection, c.dropout,
+                )
+            }  # fmt: skip
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return {}
+
+    def losses(
+        self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module], batch: dict, step: int
+    ) -> StepResult:
+        c, subject = self.config, batch["subject"]
+        training = torch.is_grad_enabled()
+        at = step if training else _VALIDATION
+        has = {m: batch.get(f"has_{m}", torch.ones_like(subject, dtype=torch.bool)) for m in NAMES}
+        clean = {m: scaled(batch[m], c.patch) for m in NAMES}
+        masks = complementary(batch["window"], c, clean["ppg"].shape[1], has, self.seed, at)
+        hidden = dict(zip(NAMES, masks, strict=True))
+        view = {m: self._view(clean[m], batch["window"], at, i) for i, m in enumerate(NAMES)}
+        out = modules["m2ae"](clean, view, hidden, has)
+
+        # what is contrasted: one modality with the other, and a window with its view
+        both = has["ppg"] & has["ecg"]
+        pairs = {
+            "cross": (out["print"]["ppg"], out["print"]["ecg"], both),
+            **{m: (out["print"][m], out["print_view"][m], has[m]) for m in NAMES},
+        }
+        scale = 1 / c.temperature
+        others = None if c.same_subject_negatives else subject
+        log: dict[str, Tensor | float] = {"temperature": c.temperature, "scale": scale}
+        terms: dict[str, Tensor] = {}
+        for name, (a, b, valid) in pairs.items():
+            if training:
+                terms[name] = info_nce(a, b, scale, valid, others, c.negatives)
+                found = metrics(unit(a.detach()[valid]), unit(b.detach()[valid])) if name == "cross" else {}
+                log |= {key: found[key] for key in ("alignment", "uniformity") if key in found}
+            else:
+                terms[name], found = held_out(a, b, scale, subject, c.gallery, valid)
+                if name == "cross":
+                    log |= {
+                        k.replace("_ab", "_ppg_ecg").replace("_ba", "_ecg_ppg"): v for k, v in found.items()
+                    }
+            log[f"nce_{name}"] = terms[name].detach()
+        contrast = terms["cross"] + (terms["ppg"] + terms["ecg"]) / 2
+
+        rebuilt = contrast.new_zeros(())
+        counts: dict[str, Tensor] = {}
+        for m in NAMES:
+            error = (clean[m] - torch.stack([out[k][m] for k in ("joint", "intra", "cross")])).square()
+            error = error.mean(dim=-1)  # (3, B, N)
+            share = hidden[m].float()
+            inside = (error * share).sum(dim=-1) / share.sum(dim=-1).clamp_min(1.0)
+            kept = {"joint": has[m], "intra": has[m], "cross": both}
+            values = {"joint": inside[0], "intra": inside[1], "cross": error[2].mean(dim=-1)}
+            for key, value in values.items():
+                rebuilt = rebuilt + mean_where(value, kept[key], training) / (3 * len(NAMES))
+                held = torch.where(kept[key], value.detach(), 0.0).sum()
+                counts[f"error_{m}_{key}"] = torch.stack([held, kept[key].sum().to(held)])
+        log["contrast"], log["reconstruction"] = contrast.detach(), rebuilt.detach()
+        log |= {f"{k}": n[0] / n[1].clamp_min(1.0) for k, n in counts.items()} if training else {}
+        drawn = {
+            "retrieval": lambda: figures.retrieval(
+                unit(out["print"]["ppg"][both]), unit(out["print"]["ecg"][both]), ("PPG", "ECG"), c.gallery
+            ),
+            "reconstruction": lambda: figures.reconstruction(clean, out, hidden, has, c.rate),
+        }
+        return StepResult(
+            losses={"m2ae": contrast + c.weight * rebuilt},
+            log=log,
+            counts=counts,
+            figures={} if training else drawn,
+        )
+
+    def _view(self, clean_bnp: Tensor, ids: Tensor, at: int, side: int) -> Tensor:
+        """The augmented view of a z-scored window: noise and a slow drift, each modality its own."""
+        c, (b, n, p) = self.config, clean_bnp.shape
+        u = keyed_uniform(ids, 3, self.seed, at, side, _DRIFT)[..., None]
+        time = torch.linspace(0, 1, n * p, device=clean_bnp.device)
+        drift = c.aug_drift * u[:, 0] * torch.sin(2 * torch.pi * (3 * u[:, 1] * time + u[:, 2]))
+        noise = c.aug_noise * keyed_normal(ids, n * p, self.seed, at, side, _NOISE)
+        return clean_bnp + (drift + noise).reshape(b, n, p)
+
+    def summary(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        return {name: float(total[0] / total[1].clamp_min(1.0)) for name, total in counts.items()}
+
+    def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
+        c, net = self.config, modules["m2ae"]
+        assert isinstance(net, M2AENet)
+        low = -(-round(c.min_s * c.rate) // c.patch) * c.patch
+        lengths = {"min_samples": low, "step_samples": c.patch, "max_samples": c.samples // c.patch * c.patch}
+        about = {m: {"name": m, "modality": m, "rate": c.rate, "channels": 1} for m in NAMES}
+        modes = {
+            "+".join(names): Mode(Fingerprint(net, names), [about[m] for m in names], c.dim, **lengths)
+            for names in (("ppg",), ("ecg",), NAMES)
+        }
+        decoders = {}
+        for source, target in (NAMES, NAMES[::-1]):
+            output = {key: about[target][key] for key in ("modality", "rate", "channels")}
+            translate = Translate(net, source, target)
+            decoders[f"{source}_to_{target}"] = Decoder(translate, [about[source]], output, **lengths)
+        preprocessing = {s.modality: prepared(s, low / c.rate, c.window_s) for s in c.signals()}
+        return Encoder(modes, "encoder", preprocessing, decoders)
+
+
+def complementary(
+    ids_b: Tensor, c: M2AEConfig, n: int, has: Mapping[str, Tensor], seed: int, at: int
+) -> tuple[Tensor, Tensor]:
+    """Hidden patches (B, n) bool of the PPG and of the ECG: where one is hidden the other is seen.
+
+    Runs of ``c.span`` patches from a drawn place on; one modality, drawn, hides ``c.mask_ratio`` of them and
+    the other one the rest. A window with one modality hides ``c.mask_ratio`` of it.
+    """
+    spans = -(-n // c.span) + 1  # the first and the last are cut by the drawn place
+    u = keyed_uniform(ids_b, spans + 3, seed, at, _SPANS)
+    count = (c.mask_ratio * spans + u[:, 2]).long().clamp(1, spans - 1)  # the ratio, on average
+    chosen = u[:, 3:].argsort(dim=1).argsort(dim=1) < count[:, None]
+    start = (u[:, 0] * c.span).long()
+    where = (torch.arange(n, device=u.device) + start[:, None]) // c.span
+    more = chosen.gather(1, where)  # mask_ratio of the patches
+    ppg_has_more = (u[:, 1] < 0.5) & has["ppg"] | ~has["ecg"]
+    side = ppg_has_more[:, None]
+    return torch.where(side, more, ~more), torch.where(side, ~more, more)
