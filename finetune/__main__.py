@@ -1,4 +1,4 @@
-"""python -m finetune evaluate | embed: what a published bundle is worth, and its vectors."""
+"""python -m finetune evaluate | embed | reconstruct: what a published bundle is worth, and what it gives."""
 
 import argparse
 from typing import Any
@@ -37,6 +37,28 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--mode", metavar="NAME", help="the bundle's mode (default: its only one)")
     two.add_argument("--force", action="store_true", help="replace --out if it exists")
     two.add_argument("--json", action="store_true", help="counts as one JSON line at the end")
+
+    three = commands.add_parser("reconstruct", help="one signal from another, beside the true one")
+    three.add_argument(
+        "--bundle", required=True, metavar="URI", help="a published bundle with decoders (M2AE)"
+    )
+    three.add_argument(
+        "--input", required=True, metavar="URI",
+        help="a corpus with both signals, or an .npz with the given one (and, for figures, the true other)",
+    )  # fmt: skip
+    three.add_argument("--from", required=True, dest="source", metavar="MODALITY", help="the one given: ppg")
+    three.add_argument(
+        "--to", required=True, dest="target", metavar="MODALITY", help="the one to rebuild: ecg"
+    )
+    three.add_argument("--out", required=True, metavar="DIR", help="table, pictures and rebuilt windows")
+    three.add_argument(
+        "--subjects", choices=("unseen", "all"), default="unseen",
+        help="unseen (default): leave out whom pretraining saw; all: keep them",
+    )  # fmt: skip
+    three.add_argument("--windows", type=int, default=2000, help="at most so many, spread (default 2000)")
+    three.add_argument("--folds", type=int, default=5, help="subject-disjoint, of the references (default 5)")
+    three.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
+    three.add_argument("--json", action="store_true", help="results as one JSON line at the end")
     return top
 
 
@@ -53,6 +75,13 @@ def main(argv: list[str]) -> dict[str, Any]:
         print(f"refused: {refused}" + _tail(counts))
         print(f"written: {counts['out']}")
         return counts
+    if given.command == "reconstruct":
+        from finetune.reconstruct import reconstruct
+
+        return reconstruct(
+            given.bundle, given.input, given.source, given.target, given.out, given.subjects, given.windows,
+            given.folds, given.seed,
+        )  # fmt: skip
     from finetune.evaluate import evaluate
 
     return evaluate(
