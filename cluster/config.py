@@ -51,6 +51,15 @@ def read_toml(path: str | Path, sets: Sequence[str] = ()) -> dict[str, Any]:
     return _merged(Path(path), sets)[0]
 
 
+def table_of(sets: Sequence[str]) -> dict[str, Any]:
+    """The table that the ``a.b=v`` of `sets` make without a file."""
+    data: dict[str, Any] = {}
+    for item in sets:
+        keys, text = _split(item)
+        _put(data, keys, _value(text), item)
+    return data
+
+
 def _checked(model: type[M], data: dict[str, Any]) -> M:
     # pydantic's strict *Python* mode refuses a list for a tuple; its strict JSON mode knows what text holds.
     return model.model_validate_json(json.dumps(data, default=str), strict=True)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.importing.names import Filling, Names
 from pretrain.sync_bn import BatchNorm
 
 Norm = Callable[[int], BatchNorm]
@@ -139,59 +140,43 @@ class Projector(nn.Sequential):
 
 def from_authors(state: Mapping[str, Tensor]) -> tuple[Net1D, list[str]]:
     """The network that a state dict of the authors' Net1D (AnyPPG's encoder, ECGFounder) describes, with its
-    weights -> (network without dropout, names left unused).
+    weights -> (network without dropout, names left unused). Errors: ValueError naming all that does not fit.
+    """
+    names = Names({name.removeprefix("module."): value for name, value in state.items()})
+    net = authors_net(names)
+    names.finish("a Net1D")
+    return net, names.unused
+
+
+def authors_net(names: Names, prefix: str = "") -> Net1D:
+    """The Net1D whose weights ``names`` holds under ``prefix``, taken out of it, without dropout.
 
     Shapes tell stages, kernel and group width. A bias before batch norm is taken off the running mean: the
     same function. Unused are the first block's first norm, which their code never calls, and heads
-    (``dense``). Errors: ValueError naming what is missing or of another shape.
+    (``dense``). Errors: ValueError when no such network can be told; the rest is told by ``names.finish``.
     """
-    left = {name.removeprefix("module."): value for name, value in state.items()}
-    places = [
-        name.split(".")
-        for name in left
-        if name.startswith("stage_list.") and name.endswith("conv1.conv.weight")
-    ]
-    if "first_conv.conv.weight" not in left or not places:
-        raise ValueError("no first_conv.conv.weight or stage_list in it: not the state of a Net1D")
-    stages = sorted((int(p[1]), int(p[3])) for p in places)
-    blocks = [sum(s == number for s, _ in stages) for number in range(stages[-1][0] + 1)]
-    stem, channels, kernel = left["first_conv.conv.weight"].shape
-    shapes = [
-        left[f"stage_list.{number}.block_list.0.conv2.conv.weight"].shape for number in range(len(blocks))
-    ]
+    first, stages = f"{prefix}first_conv.conv.weight", f"{prefix}stage_list."
+    blocks = [names.count(f"{stages}{stage}.block_list.") for stage in range(names.count(stages))]
+    if first not in names.left or not blocks:
+        raise ValueError(f"no {first} or {stages}* in it: not the state of a Net1D")
+    stem, channels, kernel = names.shape(first)
+    shapes = [names.shape(f"{stages}{n}.block_list.0.conv2.conv.weight") for n in range(len(blocks))]
     net = Net1D(channels, [s[0] for s in shapes], blocks, kernel, shapes[0][1], stem, 0.0)
+    names.drop(f"{stages}0.block_list.0.bn1.", f"{prefix}dense.")
 
-    def take(name: str) -> Tensor:
-        if name not in left:
-            raise ValueError(f"{name} is missing")
-        return left.pop(name)
-
-    new: dict[str, Tensor] = {}
-
-    def norm(ours: str, theirs: str, bias: Tensor | None) -> None:
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            new[f"{ours}.{part}"] = take(f"{theirs}.{part}")
-        new[f"{ours}.num_batches_tracked"] = left.pop(f"{theirs}.num_batches_tracked", torch.tensor(0))
-        if bias is not None:
-            new[f"{ours}.running_mean"] = new[f"{ours}.running_mean"] - bias
-
-    new["stem.weight"] = take("first_conv.conv.weight")
-    norm("norm", "first_bn", take("first_conv.conv.bias"))
-    for number, (stage, block) in enumerate(stages):
-        ours, theirs = f"blocks.{number}", f"stage_list.{stage}.block_list.{block}"
+    fill = Filling(net, names)
+    fill.move("stem", f"{prefix}first_conv.conv", ["weight"])
+    fill.norm("norm", f"{prefix}first_bn", f"{prefix}first_conv.conv.bias")
+    places = [(stage, block) for stage, count in enumerate(blocks) for block in range(count)]
+    for number, (stage, block) in enumerate(places):
+        ours, theirs = f"blocks.{number}", f"{stages}{stage}.block_list.{block}"
         if number:
-            norm(f"{ours}.norm1", f"{theirs}.bn1", None)
+            fill.norm(f"{ours}.norm1", f"{theirs}.bn1")
         for a, b in ((1, 2), (2, 3)):
-            new[f"{ours}.conv{a}.weight"] = take(f"{theirs}.conv{a}.conv.weight")
-            norm(f"{ours}.norm{b}", f"{theirs}.bn{b}", take(f"{theirs}.conv{a}.conv.bias"))
-        for ours_, theirs_ in (("conv3", "conv3.conv"), ("squeeze", "se_fc1"), ("excite", "se_fc2")):
-            for part in ("weight", "bias"):
-                new[f"{ours}.{ours_}.{part}"] = take(f"{theirs}.{theirs_}.{part}")
-    wrong = [n for n, v in net.state_dict().items() if n in new and v.shape != new[n].shape]
-    if wrong:
-        raise ValueError(f"of another shape than its stages have: {', '.join(wrong)}")
-    unknown = [n for n in left if not n.startswith(("stage_list.0.block_list.0.bn1.", "dense."))]
-    if unknown:
-        raise ValueError(f"not part of a Net1D: {', '.join(unknown)}")
-    net.load_state_dict(new)
-    return net, sorted(left)
+            fill.move(f"{ours}.conv{a}", f"{theirs}.conv{a}.conv", ["weight"])
+            fill.norm(f"{ours}.norm{b}", f"{theirs}.bn{b}", f"{theirs}.conv{a}.conv.bias")
+        fill.move(f"{ours}.conv3", f"{theirs}.conv3.conv")
+        fill.move(f"{ours}.squeeze", f"{theirs}.se_fc1")
+        fill.move(f"{ours}.excite", f"{theirs}.se_fc2")
+    fill.load()
+    return net

@@ -36,8 +36,6 @@ def publish(
     weights: {module: whole state dict}; history: validations in order; plots: {name: PNG}.
     The ONNX file of each mode and decoder is checked against torch (1e-4) before anything is published.
     """
-    from safetensors.torch import save_file
-
     uri = storage.join(run.storage, run.name, "bundle")
     if storage.exists(storage.join(uri, "_COMPLETE")):
         return uri
@@ -45,7 +43,39 @@ def publish(
     for name, module in modules.items():
         module.load_state_dict(dict(weights[name]))
         module.eval()
-    encoder = recipe.encoder(modules)
+    counts = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
+    first, last = (history[0], history[-1]) if history else ({}, {})
+    lineage = {
+        "corpora": data.lineage(),
+        "windows_seen": {key: count for key, (count, _) in ledger.items()},
+        "windows": data.spec.model_dump(mode="json"),
+        "seeds": {"run": run.seed, "split": run.split.seed},
+        "parents": parents(run),
+    }
+    write_bundle(
+        uri, recipe.encoder(modules), weights, counts, run.model_dump(mode="json"), lineage,
+        {"first": first, "last": last, "history": history}, dict(plots) | curves(history),
+    )  # fmt: skip
+    return uri
+
+
+def write_bundle(
+    uri: str,
+    encoder: Encoder,
+    weights: Mapping[str, Mapping[str, "Tensor"]],
+    parameters: Mapping[str, int],
+    run: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    plots: Mapping[str, bytes],
+) -> None:
+    """Write a bundle's files and publish them at ``uri``. Commit and versions are added to ``lineage``.
+
+    run: what config.json says of how the network is rebuilt, "recipe" and "method" at least; parameters: how
+    many each module has.
+    """
+    from safetensors.torch import save_file
+
     with tempfile.TemporaryDirectory(prefix="plethora-bundle-") as temporary:
         folder = Path(temporary)
         flat = {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}
@@ -63,31 +93,29 @@ def publish(
                 name: {"file": f"{name}.onnx", "inputs": decoder.inputs, "output": decoder.output}
                 for name, decoder in encoder.decoders.items()
             },
-            "parameters": {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()},
-            "run": run.model_dump(mode="json"),
+            "parameters": dict(parameters),
+            "run": dict(run),
         }
         preprocessing = describe(encoder)
-        first, last = (history[0], history[-1]) if history else ({}, {})
-        metrics = {"first": first, "last": last, "history": history}
-        lineage = {
-            "corpora": data.lineage(),
-            "windows_seen": {key: count for key, (count, _) in ledger.items()},
-            "windows": data.spec.model_dump(mode="json"),
-            "seeds": {"run": run.seed, "split": run.split.seed},
+        made = {
             "git_commit": commit(),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "parents": parents(run),
         }
-        for name, content in (
-            ("config", config), ("preprocessing", preprocessing), ("metrics", metrics), ("lineage", lineage),
-        ):  # fmt: skip
+        documents: dict[str, dict[str, Any]] = {
+            "config": config,
+            "preprocessing": preprocessing,
+            "metrics": dict(metrics),
+            "lineage": {**lineage, **made},
+        }
+        for name, content in documents.items():
             (folder / f"{name}.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         (folder / "plots").mkdir()
-        for name, png in (dict(plots) | curves(history)).items():
+        for name, png in plots.items():
             (folder / "plots" / f"{name}.png").write_bytes(png)
-        (folder / "README.md").write_text(card.render(config, preprocessing, lineage, metrics))
+        (folder / "README.md").write_text(
+            card.render(config, preprocessing, documents["lineage"], documents["metrics"])
+        )
         bundle.publish(folder, uri)
-    return uri
 
 
 def describe(encoder: Encoder) -> dict[str, dict[str, Any]]:

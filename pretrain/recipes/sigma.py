@@ -97,6 +97,7 @@ class TokenizerConfig(Windows):
     decoder_heads: int = 10  # code
     codebook_size: int = Field(4096, ge=2)  # paper
     code_dim: int = 64  # paper
+    final_norms: Literal[1, 2] = 1  # LayerNorms after the encoder; code: 2
     decay: float = 0.99  # paper: EMA of the codebook
     kmeans: bool = True  # code: --quantize_kmeans_init
     codebook_start: int = 0  # ours: steps before there are codes; without, small runs start from noise
@@ -330,6 +331,9 @@ class Masked:
 def tokens(c: TokenizerConfig) -> Tokens:
     """The tokenizer's network with fresh weights."""
     encoder = conv_encoder(c.patch, c.conv_channels, c.dim, c.depth, c.heads, c.patches, bias=True)
+    if c.final_norms == 2:
+        twice = (nn.LayerNorm(c.dim, eps=1e-6) for _ in range(2))
+        encoder.add_module("norm", nn.Sequential(*twice))
     decoder = code_decoder(c.code_dim, c.decoder_dim, c.decoder_depth, c.decoder_heads, c.patches)
     quantizer = Quantizer(c.code_dim, c.codebook_size, c.decay, c.kmeans, c.dead_share)
     return Tokens(

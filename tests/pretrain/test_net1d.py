@@ -106,12 +106,24 @@ def test_what_does_not_match_is_named() -> None:
     state = authors()
     with pytest.raises(ValueError, match="not the state of a Net1D"):
         from_authors({"weight": torch.zeros(3)})
-    with pytest.raises(ValueError, match=r"stage_list.1.block_list.0.se_fc1.bias is missing"):
-        from_authors({k: v for k, v in state.items() if k != "stage_list.1.block_list.0.se_fc1.bias"})
-    with pytest.raises(ValueError, match=r"another shape than its stages have: blocks.2.squeeze.bias"):
-        from_authors(state | {"stage_list.1.block_list.0.se_fc1.bias": torch.zeros(3)})
-    with pytest.raises(ValueError, match=r"not part of a Net1D: rnn.weight"):
+    lacking = {k: v for k, v in state.items() if k != "stage_list.1.block_list.0.se_fc1.bias"}
+    with pytest.raises(ValueError, match=r"^missing: stage_list.1.block_list.0.se_fc1.bias$"):
+        from_authors(lacking)
+    short = {"stage_list.1.block_list.0.se_fc1.bias": torch.zeros(3)}
+    with pytest.raises(
+        ValueError, match=r"^of another shape: stage_list.1.block_list.0.se_fc1.bias \(3\) ins"
+    ):
+        from_authors(state | short)
+    with pytest.raises(ValueError, match=r"^not part of a Net1D: rnn.weight$"):
         from_authors(state | {"rnn.weight": torch.zeros(3)})
+    broken = {
+        "first_bn.bias": torch.zeros(3),
+        "stage_list.0.block_list.0.se_fc2.bias": torch.full((8,), torch.nan),
+    }
+    with pytest.raises(
+        ValueError, match=r"missing: .*; of another shape: .*; with NaN .*; not part of .*: odd$"
+    ):
+        from_authors(lacking | broken | {"odd": torch.zeros(3)})
     assert "dense.weight" in from_authors(state | {"dense.weight": torch.zeros(3)})[1]
 
 

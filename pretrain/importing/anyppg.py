@@ -1,0 +1,83 @@
+"""The state dicts of AnyPPG's release (PKUDigitalHealth/AnyPPG) -> our networks, the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.errors import PlethoraError
+from pretrain.importing.config import settle
+from pretrain.importing.names import Filling, Names
+from pretrain.net1d import Block, Net1D, Projector, authors_net
+from pretrain.recipe import Encoder
+from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig, Pair, mode, prepared
+
+
+def anyppg(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, nn.Module], AnyPPGConfig]:
+    """Its PPG encoder alone (``anyppg_ckpt.pth``), or its whole ``CLIP`` module, whose ECG encoder becomes
+    the mode "ecg": (encoder, modules by name, config). Errors: PlethoraError, ValueError."""
+    whole = any(name.startswith("ppg_encoder.") for name in names.left)
+    ppg = authors_net(names, "ppg_encoder." if whole else "")
+    told = _table(ppg, "ppg_encoder")
+    if not whole:
+        names.finish("AnyPPG's PPG encoder, nor of its CLIP module")
+        c = settle(AnyPPGConfig, told, given)
+        signal = c.signals()[0]
+        published = mode(ppg, ppg.dim, signal, c.min_s, c.window_s)
+        encoder = Encoder({"ppg": published}, "encoder", {"ppg": prepared(signal, c.min_s, c.window_s)})
+        return encoder, {"pair": nn.ModuleDict({"ppg": ppg})}, c
+
+    ecg = authors_net(names, "ecg_encoder.")
+    other = _table(ecg, "ecg_encoder")
+    for key in ("stem", "width"):
+        if told[key] != other[key]:
+            raise PlethoraError(
+                f"its encoders differ in {key}: PPG {told[key]}, ECG {other[key]}; one is wanted of both"
+            )
+    told |= {f"ecg_{key}": other[key] for key in ("filters", "blocks", "kernel")}
+    told["projection"] = names.shape("ppg_projector.3.weight")[0]
+    c = settle(AnyPPGConfig, told, given)
+    pair = Pair(c.net(), c.ecg_net(), ecg.dim, c)
+    assert pair.ecg is not None
+    pair.ppg.load_state_dict(ppg.state_dict())
+    pair.ecg.load_state_dict(ecg.state_dict())
+    heads = [
+        _projector(pair.ppg_head, names, "ppg_projector"),
+        _projector(pair.ecg_head, names, "ecg_projector"),
+    ]
+    scale = names.take("clip_loss.logit_scale", ())
+    names.finish("AnyPPG's CLIP module")
+    for head in heads:
+        head.load()
+    with torch.no_grad():
+        pair.scale.log.fill_(scale)
+    return AnyPPG(c, 0).encoder({"pair": pair.eval()}), {"pair": pair}, c
+
+
+def _table(net: Net1D, name: str) -> dict[str, Any]:
+    """What a config says of a network. Errors: PlethoraError when it takes several channels."""
+    stem, channels, kernel = net.stem.weight.shape
+    if channels != 1:
+        raise PlethoraError(f"its {name} takes {channels} channels, and one is wanted")
+    convs = [(block.stride, block.conv2.weight.shape) for block in net.blocks if isinstance(block, Block)]
+    starts = [number for number, (stride, _) in enumerate(convs) if stride == 2]
+    return {
+        "filters": [convs[number][1][0] for number in starts],
+        "blocks": [b - a for a, b in pairwise([*starts, len(convs)])],
+        "kernel": kernel,
+        "stem": stem,
+        "width": convs[0][1][1],
+    }
+
+
+def _projector(head: Projector, names: Names, theirs: str) -> Filling:
+    """The bias before its batch norm is taken off the running mean."""
+    fill = Filling(head, names)
+    fill.move("0", f"{theirs}.0", ["weight"])
+    fill.norm("1", f"{theirs}.1", f"{theirs}.0.bias")
+    fill.move("3", f"{theirs}.3")
+    return fill

@@ -1,0 +1,110 @@
+"""Somebody else's state dict taken apart by its own names, so that all that does not fit is told at once.
+
+Imports torch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+SHOWN = 8  # names of a kind in one line
+
+
+class Names:
+    """What is left of a state dict, and what was wrong with the rest.
+
+    ``take`` hands out a tensor once. One that is missing or of another shape is noted and stands as zeros, so
+    that a mapping runs to its end; ``finish`` then raises.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.left = dict(state)
+        self.unused: list[str] = []
+        self._missing: list[str] = []
+        self._wrong: list[str] = []
+        self._nonfinite: list[str] = []
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor without which nothing else can be told. Errors: ValueError when it is missing."""
+        if name not in self.left:
+            raise ValueError(f"missing: {name}")
+        return tuple(self.left[name].shape)
+
+    def take(self, name: str, shape: Sequence[int]) -> Tensor:
+        """The tensor of that name and shape, half precision as float32."""
+        value = self.left.pop(name, None)
+        if value is None:
+            self._missing.append(name)
+        elif tuple(value.shape) != tuple(shape):
+            self._wrong.append(f"{name} {_text(value.shape)} instead of {_text(shape)}")
+        else:
+            if value.is_floating_point():
+                if not value.isfinite().all():
+                    self._nonfinite.append(name)
+                value = value if value.dtype == torch.float64 else value.float()
+            return value
+        return torch.zeros(tuple(shape))
+
+    def count(self, prefix: str) -> int:
+        """How many entries a list of modules has whose names start with ``prefix`` and a number."""
+        numbers = [name[len(prefix) :].split(".")[0] for name in self.left if name.startswith(prefix)]
+        return max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+
+    def drop(self, *prefixes: str) -> None:
+        """Set aside what the authors' own forward pass never uses."""
+        found = sorted(name for name in self.left if name.startswith(prefixes))
+        self.unused += found
+        for name in found:
+            del self.left[name]
+
+    def finish(self, what: str) -> None:
+        """Errors: ValueError that names what is missing, of another shape, not finite, and unknown."""
+        told = (
+            ("missing", self._missing),
+            ("of another shape", self._wrong),
+            ("with NaN or infinite values", self._nonfinite),
+            (f"not part of {what}", sorted(self.left)),
+        )
+        if found := [f"{kind}: {_listed(names)}" for kind, names in told if names]:
+            raise ValueError("; ".join(found))
+
+
+class Filling:
+    """The state dict of one of our modules, filled name by name from ``names``."""
+
+    def __init__(self, net: nn.Module, names: Names) -> None:
+        self.net, self.names = net, names
+        self.wanted = net.state_dict()
+        self.new: dict[str, Tensor] = {}
+
+    def move(self, ours: str, theirs: str, parts: Iterable[str] = ("weight", "bias")) -> None:
+        """``<theirs>.<part>`` becomes ``<ours>.<part>``."""
+        for part in parts:
+            name = f"{ours}.{part}"
+            self.new[name] = self.names.take(f"{theirs}.{part}", self.wanted[name].shape)
+
+    def norm(self, ours: str, theirs: str, bias: str | None = None) -> None:
+        """A batch norm. ``bias``: of the linear map before it, where ours has none: taken off the running
+        mean, which is the same function."""
+        self.move(ours, theirs, ("weight", "bias", "running_mean", "running_var"))
+        counted = self.names.left.pop(f"{theirs}.num_batches_tracked", torch.tensor(0))
+        self.new[f"{ours}.num_batches_tracked"] = counted
+        if bias is not None:
+            mean = self.new[f"{ours}.running_mean"]
+            self.new[f"{ours}.running_mean"] = mean - self.names.take(bias, mean.shape)
+
+    def load(self) -> None:
+        """Into the module; each of its tensors must have been filled."""
+        self.net.load_state_dict(self.new)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _text(shape: Iterable[int]) -> str:
+    return "(" + ", ".join(str(n) for n in shape) + ")"

@@ -1,0 +1,110 @@
+"""``python -m pretrain import``: published weights of the authors -> a bundle of ours."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+from cluster.config import table_of
+from cluster.errors import PlethoraError
+
+# what each is, and whose; corpora as the release names them, since no checkpoint does
+KINDS: dict[str, dict[str, Any]] = {
+    "anyppg": {
+        "recipe": "pretrain.recipes.anyppg:AnyPPG",
+        "code": "https://github.com/PKUDigitalHealth/AnyPPG",
+        "paper": "arXiv 2511.01747",
+        "corpora_named": ["PulseDB", "MC-MED", "HSP", "CFS", "MESA"],
+    },
+    "sigma-tokenizer": {
+        "recipe": "pretrain.recipes.sigma:Tokenizer",
+        "code": "https://github.com/ZonghengGuo/SigmaPPG",
+        "paper": "arXiv 2601.21031",
+        "corpora_named": ["MIMIC-III", "MIMIC-IV", "VitalDB"],
+    },
+    "sigma-student": {
+        "recipe": "pretrain.recipes.sigma:Masked",
+        "code": "https://github.com/ZonghengGuo/SigmaPPG",
+        "paper": "arXiv 2601.21031",
+        "corpora_named": ["MIMIC-III", "MIMIC-IV", "VitalDB"],
+    },
+}
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain import",
+        description="Make a bundle of weights that a method's authors published: anyppg (the PPG encoder, or "
+        "the whole module with its ECG encoder), sigma-tokenizer, sigma-student. The file is opened as "
+        "weights only, never as code. What does not match the authors' public code is named, and nothing is "
+        "written.",
+    )
+    parser.add_argument("kind", choices=tuple(KINDS), help="whose weights these are")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a local .pth, .pt or .safetensors file")
+    parser.add_argument("--out", required=True, metavar="URI", help="the bundle: STORAGE/NAME/bundle")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="a key of the recipe's config that no shape tells: rate=50, heads=8, window_s=30",
+    )  # fmt: skip
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line on stdout"
+    )
+    given = parser.parse_args(argv)
+    return import_weights(given.kind, given.checkpoint, given.out, given.set)
+
+
+def import_weights(kind: str, checkpoint: str, out: str, sets: list[str]) -> dict[str, Any]:
+    """The bundle of ``checkpoint`` at ``out``: {"bundle", "kind", "modes", "parameters", "sha256", "unused"}.
+
+    Errors: PlethoraError when ``out`` is complete already, the file is no such checkpoint, or ``sets`` say
+    another thing than it; then nothing is written.
+    """
+    uri = storage.normalise(out)
+    if storage.exists(storage.join(uri, "_COMPLETE")):
+        raise PlethoraError(f"{uri} is a complete bundle, and bundles never change: give another --out")
+    from pretrain.importing import anyppg, sigma  # torch takes seconds: usage errors come before
+    from pretrain.importing.checkpoint import digest, read
+    from pretrain.importing.names import Names
+    from pretrain.publish import write_bundle
+
+    state = read(checkpoint)
+    names = Names(state)
+    mapping: Any = {
+        "anyppg": anyppg.anyppg, "sigma-tokenizer": sigma.tokenizer, "sigma-student": sigma.student,
+    }[kind]  # fmt: skip
+    try:
+        encoder, modules, config = mapping(names, table_of(sets))
+    except (ValueError, PlethoraError) as error:
+        raise PlethoraError(f"{checkpoint} as {kind}: {error}") from error
+    about = KINDS[kind]
+    imported = {
+        "file": Path(checkpoint).name,
+        "sha256": digest(checkpoint),
+        "kind": kind,
+        **{key: about[key] for key in ("code", "paper", "corpora_named")},
+        "unused": names.unused,
+    }
+    run = {
+        "recipe": about["recipe"],
+        "name": f"{kind}-imported",
+        "seed": 0,
+        "method": config.model_dump(mode="json", exclude_unset=True),
+    }
+    weights = {name: module.state_dict() for name, module in modules.items()}
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+    lineage = {"corpora": [], "parents": [], "imported": imported}
+    write_bundle(uri, encoder, weights, counts, run, lineage, {}, {})
+    unused = f"; not used: {', '.join(names.unused)}" if names.unused else ""
+    say = f"{uri}: {len(state)} tensors of {checkpoint}, modes {', '.join(encoder.modes)}{unused}"
+    print(say, file=sys.stderr, flush=True)
+    return {
+        "bundle": uri,
+        "kind": encoder.kind,
+        "modes": list(encoder.modes),
+        "parameters": counts,
+        "sha256": imported["sha256"],
+        "unused": names.unused,
+    }
