@@ -204,9 +204,22 @@ def _corpora(lineage: dict[str, Any]) -> str:
                 corpus["hash"][:12],
             )
         )
+    if not rows and (imported := lineage.get("imported")):
+        return _imported(imported)
     if not rows:
         return "No corpus is recorded in `lineage.json`."
     return _table(("corpus", "subjects seen", "licence of the data", "terms of use", "hash"), rows)
+
+
+def _imported(imported: dict[str, Any]) -> str:
+    """Whose weights these are, and what is not known of their training."""
+    return (
+        f"Imported: the weights of the authors' `{imported['file']}` (SHA-256 `{imported['sha256']}`; "
+        f"{imported['paper']}, {imported['code']}), the same function, not trained here. "
+        "**The training data are unknown**: a checkpoint does not name them, so overlap with any corpus is "
+        f"unknown, too. The authors' release names {', '.join(imported['corpora_named'])}. "
+        "The weights keep their authors' licence."
+    )
 
 
 def _input(given: dict[str, Any]) -> str:
@@ -232,9 +245,10 @@ def render(
     mode_rows = [
         (f"`{m}`", f"`{e['file']}`", ", ".join(map(_input, e["inputs"])), e["dim"]) for m, e in modes.items()
     ]
+    made = "rebuilt" if lineage.get("imported") else "made"
     parts = [
         f"# {_title(config)}",
-        f"A pretrained {config.get('kind', 'encoder')} for {signals}, made by the recipe "
+        f"A pretrained {config.get('kind', 'encoder')} for {signals}, {made} by the recipe "
         f"`{run.get('recipe', 'unknown')}`{_size(config)}. It turns a stretch of signal into one vector.",
         "## Use it",
         _table(("mode", "file", "inputs", "vector"), mode_rows),
@@ -255,11 +269,16 @@ def render(
             ]
     parts += ["## Preprocessing", "\n".join(_signal(m, known) for m, known in preprocessing.items())]
     parts += ["What is in `preprocessing.json` is binding; other preprocessing gives other vectors."]
+    terms = "Terms of the data bind whoever uses what was made from it: read them before you do."
+    if lineage.get("corpora"):
+        terms += (
+            " `lineage.json` lists the subjects seen, as keyed hashes, so that an evaluation can leave them "
+            "out."
+        )
     parts += [
         "## Training",
         _corpora(lineage),
-        "Terms of the data bind whoever uses what was made from it: read them before you do. "
-        "`lineage.json` lists the subjects seen, as keyed hashes, so that an evaluation can leave them out.",
+        terms,
         _table(("", ""), _provenance(run, lineage)),
     ]
     if figures := _figures(metrics):

@@ -95,7 +95,7 @@ def import_weights(kind: str, checkpoint: str, out: str, sets: list[str]) -> dic
     }
     weights = {name: module.state_dict() for name, module in modules.items()}
     counts = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    lineage = {"corpora": [], "parents": [], "imported": imported}
+    lineage = {"corpora": [], "parents": [], "seeds": "unknown", "imported": imported}
     write_bundle(uri, encoder, weights, counts, run, lineage, {}, {})
     unused = f"; not used: {', '.join(names.unused)}" if names.unused else ""
     say = f"{uri}: {len(state)} tensors of {checkpoint}, modes {', '.join(encoder.modes)}{unused}"
