@@ -28,6 +28,7 @@ class WindowSpec(Config):
     signals: tuple[Signal, ...]
     window_s: float = Field(gt=0)
     hop_s: float | None = None  # None: no overlap
+    until_s: float | None = None  # one window a record, which ends at this second of it; None: a grid
     min_quality: float = (
         0.0  # lowest `signal.periodicity` of the first signal; 0: no gate, as in SIGMA's paper
     )
@@ -49,6 +50,8 @@ class WindowSpec(Config):
         """
         plain = {name: field.default for name, field in Signal.model_fields.items() if name in LATER}
         told = self.model_dump()
+        if self.until_s is None:
+            del told["until_s"]
         for sig in told["signals"]:
             for name, default in plain.items():
                 if sig[name] == default:
@@ -74,10 +77,16 @@ class WindowSpec(Config):
         ]
 
 
-def grid(duration_s: float, spec: WindowSpec) -> np.ndarray:
-    """Start offsets in seconds, (windows,), of the windows that fit a stretch of `duration_s`."""
+def grid(duration_s: float, spec: WindowSpec, start_s: float = 0.0) -> np.ndarray:
+    """Start offsets in seconds, (windows,), of the windows that fit a stretch of `duration_s` that begins
+    `start_s` into its record.
+    """
     hop = spec.hop_s or spec.window_s
     # the millisecond forgives durations that samples/rate rounds down
+    if spec.until_s is not None:
+        offset = spec.until_s - spec.window_s - start_s
+        fits = offset >= -1e-3 and offset + spec.window_s <= duration_s + 1e-3
+        return np.array([max(offset, 0.0)] if fits else [])
     count = int(np.floor((duration_s - spec.window_s + 1e-3) / hop)) + 1
     return np.arange(max(count, 0)) * hop
 

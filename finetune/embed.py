@@ -4,7 +4,7 @@ import os
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,23 +83,40 @@ def _write(path: Path, schema: pa.Schema, parts: Iterable[tuple[list[pa.Array], 
 
 def read_npz(path: str, modality: str) -> tuple[np.ndarray, float]:
     """Samples (n, T) float64 and rate in Hz of an .npz with `<modality>` ((T,) or (n, T)) and `rate`."""
+    return read_signals(path, (modality,))[modality]
+
+
+def read_signals(path: str, modalities: Sequence[str]) -> dict[str, tuple[np.ndarray, float]]:
+    """{modality: samples (n, T) float64, rate in Hz} of an .npz with the samples of each ((T,) or (n, T)),
+    and `<modality>_rate`, or one `rate` for all.
+    """
     if storage.is_remote(path):
         raise PlethoraError(
             f"{path}: an .npz is read from this machine only: download it, or ingest a corpus"
         )
+    wants = " and ".join(modalities)
     if not os.path.exists(path):
-        raise PlethoraError(f"no file {path}: --input takes a corpus or an .npz with {modality} and rate")
+        raise PlethoraError(f"no file {path}: --input takes a corpus or an .npz with {wants} and rate")
     try:
         with np.load(path, allow_pickle=False) as held:
-            missing = [key for key in (modality, "rate") if key not in held.files]
+            rate_of = {m: f"{m}_rate" if f"{m}_rate" in held.files else "rate" for m in modalities}
+            needed = dict.fromkeys([*modalities, *rate_of.values()])
+            missing = [key for key in needed if key not in held.files]
             if missing:
+                many = len(modalities) > 1
+                save = ", ".join(f"{m}=samples" for m in modalities)
+                rates = ", ".join(f"{m}_rate=hertz" for m in modalities) if many else "rate=hertz"
                 raise PlethoraError(
                     f"{path} has no {' and no '.join(missing)} (only {', '.join(held.files) or 'nothing'}): "
-                    f"save it with np.savez(path, {modality}=samples, rate=hertz)"
+                    f"save it with np.savez(path, {save}, {rates})"
                 )
-            x, rate = held[modality], held["rate"]
+            found = {m: (held[m], held[rate_of[m]]) for m in modalities}
     except (ValueError, OSError, zipfile.BadZipFile) as broken:
         raise PlethoraError(f"{path} cannot be read as plain arrays: {broken}") from broken
+    return {m: _numbers(path, m, *found[m]) for m in modalities}
+
+
+def _numbers(path: str, modality: str, x: np.ndarray, rate: np.ndarray) -> tuple[np.ndarray, float]:
     numbers = all(np.issubdtype(a.dtype, np.number) and not np.iscomplexobj(a) for a in (x, rate))
     if not numbers or x.ndim not in (1, 2) or rate.size != 1 or x.size == 0:
         raise PlethoraError(f"{path}: {modality} must be (samples,) or (n, samples) numbers, rate one number")
@@ -108,37 +125,55 @@ def read_npz(path: str, modality: str) -> tuple[np.ndarray, float]:
     return np.atleast_2d(np.asarray(x, np.float64)), float(rate.item())
 
 
+def _same_time(path: str, held: dict[str, tuple[np.ndarray, float]]) -> float:
+    """Seconds that every signal covers. PlethoraError when they have other numbers of rows, or lengths that
+    differ by more than a sample.
+    """
+    seconds = {m: x.shape[1] / rate for m, (x, rate) in held.items()}
+    apart = max(seconds.values()) - min(seconds.values())
+    if len({len(x) for x, _ in held.values()}) > 1 or apart > 1 / min(rate for _, rate in held.values()):
+        shown = ", ".join(f"{m} {len(x)} rows of {seconds[m]:g} s" for m, (x, _) in held.items())
+        raise PlethoraError(f"{path}: the signals must be of the same time, not {shown}: cut them alike")
+    return min(seconds.values())
+
+
 def _from_npz(
     bundle: str, input: str, path: Path, window_s: float | None, hop_s: float | None, mode: str | None, _: int
 ) -> dict[str, Any]:
     encoder = BundleEncoder(bundle, mode)
-    x, rate = read_npz(input, encoder.modality)
-    total = x.shape[1]
-    width = total if window_s is None else round(window_s * rate)
-    if window_s is None and total / rate > encoder.max_s + 0.5 / rate:
-        width = round(encoder.window_s * rate)
-    if width > total:
-        raise PlethoraError(f"{input} holds {total / rate:g} s a row, less than --window-s {window_s:g}")
-    hop = width / rate if hop_s is None else hop_s
-    starts = np.round(np.arange(0, (total - width) / rate + 1e-9, hop) * rate).astype(int)
-    schema = _schema([("row", pa.int64()), ("start_s", pa.float64())], encoder, width / rate, hop)
+    held = read_signals(input, encoder.modalities)
+    total, rates = _same_time(input, held), {m: rate for m, (_, rate) in held.items()}
+    rate = max(rates.values())
+    width = total if window_s is None else round(window_s * rate) / rate
+    if window_s is None and total > encoder.max_s + 0.5 / rate:
+        width = round(encoder.window_s * rate) / rate
+    if width > total + 1e-9:
+        raise PlethoraError(f"{input} holds {total:g} s a row, less than --window-s {window_s:g}")
+    hop = width if hop_s is None else hop_s
+    starts = np.round(np.arange(0, total - width + 1e-9, hop) * rate) / rate
+    rows = len(next(iter(held.values()))[0])
+    schema = _schema([("row", pa.int64()), ("start_s", pa.float64())], encoder, width, hop)
+
+    def cut(samples: np.ndarray, rate: float) -> np.ndarray:
+        length = round(width * rate)
+        first = np.minimum(np.round(starts * rate).astype(int), len(samples) - length)
+        return np.stack([samples[s : s + length] for s in first])[:, None]
 
     def parts() -> Iterable[tuple[list[pa.Array], np.ndarray]]:
-        with progress(len(x), "embed", "rows") as bar:
-            for row, samples in enumerate(x):
-                windows = np.stack([samples[s : s + width] for s in starts])[:, None]
-                keys = [pa.array(np.full(len(starts), row)), pa.array(starts / rate)]
+        with progress(rows, "embed", "rows") as bar:
+            for row in range(rows):
+                windows = {m: cut(x[row], rate) for m, (x, rate) in held.items()}
+                keys = [pa.array(np.full(len(starts), row)), pa.array(starts)]
                 try:
-                    vectors = encoder.embed(windows, rate)
+                    vectors = encoder.embed(windows, rates)
                 except PlethoraError as problem:
                     raise PlethoraError(f"{input}, row {row}: {problem}") from problem
                 yield keys, vectors
                 bar.update()
 
     windows = _write(path, schema, parts())
-    unused = (total - width - int(starts[-1])) / rate
-    return {"windows": windows, "rows": len(x), "dim": encoder.dim, "window_s": width / rate,
-            "unused_tail_s": round(unused, 6), "refused": {}}  # fmt: skip
+    return {"windows": windows, "rows": rows, "dim": encoder.dim, "window_s": width,
+            "unused_tail_s": round(total - width - float(starts[-1]), 6), "refused": {}}  # fmt: skip
 
 
 # ---------------------------------------------------------------- corpora
@@ -154,8 +189,9 @@ class _Actor:
         task = {name: np.asarray(column[0]) for name, column in batch.items()}
         rows = task.pop("rows")
         prepared = Index(self.corpus, self.spec, pa.table(task)).load(np.arange(len(rows)))
-        x, step = prepared[self.encoder.modality], self.encoder.samples_step
-        return {"row": rows, "embedding": self.encoder(x[..., : x.shape[-1] // step * step])}
+        step = self.encoder.samples_step
+        whole = {m: x[..., : x.shape[-1] // step * step] for m, x in prepared.items()}
+        return {"row": rows, "embedding": self.encoder(whole)}
 
 
 def _task(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -180,7 +216,8 @@ def _from_corpus(
     if window_s > encoder.max_s + 1e-6:
         raise PlethoraError(f"--window-s {window_s:g} is longer than the encoder takes ({encoder.max_s:g} s)")
     encoder.pieces(window_s)  # refuses windows under the minimum
-    spec = WindowSpec(signals=(encoder.signal,), window_s=window_s, hop_s=hop_s)
+    encoder.check(corpus)
+    spec = WindowSpec(signals=encoder.signals, window_s=window_s, hop_s=hop_s)
     with session(actors=actors) as ray:
         index = build(corpus, spec)
         refused = Counter(v for v in index.table["verdict"].to_pylist() if v != "ok")

@@ -1,53 +1,83 @@
 """A published bundle as a function from raw samples to vectors, and the same network without its training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from cluster import bundle as bundles
 from cluster.errors import PlethoraError
+from datasets.schema import Corpus
 from datasets.signal import Signal, prepare
 
 BATCH = 64
+
+Samples = np.ndarray | Mapping[str, np.ndarray]  # (n, channels, T) of the only input, or by modality
+Run = Callable[[Samples], np.ndarray]
 
 
 class BundleEncoder:
     """One mode of a bundle, run by onnxruntime; files are verified against the bundle's checksums.
 
     Lengths, filters and what happens to short input come from preprocessing.json alone, so this is what any
-    downstream team can do with the card's snippet, and a test compares the two.
+    downstream team can do with the card's snippet, and a test compares the two. A mode with several inputs
+    takes and gives dicts by modality where one with a single input takes and gives arrays.
     """
 
     def __init__(self, uri: str, mode: str | None = None, threads: int = 0) -> None:
         self.bundle = bundles.open(uri)
         modes = self.bundle.config.get("modes", {})
         if mode is None and len(modes) != 1:
-            raise PlethoraError(f"{uri} has {len(modes)} modes: choose one with --mode ({', '.join(modes)})")
+            raise PlethoraError(
+                f"{uri} has {len(modes)} modes ({', '.join(modes)}): choose one with --mode MODE "
+                "(compare: BUNDLE#MODE)"
+            )
         self.mode = mode or next(iter(modes))
         if self.mode not in modes:
             raise PlethoraError(f"{uri} has no mode {self.mode!r}: it has {', '.join(modes)}")
         entry = modes[self.mode]
-        if len(entry["inputs"]) != 1:
-            names = ", ".join(i["name"] for i in entry["inputs"])
+        self.inputs: list[dict[str, Any]] = list(entry["inputs"])
+        self.dim = int(entry["dim"])
+        self.modalities: tuple[str, ...] = tuple(i["modality"] for i in self.inputs)
+        if len(set(self.modalities)) < len(self.modalities):
+            raise PlethoraError(f"mode {self.mode!r} of {uri} takes one modality twice: publish it again")
+        self.signals = tuple(self._signal(modality) for modality in self.modalities)
+        if len({s.rate for s in self.signals}) > 1:
             raise PlethoraError(
-                f"mode {self.mode!r} of {uri} needs {names} together: choose a mode with one input"
+                f"mode {self.mode!r} of {uri} takes inputs of different rates, one length does not fit them: "
+                "publish it again"
             )
-        self.input, self.dim = entry["inputs"][0], int(entry["dim"])
-        self.modality: str = self.input["modality"]
-        if self.modality not in self.bundle.preprocessing:
-            raise PlethoraError(
-                f"{uri}: preprocessing.json says nothing about {self.modality}: publish it again"
-            )
-        known = self.bundle.preprocessing[self.modality]
+        known = [self.bundle.preprocessing[m] for m in self.modalities]
+        self.window_s = min(float(k["window_s"]) for k in known)
+        self.min_s = max(float(k["min_s"]) for k in known)
+        self.max_s = min(float(k.get("max_s", k["window_s"])) for k in known)
+        self.step_s = max(float(k["multiple_s"]) for k in known)
+        self.short = "refuse" if any(k["short"] == "refuse" for k in known) else str(known[0]["short"])
+        self._session = self._open_session(threads)
+
+    @property
+    def modality(self) -> str:
+        """The only input's; "ppg and ecg" where there are several."""
+        return " and ".join(self.modalities)
+
+    @property
+    def signal(self) -> Signal:
+        """How the first (mostly the only) input is prepared."""
+        return self.signals[0]
+
+    def _signal(self, modality: str) -> Signal:
+        uri = self.bundle.uri
+        if modality not in self.bundle.preprocessing:
+            raise PlethoraError(f"{uri}: preprocessing.json says nothing about {modality}: publish it again")
+        known = self.bundle.preprocessing[modality]
         if known.get("normalise", "none") not in ("none", "in the model"):
             raise PlethoraError(
                 f"{uri}: preprocessing.json asks for normalisation ({known['normalise']}) outside the "
                 "network, which the bundle contract does not allow: publish it again"
             )
         band = known.get("band")
-        self.signal = Signal(
-            modality=self.modality,
+        return Signal(
+            modality=modality,
             rate=float(known["rate"]),
             band=None if band is None else (float(band[0]), None if band[1] is None else float(band[1])),
             order=int(known.get("order") or 2),
@@ -55,10 +85,22 @@ class BundleEncoder:
             upright=bool(known.get("upright")),
             min_rate=float(known.get("min_rate") or 0),
         )
-        self.window_s, self.min_s = float(known["window_s"]), float(known["min_s"])
-        self.max_s = float(known.get("max_s", self.window_s))
-        self.step_s, self.short = float(known["multiple_s"]), str(known["short"])
-        self._session = self._open_session(threads)
+
+    def check(self, corpus: Corpus) -> None:
+        """PlethoraError when the corpus lacks an input of this mode, or holds it at too low a rate."""
+        for signal in self.signals:
+            m, who = signal.modality, f"mode {self.mode!r} of {self.bundle.uri}"
+            if m not in corpus.modalities:
+                raise PlethoraError(
+                    f"{corpus.uri} has no {m} (it has {', '.join(corpus.modalities)}), which {who} takes: "
+                    "use another corpus or mode"
+                )
+            rates = {rate for shard in corpus.shards for rate in shard.get("rates", {}).get(m, ())}
+            if rates and not _holds(signal, max(rates)):
+                raise PlethoraError(
+                    f"{corpus.uri} has {m} at {max(rates):g} Hz at most, {who} {_need(signal)}: "
+                    "use another corpus or mode"
+                )
 
     def _open_session(self, threads: int) -> Any:
         import onnxruntime
@@ -73,35 +115,63 @@ class BundleEncoder:
         """Prepared inputs have a length that is a multiple of this."""
         return round(self.step_s * self.signal.rate)
 
-    def prepare(self, x: np.ndarray, rate: float) -> np.ndarray:
-        """Raw (n, channels, T) at `rate` Hz, any unit → (n, channels, T') float32 at the encoder's rate.
+    def prepare(self, x: Samples, rate: float | Mapping[str, float]) -> Any:
+        """Raw (n, channels, T) at `rate` Hz, any unit → (n, channels, T') float32 at the encoder's rate; with
+        several inputs dicts of both by modality, of the same time.
 
         The end is cut to a whole number of steps; what is shorter than the minimum is reflected (or
         repeated, or refused) as preprocessing.json says; then it is filtered at its own rate and resampled.
         Raises PlethoraError for input that cannot be matched: non-finite samples, a rate too low for the
-        band, another channel count, longer than the encoder's window.
+        band, another channel count, longer than the encoder's window, signals of different lengths.
         """
-        x = np.asarray(x, np.float64)
-        if x.ndim != 3 or x.shape[1] != self.input["channels"]:
+        given = self._by_modality(x)
+        rates = rate if isinstance(rate, Mapping) else dict.fromkeys(given, float(rate))
+        missing = [m for m in self.modalities if m not in rates]
+        if missing:
+            raise PlethoraError(f"mode {self.mode!r}: no rate of {' and '.join(missing)} is given")
+        found = {
+            m: self._prepared(given[m], rates[m], i, s)
+            for m, i, s in zip(self.modalities, self.inputs, self.signals, strict=True)
+        }
+        if len({(len(y), y.shape[-1]) for y in found.values()}) > 1:
+            sizes = ", ".join(f"{m} {len(given[m])} x {given[m].shape[-1] / rates[m]:g} s" for m in found)
             raise PlethoraError(
-                f"mode {self.mode!r} takes (n, {self.input['channels']}, samples), not {x.shape}: "
+                f"mode {self.mode!r} takes {self.modality} of the same time, not {sizes}: cut them alike"
+            )
+        return found if isinstance(x, Mapping) else found[self.modalities[0]]
+
+    def _by_modality(self, x: Samples) -> Mapping[str, np.ndarray]:
+        if isinstance(x, Mapping):
+            missing = [m for m in self.modalities if m not in x]
+            if missing:
+                raise PlethoraError(f"mode {self.mode!r} takes {self.modality}: no {missing[0]} is given")
+            return x
+        if len(self.modalities) > 1:
+            raise PlethoraError(f"mode {self.mode!r} takes {self.modality} together: give a dict of both")
+        return {self.modalities[0]: x}
+
+    def _prepared(self, x: np.ndarray, rate: float, entry: dict[str, Any], signal: Signal) -> np.ndarray:
+        """One input's raw windows → what the network takes of them."""
+        x = np.asarray(x, np.float64)
+        if x.ndim != 3 or x.shape[1] != entry["channels"]:
+            raise PlethoraError(
+                f"mode {self.mode!r} takes (n, {entry['channels']}, samples), not {x.shape}: "
                 f"select the channel first"
             )
-        band = self.signal.band
-        top = band[1] or band[0] if band else self.signal.rate / 2
+        top = _top(signal)
         if not rate > 2 * top:
             raise PlethoraError(
-                f"{self.modality} at {rate:g} Hz cannot hold the encoder's band up to {top:g} Hz: "
+                f"{signal.modality} at {rate:g} Hz cannot hold the encoder's band up to {top:g} Hz: "
                 f"it needs more than {2 * top:g} Hz"
             )
-        if rate < self.signal.min_rate:
+        if rate < signal.min_rate:
             raise PlethoraError(
-                f"{self.modality} at {rate:g} Hz: the encoder needs at least {self.signal.min_rate:g} Hz"
+                f"{signal.modality} at {rate:g} Hz: the encoder needs at least {signal.min_rate:g} Hz"
             )
         bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))
         if len(bad):
             raise PlethoraError(f"window {bad[0]} holds NaN or infinite samples: bridge or drop it first")
-        y = prepare(self._fit(x, rate), rate, self.signal)
+        y = prepare(self._fit(x, rate), rate, signal)
         return y[..., : y.shape[-1] // self.samples_step * self.samples_step]
 
     def _fit(self, x: np.ndarray, rate: float) -> np.ndarray:
@@ -123,19 +193,22 @@ class BundleEncoder:
         steps = int(seconds / self.step_s + 1e-6)
         return x[..., : int(np.ceil(steps * self.step_s * rate - 1e-6))]
 
-    def __call__(self, prepared: np.ndarray) -> np.ndarray:
-        """Prepared (n, channels, T') → vectors (n, dim) float32."""
-        name = self._session.get_inputs()[0].name
+    def __call__(self, prepared: Samples) -> np.ndarray:
+        """Prepared (n, channels, T'), or a dict of them by modality → vectors (n, dim) float32."""
+        given = self._by_modality(prepared)
+        feed = {i["name"]: given[i["modality"]] for i in self.inputs}
         parts = [
-            self._session.run(None, {name: prepared[i : i + BATCH]})[0]
-            for i in range(0, len(prepared), BATCH)
+            self._session.run(None, {name: y[i : i + BATCH] for name, y in feed.items()})[0]
+            for i in range(0, len(given[self.modalities[0]]), BATCH)
         ]
         return finite(
             np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32), self.bundle.uri
         )
 
-    def embed(self, x: np.ndarray, rate: float) -> np.ndarray:
-        """Raw (n, channels, T) at `rate` Hz → vectors (n, dim) float32. Errors: see `prepare`."""
+    def embed(self, x: Samples, rate: float | Mapping[str, float]) -> np.ndarray:
+        """Raw (n, channels, T) at `rate` Hz (dicts of both by modality) → vectors (n, dim) float32. Errors:
+        see `prepare`.
+        """
         return self(self.prepare(x, rate))
 
     def pieces(self, window_s: float) -> int:
@@ -159,24 +232,44 @@ def finite(vectors: np.ndarray, who: str) -> np.ndarray:
     return vectors.astype(np.float32, copy=False)
 
 
-def pooled(
-    run: Callable[[np.ndarray], np.ndarray], prepared: np.ndarray, pieces: int, step: int
-) -> np.ndarray:
+def pooled(run: Run, prepared: Samples, pieces: int, step: int) -> np.ndarray:
     """Vectors of prepared windows (n, C, T) by `run`, each the mean over `pieces` equal parts of its
-    window.
+    window; the end that fills no `step` is cut.
     """
-    n, channels, total = prepared.shape
-    length = total // pieces // step * step
-    cut = prepared[..., : length * pieces].reshape(n, channels, pieces, length)
-    vectors = run(np.ascontiguousarray(cut.transpose(0, 2, 1, 3).reshape(n * pieces, channels, length)))
-    return vectors.reshape(n, pieces, -1).mean(1)
+
+    def cut(y: np.ndarray) -> np.ndarray:
+        n, channels, total = y.shape
+        length = total // pieces // step * step
+        parts = y[..., : length * pieces].reshape(n, channels, pieces, length)
+        return np.ascontiguousarray(parts.transpose(0, 2, 1, 3).reshape(n * pieces, channels, length))
+
+    if isinstance(prepared, Mapping):
+        vectors = run({m: cut(y) for m, y in prepared.items()})
+    else:
+        vectors = run(cut(prepared))
+    return vectors.reshape(len(vectors) // pieces, pieces, -1).mean(1)
 
 
-def untrained(config: dict[str, Any], mode: str, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+def _top(signal: Signal) -> float:
+    """Highest frequency in Hz that its native rate must hold."""
+    return signal.band[1] or signal.band[0] if signal.band else signal.rate / 2
+
+
+def _holds(signal: Signal, rate: float) -> bool:
+    return rate > 2 * _top(signal) and rate >= signal.min_rate
+
+
+def _need(signal: Signal) -> str:
+    if signal.min_rate > 2 * _top(signal):
+        return f"needs at least {signal.min_rate:g} Hz"
+    return f"needs more than {2 * _top(signal):g} Hz"
+
+
+def untrained(config: dict[str, Any], mode: str, seed: int) -> Run:
     """The bundle's own network before training: rebuilt from its run config by its recipe, fresh weights.
 
-    Returns prepared (n, C, T) float32 → (n, dim) float32. Raises PlethoraError when the recipe cannot be
-    loaded here.
+    Returns prepared (n, C, T) float32 (a dict by modality where there are several inputs) → (n, dim) float32.
+    Raises PlethoraError when the recipe cannot be loaded here.
     """
     import torch
 
@@ -189,13 +282,16 @@ def untrained(config: dict[str, Any], mode: str, seed: int) -> Callable[[np.ndar
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         recipe = recipe_class(method, seed)
-        module = recipe.encoder(recipe.modules()).modes[mode].module.eval()
+        found = recipe.encoder(recipe.modules()).modes[mode]
+    module, order = found.module.eval(), [str(given["modality"]) for given in found.inputs]
 
-    def run_module(prepared: np.ndarray) -> np.ndarray:
+    def run_module(prepared: Samples) -> np.ndarray:
+        given = prepared if isinstance(prepared, Mapping) else {order[0]: prepared}
+        inputs = [torch.from_numpy(np.ascontiguousarray(given[m])) for m in order]
         with torch.inference_mode():
             parts = [
-                module(torch.from_numpy(np.ascontiguousarray(prepared[i : i + BATCH]))).float().numpy()
-                for i in range(0, len(prepared), BATCH)
+                module(*(x[i : i + BATCH] for x in inputs)).float().numpy()
+                for i in range(0, len(inputs[0]), BATCH)
             ]
         return finite(np.concatenate(parts), "untrained encoder")
 

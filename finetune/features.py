@@ -7,7 +7,8 @@ Output: (n, len(NAMES)) float64, NaN where a feature has no meaning (too few bea
   best, so that two beats are not taken for one), harmonic sum of the spectrum, median beat interval; and
   their median
 - beat timing and HRV: mean, SD, RMSSD, pNN50, quantiles and coefficient of variation of beat intervals
-  (Task Force of ESC and NASPE, 1996)
+  (Task Force of ESC and NASPE, 1996); beats a second and the longest stretch without one, which are there
+  in a window with too few beats for the others, too
 - morphology of a beat: rise time, rise share, widths at 25/50/75 % height, area share before the peak,
   amplitude spread, symmetry of slopes, and skewness and kurtosis of the window (Elgendi 2016)
 - spectrum: share of power in six bands, entropy, centroid, second and third harmonic against the first
@@ -26,7 +27,7 @@ BREATH_HZ = np.linspace(0.1, 0.6, 51)
 RATE = ("hr_autocorrelation", "hr_spectrum", "hr_beats", "hr_consensus", "periodicity", "hr_disagreement")
 TIMING = (
     "ibi_mean", "ibi_sd", "ibi_rmssd", "ibi_pnn50", "ibi_cv", "ibi_p10", "ibi_p50", "ibi_p90",
-    "beat_count_per_s",
+    "beat_count_per_s", "longest_pause_s",
 )  # fmt: skip
 SHAPE = (
     "rise_s", "rise_share", "width25_s", "width50_s", "width75_s", "width50_share", "area_before_peak",
@@ -134,8 +135,9 @@ def _crossing(beat: np.ndarray, level: float, peak: int) -> tuple[float, float]:
 
 def _beat_features(x_t: np.ndarray, rate: float, period_s: float) -> dict[str, float]:
     """Timing, shape and breathing features of one window, from its beats."""
-    out: dict[str, float] = {}
     peaks = _beats(x_t, rate, period_s)
+    edges = np.concatenate([[0.0], peaks, [len(x_t)]]) / rate
+    out = {"beat_count_per_s": len(peaks) * rate / len(x_t), "longest_pause_s": float(np.diff(edges).max())}
     if len(peaks) < 3:
         return out
     at_s, interval = peaks / rate, np.diff(peaks) / rate
@@ -148,7 +150,7 @@ def _beat_features(x_t: np.ndarray, rate: float, period_s: float) -> dict[str, f
         "ibi_mean": float(kept.mean()), "ibi_sd": float(kept.std()),
         "ibi_rmssd": float(np.sqrt(np.mean(step**2))) if len(step) else np.nan,
         "ibi_pnn50": float(np.mean(np.abs(step) > 0.05)) if len(step) else np.nan,
-        "ibi_cv": float(kept.std() / kept.mean()), "beat_count_per_s": len(peaks) * rate / len(x_t),
+        "ibi_cv": float(kept.std() / kept.mean()),
     }  # fmt: skip
     out["ibi_p10"], out["ibi_p50"], out["ibi_p90"] = (float(v) for v in np.percentile(kept, [10, 50, 90]))
 

@@ -77,23 +77,45 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def intervals(sums: np.ndarray, weights: np.ndarray) -> dict[str, Interval]:
-    """Every metric with its percentile interval over the drawn subjects. `sums` is (subjects, 7)."""
-    point, drawn = metrics_of(sums.sum(0)), metrics_of(weights @ sums)
-    return {name: Interval(float(point[name]), *_limits(drawn[name])) for name in METRICS}
+def with_point(weights: np.ndarray) -> np.ndarray:
+    """(1 + draws, subjects): everyone once, which gives the point estimate, then the draws."""
+    return np.concatenate([np.ones((1, weights.shape[1])), weights])
 
 
-def paired(sums_a: np.ndarray, sums_b: np.ndarray, weights: np.ndarray, metric: str = "mae") -> Difference:
-    """Difference a − b over the *same* drawn subjects, so what makes a subject hard cancels out.
+def drawn(sums: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric, (1 + draws,): its point estimate and its draws. `sums` is (subjects, 7)."""
+    return metrics_of(with_point(weights) @ sums)
+
+
+def interval(values: np.ndarray) -> Interval:
+    """(1 + draws,) of one metric → the estimate and its percentile interval. Draws without a value (of one
+    class only) do not count.
+    """
+    return Interval(float(values[0]), *_limits(values[1:]))
+
+
+def difference(values_a: np.ndarray, values_b: np.ndarray) -> Difference:
+    """a − b of one metric, (1 + draws,) each, over the *same* drawn subjects, so what makes a subject hard
+    cancels out.
 
     p counts the draws on the far side of zero, both sides, with one added to numerator and denominator
     (Davison & Hinkley 1997, section 4.2): it is never 0, at least 2/(draws + 1).
     """
-    value = float(metrics_of(sums_a.sum(0))[metric] - metrics_of(sums_b.sum(0))[metric])
-    drawn = metrics_of(weights @ sums_a)[metric] - metrics_of(weights @ sums_b)[metric]
-    tail = min(int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0)))
-    p = min(1.0, 2 * (1 + tail) / (len(drawn) + 1))
-    return Difference(value, *_limits(drawn), p)
+    apart = values_a - values_b
+    known = apart[1:][np.isfinite(apart[1:])]
+    tail = min(int(np.sum(known <= 0)), int(np.sum(known >= 0)))
+    p = min(1.0, 2 * (1 + tail) / (len(known) + 1))
+    return Difference(float(apart[0]), *_limits(known), p)
+
+
+def intervals(sums: np.ndarray, weights: np.ndarray) -> dict[str, Interval]:
+    """Every metric with its percentile interval over the drawn subjects. `sums` is (subjects, 7)."""
+    return {name: interval(values) for name, values in drawn(sums, weights).items()}
+
+
+def paired(sums_a: np.ndarray, sums_b: np.ndarray, weights: np.ndarray, metric: str = "mae") -> Difference:
+    """`difference` of one metric of two predictions of the same targets."""
+    return difference(drawn(sums_a, weights)[metric], drawn(sums_b, weights)[metric])
 
 
 def per_subject_mae(sums: np.ndarray) -> np.ndarray:

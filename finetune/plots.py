@@ -1,4 +1,6 @@
-"""Three pictures of an evaluation: predicted against true, Bland–Altman, error of each subject."""
+"""Pictures of an evaluation: of numbers predicted against true, Bland–Altman, error of each subject; of
+classes ROC curves; of a comparison intervals side by side.
+"""
 
 # ruff: noqa: RUF001  (minus signs, dashes and Greek letters are meant)
 
@@ -7,9 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from finetune import classes, report
 from finetune.metrics import bland_altman
 
 INK, GREY, BLUE, ORANGE = "#1b1f24", "#9aa4b0", "#1f6feb", "#d9730d"
+LINES = {"encoder": BLUE, "untrained": "#7fb0f5", "handcrafted": ORANGE, "demographics": "#4c9a52"}
+BASELINE_ROWS = ("handcrafted", "demographics", "mean")
+STYLE: Any = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
+    "axes.labelcolor": INK, "text.color": INK, "axes.titlesize": 11, "axes.titlelocation": "left",
+}  # fmt: skip
 
 
 def draw_all(
@@ -19,24 +28,106 @@ def draw_all(
     predicted: dict[str, np.ndarray],
     folder: Path,
 ) -> None:
-    """Write predicted.png, bland_altman.png and subjects.png into `folder`."""
+    """Write roc.png, or predicted.png, bland_altman.png and subjects.png, into `folder`."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style: Any = {
-        "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
-        "axes.labelcolor": INK, "text.color": INK, "axes.titlesize": 11, "axes.titlelocation": "left",
-    }  # fmt: skip
-    with plt.rc_context(style):
-        for name, figure in (
-            ("predicted", _predicted(plt, results, target, subject, predicted)),
-            ("bland_altman", _bland_altman(plt, results, target, subject, predicted["encoder"])),
-            ("subjects", _subjects(plt, results)),
-        ):
-            figure.savefig(folder / f"{name}.png", dpi=130, metadata={"Software": None})
-            plt.close(figure)
+    with plt.rc_context(STYLE):
+        if results["task"]["kind"] == "classification":
+            _save(plt, _roc(plt, results, target, predicted), folder / "roc.png")
+            return
+        _save(plt, _predicted(plt, results, target, subject, predicted), folder / "predicted.png")
+        _save(
+            plt,
+            _bland_altman(plt, results, target, subject, predicted["encoder"]),
+            folder / "bland_altman.png",
+        )
+        _save(plt, _subjects(plt, results), folder / "subjects.png")
+
+
+def _save(plt: Any, figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(figure)
+
+
+def draw_intervals(tables: list[dict[str, Any]], path: Path) -> None:
+    """One panel a task: each row's main metric with its 95 % interval; encoders in blue, their untrained
+    twins pale, baselines in orange.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        columns, rows = min(3, len(tables)), -(-len(tables) // 3)
+        tall = 1.1 + 0.27 * max(len(t["rows"]) for t in tables)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(2.2 + 3.3 * columns, tall * rows), sharey=True, squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        for axis, table in zip(axes.flat, tables, strict=False):
+            _intervals(axis, table)
+        for axis in axes.flat[len(tables) :]:
+            axis.axis("off")
+        _save(plt, figure, path)
+
+
+def _intervals(axis: Any, table: dict[str, Any]) -> None:
+    main, title, lower = report.main_of(table["task"])
+    labels = [row["label"] for row in table["rows"]]
+    for y, row in enumerate(table["rows"]):
+        found = row["metrics"].get(main)
+        if found and np.isfinite(found["value"]):
+            own = row["name"] in table["differences"]
+            colour = BLUE if own else ORANGE if row["name"] in BASELINE_ROWS else LINES["untrained"]
+            axis.plot([found["low"], found["high"]], [y, y], color=colour, lw=2)
+            axis.plot(found["value"], y, "o", color=colour, ms=5)
+    mean = table["rows"][-1]["metrics"][main]["value"]
+    axis.axvline(mean, color=GREY, lw=0.8, ls="--", zorder=0)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.set(title=table["task"]["title"], xlabel=f"{title} ({'lower' if lower else 'higher'} is better)")
+
+
+def _roc(plt: Any, results: dict[str, Any], target: np.ndarray, predicted: dict[str, np.ndarray]) -> Any:
+    """A panel a class (one for two classes): out-of-fold ROC of each row that ranks."""
+    names, columns = results["task"]["classes"], predicted["mean"].shape[1]
+    hot = classes.one_hot(target, len(names))
+    figure, axes = plt.subplots(
+        1, columns, figsize=(0.6 + 4.6 * columns, 4.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    for k, axis in enumerate(axes[0]):
+        positive = names[1] if columns == 1 else names[k]
+        axis.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", zorder=0)
+        for row in _shown(results):
+            name = row["name"]
+            score = classes.evidence(predicted[name], predicted["mean"])[:, k]
+            false, true = _curve(hot[:, k], score)
+            found = row["metrics"]["auroc"]
+            text = f"{row['label']}" + (f": {report.with_interval(found)}" if columns == 1 else "")
+            axis.plot(
+                false, true, color=LINES.get(name, INK), lw=2.2 if name == "encoder" else 1.4, label=text
+            )
+        count = int(hot[:, k].sum())
+        axis.set(
+            xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel="false positive rate",
+            title=f"{positive}: {count} of {len(target)} windows",
+        )  # fmt: skip
+        axis.legend(frameon=False, loc="lower right", fontsize=8, title="AUROC" if columns == 1 else None)
+    axes[0, 0].set_ylabel("true positive rate, out of fold")
+    figure.suptitle(results["task"]["title"], fontsize=11)
+    return figure
+
+
+def _curve(hot: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates from (0, 0) to (1, 1); windows of equal score are one step."""
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.diff(score[order], append=-np.inf))
+    true, false = np.cumsum(hot[order])[last], np.cumsum(~hot[order])[last]
+    return np.append(0, false / max(false[-1], 1)), np.append(0, true / max(true[-1], 1))
 
 
 def _colours(plt: Any, subject: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Linear probe on frozen vectors: subject-disjoint folds outside and inside, StandardScaler → Ridge.
+"""Linear probes on frozen vectors: subject-disjoint folds outside and inside, StandardScaler → Ridge for a
+number, StandardScaler → LogisticRegression for a class.
 
-Every choice (imputation, scaling, α) is made on training subjects only; what is reported is out-of-fold.
+Every choice (imputation, scaling, α or C) is made on training subjects only; what is reported is out-of-fold.
 """
 
 from collections.abc import Sequence
@@ -11,15 +12,17 @@ import numpy as np
 from cluster.errors import PlethoraError
 
 ALPHAS = (0.1, 1.0, 10.0, 100.0)
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of LogisticRegression
 MIN_SUBJECTS = 3
+FEW_ROWS = 2000
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Probed:
-    """Out-of-fold predictions (n,) in the target's unit, and the α that each fold chose on its own
-    subjects.
+    """Out-of-fold predictions, (n,) in the target's unit or (n, columns of `classes.one_hot`) probabilities,
+    and the α (or C) that each fold chose on its own subjects.
     """
 
     predicted: np.ndarray
@@ -129,3 +132,124 @@ def mean_probe(target_n: np.ndarray, folds: Folds) -> Probed:
     for train, test in folds:
         predicted[test] = target_n[train].mean()
     return Probed(predicted, ())
+
+
+def class_folds(
+    code_n: np.ndarray, subject_n: np.ndarray, names: Sequence[str], folds: int, seed: int
+) -> Folds:
+    """Row indices (train, test) of folds that share out the classes evenly; a subject is never on both sides.
+
+    Fewer subjects in the rarest class lower the count. PlethoraError: fewer than two classes, or a class
+    with so few subjects that the folds inside would have none to learn from or to choose by.
+    """
+    per_class = {name: len(np.unique(subject_n[code_n == k])) for k, name in enumerate(names)}
+    there = [name for name, count in per_class.items() if count]
+    if len(there) < 2:
+        raise PlethoraError(
+            f"all {len(code_n)} windows left to evaluate are of one class ({there[0]}): "
+            "use a corpus with both"
+        )
+    rarest = min(per_class, key=lambda name: per_class[name])
+    if per_class[rarest] < MIN_SUBJECTS:
+        raise PlethoraError(
+            f"class {rarest!r} has {per_class[rarest]} subject{'s' * (per_class[rarest] != 1)} left to "
+            f"evaluate: subject-disjoint folds need at least {MIN_SUBJECTS} of each class"
+        )
+    found = _stratified(code_n, subject_n, min(folds, per_class[rarest]), seed)
+    if any(len(np.unique(code_n[train])) < len(names) for train, _ in found):
+        raise PlethoraError(
+            f"class {rarest!r} is in too few subjects to be in the training part of every fold: "
+            "use a corpus with more of them"
+        )
+    return found
+
+
+def _stratified(code_n: np.ndarray, subject_n: np.ndarray, folds: int, seed: int) -> Folds:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(code_n)), code_n.astype(int), subject_n))
+
+
+def class_inner_folds(code_n: np.ndarray, subject_n: np.ndarray, folds: int, seed: int) -> Folds:
+    """The same within one training side; a split whose training part lacks a class chooses nothing."""
+    rarest = min(len(np.unique(subject_n[code_n == k])) for k in np.unique(code_n))
+    split = _stratified(code_n, subject_n, min(folds, max(rarest, 2)), seed)
+    return [(a, b) for a, b in split if len(np.unique(code_n[a])) == len(np.unique(code_n))]
+
+
+def logistic_probabilities(
+    train_nd: np.ndarray, code_n: np.ndarray, test_md: np.ndarray, strengths: tuple[float, ...] = STRENGTHS
+) -> np.ndarray:
+    """(strengths, m, classes) of StandardScaler → LogisticRegression(C), classes in order of their code.
+
+    With more columns than rows the fit runs in the span of the rows, where the L2-penalised optimum lies.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    scaler = Scaler(train_nd)
+    x, test = scaler(train_nd), scaler(test_md)
+    if x.shape[1] > x.shape[0]:
+        basis_rd = np.linalg.svd(x, full_matrices=False)[2]
+        x, test = x @ basis_rd.T, test @ basis_rd.T
+    model = LogisticRegression(solver="newton-cholesky", tol=1e-6, max_iter=200, warm_start=True)
+    found = []
+    for strength in strengths:
+        found.append(model.set_params(C=strength).fit(x, code_n.astype(int)).predict_proba(test))
+    return np.stack(found)
+
+
+def logistic_probe(
+    x_nd: np.ndarray,
+    code_n: np.ndarray,
+    subject_n: np.ndarray,
+    folds: Folds,
+    seed: int,
+    subsets: Sequence[slice] | None = None,
+) -> Probed:
+    """Out-of-fold probabilities of the logistic probe on (n, d) vectors; missing values are NaN.
+
+    C, and the column range among `subsets`, have the lowest log loss over the inner folds.
+    """
+    from threadpoolctl import threadpool_limits
+
+    x, ranges = np.asarray(x_nd, np.float64), list(subsets or [slice(None)])
+    code = np.asarray(code_n).astype(int)
+    found, chosen = np.full((len(code), int(code.max()) + 1), np.nan), []
+    # threads on matrices this small mostly wait for each other: 30 times slower on a busy machine
+    with threadpool_limits(1 if len(x) < FEW_ROWS else None, user_api="blas"):
+        for train, test in folds:
+            inner = class_inner_folds(code[train], subject_n[train], len(folds), seed)
+            columns, strength = _choose_logistic(x[train], code[train], inner, ranges)
+            found[test] = logistic_probabilities(
+                x[train, columns], code[train], x[test, columns], (strength,)
+            )[0]
+            chosen.append(strength)
+    return Probed(_columns(found), tuple(chosen))
+
+
+def _choose_logistic(
+    x_nd: np.ndarray, code_n: np.ndarray, inner: Folds, ranges: list[slice]
+) -> tuple[slice, float]:
+    """The columns and the C with the lowest log loss over the inner folds."""
+    loss = np.zeros((len(ranges), len(STRENGTHS)))
+    for a, b in inner:
+        for i, columns in enumerate(ranges):
+            p = logistic_probabilities(x_nd[a, columns], code_n[a], x_nd[b, columns])
+            loss[i] -= np.log(p[:, np.arange(len(b)), code_n[b]] + 1e-300).sum(1)
+    best, at = np.unravel_index(int(np.argmin(loss)), loss.shape)
+    return ranges[best], STRENGTHS[at]
+
+
+def prevalence_probe(code_n: np.ndarray, folds: Folds) -> Probed:
+    """Predicts how common each class is among the training subjects' windows."""
+    code = np.asarray(code_n).astype(int)
+    found = np.full((len(code), int(code.max()) + 1), np.nan)
+    for train, test in folds:
+        found[test] = np.bincount(code[train], minlength=found.shape[1]) / len(train)
+    return Probed(_columns(found), ())
+
+
+def _columns(probability_nc: np.ndarray) -> np.ndarray:
+    """As in `classes.one_hot`: of two classes, the second."""
+    return probability_nc[:, 1:] if probability_nc.shape[1] == 2 else probability_nc

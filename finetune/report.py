@@ -10,7 +10,17 @@ SPOKEN = {
     "demographics": "demographics alone",
     "mean": "predicting the mean",
 }
-NAMES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson"}
+NAMES = {
+    "mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson", "auroc": "AUROC", "auprc": "AUPRC",
+    "balanced_accuracy": "bal. acc.", "f1": "F1",
+}  # fmt: skip
+
+
+PICTURES = [
+    "![Predicted against true](plots/predicted.png)",
+    "![Bland–Altman](plots/bland_altman.png)",
+    "![Error of each subject](plots/subjects.png)",
+]
 
 
 def number(value: float | None) -> str:
@@ -27,6 +37,20 @@ def with_interval(found: dict[str, float] | None) -> str:
     return f"{number(found['value'])} [{number(found['low'])}, {number(found['high'])}]"
 
 
+def main_of(task: dict[str, Any]) -> tuple[str, str, bool]:
+    """Key of the metric that differences are about, its name with its unit, whether lower is better."""
+    key = task.get("main", "mae")
+    return key, NAMES[key] + (f", {task['unit']}" if key == "mae" else ""), key == "mae"
+
+
+def side(difference: dict[str, float], lower: bool) -> str:
+    """ "better", "worse" or "level": better and worse only where the whole interval is on one side."""
+    low, high = difference["low"], difference["high"]
+    if (high < 0) if lower else (low > 0):
+        return "better"
+    return "worse" if ((low > 0) if lower else (high < 0)) else "level"
+
+
 def signed(found: dict[str, float]) -> str:
     value, low, high = (f"{found[k]:+.2f}" for k in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
@@ -41,27 +65,38 @@ def verdicts(results: dict[str, Any]) -> list[str]:
     side.
     """
     rows, unit = {row["name"]: row for row in results["rows"]}, results["task"]["unit"]
-    own = rows["encoder"]["metrics"]["mae"]
+    main, _, lower = main_of(results["task"])
+    own = rows["encoder"]["metrics"][main]
     said = []
     for name, row in rows.items():
         if name == "encoder":
             continue
-        label = SPOKEN[name]
+        label = _spoken(name, results)
         if name not in results["differences"]:
             said.append(f"Not compared with {label}: {row['note']}.")
             continue
         difference = results["differences"][name]
         figures = (
-            f"MAE {number(own['value'])} against {number(row['metrics']['mae']['value'])} {unit}, "
-            f"difference {signed(difference)}, {p_text(difference['p'])}"
+            f"{NAMES[main]} {number(own['value'])} against {number(row['metrics'][main]['value'])}"
+            f"{' ' + unit if unit and lower else ''}, difference {signed(difference)}, "
+            f"{p_text(difference['p'])}"
         )
-        if difference["high"] < 0:
+        how = side(difference, lower)
+        if how == "better":
             said.append(f"The encoder beats {label} ({figures}).")
-        elif difference["low"] > 0:
+        elif how == "worse":
             said.append(f"The encoder does not beat {label}: it is worse ({figures}).")
         else:
             said.append(f"The encoder does not beat {label}: they cannot be told apart ({figures}).")
     return said
+
+
+def _spoken(name: str, results: dict[str, Any]) -> str:
+    return "predicting the prevalence" if name == "mean" and _classes(results) else SPOKEN[name]
+
+
+def _classes(results: dict[str, Any]) -> dict[str, int]:
+    return results["counts"].get("classes", {})
 
 
 def facts(results: dict[str, Any]) -> list[str]:
@@ -71,13 +106,19 @@ def facts(results: dict[str, Any]) -> list[str]:
         f"{counts['subjects']} subjects, {counts['records']} records, {counts['windows']} windows of "
         f"{task['window_s']:g} s, from {results['corpus']['source']} ({results['corpus']['uri']})"
     ]
+    if task.get("until_s") is not None:
+        lines.append(f"One window a record, the {task['window_s']:g} s before {task['until_s']:g} s")
+    if _classes(results):
+        lines.append("Classes: " + ", ".join(f"{n} {name}" for name, n in _classes(results).items()))
     refused = ", ".join(f"{reason} {count}" for reason, count in results["refused"].items())
     lines.append(f"Windows refused: {refused or 'none'}")
-    folds = f"{protocol['folds']} folds, no subject on both sides; ridge α by inner subject-disjoint folds"
+    chosen = "logistic regression's C" if _classes(results) else "ridge α"
+    folds = f"{protocol['folds']} folds, no subject on both sides; {chosen} by inner subject-disjoint folds"
     if protocol["folds"] < protocol["folds_asked"]:
-        folds += (
-            f" ({protocol['folds_asked']} folds were asked for: there are only {counts['subjects']} subjects)"
-        )
+        few = f"there are only {counts['subjects']} subjects"
+        if _classes(results):
+            few = "the rarest class has too few subjects"
+        folds += f" ({protocol['folds_asked']} folds were asked for: {few})"
     lines.append(folds)
     lines.append(f"Intervals: 95 %, {protocol['draws']:,} bootstrap draws of whole subjects")
     if task["pieces"] > 1:
@@ -107,31 +148,36 @@ def _overlap_lines(overlap: dict[str, Any]) -> list[str]:
 def _cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
     """Header, rows and notes of the main table."""
     task = results["task"]
-    header = ["", f"MAE, {task['unit']}"]
-    rest = [m for m in task["metrics"] if m != "mae"]
-    header += [NAMES[m] + (f", {task['unit']}" if m == "rmse" else "") for m in rest]
-    header += ["encoder − row, MAE", "p"]
+    main, title, _ = main_of(task)
+    rest = [m for m in task["metrics"] if m != main]
+    header = ["", title, *(metric_name(m, task) for m in rest), f"encoder − row, {NAMES[main]}", "p"]
     body, notes = [], []
     for row in results["rows"]:
         found, difference = row["metrics"], results["differences"].get(row["name"])
-        line = [row["label"], with_interval(found.get("mae"))]
-        for m in rest:
-            shown = found.get(m) or {}
-            line.append(with_interval(shown) if m == "rmse" else number(shown.get("value")))
-        line += (
-            [signed(difference), p_text(difference["p"]).removeprefix("p ").removeprefix("= ")]
-            if difference
-            else ["", ""]
-        )
+        line = [row["label"], with_interval(found.get(main)), *(metric_cell(m, found) for m in rest)]
+        line += [signed(difference), p_cell(difference)] if difference else ["", ""]
         body.append(line)
         if row["note"]:
             notes.append(f"{row['label']}: {row['note']}")
     return header, body, notes
 
 
-def terminal(results: dict[str, Any]) -> str:
-    """The table as aligned text, then how it was made, then the verdict."""
-    header, body, notes = _cells(results)
+def metric_name(metric: str, task: dict[str, Any]) -> str:
+    return NAMES[metric] + (f", {task['unit']}" if metric == "rmse" else "")
+
+
+def metric_cell(metric: str, found: dict[str, Any]) -> str:
+    """RMSE and AUPRC with their interval, others as a number: a table must stay narrow."""
+    shown = found.get(metric) or {}
+    return with_interval(shown) if metric in ("rmse", "auprc") else number(shown.get("value"))
+
+
+def p_cell(difference: dict[str, float]) -> str:
+    return p_text(difference["p"]).removeprefix("p ").removeprefix("= ")
+
+
+def aligned(header: list[str], body: list[list[str]]) -> list[str]:
+    """A table as lines of text, ruled."""
     widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
 
     def row(cells: list[str]) -> str:
@@ -140,41 +186,55 @@ def terminal(results: dict[str, Any]) -> str:
         ).rstrip()
 
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    return [rule, row(header), rule, *map(row, body), rule]
+
+
+def table_md(header: list[str], body: list[list[str]]) -> str:
+    """The same in Markdown."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def terminal(results: dict[str, Any]) -> str:
+    """The table as aligned text, then how it was made, then the verdict."""
+    header, body, notes = _cells(results)
     title = f"{results['task']['title']}: {results['bundle']['uri']} (mode {results['bundle']['mode']})"
-    lines = [title, rule, row(header), rule, *map(row, body), rule]
-    return "\n".join([*lines, *notes, *facts(results), "", *results["verdict"]])
+    return "\n".join([title, *aligned(header, body), *notes, *facts(results), "", *results["verdict"]])
 
 
 def markdown(results: dict[str, Any]) -> str:
     """report.md: the same table, the same sentences, and the pictures beside it."""
     header, body, notes = _cells(results)
     bundle = results["bundle"]
-    table = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
-    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table]
     parts = [
         f"# {results['task']['title']}",
         f"Bundle `{bundle['uri']}`, mode `{bundle['mode']}`, vectors of {bundle['dim']}.",
-        "\n".join(rows),
+        table_md(header, body),
         "\n".join(f"- {note}" for note in notes),
         "## Verdict",
         "\n".join(f"- {sentence}" for sentence in results["verdict"]),
         "## How it was done",
         "\n".join(f"- {line}" for line in facts(results)),
-        _rows_explained(results),
+        rows_explained(results),
         "## Pictures",
-        "![Predicted against true](plots/predicted.png)",
-        "![Bland–Altman](plots/bland_altman.png)",
-        "![Error of each subject](plots/subjects.png)",
+        *(["![ROC curves](plots/roc.png)"] if _classes(results) else PICTURES),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _rows_explained(results: dict[str, Any]) -> str:
-    protocol = results["protocol"]
+def rows_explained(results: dict[str, Any]) -> str:
+    protocol, of_classes = results["protocol"], _classes(results)
+    probe = "LogisticRegression" if of_classes else "Ridge"
+    ranked = [
+        "- Windows are ranked by the log-odds of the prediction over those of the prevalence in the fold's "
+        "training part; above 0 counts as positive (balanced accuracy, F1). AUPRC is to be read against the "
+        "prevalence."
+    ] * bool(of_classes)
     return "\n".join(
         [
-            "- Every row but the last is StandardScaler → Ridge on frozen vectors, with the same folds; "
+            f"- Every row but the last is StandardScaler → {probe} on frozen vectors, with the same folds; "
             "predictions are out of fold.",
+            *ranked,
             "- *Untrained*: the network of config.json with the weights that its training began with.",
             f"- *Handcrafted*: {len(protocol['handcrafted'])} features of rate, beat timing, morphology, "
             "spectrum and breathing (finetune/features.py); inner folds choose among the rate features, "

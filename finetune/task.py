@@ -1,4 +1,4 @@
-"""A task is a TOML file in finetune/tasks: which label, over which window, aggregated how."""
+"""A task is a TOML file in finetune/tasks: which label, of which records, over which window."""
 
 import difflib
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config import Config, load
 from cluster.errors import PlethoraError
@@ -15,28 +15,71 @@ from cluster.errors import PlethoraError
 FOLDER = Path(__file__).parent / "tasks"
 
 
+METRICS = {  # of each kind, the main one first
+    "regression": ("mae", "rmse", "r2", "pearson"),
+    "classification": ("auroc", "auprc", "balanced_accuracy", "f1"),
+}
+
+
 class Aggregate(Config):
-    """How label values inside a window become its one target."""
+    """How label values inside a window become its one target. A class is always the one that covers the most
+    seconds.
+    """
 
     how: Literal["median", "mean"] = "median"
     coverage: float = Field(default=0.5, gt=0, le=1)  # share of the window under valid labels
-    valid: tuple[float, float]  # plausible range, in the task's unit; values outside count as no label
+    valid: tuple[float, float] | None = None  # plausible range, in the task's unit; others count as no label
+
+
+class Where(Config):
+    """A condition on a whole-record label."""
+
+    label: str
+    equals: float | str
 
 
 class Task(Config):
-    """One downstream question. Seconds for windows, `unit` for the target and its errors."""
+    """One downstream question. Seconds for windows, `unit` for the target of a regression and its errors."""
 
     name: str
     title: str
-    kind: Literal["regression"]
+    kind: Literal["regression", "classification"]
     label: str
-    unit: str
-    modality: str
+    unit: str = ""
+    positive: float | str | None = None  # this value against all others; None: each value is a class
+    where: tuple[Where, ...] = ()  # records that the question is about
+    modality: str | None = None  # the signal that it is about, which windows then hold; None: any encoder's
     window_s: float = Field(gt=0)
-    hop_s: float = Field(gt=0)
-    metrics: tuple[Literal["mae", "rmse", "r2", "pearson"], ...]
+    hop_s: float | None = Field(default=None, gt=0)  # a grid of windows, or ...
+    until_s: float | None = Field(default=None, gt=0)  # ... one a record, which ends at this second of it
+    metrics: tuple[str, ...]
     demographics: tuple[str, ...] = ()
-    aggregate: Aggregate
+    aggregate: Aggregate = Aggregate()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Task":
+        if (self.hop_s is None) == (self.until_s is None):
+            raise ValueError("a task has either hop_s (a grid of windows) or until_s (one window a record)")
+        if self.until_s is not None and self.until_s < self.window_s:
+            raise ValueError(f"until_s = {self.until_s:g} leaves no room for window_s = {self.window_s:g}")
+        if self.kind == "regression" and self.positive is not None:
+            raise ValueError('positive is for kind = "classification"')
+        strange = [m for m in self.metrics if m not in METRICS[self.kind]]
+        if strange or self.main not in self.metrics:
+            raise ValueError(
+                f"metrics of a {self.kind} are {self.main} and any of {', '.join(METRICS[self.kind][1:])}"
+            )
+        return self
+
+    @property
+    def main(self) -> str:
+        """The metric that differences and verdicts are about."""
+        return METRICS[self.kind][0]
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of all labels that it reads."""
+        return list(dict.fromkeys([self.label, *(w.label for w in self.where), *self.demographics]))
 
 
 def load_task(name: str) -> Task:
@@ -58,25 +101,103 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values[at])
 
 
-def window_targets(
-    labels: pa.Table, record_n: Sequence[str], start_n: Sequence[float], task: Task
-) -> tuple[np.ndarray, np.ndarray]:
-    """Target (n,) float64 in the task's unit and refusal (n,) str of each window; refused ones are NaN.
+def _weighted_mode(values: np.ndarray, weights: np.ndarray) -> float:
+    found, group = np.unique(values, return_inverse=True)
+    return float(found[int(np.argmax(np.bincount(group, weights)))])
 
-    A label counts by the seconds that it shares with the window; one without times covers its whole record.
-    Refusals: "" (fine), "no label", "label coverage" (valid labels over too little of the window),
-    "implausible label" (there are labels, none of them in the plausible range).
-    Raises PlethoraError when the corpus has no such label or has it in another unit.
-    """
-    named = labels.filter(pa.compute.equal(labels["name"], task.label))
+
+def _of(labels: pa.Table, name: str, task: Task) -> pa.Table:
+    """The labels called `name`; PlethoraError when there are none."""
+    named = labels.filter(pa.compute.equal(labels["name"], name))
     if named.num_rows == 0:
         there = sorted(set(labels["name"].to_pylist()))
         raise PlethoraError(
-            f"the corpus has no label {task.label!r}, which task {task.name} needs; "
+            f"the corpus has no label {name!r}, which task {task.name} needs; "
             f"of the labels asked for it has {', '.join(there) or 'none'}"
         )
+    return named
+
+
+def _plain(labels: pa.Table) -> list[float | str | None]:
+    """Each label's number or text; None where it has neither."""
+    pairs = zip(labels["value"].to_pylist(), labels["text"].to_pylist(), strict=True)
+    found = [text if value is None else value for value, text in pairs]
+    return [None if v != v else v for v in found]
+
+
+def classes(labels: pa.Table, task: Task) -> list[str]:
+    """Names of the classes 0, 1, … that `window_targets` gives; two are "not it" and "it". [] for numbers.
+
+    PlethoraError when no label has the value that the task calls positive.
+    """
+    if task.kind == "regression":
+        return []
+    known = {v for v in _plain(_of(labels, task.label, task)) if v is not None}
+    names = [_shown(v) for v in sorted(known, key=_order)]
+    if task.positive is None:
+        return names
+    if task.positive not in known:
+        raise PlethoraError(
+            f"no label {task.label!r} of the corpus is {_shown(task.positive)}, which task {task.name} asks "
+            f"for: it has {', '.join(names) or 'no value'}"
+        )
+    return [f"not {_shown(task.positive)}", _shown(task.positive)]
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _order(value: float | str) -> tuple[bool, float, str]:
+    return (True, 0.0, value) if isinstance(value, str) else (False, value, "")
+
+
+def _numbers(named: pa.Table, labels: pa.Table, task: Task) -> np.ndarray:
+    """Label values (n,) float64, NaN where there is none: the number itself, or that of its class."""
+    plain = _plain(named)
+    if task.kind == "regression":
+        return np.array([v if isinstance(v, float) else np.nan for v in plain])
+    if task.positive is not None:
+        return np.array([np.nan if v is None else float(v == task.positive) for v in plain])
+    names = classes(labels, task)
+    return np.array([np.nan if v is None else float(names.index(_shown(v))) for v in plain])
+
+
+def excluded(labels: pa.Table, record_n: Sequence[str], task: Task) -> np.ndarray:
+    """(n,) str: why a record is not what the task is about; "" where it is. PlethoraError when the corpus
+    lacks a label of `where`, or has it for stretches instead of whole records.
+    """
+    why = np.full(len(record_n), "", object)
+    for condition in reversed(task.where):
+        named = _of(labels, condition.label, task)
+        if named["start_s"].null_count < named.num_rows:
+            raise PlethoraError(
+                f"label {condition.label!r} is about stretches of records, task {task.name} asks in `where` "
+                "for whole records"
+            )
+        known = dict(zip(named["record"].to_pylist(), _plain(named), strict=True))
+        for i, record in enumerate(record_n):
+            if known.get(record) is None:
+                why[i] = f"no label {condition.label}"
+            elif known[record] != condition.equals:
+                why[i] = f"{condition.label} is not {_shown(condition.equals)}"
+    return why
+
+
+def window_targets(
+    labels: pa.Table, record_n: Sequence[str], start_n: Sequence[float], task: Task
+) -> tuple[np.ndarray, np.ndarray]:
+    """Target (n,) float64 (in the task's unit, or the number of a class) and refusal (n,) str of each window;
+    refused ones are NaN.
+
+    A label counts by the seconds that it shares with the window; one without times covers its whole record.
+    Refusals: "" (fine), those of `excluded`, "no label", "label coverage" (valid labels over too little of
+    the window), "implausible label" (there are labels, none of them in the plausible range).
+    Raises PlethoraError when the corpus has no such label or has it in another unit.
+    """
+    named = _of(labels, task.label, task)
     units = {u for u in named["unit"].unique().to_pylist() if u}
-    if units - {task.unit}:
+    if task.kind == "regression" and units - {task.unit}:
         raise PlethoraError(
             f"label {task.label!r} is in {', '.join(sorted(units))}, task {task.name} expects {task.unit}: "
             f"convert it at ingest"
@@ -85,11 +206,13 @@ def window_targets(
     start = named["start_s"].to_numpy(zero_copy_only=False).astype(float)
     end = named["end_s"].to_numpy(zero_copy_only=False).astype(float)
     start, end = np.where(np.isnan(start), -np.inf, start), np.where(np.isnan(end), np.inf, end)
-    value = named["value"].to_numpy(zero_copy_only=False).astype(float)
+    value = _numbers(named, labels, task)
     rows = {r: np.flatnonzero(label_record == r) for r in set(record_n) & set(label_record)}
-    target, refusal = np.full(len(record_n), np.nan), np.full(len(record_n), "", object)
-    low, high = task.aggregate.valid
+    target, refusal = np.full(len(record_n), np.nan), excluded(labels, record_n, task)
+    low, high = task.aggregate.valid or (-np.inf, np.inf)
     for i, (record, window_start) in enumerate(zip(record_n, start_n, strict=True)):
+        if refusal[i]:
+            continue
         at = rows.get(record, np.array([], int))
         shared = np.minimum(end[at], window_start + task.window_s) - np.maximum(start[at], window_start)
         at, shared = at[shared > 1e-9], shared[shared > 1e-9]
@@ -100,6 +223,8 @@ def window_targets(
             refusal[i] = "implausible label"
         elif shared[good].sum() < task.aggregate.coverage * task.window_s - 1e-6:
             refusal[i] = "label coverage"
+        elif task.kind == "classification":
+            target[i] = _weighted_mode(value[at][good], shared[good])
         elif task.aggregate.how == "median":
             target[i] = _weighted_median(value[at][good], shared[good])
         else:

@@ -60,6 +60,24 @@ def test_the_grid_holds_the_windows_that_fit_whole(duration: float, count: int) 
     assert len(starts) == count and (np.diff(starts) == 5.0).all()
 
 
+@pytest.mark.parametrize(
+    ("start", "duration", "offset"),
+    [
+        (0.0, 330.0, [290.0]),
+        (100.0, 200.0, [190.0]),
+        (100.0, 199.9, []),
+        (295.0, 30.0, []),
+        (290.0, 10.0, [0.0]),
+    ],
+)
+def test_a_window_that_ends_at_a_given_second_is_one_a_record_or_none(
+    start: float, duration: float, offset: list[float]
+) -> None:
+    spec = SPEC.model_copy(update={"until_s": 300.0})
+    assert grid(duration, spec, start).tolist() == offset
+    assert spec.hash != SPEC.hash and grid(0, spec).tolist() == []
+
+
 def test_verdicts_name_why_a_window_is_refused() -> None:
     t = np.arange(500) / 50
     x = np.stack(

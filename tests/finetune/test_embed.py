@@ -157,3 +157,64 @@ def test_bundle_and_output_may_lie_in_a_bucket(
     table = pq.read_table(pa.BufferReader(storage.read_bytes(out)))
     expected = BundleEncoder(uri).embed(arrays[1][:, None], 125)
     np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), expected, atol=1e-6)
+
+
+def test_two_signals_of_an_array_file_are_embedded_together(pair_bundle: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    x = {"ppg": rng.normal(size=(2, 125 * 50)).cumsum(1), "ecg": rng.normal(size=(2, 250 * 50))}
+    np.savez(tmp_path / "x.npz", **x, ppg_rate=125, ecg_rate=250)
+    out = str(tmp_path / "e.parquet")
+    counts = embed(pair_bundle, str(tmp_path / "x.npz"), out, window_s=20, hop_s=15, mode="ppg+ecg")
+    assert (counts["windows"], counts["window_s"], counts["unused_tail_s"]) == (6, 20, 0)
+    second = {m: y[:, None, 15 * r : 35 * r] for (m, y), r in zip(x.items(), (125, 250), strict=True)}
+    expected = BundleEncoder(pair_bundle, "ppg+ecg").embed(second, {"ppg": 125.0, "ecg": 250.0})
+    np.testing.assert_allclose(vectors(tmp_path / "e.parquet")[[1, 4]], expected, atol=1e-6)
+
+    same = {"ppg": x["ppg"], "ecg": x["ecg"][:, ::2]}
+    np.savez(tmp_path / "same.npz", **same, rate=125)
+    embed(pair_bundle, str(tmp_path / "same.npz"), str(tmp_path / "s.parquet"), mode="ppg+ecg")
+    expected = BundleEncoder(pair_bundle, "ppg+ecg").embed({m: y[:, None] for m, y in same.items()}, 125)
+    np.testing.assert_allclose(vectors(tmp_path / "s.parquet"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ({"ppg": np.zeros(500), "ecg": np.zeros(500), "ppg_rate": 125}, "has no rate .only ppg, ecg, ppg_r"),
+        ({"ppg": np.zeros(500), "rate": 125}, r"has no ecg .*ppg_rate=hertz, ecg_rate=hertz"),
+        ({"ppg": np.zeros(500), "ecg": np.zeros(800), "rate": 125}, "ppg 1 rows of 4 s, ecg 1 rows of 6.4"),
+        ({"ppg": np.zeros((2, 500)), "ecg": np.zeros(500), "rate": 125}, "ppg 2 rows of 4 s, ecg 1 rows"),
+    ],
+)  # fmt: skip
+def test_two_signals_that_do_not_fit_together_are_one_clear_line(
+    pair_bundle: str, tmp_path: Path, held: dict[str, Any], said: str
+) -> None:
+    np.savez(tmp_path / "x.npz", **held)
+    with pytest.raises(PlethoraError, match=said) as refused:
+        embed(pair_bundle, str(tmp_path / "x.npz"), str(tmp_path / "e.parquet"), mode="ppg+ecg")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_corpus_is_embedded_where_it_holds_both_signals(
+    ray_session: Any, pair_bundle: str, paired_corpus: str, corpus: str, tmp_path: Path
+) -> None:
+    embed(pair_bundle, paired_corpus, str(tmp_path / "e.parquet"), window_s=20, mode="ppg+ecg")
+    found = pq.read_table(tmp_path / "e.parquet").to_pylist()
+    assert len(found) > 30
+    encoder, checked = BundleEncoder(pair_bundle, "ppg+ecg"), 0
+    rows = open_corpus(paired_corpus).read_row_group(0, 0).to_pylist()
+    for line in found[:15]:
+        for row in rows:
+            at = line["start_s"] - row["start_s"]
+            inside = row["record"] == line["record"] and -1e-6 <= at <= row["duration_s"] - 20
+            if inside and row["ppg"] and row["ecg"]:
+                x = {}
+                for m, rate in (("ppg", 125), ("ecg", 250)):
+                    wave = waveform(row[m], row[f"{m}_scale"], row[f"{m}_offset"], 1)
+                    x[m] = wave[None, :, round(at * rate) :][..., : 20 * rate]
+                vector = encoder.embed(x, {"ppg": 125.0, "ecg": 250.0})[0]
+                np.testing.assert_allclose(vector, line["embedding"], atol=2e-4)
+                checked += 1
+    assert checked >= 8
+    with pytest.raises(PlethoraError, match=r"has no ecg .it has ppg., which mode 'ppg\+ecg'"):
+        embed(pair_bundle, corpus, str(tmp_path / "n.parquet"), mode="ppg+ecg")

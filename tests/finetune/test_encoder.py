@@ -8,7 +8,9 @@ import torch
 from scipy import signal
 
 from cluster.errors import PlethoraError
+from datasets.schema import Corpus, open_corpus
 from finetune.encoder import BundleEncoder, pooled, untrained
+from pretrain import card
 from tests.finetune import tiny
 
 
@@ -135,3 +137,81 @@ def test_a_window_longer_than_the_encoder_takes_is_cut_and_averaged(encoder: Bun
     np.testing.assert_allclose(pooled(encoder, x, 2, 100), halves, atol=1e-5)
     with pytest.raises(PlethoraError, match="1 s are under the encoder's minimum of 2 s"):
         encoder.pieces(1)
+
+
+# ---------------------------------------------------------------- several inputs
+
+
+@pytest.fixture(scope="module")
+def both(pair_bundle: str) -> BundleEncoder:
+    return BundleEncoder(pair_bundle, "ppg+ecg")
+
+
+def pair(n: int, seconds: float) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Raw PPG at 125 Hz and ECG at 250 Hz whose complexes point down."""
+    ecg = np.zeros((n, 1, round(seconds * 250)))
+    ecg[..., 100::200] = -5.0
+    rng = np.random.default_rng(1)
+    return {"ppg": raw(n, seconds, 125), "ecg": ecg + 0.1 * rng.normal(size=ecg.shape)}, {
+        "ppg": 125.0,
+        "ecg": 250.0,
+    }
+
+
+@pytest.mark.parametrize("seconds", [1.2, 10.0, 31.3])
+def test_a_mode_of_two_inputs_equals_the_cards_own_code(
+    pair_bundle: str, both: BundleEncoder, seconds: float
+) -> None:
+    x, rate = pair(3, seconds)
+    code = card.snippet("ppg+ecg", both.bundle.config, both.bundle.preprocessing)
+    names: dict = {}
+    exec(code.replace('Path(".")', f'Path("{pair_bundle}")'), names)
+    expected = names["embed"]({m: y[:, 0] for m, y in x.items()}, rate)
+    np.testing.assert_allclose(both.embed(x, rate), expected, atol=1e-4)
+    assert expected.shape == (3, 24)
+
+
+def test_both_inputs_reach_the_network_each_by_its_name(both: BundleEncoder, pair_bundle: str) -> None:
+    x, rate = pair(2, 10)
+    alone = [BundleEncoder(pair_bundle, m).embed(x[m], rate[m]) for m in ("ppg", "ecg")]
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+    np.testing.assert_allclose(both.embed(x, rate), (alone[0] + alone[1]) / 2, atol=1e-5)
+    np.testing.assert_allclose(pooled(both, both.prepare(x, rate), 1, 100), both.embed(x, rate), atol=1e-5)
+
+
+def test_the_untrained_network_of_two_inputs_is_fed_in_its_own_order(both: BundleEncoder) -> None:
+    prepared = both.prepare(*pair(5, 10))
+    fresh = tiny.TinyPair(tiny.TinyPair.Config(), 3).modules()["net"]
+    expected = fresh(*(torch.from_numpy(prepared[m]) for m in ("ppg", "ecg"))).detach().numpy()
+    run = untrained(both.bundle.config, "ppg+ecg", seed=3)
+    np.testing.assert_array_equal(run(dict(reversed(prepared.items()))), expected)
+
+
+def test_inputs_that_do_not_belong_together_are_refused_in_one_line(
+    both: BundleEncoder, pair_bundle: str
+) -> None:
+    x, rate = pair(2, 10)
+    for bad, rates, said in (
+        (x["ppg"], rate, "takes ppg and ecg together: give a dict"),
+        ({"ppg": x["ppg"]}, rate, "no ecg is given"),
+        (x, {"ppg": 125.0}, "no rate of ecg is given"),
+        (x | {"ecg": x["ecg"][..., :2000]}, rate, r"of the same time, not ppg 2 x 10 s, ecg 2 x 8 s"),
+        (x | {"ecg": x["ecg"][:1]}, rate, "ppg 2 x 10 s, ecg 1 x 10 s"),
+        (x, {"ppg": 125.0, "ecg": 90.0}, "ecg at 90 Hz: the encoder needs at least 100 Hz"),
+    ):
+        with pytest.raises(PlethoraError, match=said) as refused:
+            both.prepare(bad, rates)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(PlethoraError, match=r"3 modes \(ppg, ecg, ppg\+ecg\): choose one with --mode"):
+        BundleEncoder(pair_bundle)
+
+
+def test_a_corpus_without_ecg_or_with_too_slow_a_one_gets_one_clear_line(
+    both: BundleEncoder, corpus: str
+) -> None:
+    found = open_corpus(corpus)
+    with pytest.raises(PlethoraError, match=r"has no ecg \(it has ppg\), which mode 'ppg\+ecg' of"):
+        both.check(found)
+    slow = dict(found.manifest) | {"modalities": ["ppg", "ecg"], "shards": [{"rates": {"ecg": [62.5, 90]}}]}
+    with pytest.raises(PlethoraError, match=r"has ecg at 90 Hz at most, mode .* needs at least 100 Hz"):
+        both.check(Corpus(found.uri, slow))

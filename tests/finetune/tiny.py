@@ -129,3 +129,73 @@ def make_bundle(
     (folder / "README.md").write_text(card.render(*parts))
     bundle.publish(folder, uri)
     return uri
+
+
+class PairNet(nn.Module):
+    """A net a signal; together the mean of their vectors."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.ppg, self.ecg = Net(dim), Net(dim)
+
+    def forward(self, ppg: torch.Tensor, ecg: torch.Tensor) -> torch.Tensor:
+        return (self.ppg(ppg) + self.ecg(ecg)) / 2
+
+
+class TinyPair(Tiny):
+    """The same for PPG and ECG, with a mode for each and one for both."""
+
+    def windows(self) -> WindowSpec:
+        ecg = Signal(modality="ecg", rate=RATE, band=(0.5, None), upright=True, min_rate=100)
+        return WindowSpec(signals=(*super().windows().signals, ecg), window_s=WINDOW_S)
+
+    def modules(self) -> dict[str, nn.Module]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return {"net": PairNet(self.config.dim)}
+
+    def encoder(self, modules: Any) -> Encoder:
+        net = modules["net"]
+        found = {
+            name: Mode(
+                module, [{"name": m, "modality": m, "rate": RATE, "channels": 1} for m in name.split("+")],
+                self.config.dim, STEP_S * RATE, STEP_S * RATE, WINDOW_S * RATE,
+            )
+            for name, module in (("ppg", net.ppg), ("ecg", net.ecg), ("ppg+ecg", net))
+        }  # fmt: skip
+        return Encoder(found, "encoder", PAIR_PREPROCESSING)
+
+
+PAIR_PREPROCESSING: dict[str, Any] = PREPROCESSING | {
+    "ecg": PREPROCESSING["ppg"] | {"band": [0.5, None], "notch": None, "upright": True, "min_rate": 100}
+}
+
+
+def make_pair_bundle(folder: Path, uri: str, about: dict[str, Any] | None = None, dim: int = 24) -> str:
+    """Publish a tuned TinyPair at `uri`; returns `uri`."""
+    folder.mkdir(parents=True)
+    recipe = TinyPair(TinyPair.Config(dim=dim), 0)
+    modules = recipe.modules()
+    net = modules["net"].eval()
+    net.ppg.tune(), net.ecg.tune()
+    modes = {}
+    for name, mode in recipe.encoder(modules).modes.items():
+        inputs, file = [i["name"] for i in mode.inputs], f"{name}.onnx"
+        torch.onnx.export(
+            mode.module, tuple(torch.zeros(2, 1, 500) for _ in inputs), str(folder / file),
+            input_names=inputs, output_names=["embedding"], dynamo=False,
+            dynamic_axes={i: {0: "batch", 2: "samples"} for i in inputs} | {"embedding": {0: "batch"}},
+        )  # fmt: skip
+        modes[name] = {"file": file, "dim": dim, "inputs": mode.inputs}
+    save_file({f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
+    config = {
+        "version": 1, "kind": "encoder", "parameters": {}, "modes": modes,
+        "run": {"name": "pair", "recipe": "tests.finetune.tiny:TinyPair", "method": {"dim": dim}, "seed": 3},
+    }  # fmt: skip
+    metrics = {"first": {"loss": 2.0}, "last": {"loss": 1.0}, "history": []}
+    parts = config, PAIR_PREPROCESSING, about or lineage(), metrics
+    for name, part in zip(("config", "preprocessing", "lineage", "metrics"), parts, strict=True):
+        (folder / f"{name}.json").write_text(json.dumps(part))
+    (folder / "README.md").write_text(card.render(*parts))
+    bundle.publish(folder, uri)
+    return uri

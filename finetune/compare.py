@@ -1,0 +1,89 @@
+"""Several encoders on the same windows, folds and drawn subjects: one table a task."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster import storage
+from cluster.errors import PlethoraError
+from datasets.schema import open_corpus
+from finetune import comparison, plots
+from finetune.encoder import BundleEncoder
+from finetune.evaluate import about, predictions
+from finetune.study import Entrant, Outcome, study
+from finetune.task import load_task
+
+
+def compare(
+    bundles: Sequence[str],
+    corpus: str,
+    tasks: Sequence[str],
+    out: str,
+    subjects: str = "unseen",
+    folds: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare encoders, each BUNDLE or BUNDLE#MODE; write compare.md, results.json, predictions.parquet and
+    intervals.png to `out`; return the results.
+
+    A window counts where every encoder takes it; subjects whom any of them saw in pretraining are left out.
+    """
+    twice = [name for name, count in Counter([*bundles, *tasks]).items() if count > 1]
+    if twice:
+        raise PlethoraError(f"{twice[0]} is named twice: name each encoder and each task once")
+    if not tasks:
+        raise PlethoraError("--tasks names no task")
+    questions, source = [load_task(name) for name in tasks], open_corpus(corpus)
+    entrants = [*_entrants([_opened(name) for name in bundles])]
+    outcomes = study(entrants, source, questions, subjects, folds, seed)
+    results: dict[str, Any] = {
+        "encoders": {e.name: about(e.encoder) for e in entrants},
+        "corpus": outcomes[0].results["corpus"],
+        "tasks": [outcome.results for outcome in outcomes],
+    }
+    for table in results["tasks"]:
+        table["verdict"] = comparison.verdicts(table)
+    _write(results, outcomes, out)
+    results["out"] = storage.normalise(out)
+    return results
+
+
+def _opened(name: str) -> BundleEncoder:
+    uri, mark, mode = name.rpartition("#")
+    return BundleEncoder(uri, mode) if mark else BundleEncoder(name)
+
+
+def _entrants(encoders: Sequence[BundleEncoder]) -> list[Entrant]:
+    """Encoders called by their run's name and mode; a number tells equals apart."""
+    found: list[Entrant] = []
+    seen: Counter[str] = Counter()
+    for encoder in encoders:
+        run = encoder.bundle.config.get("run", {})
+        name = f"{run.get('name') or encoder.bundle.uri.rstrip('/').rpartition('/')[2]} ({encoder.mode})"
+        seen[name] += 1
+        name = f"{name} {seen[name]}" if seen[name] > 1 else name
+        found.append(Entrant(encoder, name, name, f"{name}, untrained", f"{name}, untrained"))
+    return found
+
+
+def _write(results: dict[str, Any], outcomes: Sequence[Outcome], out: str) -> None:
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        parts = []
+        for outcome in outcomes:
+            table = predictions(outcome)
+            parts.append(table.add_column(0, "task", [[outcome.results["task"]["name"]] * table.num_rows]))
+        whole = pa.concat_tables(parts, promote_options="default")
+        pq.write_table(whole, here / "predictions.parquet", compression="zstd")
+        plots.draw_intervals(results["tasks"], here / "intervals.png")
+        (here / "compare.md").write_text(comparison.markdown(results), encoding="utf-8")
+        (here / "results.json").write_bytes(storage.json_bytes(results))
+        print(comparison.terminal(results), flush=True)
+        storage.upload(here, out)
+        print(f"\ntables, predictions and picture: {storage.normalise(out)}")
