@@ -1,4 +1,4 @@
-"""python -m finetune evaluate | embed | reconstruct: what a published bundle is worth, and what it gives."""
+"""python -m finetune evaluate | compare | embed | reconstruct | privacy: a bundle, measured and put to use."""
 
 import argparse
 from typing import Any
@@ -25,11 +25,25 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--no-publish", action="store_true", help="write nothing beside the bundle")
     one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
 
+    some = commands.add_parser("compare", help="encoders on the same windows and folds: one table a task")
+    some.add_argument("bundles", nargs="+", metavar="BUNDLE[#MODE]", help="published bundles")
+    some.add_argument("--corpus", required=True, metavar="URI", help="a corpus with the tasks' labels")
+    some.add_argument("--tasks", required=True, metavar="A,B", help="tasks of finetune/tasks, or TOML files")
+    some.add_argument("--out", required=True, metavar="DIR", help="tables, predictions and picture go here")
+    some.add_argument(
+        "--subjects", choices=("unseen", "all"), default="unseen",
+        help="unseen (default): leave out whom any encoder saw in pretraining; all: keep them",
+    )  # fmt: skip
+    some.add_argument("--folds", type=int, default=5, help="subject-disjoint folds (default 5)")
+    some.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
+    some.add_argument("--json", action="store_true", help="results as one JSON line at the end")
+
     two = commands.add_parser("embed", help="one vector a window, as Parquet")
     two.add_argument("--bundle", required=True, metavar="URI", help="a published bundle")
     two.add_argument(
         "--input", required=True, metavar="URI",
-        help="a corpus, or an .npz with samples (`ppg`, (samples,) or (n, samples)) and `rate` in Hz",
+        help="a corpus, or an .npz with samples (`ppg`, (samples,) or (n, samples)) and `rate` in Hz; "
+        "for several inputs each of them, and `ppg_rate`, `ecg_rate` where they differ",
     )  # fmt: skip
     two.add_argument("--out", required=True, metavar="URI", help="the Parquet file to write")
     two.add_argument("--window-s", type=float, metavar="S", help="window (default: the encoder's own)")
@@ -59,6 +73,24 @@ def parser() -> argparse.ArgumentParser:
     three.add_argument("--folds", type=int, default=5, help="subject-disjoint, of the references (default 5)")
     three.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
     three.add_argument("--json", action="store_true", help="results as one JSON line at the end")
+
+    four = commands.add_parser("privacy", help="whom a vector gives away, and how much of the waveform")
+    four.add_argument("--bundle", required=True, metavar="URI", help="a published bundle")
+    four.add_argument("--corpus", required=True, metavar="URI", help="a corpus with the encoder's signals")
+    four.add_argument("--mode", metavar="NAME", help="the bundle's mode (default: its only one)")
+    four.add_argument(
+        "--window-s", type=float, metavar="S", help="window (default: the encoder's own, at most 30 s)"
+    )
+    four.add_argument("--gallery", metavar="N,N", help="sizes of N (default 2,5,10,… up to all subjects)")
+    four.add_argument("--out", metavar="DIR", help="also write the card, results and pictures here")
+    four.add_argument(
+        "--subjects", choices=("unseen", "all"), default="unseen",
+        help="unseen (default): leave out whom pretraining saw; all: keep them, with a warning",
+    )  # fmt: skip
+    four.add_argument("--folds", type=int, default=5, help="subject-disjoint, of the decoders (default 5)")
+    four.add_argument("--seed", type=int, default=0, help="of folds, decoders and bootstrap (default 0)")
+    four.add_argument("--no-publish", action="store_true", help="write nothing beside the bundle")
+    four.add_argument("--json", action="store_true", help="results as one JSON line at the end")
     return top
 
 
@@ -82,6 +114,18 @@ def main(argv: list[str]) -> dict[str, Any]:
             given.bundle, given.input, given.source, given.target, given.out, given.subjects, given.windows,
             given.folds, given.seed,
         )  # fmt: skip
+    if given.command == "privacy":
+        from finetune.privacy import privacy
+
+        return privacy(
+            given.bundle, given.corpus, given.mode, given.window_s, given.gallery, given.out, given.subjects,
+            given.folds, given.seed, not given.no_publish,
+        )  # fmt: skip
+    if given.command == "compare":
+        from finetune.compare import compare
+
+        tasks = [name for name in given.tasks.split(",") if name]
+        return compare(given.bundles, given.corpus, tasks, given.out, given.subjects, given.folds, given.seed)
     from finetune.evaluate import evaluate
 
     return evaluate(
