@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from cluster.errors import PlethoraError
 from datasets.windows import Signal, WindowSpec
 from pretrain import figures
 from pretrain.contrastive import Negatives, Scale, held_out, info_nce, metrics, unit
+from pretrain.importing import checkpoint
 from pretrain.net1d import Net1D, Norm, Projector, from_authors
 from pretrain.recipe import Encoder, Mode, StepResult, build
 from pretrain.sync_bn import BatchNorm
@@ -267,6 +267,10 @@ def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
     from cluster import bundle
 
     found = bundle.open(uri)
+    if "ecg" not in (names := found.config["modes"]):
+        raise PlethoraError(
+            f"method.ecg_teacher = {uri} has no mode ecg (it has {', '.join(names)}): give an ECG encoder"
+        )
     run = found.config["run"]
     theirs = build(run["recipe"], run["method"], run.get("seed", 0))
     modules, weights = theirs.modules(), load_file(found.path("model.safetensors"))
@@ -276,10 +280,6 @@ def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
             {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         )
     modes = theirs.encoder(modules).modes
-    if "ecg" not in modes:
-        raise PlethoraError(
-            f"method.ecg_teacher = {uri} has no mode ecg (it has {', '.join(modes)}): give an ECG encoder"
-        )
     signal = recipe.config.signals()[1]
     ours = prepared(signal, recipe.config.min_s, recipe.config.window_s)
     wants = found.preprocessing["ecg"]
@@ -300,21 +300,11 @@ def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
 
 
 def _checkpoint(path: str) -> nn.Module:
-    from safetensors.torch import load_file
-
-    if not Path(path).is_file():
-        raise PlethoraError(f"method.ecg_teacher = {path}: there is no such file")
     try:
-        if path.lower().endswith(".safetensors"):
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        net, unused = from_authors(state)
-    except Exception as error:  # the file is the user's: whatever it is, one line says that it is not usable
-        said = str(error).splitlines() or [type(error).__name__]
+        net, unused = from_authors(checkpoint.read(path))
+    except (ValueError, PlethoraError) as error:
         raise PlethoraError(
-            f"method.ecg_teacher = {path} holds no weights of the authors' Net1D: {said[0]}"
+            f"method.ecg_teacher = {path} holds no weights of the authors' Net1D: {error}"
         ) from error
     log.info("%s: %s not used", path, ", ".join(unused) or "nothing is")
     return net

@@ -169,7 +169,8 @@ def test_a_jointly_trained_ecg_encoder_is_published_and_can_teach(tmp_path: Path
             "run": {
                 "recipe": "pretrain.recipes.anyppg:AnyPPG",
                 "method": first.config.model_dump(mode="json"),
-            }
+            },
+            "modes": dict.fromkeys(encoder.modes),
         }
         preprocessing = describe(encoder)
 
@@ -187,6 +188,9 @@ def test_a_jointly_trained_ecg_encoder_is_published_and_can_teach(tmp_path: Path
         recipe(ecg_teacher="s3://somewhere/bundle", ecg_rate=200.0).modules()
     with pytest.raises(PlethoraError, match=r"takes ECG with notch = 50.0, this run gives 60.0"):
         recipe(ecg_teacher="s3://somewhere/bundle", ecg_notch=60.0).modules()
+    Opened.config["modes"] = {"ppg": None}  # as of an imported PPG encoder, which has no ECG weights
+    with pytest.raises(PlethoraError, match=r"has no mode ecg \(it has ppg\)"):
+        recipe(ecg_teacher="s3://somewhere/bundle").modules()
 
 
 def test_a_local_checkpoint_teaches_and_a_wrong_one_is_one_line(tmp_path: Path) -> None:
