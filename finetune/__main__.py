@@ -1,4 +1,4 @@
-"""python -m finetune evaluate | compare | embed | reconstruct | privacy: a bundle, measured and put to use."""
+"""python -m finetune evaluate | compare | embed | reconstruct | privacy: a bundle measured and put to use."""
 
 import argparse
 from typing import Any
