@@ -63,9 +63,9 @@ class Data:
 
     def validation(self, rank: int, world: int) -> dict[str, np.ndarray]:
         """This rank's share of up to `validate_windows` windows of held-out subjects, spread over corpora and
-        records: {modality: (n, channels, samples), "window": (n,), "subject": (n,)}. Of a corpus each subject
-        comes once before any comes again: a batch holds as many as it can. Every rank gets the same number
-        (sharded modules meet in every forward pass); what does not divide is left out.
+        records: {modality: (n, channels, samples), "window": (n,), "subject": (n,)}. Each subject comes once
+        before any comes again: a batch holds as many as it can. Every rank gets the same number (sharded
+        modules meet in every forward pass); what does not divide is left out.
         """
         parts = []
         for found in self.indexes:
@@ -82,7 +82,9 @@ class Data:
                 f"no validation window: split.val = {self.run.split.val:g} puts too few subjects of "
                 f"{', '.join(self.run.corpora)} aside; raise it, or set validate_every = 0"
             )
-        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        whole = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        order = np.argsort(_turn(whole["subject"]), kind="stable")
+        return {name: values[order] for name, values in whole.items()}
 
     def lineage(self) -> list[dict[str, Any]]:
         """What of each corpus training saw: hash, terms, and the keyed names of its train and val

@@ -224,10 +224,13 @@ class PatchTransformer(nn.Module):
 
     def __init__(
         self, embed: nn.Module, dim: int, depth: int, max_patches: int, block: Callable[[float], Block],
-        drop: float = 0.0, drop_path: float = 0.0, maskable: bool = False,
+        drop: float = 0.0, drop_path: float = 0.0, maskable: bool = False, near: int = 0,
     ) -> None:  # fmt: skip
+        """near: width in patches of a depthwise convolution that tells each patch what is beside it, added
+        to its position (wav2vec 2.0, Baevski 2020); odd, 0 for none."""
         super().__init__()
         self.max_patches = max_patches
+        self.near = nn.Conv1d(dim, dim, near, padding=near // 2, groups=dim) if near else None
         self.embed = embed
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if maskable else None
@@ -262,6 +265,8 @@ class PatchTransformer(nn.Module):
             x = x + self.positions[:, : x.shape[1]]
         else:
             x = x + self.positions[0, start_b[:, None] + torch.arange(x.shape[1], device=x.device)]
+        if self.near is not None:
+            x = x + F.gelu(self.near(x.transpose(1, 2))).transpose(1, 2)
         x = self.drop(torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1))
         for block in self.blocks[:blocks]:
             x = block(x)

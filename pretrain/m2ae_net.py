@@ -57,23 +57,20 @@ class M2AENet(nn.Module):
 
     def __init__(
         self, names: Sequence[str], patch: int, max_patches: int, dim: int, encoder_depth: int,
-        bottleneck_depth: int, decoder_depth: int, heads: int, projection: int, drop: float,
+        bottleneck_depth: int, decoder_depth: int, heads: int, projection: int, drop: float, near: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self.names, self.patch, self.dim = tuple(names), patch, dim
         block = partial(_block, dim, heads, drop)
+        net = partial(PatchTransformer, dim=dim, max_patches=max_patches, block=block, near=near)
         self.encoders = nn.ModuleDict()
         self.decoders = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
         for name in names:
             embed = nn.Sequential(nn.Linear(patch, dim), nn.GELU(), nn.Linear(dim, dim))
-            self.encoders[name] = PatchTransformer(
-                embed, dim, encoder_depth, max_patches, block, maskable=True
-            )
-            self.decoders[name] = PatchTransformer(
-                nn.Linear(dim, dim), dim, decoder_depth, max_patches, block
-            )
+            self.encoders[name] = net(embed, depth=encoder_depth, maskable=True)
+            self.decoders[name] = net(nn.Linear(dim, dim), depth=decoder_depth)
             self.heads[name] = nn.Linear(dim, patch).apply(initialise)
             self.projectors[name] = nn.Sequential(
                 nn.Linear(dim, dim), nn.LayerNorm(dim), nn.GELU(), nn.Linear(dim, projection, bias=False)

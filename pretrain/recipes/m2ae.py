@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ from pretrain.recipe import Decoder, Encoder, Mode, StepResult
 from pretrain.recipes.anyppg import prepared
 
 NAMES = ("ppg", "ecg")
-_SPANS, _NOISE, _DRIFT, _VALIDATION = 1, 2, 3, -1
+_SPANS, _NOISE, _DRIFT, _CROP, _VALIDATION = 1, 2, 3, 4, -1
 
 
 class M2AEConfig(Config):
@@ -51,6 +52,7 @@ class M2AEConfig(Config):
     bottleneck_depth: int = Field(2, ge=1)  # open
     decoder_depth: int = Field(4, ge=1)  # open
     heads: int = 8  # open
+    near: int = Field(9, ge=0)  # ours: patches that a convolution beside the positions spans; odd, 0: none
     dropout: float = Field(0.0, ge=0, lt=1)  # open
     projection: int = 128  # open
 
@@ -58,6 +60,7 @@ class M2AEConfig(Config):
     span: int = Field(5, ge=1)  # open: patches that are hidden together, 1 s: longer than a beat
     weight: float = Field(1.0, ge=0)  # open: λ, of reconstruction
     temperature: float = Field(0.07, gt=0)  # open
+    crop: float = Field(0.7, gt=0, le=1)  # open: shortest share of a window, both cut alike, stretched to all
     aug_noise: float = Field(0.1, ge=0)  # open: of the z-scored view
     aug_drift: float = Field(0.3, ge=0)  # open: largest amplitude of one slow sine in it
     negatives: Negatives = "global"  # open
@@ -109,7 +112,7 @@ class M2AE:
             return {
                 "m2ae": M2AENet(
                     NAMES, c.patch, c.samples // c.patch, c.dim, c.encoder_depth, c.bottleneck_depth,
-                    c.decoder_depth, c.heads, c.projection, c.dropout,
+                    c.decoder_depth, c.heads, c.projection, c.dropout, c.near,
                 )
             }  # fmt: skip
 
@@ -123,11 +126,18 @@ class M2AE:
         training = torch.is_grad_enabled()
         at = step if training else _VALIDATION
         has = {m: batch.get(f"has_{m}", torch.ones_like(subject, dtype=torch.bool)) for m in NAMES}
-        clean = {m: scaled(batch[m], c.patch) for m in NAMES}
+        length, start = stretches(batch["window"], c, self.seed, at)
+        as_is = (
+            length == 1
+        )  # a stretch changes the delay between the signals, which is to be learned as it is
+        clean = {m: scaled(stretched(batch[m], length, start), c.patch) for m in NAMES}
         masks = complementary(batch["window"], c, clean["ppg"].shape[1], has, self.seed, at)
         hidden = dict(zip(NAMES, masks, strict=True))
-        view = {m: self._view(clean[m], batch["window"], at, i) for i, m in enumerate(NAMES)}
-        out = modules["m2ae"](clean, view, hidden, has)
+        whole, view = (
+            {m: self._view(clean[m], batch["window"], at, 2 * i + j) for i, m in enumerate(NAMES)}
+            for j in (0, 1)
+        )
+        out = modules["m2ae"](whole if training else clean, view, hidden, has)
 
         # what is contrasted: one modality with the other, and a window with its view
         both = has["ppg"] & has["ecg"]
@@ -160,7 +170,7 @@ class M2AE:
             error = error.mean(dim=-1)  # (3, B, N)
             share = hidden[m].float()
             inside = (error * share).sum(dim=-1) / share.sum(dim=-1).clamp_min(1.0)
-            kept = {"joint": has[m], "intra": has[m], "cross": both}
+            kept = {"joint": has[m] & as_is, "intra": has[m], "cross": both & as_is}
             values = {"joint": inside[0], "intra": inside[1], "cross": error[2].mean(dim=-1)}
             for key, value in values.items():
                 rebuilt = rebuilt + mean_where(value, kept[key], training) / (3 * len(NAMES))
@@ -210,6 +220,24 @@ class M2AE:
             decoders[f"{source}_to_{target}"] = Decoder(translate, [about[source]], output, **lengths)
         preprocessing = {s.modality: prepared(s, low / c.rate, c.window_s) for s in c.signals()}
         return Encoder(modes, "encoder", preprocessing, decoders)
+
+
+def stretches(ids_b: Tensor, c: M2AEConfig, seed: int, at: int) -> tuple[Tensor, Tensor]:
+    """(B,) length and start, as shares of the window, of what is cut out of it: half of the windows are left
+    as they are, in validation all."""
+    u = keyed_uniform(ids_b, 3, seed, at, _CROP)
+    whole = (u[:, 0] < 0.5) | (at == _VALIDATION)
+    length = torch.where(whole, 1.0, c.crop + (1 - c.crop) * u[:, 1])
+    return length, (1 - length) * u[:, 2]
+
+
+def stretched(x_bct: Tensor, length_b: Tensor, start_b: Tensor) -> Tensor:
+    """A part of each window stretched to the whole (linear): another heart rate. Windows whose length is 1
+    stay as they are."""
+    at = start_b[:, None] + length_b[:, None] * torch.linspace(0, 1, x_bct.shape[-1], device=x_bct.device)
+    grid = torch.stack([2 * at - 1, torch.zeros_like(at)], dim=-1)[:, None]
+    y = F.grid_sample(x_bct[:, :, None].float(), grid, align_corners=True)[:, :, 0]
+    return torch.where((length_b == 1)[:, None, None], x_bct.float(), y)
 
 
 def complementary(

@@ -1,9 +1,9 @@
 """Windows a second of our optimizer step against a hand-written torch loop: same model, batch and thread.
 
-SIGMA's masked stage on windows in memory, one process; rounds alternate. The clock counts processor seconds
-of all threads of the process: nothing here waits, and other programs on the machine do not enter.
+Windows in memory, one process; rounds alternate. The clock counts processor seconds of all threads of the
+process: nothing here waits, and other programs on the machine do not enter.
 
-    python -m tests.benchmarks.step [--dim 200] [--depth 12] [--batch 8] [--rounds 5]
+    python -m tests.benchmarks.step [--recipe sigma] [--batch 8] [--rounds 5]
 """
 
 import argparse
@@ -19,7 +19,11 @@ from torch import nn
 from pretrain.config import Engine, Optim
 from pretrain.engine import parameter_groups, wrap
 from pretrain.loop import optimize
+from pretrain.recipe import Recipe
+from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig
+from pretrain.recipes.m2ae import M2AE, M2AEConfig
 from pretrain.recipes.sigma import Masked, MaskedConfig, TokenizerConfig, tokens
+from pretrain.recipes.simclr import SimCLR, SimCLRConfig
 from tests.benchmarks.table import show
 
 RATE = 1e-4
@@ -29,8 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dim", type=int, default=200)
-    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="sigma", help="its published size")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
@@ -43,16 +46,16 @@ def main() -> None:
     os.environ["LOCAL_RANK"] = "0"
     dist.init_process_group("gloo", rank=0, world_size=1)
     device = torch.device("cpu")
-    config = MaskedConfig(dim=given.dim, depth=given.depth, heads=10, codebook_size=512)
-    tokenizer = tokens(
-        TokenizerConfig(dim=64, depth=1, heads=4, decoder_depth=1, codebook_size=512, kmeans=False)
-    )
-    recipe = Masked(config, 0, tokenizer)
+    recipe = RECIPES[given.recipe]()
     generator = torch.Generator().manual_seed(0)
+    spec = recipe.windows()
     batch = {
-        "ppg": torch.randn(given.batch, 1, config.samples, generator=generator).cumsum(-1),
-        "window": torch.arange(given.batch),
+        sig.modality: torch.randn(
+            given.batch, 1, round(spec.window_s * sig.rate), generator=generator
+        ).cumsum(-1)
+        for sig in spec.signals
     }
+    batch |= {"window": torch.arange(given.batch), "subject": torch.arange(given.batch)}
 
     runners: dict[str, Callable[[int], object]] = {"hand-written torch": by_hand(recipe, batch)}
     for name, stage in (("plethora, DDP", 0), ("plethora, DeepSpeed ZeRO-1", 1)):
@@ -76,14 +79,28 @@ def main() -> None:
     hand = best["hand-written torch"]
     rows = [{"what": name, "windows/s": speed, "ratio": speed / hand} for name, speed in best.items()]
     show(
-        f"step (masked stage of 240 s, dim {given.dim}, depth {given.depth}, batch {given.batch}, 1 thread)",
+        f"step ({given.recipe}, {spec.window_s:g} s, batch {given.batch}, 1 thread)",
         rows,
         {"at least 0.95 of the hand-written loop": min(r["ratio"] for r in rows) >= 0.95},
     )
 
 
-def by_hand(recipe: Masked, batch: dict[str, torch.Tensor]) -> Callable[[int], object]:
-    """What one would write without us: two modules, two optimizers, clip, step."""
+def sigma() -> Masked:
+    """The masked stage, base."""
+    small = TokenizerConfig(dim=64, depth=1, heads=4, decoder_depth=1, codebook_size=512, kmeans=False)
+    return Masked(MaskedConfig(codebook_size=512), 0, tokens(small))
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "sigma": sigma,
+    "m2ae": lambda: M2AE(M2AEConfig(), 0),
+    "anyppg": lambda: AnyPPG(AnyPPGConfig(), 0),
+    "simclr": lambda: SimCLR(SimCLRConfig(), 0),
+}
+
+
+def by_hand(recipe: Recipe, batch: dict[str, torch.Tensor]) -> Callable[[int], object]:
+    """What one would write without us: modules, their optimizers, clip, step."""
     modules, frozen = recipe.modules(), recipe.frozen()
     optimizers = {
         n: torch.optim.AdamW(parameter_groups(m, 0.05), lr=RATE, foreach=True) for n, m in modules.items()
