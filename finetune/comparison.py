@@ -19,12 +19,17 @@ from finetune.report import (
 
 
 def verdicts(table: dict[str, Any]) -> list[str]:
-    """One sentence an encoder: which rows it beats, which it cannot be told apart from, which beat it."""
+    """One sentence an encoder: which rows it beats, which it cannot be told apart from, which beat it. Of the
+    untrained networks only its own counts.
+    """
     labels, (_, _, lower) = {row["name"]: row["label"] for row in table["rows"]}, main_of(table["task"])
     said = []
     for name, differences in table["differences"].items():
         groups: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
+        twins = {f"{encoder}, untrained" for encoder in table["differences"] if encoder != name}
         for other, difference in differences.items():
+            if other in twins:
+                continue
             groups[side(difference, lower)].append(_short(labels[other], labels[name]))
         words = {"better": "beats", "level": "cannot be told apart from", "worse": "is worse than"}
         parts = [f"{words[how]} {'; '.join(rows)}" for how, rows in groups.items() if rows]

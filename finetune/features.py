@@ -143,7 +143,7 @@ def _beat_features(x_t: np.ndarray, rate: float, period_s: float) -> dict[str, f
     at_s, interval = peaks / rate, np.diff(peaks) / rate
     middle = float(np.median(interval))
     ok = (interval > 0.6 * middle) & (interval < 1.5 * middle)
-    kept, out["hr_beats"] = interval[ok], 60 / middle
+    kept, out["hr_beats"] = interval[ok] if ok.any() else interval, 60 / middle
     both = ok[1:] & ok[:-1]
     step = np.diff(interval)[both]
     out |= {

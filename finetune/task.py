@@ -141,7 +141,12 @@ def classes(labels: pa.Table, task: Task) -> list[str]:
             f"no label {task.label!r} of the corpus is {_shown(task.positive)}, which task {task.name} asks "
             f"for: it has {', '.join(names) or 'no value'}"
         )
-    return [f"not {_shown(task.positive)}", _shown(task.positive)]
+    it = _shown(task.positive)
+    return (
+        [f"not {it}", it]
+        if isinstance(task.positive, str)
+        else [f"{task.label} is {n}{it}" for n in ("not ", "")]
+    )
 
 
 def _shown(value: float | str) -> str:

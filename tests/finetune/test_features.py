@@ -106,3 +106,14 @@ def test_column_subsets_are_nested_and_end_with_all() -> None:
     assert [s.stop for s in features.SUBSETS] == sorted(s.stop for s in features.SUBSETS)
     assert features.SUBSETS[-1] == slice(0, len(features.NAMES))
     assert len(set(features.NAMES)) == len(features.NAMES)
+
+
+def test_ten_seconds_with_a_pause_or_wild_intervals_give_figures_and_no_crash() -> None:
+    x = steady(75)[None, :500].copy()
+    x[:, 200:420] = 0  # 4.4 s without a beat
+    found = features.handcrafted(x, RATE)[0]
+    assert found[AT["longest_pause_s"]] == pytest.approx(5, abs=0.8)
+    time = np.arange(0, 10, 1 / RATE)
+    wild = sum(np.exp(-0.5 * ((time - beat) / 0.12) ** 2) for beat in (1.0, 1.8, 8.5))
+    found = features.handcrafted(wild[None], RATE)[0]
+    assert np.isfinite(found[[AT["beat_count_per_s"], AT["longest_pause_s"], AT["ibi_mean"]]]).all()

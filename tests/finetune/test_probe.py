@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -148,3 +148,69 @@ def test_predict_the_mean_never_sees_the_test_subjects() -> None:
     folds = probe.grouped_folds(subject, 3, 0)
     for train, test in folds:
         assert (probe.mean_probe(target, folds).predicted[test] == target[train].mean()).all()
+
+
+# ---------------------------------------------------------------- classes
+
+
+@pytest.fixture
+def classified() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x, class, subject): 30 subjects with 4 windows, a class that two of eight features tell."""
+    rng = np.random.default_rng(1)
+    subject = np.repeat([f"s{i:02}" for i in range(30)], 4)
+    x = rng.normal(size=(120, 8)) * 10.0 ** np.arange(-4, 4)
+    code = (x[:, 3] / 0.1 + x[:, 4] + rng.normal(size=120) > 0.8).astype(float)
+    return x, code, subject
+
+
+def test_the_logistic_probe_equals_scikit_learns_pipeline_at_every_strength(classified) -> None:
+    x, code, _ = classified
+    wide = np.concatenate([x, np.random.default_rng(2).normal(size=(120, 150))], axis=1)
+    three = code + (x[:, 5] > 0)
+    for features_nd, y in ((x, code), (wide, code), (x, three)):
+        found = probe.logistic_probabilities(features_nd[:80], y[:80], features_nd[80:])
+        for strength, p in zip(probe.STRENGTHS, found, strict=True):
+            model = LogisticRegression(C=strength, tol=1e-8, max_iter=20_000)
+            pipeline = make_pipeline(StandardScaler(), model).fit(features_nd[:80], y[:80])
+            np.testing.assert_allclose(p, pipeline.predict_proba(features_nd[80:]), atol=2e-4)
+
+
+def test_the_strength_is_chosen_without_a_look_at_the_test_subjects(classified) -> None:
+    x, code, subject = classified
+    folds = probe.class_folds(code, subject, ["no", "yes"], 4, seed=0)
+    before = probe.logistic_probe(x, code, subject, folds, seed=0)
+    train, test = folds[0]
+    flipped, moved = code.copy(), x.copy()
+    flipped[test], moved[test] = 1 - code[test], x[test][::-1] * 50
+    after = probe.logistic_probe(moved, flipped, subject, folds, seed=0)
+    assert after.alphas[0] == before.alphas[0]
+    refitted = probe.logistic_probabilities(x[train], code[train], moved[test], (before.alphas[0],))
+    np.testing.assert_allclose(after.predicted[test], refitted[0][:, 1:])
+
+
+def test_folds_of_classes_are_subject_disjoint_and_share_the_classes_out(classified) -> None:
+    _, code, subject = classified
+    tested: list[int] = []
+    for train, test in probe.class_folds(code, subject, ["no", "yes"], 5, seed=3):
+        assert not set(subject[train]) & set(subject[test])
+        assert 0.5 < code[test].mean() / code.mean() < 1.5
+        tested += test.tolist()
+        for a, b in probe.class_inner_folds(code[train], subject[train], 5, seed=3):
+            assert not set(subject[train][a]) & set(subject[train][b])
+    assert sorted(tested) == list(range(120))
+
+
+def test_one_class_and_a_class_of_two_subjects_are_one_clear_line() -> None:
+    subject = np.array([f"s{i}" for i in range(10)])
+    with pytest.raises(PlethoraError, match=r"all 10 windows left to evaluate are of one class \(no\)"):
+        probe.class_folds(np.zeros(10), subject, ["no", "yes"], 5, 0)
+    with pytest.raises(PlethoraError, match=r"class 'yes' has 2 subjects left to evaluate.*at least 3"):
+        probe.class_folds(np.array([1, 1] + [0] * 8), subject, ["no", "yes"], 5, 0)
+    assert len(probe.class_folds(np.array([1, 1, 1] + [0] * 7), subject, ["no", "yes"], 5, 0)) == 3
+
+
+def test_predict_the_prevalence_never_sees_the_test_subjects(classified) -> None:
+    _, code, subject = classified
+    folds = probe.class_folds(code, subject, ["no", "yes"], 4, seed=0)
+    for train, test in folds:
+        assert (probe.prevalence_probe(code, folds).predicted[test] == code[train].mean()).all()

@@ -116,3 +116,65 @@ def test_demographics_become_columns_and_what_is_unknown_is_said() -> None:
 def test_a_corpus_without_demographics_gives_no_columns() -> None:
     x, names = tasks.demographics(labels(*seconds("a", [60.0])), ["a"], ("age", "sex"))
     assert x.shape == (1, 0) and names == []
+
+
+# ---------------------------------------------------------------- classes
+
+
+ALARMS = labels(
+    ("a", None, None, "alarm", "Asystole", None), ("a", None, None, "alarm_true", 1.0, None),
+    ("b", None, None, "alarm", "Tachycardia", None), ("b", None, None, "alarm_true", 1.0, None),
+    ("c", None, None, "alarm", "Asystole", None), ("c", None, None, "alarm_true", 0.0, None),
+    ("d", None, None, "alarm", "Asystole", None),
+)  # fmt: skip
+
+
+def test_a_text_is_turned_into_this_kind_or_not_among_the_records_asked_about() -> None:
+    asystole = tasks.load_task("alarm_asystole")
+    target, refusal = tasks.window_targets(ALARMS, ["a", "b", "c", "d"], [290.0] * 4, asystole)
+    assert target[:2].tolist() == [1, 0] and np.isnan(target[2:]).all()
+    assert refusal.tolist() == ["", "", "alarm_true is not 1", "no label alarm_true"]
+    assert tasks.classes(ALARMS, asystole) == ["not Asystole", "Asystole"]
+    true, _ = tasks.window_targets(ALARMS, ["a", "b", "c"], [290.0] * 3, tasks.load_task("alarm_true"))
+    assert true.tolist() == [1, 1, 0]
+    assert tasks.classes(ALARMS, tasks.load_task("alarm_true")) == ["alarm_true is not 1", "alarm_true is 1"]
+
+
+def test_without_a_positive_every_value_is_a_class_and_the_longest_in_a_window_counts() -> None:
+    rhythm = tasks.Task(
+        name="rhythm", title="Rhythm", kind="classification", label="rhythm", window_s=10, hop_s=10,
+        metrics=("auroc",),
+    )  # fmt: skip
+    table = labels(
+        ("a", 0.0, 6.0, "rhythm", "sinus", None), ("a", 6.0, 40.0, "rhythm", "af", None),
+        ("b", 0.0, 40.0, "rhythm", "paced", None),
+    )  # fmt: skip
+    assert tasks.classes(table, rhythm) == ["af", "paced", "sinus"]
+    target, _ = tasks.window_targets(table, ["a", "a", "b"], [0.0, 10.0, 0.0], rhythm)
+    assert target.tolist() == [2, 0, 1]
+
+
+def test_labels_that_a_class_task_cannot_use_are_one_clear_line() -> None:
+    flutter = tasks.load_task("alarm_vtach")
+    with pytest.raises(PlethoraError, match=r"no label 'alarm' of the corpus is Ventricular_Tachycardia"):
+        tasks.classes(ALARMS, flutter)
+    timed = labels(
+        ("a", 0.0, 9.0, "alarm_true", 1.0, None), ("a", None, None, "alarm", "Asystole", None),
+    )  # fmt: skip
+    with pytest.raises(PlethoraError, match="'alarm_true' is about stretches of records"):
+        tasks.window_targets(timed, ["a"], [0.0], tasks.load_task("alarm_asystole"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"hop_s": 10.0}, "either hop_s .* or until_s"),
+        ({"until_s": 5.0}, "until_s = 5 leaves no room"),
+        ({"metrics": ("mae",)}, "metrics of a classification are auroc"),
+        ({"kind": "regression", "metrics": ("mae",)}, "positive is for kind"),
+    ],
+)
+def test_a_task_that_contradicts_itself_is_refused(changed: dict, said: str) -> None:
+    told = tasks.load_task("alarm_true").model_dump() | changed
+    with pytest.raises(ValueError, match=said):
+        tasks.Task.model_validate(told)
