@@ -46,20 +46,23 @@ class Input(pydantic.BaseModel):
     channels: int
 
 
-class Mode(pydantic.BaseModel):
-    """One ONNX `file` of a bundle: `inputs` → (batch, `dim`) float32."""
+class File(pydantic.BaseModel):
+    """One ONNX file of a bundle."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="allow")
     file: str
+
+
+class Mode(File):
+    """`file`: `inputs` → (batch, `dim`) float32."""
+
     inputs: tuple[Input, ...] = pydantic.Field(min_length=1)
     dim: int = pydantic.Field(gt=0)
 
 
-class Decoder(pydantic.BaseModel):
-    """One ONNX `file` of a bundle: `inputs` → the signal `output`, (batch, channels, samples) float32."""
+class Decoder(File):
+    """`file`: `inputs` → the signal `output`, (batch, channels, samples) float32."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
-    file: str
     inputs: tuple[Input, ...] = pydantic.Field(min_length=1)
     output: dict[str, Any]
 
@@ -72,6 +75,10 @@ class Description(pydantic.BaseModel):
     kind: Literal["encoder", "tokenizer", "adapter"]
     modes: dict[str, Mode]
     decoders: dict[str, Decoder] = {}
+
+    def files(self) -> dict[str, File]:
+        """All ONNX files, by the name of their mode or decoder."""
+        return {**self.modes, **self.decoders}
 
 
 # ---------------------------------------------------------------- writing
@@ -88,7 +95,7 @@ def publish(folder: Path, uri: str) -> None:
         if name not in names:
             raise PlethoraError(f"{folder}: `{name}` is missing: a bundle needs {', '.join(REQUIRED)}")
     described = _described(storage.read_json(folder / "config.json"), str(folder / "config.json"))
-    for mode, about in (*described.modes.items(), *described.decoders.items()):
+    for mode, about in described.files().items():
         if about.file not in names:
             raise PlethoraError(f"{folder}: mode `{mode}` names `{about.file}`, which is not there")
     for name in names:
@@ -222,7 +229,7 @@ def _compare(uri: str, name: str, found: str, expected: str) -> None:
 
 
 def _modes_are_there(described: Description, sums: dict[str, str], uri: str) -> None:
-    for mode, about in (*described.modes.items(), *described.decoders.items()):
+    for mode, about in described.files().items():
         if about.file not in sums:
             raise PlethoraError(f"{uri}: mode `{mode}` names `{about.file}`, which is not in the bundle")
 

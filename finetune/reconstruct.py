@@ -1,9 +1,10 @@
-"""One signal from another: a bundle's decoder beside the true signal and two references.
+"""One signal from another: a bundle's decoder beside the true signal and three references.
 
 A bundle that has decoders (M2AE's) lists them in config.json: `ppg_to_ecg`, `ecg_to_ppg`.
 """
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from datasets.index import Index, build
 from datasets.schema import open_corpus
 from datasets.windows import WindowSpec
 from finetune import metrics, probe, waveform
+from finetune.choose import seen_by_pretraining
 from finetune.embed import read_npz
 from finetune.encoder import BATCH, BundleEncoder, finite
-from finetune.evaluate import seen_by_pretraining
 from finetune.reconstruct_report import ROWS, write
 
 FIT = 6000  # windows that references are fitted on, spread over subjects
@@ -72,7 +73,7 @@ def reconstruct(
 ) -> dict[str, Any]:
     """Rebuild `target` from `source` for a corpus that holds both, or for an .npz with the source.
 
-    A corpus gives a table beside two references (fitted on other subjects) on up to `windows` windows of
+    A corpus gives a table beside three references (fitted on other subjects) on up to `windows` windows of
     subjects that pretraining did not see, pictures, and rebuilt.parquet; an .npz gives rebuilt.npz, and the
     same figures without references where it holds the target as well. Everything lies in the folder `out`.
     """
@@ -145,7 +146,9 @@ def _from_corpus(
     length = guesses["decoder"].shape[1]
     x, y = x[:, :length], y[:, :length]
     more_x, more_y = (part[:, :length] for part in _load(index, rows[fit], source, target))
-    guesses |= _references(x, y, who, more_x, more_y, subject[fit], translator.rate, source, folds, seed)
+    guesses |= _references(
+        x, y, who, more_x, more_y, subject[fit], translator.rate, source, target, folds, seed
+    )
 
     found = {name: waveform.scores(y, guess, translator.rate, target) for name, guess in guesses.items()}
     results = {
@@ -178,15 +181,20 @@ def _load(index: Index, rows: np.ndarray, source: str, target: str) -> tuple[np.
 
 def _references(
     x: np.ndarray, y: np.ndarray, who: np.ndarray, more_x: np.ndarray, more_y: np.ndarray,
-    more_who: np.ndarray, rate: float, source: str, folds: int, seed: int,
+    more_who: np.ndarray, rate: float, source: str, target: str, folds: int, seed: int,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Both references out of fold: fitted on the other subjects of these and on all that pretraining saw."""
-    found = {name: np.zeros(y.shape) for name in ("mean_beat", "ridge")}
+    """The references out of fold: fitted on the other subjects of these and on all that pretraining saw."""
+    found = {name: np.zeros(y.shape) for name in ROWS if name != "decoder"}
     for train, test in probe.grouped_folds(who, folds, seed):
         fit_x, fit_y = np.concatenate([more_x, x[train]]), np.concatenate([more_y, y[train]])
         people = np.concatenate([more_who, who[train]])
-        found["mean_beat"][test] = waveform.MeanBeat.fit(fit_x, fit_y, rate, source)(x[test])
-        found["ridge"][test] = waveform.Ridge.fit(fit_x, fit_y, people, seed)(x[test])
+        models: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+            "mean_beat": waveform.MeanBeat.of_target(fit_x, fit_y, rate, source, target),
+            "around": waveform.MeanBeat.around_source(fit_x, fit_y, rate, source),
+            "ridge": waveform.Ridge.fit(fit_x, fit_y, people, seed),
+        }
+        for name, model in models.items():
+            found[name][test] = model(x[test])
     return found
 
 

@@ -14,7 +14,8 @@ from finetune import waveform
 
 ROWS = {
     "decoder": "This decoder",
-    "mean_beat": "Mean beat, put at every beat",
+    "mean_beat": "Mean beat, at the median delay",
+    "around": "Mean around a beat, least squares",
     "ridge": "Ridge regression from the window",
 }
 

@@ -58,15 +58,15 @@ def test_a_corpus_gives_a_table_beside_references_pictures_and_waveforms(
     results = main([*given, "--out", str(out), "--windows", "40", "--folds", "3"])
     assert results["counts"] == json.loads((out / "results.json").read_text())["counts"]
     assert "Ridge regression from the window" in capsys.readouterr().out
-    assert [row["name"] for row in results["rows"]] == ["decoder", "mean_beat", "ridge"]
+    assert [row["name"] for row in results["rows"]] == ["decoder", "mean_beat", "around", "ridge"]
     assert results["counts"]["subjects"] == 5 and results["counts"]["windows"] == 40
     assert results["counts"]["fitted_on_more"] > 0
     by = {row["name"]: row["metrics"]["pearson"]["value"] for row in results["rows"]}
-    assert by["decoder"] < 0.2 < by["mean_beat"]  # untrained, on pulses whose beats are easy to find
+    assert by["decoder"] < 0.2 < by["around"]  # untrained, on pulses whose beats are easy to find
     table = pq.read_table(out / "rebuilt.parquet")
     assert table.num_rows == 40 and len(table["rebuilt"][0]) == 1250
     assert (out / "reconstruction.png").stat().st_size > 30_000
-    assert "Mean beat, put at every beat" in (out / "reconstruction.md").read_text()
+    assert "Mean beat, at the median delay" in (out / "reconstruction.md").read_text()
 
 
 def test_rebuilt_windows_are_the_networks_own(m2ae: str) -> None:
@@ -84,9 +84,9 @@ def test_references_never_see_the_subject_that_they_are_tested_on() -> None:
     x, y = draw.normal(size=(2, 30, 250)).cumsum(-1)
     who = np.repeat([f"s{i}" for i in range(6)], 5)
     none = np.zeros((0, 250))
-    first = _references(x, y, who, none, none, who[:0], 125.0, "ppg", 6, 0)
+    first = _references(x, y, who, none, none, who[:0], 125.0, "ppg", "ecg", 6, 0)
     changed = np.where((who == "s2")[:, None], -3 * y[::-1], y)
-    second = _references(x, changed, who, none, none, who[:0], 125.0, "ppg", 6, 0)
+    second = _references(x, changed, who, none, none, who[:0], 125.0, "ppg", "ecg", 6, 0)
     for name in first:
         assert np.array_equal(first[name][who == "s2"], second[name][who == "s2"])
         assert not np.array_equal(first[name][who != "s2"], second[name][who != "s2"])

@@ -52,15 +52,32 @@ def test_timing_and_rate_errors_are_those_of_a_shifted_truth() -> None:
         assert found["hr_bpm"].max() < 1 and found["pearson_lag"].min() > 0.97
     nothing = waveform.scores(ecg, np.zeros_like(ecg), RATE, "ecg")
     assert nothing["timing_ms"] == pytest.approx(500) and np.isnan(nothing["hr_bpm"]).all()
+    twice = waveform.scores(ecg, ecg + np.roll(ecg, 50, axis=1), RATE, "ecg")  # every beat, and one too many
+    assert (twice["timing_ms"] > 80).all()
 
 
-def test_the_mean_beat_finds_the_delay_and_the_shape() -> None:
+def test_mean_beats_find_the_delay_and_the_shape() -> None:
     ppg, ecg, _ = pulses(40, 3)
-    model = waveform.MeanBeat.fit(ppg[:30], ecg[:30], RATE, "ppg")
-    found = waveform.scores(ecg[30:], model(ppg[30:]), RATE, "ecg")
-    assert found["pearson"].mean() > 0.75 and np.median(found["timing_ms"]) < 30
-    later = waveform.MeanBeat.fit(ppg[:30], np.roll(ecg[:30], 12, axis=1), RATE, "ppg")
-    assert waveform.scores(ecg[30:], later(ppg[30:]), RATE, "ecg")["pearson"].mean() < 0.3
+    late = np.roll(ecg, 12, axis=1)
+    for name in ("around", "own"):
+        models = [
+            waveform.MeanBeat.around_source(ppg[:30], y[:30], RATE, "ppg")
+            if name == "around"
+            else waveform.MeanBeat.of_target(ppg[:30], y[:30], RATE, "ppg", "ecg")
+            for y in (ecg, late)
+        ]
+        found, wrong = (waveform.scores(ecg[30:], m(ppg[30:]), RATE, "ecg") for m in models)
+        assert found["pearson"].mean() > 0.75 and np.median(found["timing_ms"]) < 30
+        assert wrong["pearson"].mean() < 0.3
+    assert models[1].delay_s - models[0].delay_s == pytest.approx(12 / RATE, abs=0.02)
+
+
+def test_with_delays_that_differ_the_mean_beat_stays_sharp_and_least_squares_blurs() -> None:
+    parts = [pulses(10, seed, delay) for seed, delay in ((5, 0.15), (6, 0.3), (7, 0.45))]
+    ppg, ecg = (np.concatenate([p[i] for p in parts]) for i in (0, 1))
+    around = waveform.MeanBeat.around_source(ppg, ecg, RATE, "ppg").template
+    own = waveform.MeanBeat.of_target(ppg, ecg, RATE, "ppg", "ecg").template
+    assert own.max() > 2 * around.max()
 
 
 def test_ridge_is_the_closed_form_and_finds_a_linear_map() -> None:
