@@ -83,7 +83,7 @@ def _off(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class MeanBeat:
-    """A mean beat of the target, (2 · SUPPORT_S · rate + 1,), put `delay_s` after every beat of the source."""
+    """A mean beat of the target, (2 · SUPPORT_S · rate + 1,), put `delay_s` after each beat of the source."""
 
     template: np.ndarray
     delay_s: float
