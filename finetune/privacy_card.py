@@ -157,7 +157,7 @@ def facts(results: dict[str, Any]) -> list[str]:
             "others; how much time lies between is not known"
         )
     if how["too_short"]:
-        lines.append(f"{how['too_short']} are too short for a gap: not searched for, only inverted")
+        lines.append(f"{how['too_short']} with too short a record for a gap: not searched for, only inverted")
     refused = ", ".join(f"{reason} {count}" for reason, count in results["refused"].items())
     lines += [
         f"At most {how['windows_a_side']} windows a side; windows refused: {refused or 'none'}",
