@@ -45,6 +45,7 @@ def main(corpus: str, storage: str, name: str, kill: bool) -> None:
         threading.Thread(target=lose_one, args=(machines, f"{storage}/{name}"), daemon=True).start()
     with session():
         print(driver.launch(run)["bundle"])
+    ray.shutdown()
     machines.shutdown()
 
 
