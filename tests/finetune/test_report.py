@@ -1,10 +1,12 @@
 """The words under a table claim what the intervals allow, no more."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from finetune import report
+from finetune import plots, report
 
 
 def results(low: float, high: float, **changed: Any) -> dict[str, Any]:
@@ -88,3 +90,30 @@ def test_the_terminal_table_is_aligned_and_narrow_enough() -> None:
 def test_numbers_that_do_not_exist_are_dashes() -> None:
     assert report.number(float("nan")) == report.number(None) == "–"  # noqa: RUF001
     assert report.with_interval({"value": float("nan"), "low": 0, "high": 0}) == "–"  # noqa: RUF001
+
+
+def test_of_classes_a_higher_auroc_wins_and_the_curve_is_drawn(tmp_path: Path) -> None:
+    found = {"value": 0.8, "low": 0.7, "high": 0.9}
+    shown = dict.fromkeys(("auroc", "auprc", "balanced_accuracy", "f1"), found)
+    told = results(0.05, 0.2)
+    told["task"] |= {"kind": "classification", "main": "auroc", "unit": "", "metrics": list(shown),
+                     "classes": ["not it", "it"], "until_s": 300.0}  # fmt: skip
+    told["counts"]["classes"] = {"not it": 40, "it": 20}
+    for row in told["rows"]:
+        row["metrics"] = shown
+    said = report.verdicts(told)
+    assert all(sentence.startswith("The encoder beats ") for sentence in said)
+    assert any("predicting the prevalence (AUROC 0.80 against 0.80, difference" in s for s in said)
+    told["verdict"] = said
+    text = report.markdown(told)
+    assert "Classes: 40 not it, 20 it" in text and "plots/roc.png" in text and "predicted.png" not in text
+    rng = np.random.default_rng(0)
+    predicted = {row["name"]: rng.uniform(size=(60, 1)) for row in told["rows"]}
+    plots.draw_all(told, np.repeat([0.0, 1.0], [40, 20]), np.arange(60), predicted, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["roc.png"]
+
+
+def test_a_roc_curve_takes_equal_scores_in_one_step() -> None:
+    hot, score = np.array([True, False, True, False]), np.array([3.0, 1.0, 1.0, 0.0])
+    false, true = plots._curve(hot, score)
+    assert false.tolist() == [0, 0, 0.5, 1] and true.tolist() == [0, 0.5, 1, 1]
