@@ -102,7 +102,7 @@ def picture(
         right.set_title(f"r = {r[i]:.2f}", fontsize=9, loc="right")
     for axis, title in zip(axes[0], (f"{source.upper()} (given)", f"{target.upper()}"), strict=True):
         axis.set_title(title, fontsize=10, loc="left")
-    axes[0, 1].legend(fontsize=8, ncols=3, loc="upper center")
+    axes[0, 1].legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for axis in axes[-1]:
         axis.set_xlabel("s")
     figure.savefig(path, dpi=120)
