@@ -162,15 +162,14 @@ def read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:
 
 def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
     """The index of a corpus, from `cache` (a URI) when it is there, else made by Ray Data and put there."""
-    lacks = _lacks(corpus, spec)
+    for line in _lacks(corpus, spec):
+        log.warning("%s: its windows come without", line)
     file = cache and storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}.parquet")
     if file and storage.exists(file):
         try:
             return Index(corpus, spec, _decode(storage.read_bytes(file)))
         except (pa.ArrowException, OSError) as broken:
             raise PlethoraError(f"{file} is corrupt: delete it, the next run makes it again") from broken
-    for line in lacks:
-        log.warning("%s: its windows come without", line)
     table = pa.concat_tables([schema(spec).empty_table(), *_scan_all(corpus, spec)])
     table = table.sort_by([(c, "ascending") for c in ("shard", "group", "row", "offset_s")]).combine_chunks()
     if file:

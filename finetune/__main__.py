@@ -1,9 +1,21 @@
 """python -m finetune evaluate | compare | embed | reconstruct | privacy: a bundle measured and put to use."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from cluster.cli import entry
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """For argparse: whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return number
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "--subjects", choices=("unseen", "all"), default="unseen",
         help="unseen (default): leave out whom pretraining saw; all: keep them, with a warning",
     )  # fmt: skip
-    one.add_argument("--folds", type=int, default=5, help="subject-disjoint folds (default 5)")
+    one.add_argument("--folds", type=at_least(2), default=5, help="subject-disjoint folds (default 5)")
     one.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
     one.add_argument("--no-publish", action="store_true", help="write nothing beside the bundle")
     one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
@@ -34,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "--subjects", choices=("unseen", "all"), default="unseen",
         help="unseen (default): leave out whom any encoder saw in pretraining; all: keep them",
     )  # fmt: skip
-    some.add_argument("--folds", type=int, default=5, help="subject-disjoint folds (default 5)")
+    some.add_argument("--folds", type=at_least(2), default=5, help="subject-disjoint folds (default 5)")
     some.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
     some.add_argument("--json", action="store_true", help="results as one JSON line at the end")
 
@@ -69,8 +81,12 @@ def parser() -> argparse.ArgumentParser:
         "--subjects", choices=("unseen", "all"), default="unseen",
         help="unseen (default): leave out whom pretraining saw; all: keep them",
     )  # fmt: skip
-    three.add_argument("--windows", type=int, default=2000, help="at most so many, spread (default 2000)")
-    three.add_argument("--folds", type=int, default=5, help="subject-disjoint, of the references (default 5)")
+    three.add_argument(
+        "--windows", type=at_least(1), default=2000, help="at most so many, spread (default 2000)"
+    )
+    three.add_argument(
+        "--folds", type=at_least(2), default=5, help="subject-disjoint, of the references (default 5)"
+    )
     three.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
     three.add_argument("--json", action="store_true", help="results as one JSON line at the end")
 
@@ -87,7 +103,9 @@ def parser() -> argparse.ArgumentParser:
         "--subjects", choices=("unseen", "all"), default="unseen",
         help="unseen (default): leave out whom pretraining saw; all: keep them, with a warning",
     )  # fmt: skip
-    four.add_argument("--folds", type=int, default=5, help="subject-disjoint, of the decoders (default 5)")
+    four.add_argument(
+        "--folds", type=at_least(2), default=5, help="subject-disjoint, of the decoders (default 5)"
+    )
     four.add_argument("--seed", type=int, default=0, help="of folds, decoders and bootstrap (default 0)")
     four.add_argument("--no-publish", action="store_true", help="write nothing beside the bundle")
     four.add_argument("--json", action="store_true", help="results as one JSON line at the end")

@@ -86,8 +86,6 @@ def seen_by_pretraining(bundle: bundles.Bundle, corpus: Corpus) -> Seen:
         why.append((found.kind, f"{entry['uri']}: {found.why}"))
         if found.kind == "unknown" and entry["hash"] == corpus.hash:
             subjects |= set(entry["subjects"])  # the same files: their names match, whatever they stand for
-    if not kinds:
-        kinds, why = ["unknown"], [("unknown", "lineage.json names no corpus")]
     kind = _worst(kinds)
     reasons = dict.fromkeys(reason for of, reason in why if of == kind)
     return Seen(kind, frozenset(subjects), tuple(reasons))
@@ -108,6 +106,8 @@ def _worst(kinds: list[str]) -> str:
 def _lineage(bundle: bundles.Bundle, done: set[str]) -> list[tuple[dict | None, str]]:
     """Corpus entries of a bundle and its parents; (None, why) for a parent that cannot be read."""
     entries: list[tuple[dict | None, str]] = [(entry, "") for entry in bundle.lineage.get("corpora", [])]
+    if not entries:  # weights that were imported, or a foreign bundle
+        entries.append((None, f"{bundle.uri}: lineage.json names no corpus"))
     for parent in bundle.lineage.get("parents", []):
         uri = parent["uri"]
         if uri in done:

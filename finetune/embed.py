@@ -125,7 +125,7 @@ def _numbers(path: str, modality: str, x: np.ndarray, rate: np.ndarray) -> tuple
     return np.atleast_2d(np.asarray(x, np.float64)), float(rate.item())
 
 
-def _same_time(path: str, held: dict[str, tuple[np.ndarray, float]]) -> float:
+def same_time(path: str, held: dict[str, tuple[np.ndarray, float]]) -> float:
     """Seconds that every signal covers. PlethoraError when they have other numbers of rows, or lengths that
     differ by more than a sample.
     """
@@ -142,7 +142,7 @@ def _from_npz(
 ) -> dict[str, Any]:
     encoder = BundleEncoder(bundle, mode)
     held = read_signals(input, encoder.modalities)
-    total, rates = _same_time(input, held), {m: rate for m, (_, rate) in held.items()}
+    total, rates = same_time(input, held), {m: rate for m, (_, rate) in held.items()}
     rate = max(rates.values())
     width = total if window_s is None else round(window_s * rate) / rate
     if window_s is None and total > encoder.max_s + 0.5 / rate:

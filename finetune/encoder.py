@@ -25,7 +25,7 @@ class BundleEncoder:
     """
 
     def __init__(self, uri: str, mode: str | None = None, threads: int = 0) -> None:
-        self.bundle = bundles.open(uri)
+        self.bundle, mode = bundles.open(uri), mode or None
         modes = self.bundle.config.get("modes", {})
         if mode is None and len(modes) != 1:
             raise PlethoraError(

@@ -21,7 +21,7 @@ from datasets.schema import open_corpus
 from datasets.windows import WindowSpec
 from finetune import metrics, probe, waveform
 from finetune.choose import seen_by_pretraining
-from finetune.embed import read_npz
+from finetune.embed import read_signals, same_time
 from finetune.encoder import BATCH, BundleEncoder, finite
 from finetune.reconstruct_report import ROWS, write
 
@@ -87,25 +87,34 @@ def reconstruct(
 
 
 def _from_npz(translator: Translator, input: str, source: str, target: str, out: str) -> dict[str, Any]:
-    x, rate = read_npz(input, source)
-    width = min(round(translator.window_s * rate), x.shape[1])
-    starts = np.arange(0, x.shape[1] - width + 1, width)
-    cut = np.concatenate([x[:, s : s + width] for s in starts])[:, None]
-    guess = translator(translator.source.prepare(cut, rate))
+    held = read_signals(input, [source])
+    with np.load(input, allow_pickle=False) as there:
+        both = target in there.files
+    if both:
+        held = read_signals(input, [source, target])
+    seconds = same_time(input, held)
+    width = min(translator.window_s, seconds)
+    starts = np.arange(int(seconds / width + 1e-6)) * width
+    rows = len(held[source][0])
+
+    def prepared(modality: str, encoder: BundleEncoder) -> np.ndarray:
+        """(rows · windows, 1, T): a row's windows follow each other."""
+        x, rate = held[modality]
+        size = round(width * rate)
+        first = np.minimum(np.round(starts * rate).astype(int), x.shape[1] - size)
+        cut = np.stack([x[:, s : s + size] for s in first], axis=1)
+        return encoder.prepare(cut.reshape(-1, 1, size), rate)
+
+    guess = translator(prepared(source, translator.source))
     results: dict[str, Any] = {"windows": len(guess), "decoder": translator.name, "metrics": {}}
-    with np.load(input, allow_pickle=False) as held:
-        known = np.atleast_2d(held[target]) if target in held.files else None
-    if known is not None:
-        if known.shape != x.shape:
-            raise PlethoraError(f"{input}: {target} has shape {known.shape}, {source} {x.shape}: align them")
-        true = np.concatenate([known[:, s : s + width] for s in starts])[:, None]
-        prepared = translator.target.prepare(true, rate)[:, 0, : guess.shape[1]]
-        found = waveform.scores(prepared, guess, translator.rate, target)
+    if both:
+        true = prepared(target, translator.target)[:, 0, : guess.shape[1]]
+        found = waveform.scores(true, guess, translator.rate, target)
         results["metrics"] = {name: float(np.nanmean(value)) for name, value in found.items()}
-    shaped = guess.reshape(len(starts), len(x), -1).swapaxes(0, 1)
+    shaped = guess.reshape(rows, len(starts), -1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rebuilt.npz"
-        arrays: dict[str, Any] = {target: shaped, "rate": translator.rate, "start_s": starts / rate}
+        arrays: dict[str, Any] = {target: shaped, "rate": translator.rate, "start_s": starts}
         np.savez_compressed(path, **arrays)
         storage.upload(folder, out)
     for name, value in results["metrics"].items():
@@ -199,7 +208,12 @@ def _references(
 
 
 def _table(found: dict[str, dict[str, np.ndarray]], who: np.ndarray, seed: int) -> dict[str, Any]:
-    """Means over windows with subject-bootstrap intervals, and paired differences decoder − reference."""
+    """Means over windows with subject-bootstrap intervals, and paired differences decoder − reference; each
+    metric over the windows in which every row has it, so that none gains by giving up.
+    """
+    share = {n: {m: float(np.isfinite(v).mean()) for m, v in scored.items()} for n, scored in found.items()}
+    common = {m: np.all([np.isfinite(f[m]) for f in found.values()], axis=0) for m in found["decoder"]}
+    found = {n: {m: np.where(common[m], v, np.nan) for m, v in f.items()} for n, f in found.items()}
     _, group = np.unique(who, return_inverse=True)
     weights = metrics.draw_weights(group.max() + 1, seed=seed)
     sums = {
@@ -211,7 +225,7 @@ def _table(found: dict[str, dict[str, np.ndarray]], who: np.ndarray, seed: int) 
             "name": name,
             "label": ROWS[name],
             "metrics": {m: asdict(_interval(s, weights)) for m, s in scored.items()},
-            "found": {m: float(s[:, 1].sum() / len(group)) for m, s in scored.items()},
+            "found": share[name],
         }
         for name, scored in sums.items()
     ]

@@ -18,7 +18,7 @@ WORST_S = 0.5  # the most that a beat that is missing or too many counts
 LAG_S = 0.4  # monitors delay one signal against the other by a constant up to about that
 SUPPORT_S = 1.0  # of the mean beat, either side
 PEAK_S = 0.08  # from where a complex has its energy to its R peak, at most
-ALPHAS = (1e1, 1e2, 1e3, 1e4, 1e5)
+ALPHAS = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7)
 METRICS = {
     "mae": "MAE of the z-scored signal",
     "pearson": "Pearson r",

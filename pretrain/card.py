@@ -267,6 +267,22 @@ def render(
                 f"raw = np.sin(2 * np.pi * 1.2 * time)  # your samples in place of this sine\n"
                 f"vectors = embed(raw, rate)\nprint(vectors.shape)  # (1, {entry['dim']})\n```",
             ]
+    if decoders := config.get("decoders"):
+        rows = [
+            (
+                f"`{d}`",
+                f"`{e['file']}`",
+                ", ".join(map(_input, e["inputs"])),
+                _input({"name": e["output"]["modality"]} | e["output"]),
+            )
+            for d, e in decoders.items()
+        ]
+        parts += [
+            "## One signal from another",
+            _table(("decoder", "file", "inputs", "output"), rows),
+            "Input `(batch, 1, samples)`, prepared as above; output `signal` of as many samples, z-scored a "
+            "window. `python -m finetune reconstruct` shows how close it comes.",
+        ]
     parts += ["## Preprocessing", "\n".join(_signal(m, known) for m, known in preprocessing.items())]
     parts += ["What is in `preprocessing.json` is binding; other preprocessing gives other vectors."]
     terms = "Terms of the data bind whoever uses what was made from it: read them before you do."

@@ -210,7 +210,7 @@ def metrics(a_nd: Tensor, b_nd: Tensor) -> dict[str, Tensor]:
     cosine = a_nd @ b_nd.T
     found: dict[str, Tensor] = {}
     for name, logits in (("ab", cosine), ("ba", cosine.T)):
-        ahead = (logits >= logits.diagonal()[:, None]).sum(dim=1) - 1
+        ahead = (~(logits < logits.diagonal()[:, None])).sum(dim=1) - 1  # NaN is a miss, too
         found |= {f"recall{k}_{name}": (ahead < k).to(a_nd.dtype).sum() / max(n, 1) for k in (1, 5)}
     found["chance"] = a_nd.new_tensor(1.0 / max(n, 1))
     found["alignment"] = (a_nd - b_nd).square().sum(dim=1).sum() / max(n, 1)

@@ -106,6 +106,7 @@ class Data:
                         k: m[k]
                         for k in ("hash", "source", "licence", "terms", "citation", "key_id", "id_space")
                     },
+                    "access": m.get("access", "unknown"),
                     "subjects_published": m["subjects_published"],
                     "subjects": sorted(subjects),
                 }

@@ -1,6 +1,7 @@
 """The driver's side of a run: check, index, start the workers, watch, report."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from cluster import session, storage, telemetry
@@ -55,14 +56,17 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
 
 def located(run: RunConfig) -> RunConfig:
     """The run with absolute URIs: workers have a current folder of their own. In [method], the strings that
-    name a bundle (a frozen tokenizer, a teacher) are URIs."""
+    name a bundle or a file of weights (a frozen tokenizer, a teacher) are URIs."""
+
+    def named(value: object) -> bool:
+        if not isinstance(value, str) or not value:
+            return False
+        return storage.exists(storage.join(value, "_COMPLETE")) or (
+            bool(Path(value).suffix) and Path(value).is_file()
+        )
+
     corpus = {storage.normalise(uri): weight for uri, weight in run.corpora.items()}
-    method = {
-        key: storage.normalise(value)
-        if isinstance(value, str) and value and storage.exists(storage.join(value, "_COMPLETE"))
-        else value
-        for key, value in run.method.items()
-    }
+    method = {key: storage.normalise(value) if named(value) else value for key, value in run.method.items()}
     return run.model_copy(
         update={"corpus": corpus, "method": method, "storage": storage.normalise(run.storage)}
     )

@@ -1,5 +1,6 @@
 """The end of a run: weights → a bundle that downstream can use with onnxruntime alone."""
 
+import hashlib
 import importlib.metadata
 import json
 import subprocess
@@ -45,16 +46,18 @@ def publish(
         module.eval()
     counts = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
     first, last = (history[0], history[-1]) if history else ({}, {})
-    lineage = {
+    lineage: dict[str, Any] = {
         "corpora": data.lineage(),
         "windows_seen": {key: count for key, (count, _) in ledger.items()},
         "windows": data.spec.model_dump(mode="json"),
         "seeds": {"run": run.seed, "split": run.split.seed},
         "parents": parents(run),
     }
+    # recipes draw windows of held-out people: they go along only where anyone may have those
+    anyone = all(corpus.get("access") == "open" for corpus in lineage["corpora"])
     write_bundle(
         uri, recipe.encoder(modules), weights, counts, run.model_dump(mode="json"), lineage,
-        {"first": first, "last": last, "history": history}, dict(plots) | curves(history),
+        {"first": first, "last": last, "history": history}, (dict(plots) if anyone else {}) | curves(history),
     )  # fmt: skip
     return uri
 
@@ -140,13 +143,15 @@ def describe(encoder: Encoder) -> dict[str, dict[str, Any]]:
 
 
 def parents(run: RunConfig) -> list[dict[str, str]]:
-    """Bundles that the run's method names (a frozen tokenizer, a teacher): URI and hash of their
-    SHA256SUMS.
+    """What the run's method names: bundles (a frozen tokenizer, a teacher) with the hash of their SHA256SUMS,
+    and files of weights with their own.
     """
     found = []
     for value in run.method.values():
         if isinstance(value, str) and storage.exists(mark := storage.join(value, "_COMPLETE")):
             found.append({"uri": value, "hash": storage.read_bytes(mark).decode().strip()})
+        elif isinstance(value, str) and Path(value).suffix and Path(value).is_file():
+            found.append({"uri": value, "hash": hashlib.sha256(Path(value).read_bytes()).hexdigest()})
     return found
 
 

@@ -77,7 +77,7 @@ def import_weights(kind: str, checkpoint: str, out: str, sets: list[str]) -> dic
     }[kind]  # fmt: skip
     try:
         encoder, modules, config = mapping(names, table_of(sets))
-    except (ValueError, PlethoraError) as error:
+    except (ValueError, IndexError, ZeroDivisionError, PlethoraError) as error:  # also of odd shapes
         raise PlethoraError(f"{checkpoint} as {kind}: {error}") from error
     about = KINDS[kind]
     imported = {

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cluster.config import Config
@@ -71,6 +71,12 @@ class AnyPPGConfig(Config):
     same_subject_negatives: bool = True  # code; false: other windows of a subject are not its negatives
     gallery: int = Field(64, ge=2)  # ours: held-out windows among which a partner is sought
     min_s: float = Field(2.0, gt=0)  # ours: shortest input of the published encoder
+
+    @model_validator(mode="after")
+    def _check(self) -> AnyPPGConfig:
+        if self.min_s > self.window_s:
+            raise ValueError(f"min_s = {self.min_s:g} is longer than window_s = {self.window_s:g}")
+        return self
 
     def norm(self) -> Norm:
         return partial(BatchNorm, sync=self.sync_bn, momentum=self.bn_momentum)
@@ -163,15 +169,17 @@ class AnyPPG:
 
     def _open_teacher(self) -> nn.Module | None:
         if self._teacher is None and self.config.ecg_teacher:
-            self._teacher = open_teacher(self.config.ecg_teacher, self)
+            with torch.device("cpu"):  # also where only parameters are counted, on "meta": it has weights
+                self._teacher = open_teacher(self.config.ecg_teacher, self)
         return self._teacher
 
     @torch.no_grad()
     def _width(self, teacher: nn.Module | None) -> int:
         """Features of the teacher, told by one window."""
         assert teacher is not None
-        window = torch.zeros(1, 1, round(self.config.window_s * self.config.ecg_rate))
-        return teacher.eval().cpu()(window).shape[1]
+        with torch.device("cpu"):
+            window = torch.zeros(1, 1, round(self.config.window_s * self.config.ecg_rate))
+            return teacher.eval().cpu()(window).shape[1]
 
     def losses(
         self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module], batch: dict, step: int

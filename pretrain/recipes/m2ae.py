@@ -12,11 +12,10 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cluster.config import Config
-from cluster.errors import PlethoraError
 from datasets.windows import Signal, WindowSpec
 from pretrain import figures
 from pretrain.contrastive import Negatives, held_out, info_nce, metrics, unit
@@ -59,6 +58,7 @@ class M2AEConfig(Config):
     mask_ratio: float = Field(0.75, gt=0, lt=1)  # open: of one modality, drawn; the other hides the rest
     span: int = Field(5, ge=1)  # open: patches that are hidden together, 1 s: longer than a beat
     weight: float = Field(1.0, ge=0)  # open: λ, of reconstruction
+    beta: float = Field(0.5, gt=0)  # open: square below, absolute above; R peaks of unknown place blur less
     temperature: float = Field(0.07, gt=0)  # open
     crop: float = Field(0.7, gt=0, le=1)  # open: shortest share of a window, both cut alike, stretched to all
     aug_noise: float = Field(0.1, ge=0)  # open: of the z-scored view
@@ -67,6 +67,24 @@ class M2AEConfig(Config):
     same_subject_negatives: bool = False  # DESIGN 8.2: other windows of a subject are not its negatives
     gallery: int = Field(64, ge=2)  # ours: held-out windows among which a partner is sought
     min_s: float = Field(2.0, gt=0)  # ours: shortest input of the published encoder
+
+    @model_validator(mode="after")
+    def _check(self) -> M2AEConfig:
+        if self.near and self.near % 2 == 0:
+            raise ValueError(f"near = {self.near} must be odd, or 0 for none")
+        if self.dim % self.heads:
+            raise ValueError(f"dim = {self.dim} does not divide by heads = {self.heads}")
+        if max(self.shortest, self.patch) > self.samples:
+            raise ValueError(
+                f"a window of {self.samples} samples (window_s = {self.window_s:g}, {self.rate:g} Hz) is "
+                f"shorter than min_s = {self.min_s:g} or a patch of {self.patch}"
+            )
+        return self
+
+    @property
+    def shortest(self) -> int:
+        """``min_s`` in samples, as whole patches."""
+        return -(-round(self.min_s * self.rate) // self.patch) * self.patch
 
     @property
     def samples(self) -> int:
@@ -94,11 +112,6 @@ class M2AE:
     Config = M2AEConfig
 
     def __init__(self, config: M2AEConfig, seed: int) -> None:
-        if config.samples < config.patch:
-            raise PlethoraError(
-                f"a window of {config.samples} samples (window_s = {config.window_s:g}, {config.rate:g} Hz) "
-                f"holds no patch of {config.patch}: lengthen it or lower method.patch"
-            )
         self.config, self.seed = config, seed
 
     def windows(self) -> WindowSpec:
@@ -127,9 +140,8 @@ class M2AE:
         at = step if training else _VALIDATION
         has = {m: batch.get(f"has_{m}", torch.ones_like(subject, dtype=torch.bool)) for m in NAMES}
         length, start = stretches(batch["window"], c, self.seed, at)
-        as_is = (
-            length == 1
-        )  # a stretch changes the delay between the signals, which is to be learned as it is
+        # a stretch changes the delay between the signals, which is to be learned as it is
+        as_is = length == 1
         clean = {m: scaled(stretched(batch[m], length, start), c.patch) for m in NAMES}
         masks = complementary(batch["window"], c, clean["ppg"].shape[1], has, self.seed, at)
         hidden = dict(zip(NAMES, masks, strict=True))
@@ -148,25 +160,28 @@ class M2AE:
         scale = 1 / c.temperature
         others = None if c.same_subject_negatives else subject
         log: dict[str, Tensor | float] = {"temperature": c.temperature, "scale": scale}
+        counts: dict[str, Tensor] = {}  # [sum, windows] of what not every window has
         terms: dict[str, Tensor] = {}
         for name, (a, b, valid) in pairs.items():
+            found: dict[str, Tensor] = {}
             if training:
                 terms[name] = info_nce(a, b, scale, valid, others, c.negatives)
-                found = metrics(unit(a.detach()[valid]), unit(b.detach()[valid])) if name == "cross" else {}
-                log |= {key: found[key] for key in ("alignment", "uniformity") if key in found}
+                if name == "cross":
+                    seen = metrics(unit(a.detach()[valid]), unit(b.detach()[valid]))
+                    log |= {key: seen[key] for key in ("alignment", "uniformity")}
             else:
                 terms[name], found = held_out(a, b, scale, subject, c.gallery, valid)
-                if name == "cross":
-                    log |= {
-                        k.replace("_ab", "_ppg_ecg").replace("_ba", "_ecg_ppg"): v for k, v in found.items()
-                    }
-            log[f"nce_{name}"] = terms[name].detach()
+            found = {_named(k): v for k, v in found.items() if name == "cross"}
+            if "uniformity" in found:
+                log["uniformity"] = found.pop("uniformity")
+            for key, value in (found | {f"nce_{name}": terms[name].detach()}).items():
+                counts[key] = torch.stack([value * valid.sum(), valid.sum().to(value)])
         contrast = terms["cross"] + (terms["ppg"] + terms["ecg"]) / 2
 
         rebuilt = contrast.new_zeros(())
-        counts: dict[str, Tensor] = {}
         for m in NAMES:
-            error = (clean[m] - torch.stack([out[k][m] for k in ("joint", "intra", "cross")])).square()
+            guess = torch.stack([out[k][m] for k in ("joint", "intra", "cross")])
+            error = F.smooth_l1_loss(guess, clean[m].expand_as(guess), reduction="none", beta=c.beta)
             error = error.mean(dim=-1)  # (3, B, N)
             share = hidden[m].float()
             inside = (error * share).sum(dim=-1) / share.sum(dim=-1).clamp_min(1.0)
@@ -177,7 +192,7 @@ class M2AE:
                 held = torch.where(kept[key], value.detach(), 0.0).sum()
                 counts[f"error_{m}_{key}"] = torch.stack([held, kept[key].sum().to(held)])
         log["contrast"], log["reconstruction"] = contrast.detach(), rebuilt.detach()
-        log |= {f"{k}": n[0] / n[1].clamp_min(1.0) for k, n in counts.items()} if training else {}
+        log |= {k: n[0] / n[1].clamp_min(1.0) for k, n in counts.items()} if training else {}
         drawn = {
             "retrieval": lambda: figures.retrieval(
                 unit(out["print"]["ppg"][both]), unit(out["print"]["ecg"][both]), ("PPG", "ECG"), c.gallery
@@ -206,8 +221,11 @@ class M2AE:
     def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
         c, net = self.config, modules["m2ae"]
         assert isinstance(net, M2AENet)
-        low = -(-round(c.min_s * c.rate) // c.patch) * c.patch
-        lengths = {"min_samples": low, "step_samples": c.patch, "max_samples": c.samples // c.patch * c.patch}
+        lengths = {
+            "min_samples": c.shortest,
+            "step_samples": c.patch,
+            "max_samples": c.samples // c.patch * c.patch,
+        }
         about = {m: {"name": m, "modality": m, "rate": c.rate, "channels": 1} for m in NAMES}
         modes = {
             "+".join(names): Mode(Fingerprint(net, names), [about[m] for m in names], c.dim, **lengths)
@@ -218,8 +236,13 @@ class M2AE:
             output = {key: about[target][key] for key in ("modality", "rate", "channels")}
             translate = Translate(net, source, target)
             decoders[f"{source}_to_{target}"] = Decoder(translate, [about[source]], output, **lengths)
-        preprocessing = {s.modality: prepared(s, low / c.rate, c.window_s) for s in c.signals()}
+        preprocessing = {s.modality: prepared(s, c.shortest / c.rate, c.window_s) for s in c.signals()}
         return Encoder(modes, "encoder", preprocessing, decoders)
+
+
+def _named(figure: str) -> str:
+    """Whose partner is sought among whose."""
+    return figure.replace("_ab", "_ppg_ecg").replace("_ba", "_ecg_ppg")
 
 
 def stretches(ids_b: Tensor, c: M2AEConfig, seed: int, at: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cluster.config import Config
@@ -48,6 +48,12 @@ class SimCLRConfig(Config):
     drift: float = 0.5  # largest amplitude of one slow sine
     blank: float = Field(0.04, ge=0, lt=1)  # code: 50 of 1,250 samples set to nothing
     min_s: float = Field(2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> SimCLRConfig:
+        if self.min_s > self.window_s:
+            raise ValueError(f"min_s = {self.min_s:g} is longer than window_s = {self.window_s:g}")
+        return self
 
     def signal(self) -> Signal:
         return Signal(modality="ppg", rate=self.rate, band=self.band, order=self.order)

@@ -68,8 +68,11 @@ def measure(uri: str, gallery: int, draws: int) -> dict[str, Any]:
             parts.append(index.load(row) | {"window": index.ids(row), "subject": np.array([number])})
         batch = {k: torch.from_numpy(np.concatenate([p[k] for p in parts])) for k in parts[0]}
         with torch.no_grad():
-            log = recipe.losses(modules, frozen, batch, 0).log
-        found.append([float(log[name]) for name in NAMES])
+            result = recipe.losses(modules, frozen, batch, 0)
+        said = result.log | recipe.summary(result.counts)
+        if NAMES[0] not in said:
+            raise SystemExit(f"{uri}: {run.recipe} does not look for one signal's partner in another")
+        found.append([float(said[name]) for name in NAMES])
     mean = dict(zip(NAMES, np.mean(found, axis=0), strict=True))
     spread = float(np.std([row[0] for row in found]))
     worse = min(mean["recall1_ppg_ecg"], mean["recall1_ecg_ppg"])

@@ -125,6 +125,11 @@ def test_overlap_follows_parents_and_is_unknown_where_one_cannot_be_read(corpus:
     seen = seen_by_pretraining(bundles.open(other(tmp_path, "child", child)), found)
     assert (seen.kind, seen.subjects) == ("shared", frozenset(people[:3]))
 
+    imported = other(tmp_path, "imported", tiny.lineage(found.manifest) | {"corpora": []})
+    child = tiny.lineage(found.manifest, people[2:3]) | {"parents": [{"uri": imported, "hash": ""}]}
+    seen = seen_by_pretraining(bundles.open(other(tmp_path, "of-imported", child)), found)
+    assert (seen.kind, seen.subjects) == ("unknown", frozenset(people[2:3]))
+
     orphan = tiny.lineage(found.manifest, people[2:3]) | {
         "parents": [{"uri": str(tmp_path / "gone"), "hash": ""}]
     }

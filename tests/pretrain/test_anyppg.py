@@ -1,5 +1,6 @@
 """AnyPPG: workers together train as one, absent modalities, teachers, what is published."""
 
+import hashlib
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 from cluster.config import load, validate
 from cluster.errors import PlethoraError
 from pretrain.config import RunConfig
+from pretrain.driver import located
 from pretrain.layers import count
+from pretrain.publish import parents
 from pretrain.recipe import build
 from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig, valid_pairs
 from tests.pretrain.group import together
@@ -201,11 +204,28 @@ def test_a_local_checkpoint_teaches_and_a_wrong_one_is_one_line(tmp_path: Path) 
     assert pair.ecg is None and pair.ecg_head[0].in_features == 16
     result = method.losses({"pair": pair}, method.frozen(), batch(0), 0)
     assert torch.isfinite(result.losses["pair"])
+    with torch.device("meta"):  # as the driver counts parameters
+        assert count(recipe(ecg_teacher=str(tmp_path / "founder.pth")).modules()["pair"]) == count(pair)
     (tmp_path / "none.pth").write_bytes(b"no weights")
     for name, says in (("none.pth", "holds no weights"), ("absent.pth", "no such file")):
         with pytest.raises(PlethoraError, match=says) as told:
             recipe(ecg_teacher=str(tmp_path / name)).modules()
         assert "\n" not in str(told.value)
+
+
+def test_a_checkpoint_is_found_by_workers_elsewhere_and_told_as_a_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "founder.pth").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    given = RunConfig(
+        recipe="pretrain.recipes.anyppg:AnyPPG", corpus="corpus", storage="runs", name="x", steps=1, batch=2,
+        method={"ecg_teacher": "founder.pth", "negatives": "local"},
+    )  # fmt: skip
+    found = located(given)
+    assert found.method == {"ecg_teacher": str(tmp_path / "founder.pth"), "negatives": "local"}
+    told = parents(found)
+    assert told == [{"uri": str(tmp_path / "founder.pth"), "hash": hashlib.sha256(b"weights").hexdigest()}]
 
 
 def run(name: str) -> RunConfig:

@@ -239,6 +239,31 @@ def test_modes_and_decoders_are_the_same_in_onnx(tmp_path) -> None:
         assert difference(way, tmp_path / "x.onnx", 153, 2) < 1e-4
 
 
+def test_windows_without_a_pair_do_not_enter_the_recall() -> None:
+    method = recipe()
+    modules = {"m2ae": method.modules()["m2ae"].eval()}
+    data = batch(2) | {"subject": torch.arange(ROWS)}
+    alone = {k: v[:4] for k, v in data.items()}
+    mixed = data | {"has_ecg": torch.arange(ROWS) < 4}
+    with torch.no_grad():
+        pairs, whole = (method.losses(modules, {}, d, 0).counts for d in (alone, mixed))
+    for name in ("recall1_ppg_ecg", "chance", "nce_cross"):
+        torch.testing.assert_close(whole[name], pairs[name])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"near": 4}, "near = 4 must be odd"),
+        ({"dim": 15, "heads": 2}, "dim = 15 does not divide by heads = 2"),
+        ({"min_s": 5.0}, "is shorter than min_s = 5"),
+    ],
+)
+def test_sizes_that_fit_nothing_are_named_before_anything_runs(wrong: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        recipe(**wrong)
+
+
 @pytest.mark.parametrize(("name", "millions"), [("tiny", 0.506), ("base", 17.9), ("large", 127.9)])
 def test_run_files_make_networks_of_the_size_they_say(name: str, millions: float) -> None:
     run = load(str(RUNS / f"{name}.toml"), RunConfig, ["corpus=x", "storage=y"])
