@@ -52,7 +52,6 @@ def anyppg(teacher: bool = False, **more) -> AnyPPG:
 def m2ae(**more) -> M2AE:
     depths = {"encoder_depth": 1, "bottleneck_depth": 1, "decoder_depth": 1}
     small = {"window_s": WINDOW_S, "rate": 50.0, "patch": 10, "dim": 16, "heads": 2, "projection": 16}
-    small["weight"] = 3.0  # contrast starts late in a network this small
     return M2AE(M2AEConfig(**{**small, **depths, "gallery": 4, "ecg_band": (0.5, 20.0), **more}), seed=3)
 
 
