@@ -81,11 +81,6 @@ def _write(path: Path, schema: pa.Schema, parts: Iterable[tuple[list[pa.Array], 
 # ---------------------------------------------------------------- arrays
 
 
-def read_npz(path: str, modality: str) -> tuple[np.ndarray, float]:
-    """Samples (n, T) float64 and rate in Hz of an .npz with `<modality>` ((T,) or (n, T)) and `rate`."""
-    return read_signals(path, (modality,))[modality]
-
-
 def read_signals(path: str, modalities: Sequence[str]) -> dict[str, tuple[np.ndarray, float]]:
     """{modality: samples (n, T) float64, rate in Hz} of an .npz with the samples of each ((T,) or (n, T)),
     and `<modality>_rate`, or one `rate` for all.

@@ -11,16 +11,9 @@ from cluster import bundle as bundles
 from cluster import storage
 from datasets.schema import open_corpus
 from finetune import plots, report
-from finetune.choose import HANDCRAFTED, Seen, Windows, choose_windows, seen_by_pretraining
 from finetune.encoder import BundleEncoder
 from finetune.study import BASELINES, Entrant, Outcome, study
 from finetune.task import load_task
-from finetune.vectors import CHUNK, vectors_of
-
-__all__ = [
-    "CHUNK", "HANDCRAFTED", "LABELS", "Seen", "Windows", "choose_windows", "evaluate", "seen_by_pretraining",
-    "vectors_of",
-]  # fmt: skip
 
 LABELS = {"encoder": "This encoder", "untrained": "Same encoder, untrained", **BASELINES}
 

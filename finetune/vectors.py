@@ -8,9 +8,8 @@ import pyarrow as pa
 
 from cluster.cli import progress
 from datasets.index import Index
-from datasets.windows import WindowSpec
 from finetune import features
-from finetune.choose import HANDCRAFTED, Places, Windows
+from finetune.choose import HANDCRAFTED, Places
 from finetune.encoder import Run
 
 CHUNK = 256
@@ -55,12 +54,3 @@ def _handcrafted(pulses: Index, rows: np.ndarray) -> np.ndarray:
         waves = pulses.load(rows[there])["ppg"][:, 0]
         found[there] = features.handcrafted(waves, HANDCRAFTED.rate)
     return found
-
-
-def vectors_of(
-    index: Index, windows: Windows, runs: Mapping[str, Run], handcrafted: bool
-) -> dict[str, np.ndarray]:
-    """`vectors_at` for one index of one modality, whose windows hold the PPG of the handcrafted features."""
-    spec = WindowSpec(signals=(HANDCRAFTED,), window_s=index.spec.window_s, hop_s=index.spec.hop_s)
-    pulses = Index(index.corpus, spec, index.table) if handcrafted else None
-    return vectors_at(Places(index, {"": index}, pulses), windows.rows, {"": runs})

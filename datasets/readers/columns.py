@@ -2,6 +2,7 @@
 
 import csv
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +22,15 @@ NOTHING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]  # cells that hold no 
 COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 
 
-class Columns:
-    """A file being read: `names` of its columns; `read(name)`: one of them, (samples,), NaN where missing."""
+class Columns(ABC):
+    """A file being read: `names` of its columns, read one by one."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
 
+    @abstractmethod
     def read(self, name: str) -> np.ndarray:
-        raise NotImplementedError
+        """One column, (samples,), NaN where missing."""
 
     def length(self, name: str) -> int:
         return len(self.read(name))

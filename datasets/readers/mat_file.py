@@ -6,6 +6,7 @@ element is a record, names are those of the element's fields.
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -31,22 +32,23 @@ def clear(path: Path) -> Iterator[None]:
         raise Refused("corrupt", f"{path.name} cannot be read as a MATLAB file ({words})") from error
 
 
-class MatFile:
-    """An open file. `get(name)`: an array, None where there is none; `shape(name)`: without reading it where
-    the format allows; `count()`: elements of a file of many records."""
+class MatFile(ABC):
+    """An open file. `shape(name)`: without reading the array where the format allows."""
 
     def __init__(self, path: Path, elements: str | None = None, element: int | None = None) -> None:
         self.path, self.elements, self.element = path, elements, element
 
+    @abstractmethod
     def get(self, name: str) -> np.ndarray | None:
-        raise NotImplementedError
+        """An array, None where there is none."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         found = self.get(name)
         return None if found is None else found.shape
 
+    @abstractmethod
     def count(self) -> int:
-        raise NotImplementedError
+        """Elements of a file of many records."""
 
     def word(self, name: str) -> str | None:
         """A scalar or a word as text, for labels; None for anything else."""

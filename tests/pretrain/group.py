@@ -29,3 +29,27 @@ def _rank(rank: int, work: Callable[..., None], world: int, meeting: str, folder
     # Not through the interpreter's end: gloo's threads may still hold tensors there, and freeing one without
     # an interpreter aborts the process (PyTorch pull request 179291 tells the story; seen in our CI).
     os._exit(0)
+
+
+def trained(
+    method: Any, batches: list[dict[str, torch.Tensor]], zero_stage: int, rank: int, world: int, lr: float
+) -> dict[str, Any]:
+    """A recipe of one module over whole batches, of which each rank takes its share: {"steps": (steps, 2)
+    loss over all ranks and gradient norm, "weights": state dict}."""
+    from pretrain.config import Engine, Optim
+    from pretrain.engine import wrap
+    from pretrain.loop import optimize
+    from pretrain.meters import Means
+
+    ((name, module),) = method.modules().items()
+    device, rows = torch.device("cpu"), len(batches[0]["window"]) // world
+    engine = wrap(name, module, Optim(), Engine(zero_stage=zero_stage), rows, 1, device)
+    steps = []
+    for step, whole in enumerate(batches):
+        mine = {k: v.chunk(world)[rank] for k, v in whole.items()}
+        applied, norms, results = optimize(method, {name: engine}, {}, [mine], step, {name: lr}, 0, rank)
+        assert applied
+        means = Means()
+        means.add(results[0], rows)
+        steps.append((means.reduce(device)[0][f"loss/{name}"], norms[name]))
+    return {"steps": torch.tensor(steps, dtype=torch.float64), "weights": engine.weights()}

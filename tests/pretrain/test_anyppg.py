@@ -15,7 +15,7 @@ from pretrain.layers import count
 from pretrain.publish import parents
 from pretrain.recipe import build
 from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig, valid_pairs
-from tests.pretrain.group import together
+from tests.pretrain.group import together, trained
 from tests.pretrain.test_net1d import authors
 
 RUNS = Path(__file__).parents[2] / "pretrain" / "runs"
@@ -62,31 +62,11 @@ RUNS_OF_TWO: dict[str, tuple[dict, bool, int]] = {
 
 
 def worker(rank: int, world: int, folder: Path) -> None:
-    from pretrain.config import Engine, Optim
-    from pretrain.engine import wrap
-    from pretrain.loop import optimize
-    from pretrain.meters import Means
-
     out = {}
     for name, (more, masked, stage) in RUNS_OF_TWO.items():
-        if world == 1 and stage:
-            continue
-        method = recipe(**more)
-        engine = wrap(
-            "pair", method.modules()["pair"], Optim(), Engine(zero_stage=stage), ROWS // world, 1,
-            torch.device("cpu"),
-        )  # fmt: skip
-        steps = []
-        for step in range(STEPS):
-            mine = {k: v.chunk(world)[rank] for k, v in batch(step, masked).items()}
-            applied, norms, results = optimize(
-                method, {"pair": engine}, {}, [mine], step, {"pair": 1e-3}, 0, rank
-            )
-            assert applied
-            means = Means()
-            means.add(results[0], ROWS // world)
-            steps.append((means.reduce(torch.device("cpu"))[0]["loss/pair"], norms["pair"]))
-        out[name] = {"steps": torch.tensor(steps, dtype=torch.float64), "weights": engine.weights()}
+        if world > 1 or not stage:
+            batches = [batch(step, masked) for step in range(STEPS)]
+            out[name] = trained(recipe(**more), batches, stage, rank, world, lr=1e-3)
     if rank == 0:
         torch.save(out, folder / f"{world}.pt")
 
