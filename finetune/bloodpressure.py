@@ -1,0 +1,197 @@
+"""The blood pressure card: how far an estimate is from what standards ask of a device. Pure arithmetic.
+
+Errors are predicted − reference, mmHg. Limits: ANSI/AAMI/ISO 81060-2 criterion 1 (|mean error| ≤ 5, SD ≤ 8);
+grades of the British Hypertension Society's protocol (O'Brien et al. 1993: shares of absolute errors within
+5, 10 and 15 mmHg) and of IEEE 1708-2014, amended 1708a-2019 (mean absolute error). Each asks 85 subjects.
+Stages of hypertension where a corpus names none: JNC 7 (Chobanian et al. 2003), from reference pressures.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from finetune.task import Task, window_targets
+
+ASKED = 85  # subjects, by all three
+ME_LIMIT, SD_LIMIT = 5.0, 8.0
+WITHIN = (5, 10, 15)
+BHS = {"A": (60, 85, 95), "B": (50, 75, 90), "C": (40, 65, 85)}  # % within 5, 10, 15 mmHg; else D
+STAGES = ("Normal", "Prehypertension", "Stage 1 hypertension", "Stage 2 hypertension")
+FLOORS = {"sbp": (120, 140, 160), "dbp": (80, 90, 100)}  # mmHg from which each later stage begins
+STAGE_LABEL = "hypertension"
+
+
+def pressure_of(task: dict[str, Any]) -> str | None:
+    """ "sbp" or "dbp" when the task (as in results.json) is about one of them in mmHg, else None."""
+    stem = str(task["label"]).partition("_")[0].lower()
+    return stem if stem in FLOORS and task.get("unit") == "mmHg" else None
+
+
+def other_label(label: str) -> str:
+    """The label of the other pressure that was measured the same way: "sbp_derived" → "dbp_derived"."""
+    stem, mark, rest = label.partition("_")
+    return {"sbp": "dbp", "dbp": "sbp"}[stem] + mark + rest
+
+
+# ---------------------------------------------------------------- figures
+
+
+def agreement(target_n: np.ndarray, predicted_n: np.ndarray, subject_n: np.ndarray) -> dict[str, Any]:
+    """MAE, ME, SD (n − 1), shares within 5, 10 and 15 mmHg (%), verdict and grades of (n,) estimates.
+
+    slope: of the error on the reference: 0 where the error does not depend on the pressure, −1 where the same
+    number is predicted for everyone; NaN where the reference does not vary.
+    """
+    reference = np.asarray(target_n, np.float64)
+    error = np.asarray(predicted_n, np.float64) - reference
+    subjects = len(set(np.asarray(subject_n).tolist()))
+    me, sd = float(error.mean()), float(error.std(ddof=1)) if len(error) > 1 else float("nan")
+    within = {str(limit): float(100 * np.mean(np.abs(error) <= limit)) for limit in WITHIN}
+    mae, spread = float(np.abs(error).mean()), float(np.var(reference))
+    centred = reference - reference.mean()
+    return {
+        "values": len(error),
+        "subjects": subjects,
+        "mae": mae,
+        "me": me,
+        "sd": sd,
+        "within": within,
+        "slope": float(np.mean(centred * error) / spread) if spread > 1e-9 else float("nan"),
+        "aami": aami(me, sd, subjects),
+        "bhs": bhs_grade(list(within.values())),
+        "ieee": ieee_grade(mae),
+        "subjects_asked": ASKED,
+    }
+
+
+def aami(me: float, sd: float, subjects: int) -> str:
+    """Criterion 1 of ISO 81060-2: "pass", "fail", or "too few subjects" where the error is within its limits
+    but not shown on enough people.
+    """
+    if not (abs(me) <= ME_LIMIT and sd <= SD_LIMIT):
+        return "fail"
+    return "pass" if subjects >= ASKED else "too few subjects"
+
+
+def bhs_grade(within: Sequence[float]) -> str:
+    """Grade of the shares (%) within 5, 10 and 15 mmHg: the best all three of whose limits are met."""
+    met = (g for g, limits in BHS.items() if all(w >= m for w, m in zip(within, limits, strict=True)))
+    return next(met, "D")
+
+
+def ieee_grade(mae: float) -> str:
+    """A to 5 mmHg, B below 6, C below 7, else D."""
+    return "A" if mae <= 5 else "B" if mae < 6 else "C" if mae < 7 else "D"
+
+
+# ---------------------------------------------------------------- readings and stages
+
+
+def readings(
+    target_n: np.ndarray, subject_n: np.ndarray, record_n: np.ndarray, start_n: np.ndarray
+) -> np.ndarray:
+    """(n,) int: which of its subject's reference readings each value is compared with, from 0, in order.
+
+    Neighbours (by record name, then start) of one subject and one reference value share a reading: a cuff's
+    value stands for many windows, and a whole-record label for every record that repeats it.
+    """
+    order = np.lexsort((start_n, record_n, subject_n))
+    who, value = np.asarray(subject_n)[order], np.asarray(target_n, np.float64)[order]
+    new_subject = np.concatenate([[True], who[1:] != who[:-1]])
+    new = new_subject | np.concatenate([[True], np.abs(np.diff(value)) > 1e-9])
+    count = np.cumsum(new)
+    first = np.maximum.accumulate(np.where(new_subject, count, 0))
+    found = np.empty(len(order), int)
+    found[order] = count - first
+    return found
+
+
+def calibrated(
+    target_n: np.ndarray, predicted_n: np.ndarray, subject_n: np.ndarray, reading_n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that can be calibrated (m,) and their predictions (m,) shifted by the subject's mean error at its
+    first reference reading. Rows of that reading are not among them.
+    """
+    _, group = np.unique(subject_n, return_inverse=True)
+    first = np.asarray(reading_n) == 0
+    error = np.asarray(predicted_n, np.float64) - np.asarray(target_n, np.float64)
+    offset = np.bincount(group[first], error[first], group.max() + 1) / np.bincount(group[first])
+    rows = np.flatnonzero(~first)
+    return rows, np.asarray(predicted_n, np.float64)[rows] - offset[group[rows]]
+
+
+def stages(sbp_n: np.ndarray | None, dbp_n: np.ndarray | None) -> np.ndarray:
+    """(n,) str: JNC 7 stage, by the higher of the two pressures (mmHg); of one alone where the other is None
+    or NaN.
+    """
+    given = [(np.asarray(p, float), FLOORS[n]) for n, p in (("sbp", sbp_n), ("dbp", dbp_n)) if p is not None]
+    level = np.max([np.searchsorted(floors, p, side="right") * np.isfinite(p) for p, floors in given], axis=0)
+    return np.array(STAGES, object)[level]
+
+
+def staged(task: Task, windows: Any, labels: pa.Table) -> tuple[np.ndarray, str]:
+    """(n,) stage of each of `windows`, and where it comes from: the corpus's own label, or the reference
+    pressures that there are. `labels`: those called STAGE_LABEL and `other_label(task.label)`.
+    """
+    named = labels.filter(pa.compute.equal(labels["name"], STAGE_LABEL))
+    known = {r: t for r, t in zip(named["record"].to_pylist(), named["text"].to_pylist(), strict=True) if t}
+    if known:
+        found = [known.get(r, "not stated") for r in windows.record.tolist()]
+        return np.array(found, object), f"the corpus's label {STAGE_LABEL!r}"
+    own, other = task.label.partition("_")[0], other_label(task.label)
+    pressures: dict[str, np.ndarray | None] = {own: windows.target, other.partition("_")[0]: None}
+    if np.any(np.asarray(labels["name"].to_pylist(), object) == other):
+        question = task.model_copy(update={"label": other, "where": ()})
+        second, _ = window_targets(labels, windows.record.tolist(), windows.start_s.tolist(), question)
+        pressures[other.partition("_")[0]] = second
+        how = "reference SBP and DBP, JNC 7"
+        missing = int(np.sum(~np.isfinite(second)))
+        how += f" (by {own.upper()} alone for {missing} without the other)" if missing else ""
+    else:
+        how = f"reference {own.upper()} alone, JNC 7 (the corpus has no {other})"
+    return stages(pressures["sbp"], pressures["dbp"]), how
+
+
+# ---------------------------------------------------------------- cards
+
+
+def cards(task: Task, windows: Any, predicted: dict[str, np.ndarray], labels: pa.Table) -> dict[str, Any]:
+    """{row: its card} for out-of-fold predictions (n,) of a pressure at `windows` (target, subject, record,
+    start_s). `labels` as in `staged`.
+    """
+    target, subject = windows.target, windows.subject
+    stage, source = staged(task, windows, labels)
+    reading = readings(target, subject, windows.record, windows.start_s)
+    names = [s for s in (*STAGES, *sorted(set(stage) - set(STAGES))) if np.any(stage == s)]
+    return {
+        row: {
+            "pressure": task.label.partition("_")[0].upper(),
+            "free": agreement(target, values, subject),
+            "calibrated": _calibrated(target, values, subject, reading),
+            "stages": [
+                {"name": s} | agreement(target[stage == s], values[stage == s], subject[stage == s])
+                for s in names
+            ],
+            "stages_by": source,
+            "readings": len(set(zip(subject.tolist(), reading.tolist(), strict=True))),
+        }
+        for row, values in predicted.items()
+    }
+
+
+def _calibrated(
+    target: np.ndarray, values: np.ndarray, subject: np.ndarray, reading: np.ndarray
+) -> dict[str, Any]:
+    """Figures with calibration beside those of the very same rows without, or why there are none."""
+    people, several = len(set(subject.tolist())), len(set(subject[reading > 0].tolist()))
+    if several == 0:
+        return {"why_not": "no subject has two separate reference readings: nothing to calibrate on"}
+    rows, shifted = calibrated(target, values, subject, reading)
+    return {
+        "why_not": "",
+        "calibrated": agreement(target[rows], shifted, subject[rows]),
+        "same_uncalibrated": agreement(target[rows], values[rows], subject[rows]),
+        "subjects_with_one_reading": people - several,
+    }
