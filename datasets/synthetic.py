@@ -182,7 +182,7 @@ def record(recipe: Recipe, who: physiology.Person, rng: np.random.Generator, sec
         x = x + 0.012 * size * recipe.noise * rng.standard_normal(x.shape)
         if m == "ecg":
             x += 0.006 * recipe.noise * np.sin(2 * np.pi * 50 * t)[:, None]
-        _move(rng, x, rate, moving, {"ppg": 1.2, "ecg": 0.25, "abp": 0.15, "resp": 0.6}[m] * size)
+        move(rng, x, rate, moving, {"ppg": 1.2, "ecg": 0.25, "abp": 0.15, "resp": 0.6}[m] * size)
         missing = _spoil(rng, x, rate, recipe, seconds)
         signals[m] = Samples(x, missing, Fraction(int(rate)), 1.0, 0.0, UNITS[m])
     return Recording(signals, _truth(who, c, b, moving, seconds))
@@ -199,7 +199,7 @@ def _bouts(rng: np.random.Generator, seconds: float, share: float, shortest: flo
     return sorted((float(a), float(min(a + n, seconds))) for a, n in zip(start, length, strict=True))
 
 
-def _move(rng: np.random.Generator, x_tc: np.ndarray, rate: float, moving: Bouts, size: float) -> None:
+def move(rng: np.random.Generator, x_tc: np.ndarray, rate: float, moving: Bouts, size: float) -> None:
     """Add motion in place: a swinging limb (0.8 to 3 Hz, drifting) and a wandering baseline."""
     for start, stop in moving:
         a, b = int(start * rate), int(stop * rate)
