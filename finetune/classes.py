@@ -10,7 +10,8 @@ import numpy as np
 
 from finetune.metrics import with_point
 
-AT_ONCE = 2**22  # weights (draws x windows) held at a time: 32 MiB
+AT_ONCE = 2**18  # weights (draws x windows) held at a time: 1 MiB, so that each pass over them stays in cache
+EXACT = 2**24  # counts up to here are exact in float32
 
 
 def evidence(probability_nk: np.ndarray, prevalence_nk: np.ndarray) -> np.ndarray:
@@ -37,11 +38,21 @@ def drawn(
 
     weights: (draws, subjects) counts, subjects in sorted order. NaN where a draw lacks a class.
     """
+    auroc, auprc = ranked(hot_nk, score_nk, subject_n, weights)
+    _, group = np.unique(subject_n, return_inverse=True)
+    return {"auroc": auroc.mean(0), "auprc": auprc.mean(0)} | _decided(
+        hot_nk, score_nk, group, with_point(weights)
+    )
+
+
+def ranked(
+    hot_nk: np.ndarray, score_nk: np.ndarray, subject_n: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC and average precision of each column, (K, 1 + draws) each; see `drawn`."""
     _, group = np.unique(subject_n, return_inverse=True)
     counts = with_point(weights)
-    ranked = [_ranked(h, s, group, counts) for h, s in zip(hot_nk.T, score_nk.T, strict=True)]
-    auroc, auprc = (np.mean([r[i] for r in ranked], axis=0) for i in (0, 1))
-    return {"auroc": auroc, "auprc": auprc} | _decided(hot_nk, score_nk, group, counts)
+    found = [_ranked(h, s, group, counts) for h, s in zip(hot_nk.T, score_nk.T, strict=True)]
+    return np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
 
 
 def _ranked(
@@ -50,19 +61,32 @@ def _ranked(
     """(draws,) AUROC and average precision of one column; windows of equal score count as one step."""
     order = np.argsort(-score_n, kind="stable")
     first = np.flatnonzero(np.diff(score_n[order], prepend=np.inf))
-    group, hot = group_n[order], hot_n[order].astype(np.float64)
+    group, hot = group_n[order], np.asarray(hot_n, bool)[order]
+    steps = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
+    there, at = np.unique(steps[hot], return_inverse=True)  # steps that hold a positive: others add nothing
+    largest = counts.max(initial=1) * len(order)
+    kind = np.float32 if largest < EXACT else np.float64
+    weight, group_of_positive = counts.astype(kind), group[hot]
     auroc, auprc = np.empty(len(counts)), np.empty(len(counts))
-    step = max(1, AT_ONCE // len(score_n))
-    for low in range(0, len(counts), step):
-        w = counts[low : low + step][:, group]
-        positive = np.add.reduceat(w * hot, first, axis=1)  # highest score first
-        negative = np.add.reduceat(w, first, axis=1) - positive
-        true, false = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
-        p, n = true[:, -1], false[:, -1]
+    rows = max(1, AT_ONCE // len(order))
+    last = np.append(first[1:], len(order))[there] - 1
+    before = first[there] - 1
+    starts = np.flatnonzero(np.diff(at, prepend=-1))
+    for low in range(0, len(counts), rows):
+        part = weight[low : low + rows]
+        running = np.cumsum(part[:, group], axis=1)  # of all windows, highest score first
+        positive = np.add.reduceat(part[:, group_of_positive], starts, axis=1) if len(starts) else part[:, :0]
+        true = np.cumsum(positive, axis=1)
+        p = true[:, -1].astype(float) if len(starts) else np.zeros(len(part))
+        every = running[:, last].astype(float)
+        above = np.where(before >= 0, running[:, before], 0).astype(float)
+        # negatives above a step's positives, and half of those within it
+        false = (above - (true - positive)) + (every - above - positive) / 2
+        n = running[:, -1] - p
         with np.errstate(invalid="ignore", divide="ignore"):
-            auroc[low : low + step] = (negative * (true - positive / 2)).sum(1) / (p * n)
-            precision = np.where(positive > 0, true / (true + false), 0.0)
-            auprc[low : low + step] = (positive * precision).sum(1) / np.where(n > 0, p, np.nan)
+            auroc[low : low + rows] = 1 - (positive * false).sum(1) / (p * n)
+            precision = np.where(positive > 0, true / every, 0.0)
+            auprc[low : low + rows] = (positive * precision).sum(1) / np.where(n > 0, p, np.nan)
     return auroc, auprc
 
 
