@@ -17,6 +17,7 @@ MIN_SUBJECTS = 3
 FEW_ROWS = 2000
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
+Columns = slice | np.ndarray  # a range of columns, or a weight for each: 0 leaves it out, less is shrunk more
 
 
 @dataclass(frozen=True)
@@ -79,29 +80,60 @@ class Scaler:
         return (self._filled(x_nd) - self.mean_d) / self.spread_d
 
 
+def scaled(
+    train_nd: np.ndarray, test_md: np.ndarray, columns: Columns = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides imputed and standardised by the training rows, then cut to (and weighed by) `columns`."""
+    weight = np.ones(1) if isinstance(columns, slice) else columns[columns != 0]
+    kept = columns if isinstance(columns, slice) else np.flatnonzero(columns)
+    scaler = Scaler(train_nd[:, kept])
+    return scaler(train_nd[:, kept]) * weight, scaler(test_md[:, kept]) * weight
+
+
 def ridge_predictions(
-    train_nd: np.ndarray, target_n: np.ndarray, test_md: np.ndarray, alphas: tuple[float, ...] = ALPHAS
+    train_nd: np.ndarray,
+    target_n: np.ndarray,
+    test_md: np.ndarray,
+    alphas: tuple[float, ...] = ALPHAS,
+    columns: Columns = slice(None),
 ) -> np.ndarray:
-    """(alphas, m) predictions of StandardScaler → Ridge(α); one eigendecomposition serves every α."""
-    scaler = Scaler(train_nd)
-    x, offset = scaler(train_nd), float(target_n.mean())
-    eigen_d, basis_dd = np.linalg.eigh(x.T @ x)
-    projected_d = basis_dd.T @ (x.T @ (target_n - offset))
-    test = scaler(test_md) @ basis_dd
-    return np.stack([test @ (projected_d / (np.maximum(eigen_d, 0) + a)) + offset for a in alphas])
+    """(alphas, m) predictions of StandardScaler → Ridge(α), solved in columns or in rows, whichever are
+    fewer.
+    """
+    from scipy.linalg import solve
+
+    x, test = scaled(train_nd, test_md, columns)
+    offset = float(target_n.mean())
+    y = target_n - offset
+    wide = x.shape[1] > x.shape[0]
+    gram, right = (x @ x.T, y) if wide else (x.T @ x, x.T @ y)
+    if wide:
+        test = test @ x.T
+    eye = np.eye(len(gram))
+    return np.stack([test @ solve(gram + a * eye, right, assume_a="pos") + offset for a in alphas])
 
 
 def choose(
-    x_nd: np.ndarray, target_n: np.ndarray, subject_n: np.ndarray, folds: int, seed: int, subsets: list[slice]
-) -> tuple[slice, float]:
+    x_nd: np.ndarray,
+    target_n: np.ndarray,
+    subject_n: np.ndarray,
+    folds: int,
+    seed: int,
+    subsets: Sequence[Columns],
+) -> tuple[Columns, float]:
     """The columns and the α with the lowest mean absolute error over inner subject-disjoint folds."""
     error = np.zeros((len(subsets), len(ALPHAS)))
     for train, test in inner_folds(subject_n, folds, seed):
         for i, columns in enumerate(subsets):
-            predicted = ridge_predictions(x_nd[train, columns], target_n[train], x_nd[test, columns])
+            predicted = ridge_predictions(x_nd[train], target_n[train], x_nd[test], columns=columns)
             error[i] += np.abs(predicted - target_n[test]).sum(1)
     best, alpha = np.unravel_index(int(np.argmin(error)), error.shape)
     return subsets[best], ALPHAS[alpha]
+
+
+def inner_count(folds: Folds) -> int:
+    """As many folds inside as outside; five inside a single given split."""
+    return len(folds) if len(folds) > 1 else 5
 
 
 def ridge_probe(
@@ -110,19 +142,23 @@ def ridge_probe(
     subject_n: np.ndarray,
     folds: Folds,
     seed: int,
-    subsets: Sequence[slice] | None = None,
+    subsets: Sequence[Columns] | None = None,
 ) -> Probed:
     """Out-of-fold predictions of the ridge probe on (n, d) vectors; missing values are NaN.
 
-    `subsets` are column ranges among which the inner folds choose, too (default: all columns).
+    `subsets`: columns among which the inner folds choose, too (default: all).
     """
-    x = np.asarray(x_nd, np.float64)
-    ranges = list(subsets or [slice(None)])
+    from threadpoolctl import threadpool_limits
+
+    x, subsets = np.asarray(x_nd, np.float64), list(subsets or [slice(None)])
     predicted, chosen = np.full(len(target_n), np.nan), []
-    for train, test in folds:
-        columns, alpha = choose(x[train], target_n[train], subject_n[train], len(folds), seed, ranges)
-        predicted[test] = ridge_predictions(x[train, columns], target_n[train], x[test, columns], (alpha,))[0]
-        chosen.append(alpha)
+    with threadpool_limits(1 if len(x) < FEW_ROWS else None, user_api="blas"):
+        for train, test in folds:
+            columns, alpha = choose(
+                x[train], target_n[train], subject_n[train], inner_count(folds), seed, subsets
+            )
+            predicted[test] = ridge_predictions(x[train], target_n[train], x[test], (alpha,), columns)[0]
+            chosen.append(alpha)
     return Probed(predicted, tuple(chosen))
 
 
@@ -179,7 +215,11 @@ def class_inner_folds(code_n: np.ndarray, subject_n: np.ndarray, folds: int, see
 
 
 def logistic_probabilities(
-    train_nd: np.ndarray, code_n: np.ndarray, test_md: np.ndarray, strengths: tuple[float, ...] = STRENGTHS
+    train_nd: np.ndarray,
+    code_n: np.ndarray,
+    test_md: np.ndarray,
+    strengths: tuple[float, ...] = STRENGTHS,
+    columns: Columns = slice(None),
 ) -> np.ndarray:
     """(strengths, m, classes) of StandardScaler → LogisticRegression(C), classes in order of their code.
 
@@ -187,8 +227,7 @@ def logistic_probabilities(
     """
     from sklearn.linear_model import LogisticRegression
 
-    scaler = Scaler(train_nd)
-    x, test = scaler(train_nd), scaler(test_md)
+    x, test = scaled(train_nd, test_md, columns)
     if x.shape[1] > x.shape[0]:
         basis_rd = np.linalg.svd(x, full_matrices=False)[2]
         x, test = x @ basis_rd.T, test @ basis_rd.T
@@ -205,40 +244,38 @@ def logistic_probe(
     subject_n: np.ndarray,
     folds: Folds,
     seed: int,
-    subsets: Sequence[slice] | None = None,
+    subsets: Sequence[Columns] | None = None,
 ) -> Probed:
     """Out-of-fold probabilities of the logistic probe on (n, d) vectors; missing values are NaN.
 
-    C, and the column range among `subsets`, have the lowest log loss over the inner folds.
+    C, and the columns among `subsets`, have the lowest log loss over the inner folds.
     """
     from threadpoolctl import threadpool_limits
 
-    x, ranges = np.asarray(x_nd, np.float64), list(subsets or [slice(None)])
+    x, subsets = np.asarray(x_nd, np.float64), list(subsets or [slice(None)])
     code = np.asarray(code_n).astype(int)
     found, chosen = np.full((len(code), int(code.max()) + 1), np.nan), []
     # threads on matrices this small mostly wait for each other: 30 times slower on a busy machine
     with threadpool_limits(1 if len(x) < FEW_ROWS else None, user_api="blas"):
         for train, test in folds:
-            inner = class_inner_folds(code[train], subject_n[train], len(folds), seed)
-            columns, strength = _choose_logistic(x[train], code[train], inner, ranges)
-            found[test] = logistic_probabilities(
-                x[train, columns], code[train], x[test, columns], (strength,)
-            )[0]
+            inner = class_inner_folds(code[train], subject_n[train], inner_count(folds), seed)
+            columns, strength = _choose_logistic(x[train], code[train], inner, subsets)
+            found[test] = logistic_probabilities(x[train], code[train], x[test], (strength,), columns)[0]
             chosen.append(strength)
-    return Probed(_columns(found), tuple(chosen))
+    return Probed(asas_columns(found), tuple(chosen))
 
 
 def _choose_logistic(
-    x_nd: np.ndarray, code_n: np.ndarray, inner: Folds, ranges: list[slice]
-) -> tuple[slice, float]:
+    x_nd: np.ndarray, code_n: np.ndarray, inner: Folds, subsets: Sequence[Columns]
+) -> tuple[Columns, float]:
     """The columns and the C with the lowest log loss over the inner folds."""
-    loss = np.zeros((len(ranges), len(STRENGTHS)))
+    loss = np.zeros((len(subsets), len(STRENGTHS)))
     for a, b in inner:
-        for i, columns in enumerate(ranges):
-            p = logistic_probabilities(x_nd[a, columns], code_n[a], x_nd[b, columns])
+        for i, columns in enumerate(subsets):
+            p = logistic_probabilities(x_nd[a], code_n[a], x_nd[b], columns=columns)
             loss[i] -= np.log(p[:, np.arange(len(b)), code_n[b]] + 1e-300).sum(1)
     best, at = np.unravel_index(int(np.argmin(loss)), loss.shape)
-    return ranges[best], STRENGTHS[at]
+    return subsets[best], STRENGTHS[at]
 
 
 def prevalence_probe(code_n: np.ndarray, folds: Folds) -> Probed:
@@ -247,9 +284,9 @@ def prevalence_probe(code_n: np.ndarray, folds: Folds) -> Probed:
     found = np.full((len(code), int(code.max()) + 1), np.nan)
     for train, test in folds:
         found[test] = np.bincount(code[train], minlength=found.shape[1]) / len(train)
-    return Probed(_columns(found), ())
+    return Probed(as_columns(found), ())
 
 
-def _columns(probability_nc: np.ndarray) -> np.ndarray:
+def as_columns(probability_nc: np.ndarray) -> np.ndarray:
     """As in `classes.one_hot`: of two classes, the second."""
     return probability_nc[:, 1:] if probability_nc.shape[1] == 2 else probability_nc
