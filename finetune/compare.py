@@ -38,7 +38,7 @@ def compare(
     if not tasks:
         raise PlethoraError("--tasks names no task")
     questions, source = [load_task(name) for name in tasks], open_corpus(corpus)
-    entrants = [*_entrants([_opened(name) for name in bundles])]
+    entrants = [*entrants_of([opened(name) for name in bundles])]
     outcomes = study(entrants, source, questions, subjects, folds, seed)
     results: dict[str, Any] = {
         "encoders": {e.name: about(e.encoder) for e in entrants},
@@ -52,12 +52,12 @@ def compare(
     return results
 
 
-def _opened(name: str) -> BundleEncoder:
+def opened(name: str) -> BundleEncoder:
     uri, mark, mode = name.rpartition("#")
     return BundleEncoder(uri, mode) if mark else BundleEncoder(name)
 
 
-def _entrants(encoders: Sequence[BundleEncoder]) -> list[Entrant]:
+def entrants_of(encoders: Sequence[BundleEncoder]) -> list[Entrant]:
     """Encoders called by their run's name and mode; a number tells equals apart."""
     found: list[Entrant] = []
     seen: Counter[str] = Counter()
