@@ -262,7 +262,7 @@ def logistic_probe(
             columns, strength = _choose_logistic(x[train], code[train], inner, subsets)
             found[test] = logistic_probabilities(x[train], code[train], x[test], (strength,), columns)[0]
             chosen.append(strength)
-    return Probed(asas_columns(found), tuple(chosen))
+    return Probed(as_columns(found), tuple(chosen))
 
 
 def _choose_logistic(
