@@ -35,7 +35,7 @@ def draw_all(
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
-        if results["task"]["kind"] == "classification":
+        if results["task"]["kind"] != "regression":
             _save(plt, _roc(plt, results, target, predicted), folder / "roc.png")
             return
         _save(plt, _predicted(plt, results, target, subject, predicted), folder / "predicted.png")

@@ -211,7 +211,7 @@ def _table(
     people = np.unique(windows.subject)
     weights = metrics.draw_weights(len(people), seed=seed)
     more: dict[str, Any] = {}
-    if task.kind == "classification":
+    if task.kind != "regression":
         count = 2 if predicted["mean"].shape[1] == 1 else predicted["mean"].shape[1]
         hot = classes.one_hot(windows.target, count)
         scores = {n: classes.evidence(p, predicted["mean"]) for n, p in predicted.items()}

@@ -15,9 +15,14 @@ from cluster.errors import PlethoraError
 FOLDER = Path(__file__).parent / "tasks"
 
 
+Kind = Literal["regression", "binary", "multi-class", "multi-label", "retrieval"]
+CLASSES = ("binary", "multi-class")  # every window has exactly one class
 METRICS = {  # of each kind, the main one first
     "regression": ("mae", "rmse", "r2", "pearson"),
-    "classification": ("auroc", "auprc", "balanced_accuracy", "f1"),
+    "binary": ("auroc", "auprc", "balanced_accuracy", "f1"),
+    "multi-class": ("auroc", "auprc", "balanced_accuracy", "f1"),
+    "multi-label": ("auroc", "auprc"),  # means over the labels
+    "retrieval": ("rank1", "rank5"),
 }
 
 
@@ -38,22 +43,40 @@ class Where(Config):
     equals: float | str
 
 
+class Subgroup(Config):
+    """People told apart by a whole-record label: each text is a group; numbers are cut at `edges` (an edge
+    belongs to the group above it).
+    """
+
+    label: str
+    edges: tuple[float, ...] = ()
+
+
 class Task(Config):
     """One downstream question. Seconds for windows, `unit` for the target of a regression and its errors."""
 
     name: str
     title: str
-    kind: Literal["regression", "classification"]
-    label: str
+    kind: Kind
+    label: str = ""  # a retrieval has none: it asks who it is
     unit: str = ""
-    positive: float | str | None = None  # this value against all others; None: each value is a class
+    positive: float | str | tuple[float | str, ...] | None = None  # of binary: this (or these) or not
+    digits: int | None = Field(default=None, gt=0)  # of multi-label: codes are cut to so many characters
+    min_positives: int = Field(default=10, gt=0)  # of multi-label: rarer labels (in subjects) are left out
     where: tuple[Where, ...] = ()  # records that the question is about
     modality: str | None = None  # the signal that it is about, which windows then hold; None: any encoder's
     window_s: float = Field(gt=0)
+    short_s: float | None = Field(
+        default=None, gt=0
+    )  # the window where no stretch of a corpus holds window_s
     hop_s: float | None = Field(default=None, gt=0)  # a grid of windows, or ...
     until_s: float | None = Field(default=None, gt=0)  # ... one a record, which ends at this second of it
+    level: Literal["window", "record", "subject"] = (
+        "window"  # to what a whole-record label's windows are pooled
+    )
     metrics: tuple[str, ...]
     demographics: tuple[str, ...] = ()
+    subgroups: tuple[Subgroup, ...] = ()
     aggregate: Aggregate = Aggregate()
 
     @model_validator(mode="after")
@@ -62,8 +85,12 @@ class Task(Config):
             raise ValueError("a task has either hop_s (a grid of windows) or until_s (one window a record)")
         if self.until_s is not None and self.until_s < self.window_s:
             raise ValueError(f"until_s = {self.until_s:g} leaves no room for window_s = {self.window_s:g}")
-        if self.kind == "regression" and self.positive is not None:
-            raise ValueError('positive is for kind = "classification"')
+        if (self.kind == "binary") != (self.positive is not None):
+            raise ValueError('positive is for kind = "binary", which needs it')
+        if (self.kind == "retrieval") != (not self.label):
+            raise ValueError('a task has a label, unless kind = "retrieval"')
+        if self.short_s is not None and (self.until_s is not None or self.short_s > self.window_s):
+            raise ValueError("short_s is for a grid (hop_s) of windows, and at most window_s")
         strange = [m for m in self.metrics if m not in METRICS[self.kind]]
         if strange or self.main not in self.metrics:
             raise ValueError(
@@ -79,7 +106,15 @@ class Task(Config):
     @property
     def labels(self) -> list[str]:
         """Names of all labels that it reads."""
-        return list(dict.fromkeys([self.label, *(w.label for w in self.where), *self.demographics]))
+        named = [self.label, *(w.label for w in self.where), *self.demographics]
+        return list(dict.fromkeys(n for n in [*named, *(g.label for g in self.subgroups)] if n))
+
+    @property
+    def positives(self) -> tuple[float | str, ...]:
+        """The values that count as "it"; () for other kinds than binary."""
+        if self.positive is None:
+            return ()
+        return self.positive if isinstance(self.positive, tuple) else (self.positive,)
 
 
 def load_task(name: str) -> Task:
@@ -126,21 +161,23 @@ def _plain(labels: pa.Table) -> list[float | str | None]:
 
 
 def classes(labels: pa.Table, task: Task) -> list[str]:
-    """Names of the classes 0, 1, … that `window_targets` gives; two are "not it" and "it". [] for numbers.
+    """Names of the classes 0, 1, … that `window_targets` gives; two are "not it" and "it". [] for other kinds.
 
-    PlethoraError when no label has the value that the task calls positive.
+    PlethoraError when no label has a value that the task calls positive.
     """
-    if task.kind == "regression":
+    if task.kind not in CLASSES:
         return []
     known = {v for v in _plain(_of(labels, task.label, task)) if v is not None}
     names = [_shown(v) for v in sorted(known, key=_order)]
     if task.positive is None:
         return names
-    if task.positive not in known:
+    if not known & set(task.positives):
         raise PlethoraError(
-            f"no label {task.label!r} of the corpus is {_shown(task.positive)}, which task {task.name} asks "
-            f"for: it has {', '.join(names) or 'no value'}"
+            f"no label {task.label!r} of the corpus is {' or '.join(map(_shown, task.positives))}, which task "
+            f"{task.name} asks for: it has {', '.join(names) or 'no value'}"
         )
+    if isinstance(task.positive, tuple):
+        return [f"not {task.label}", task.label]
     it = _shown(task.positive)
     return (
         [f"not {it}", it]
@@ -163,7 +200,7 @@ def _numbers(named: pa.Table, labels: pa.Table, task: Task) -> np.ndarray:
     if task.kind == "regression":
         return np.array([v if isinstance(v, float) else np.nan for v in plain])
     if task.positive is not None:
-        return np.array([np.nan if v is None else float(v == task.positive) for v in plain])
+        return np.array([np.nan if v is None else float(v in task.positives) for v in plain])
     names = classes(labels, task)
     return np.array([np.nan if v is None else float(names.index(_shown(v))) for v in plain])
 
@@ -196,8 +233,9 @@ def window_targets(
     refused ones are NaN.
 
     A label counts by the seconds that it shares with the window; one without times covers its whole record.
-    Refusals: "" (fine), those of `excluded`, "no label", "label coverage" (valid labels over too little of
-    the window), "implausible label" (there are labels, none of them in the plausible range).
+    Refusals: "" (fine), those of `excluded`, "no label", "label without a value" (NaN), "label coverage"
+    (valid labels over too little of the window), "implausible label" (there are labels, none of them in the
+    plausible range).
     Raises PlethoraError when the corpus has no such label or has it in another unit.
     """
     named = _of(labels, task.label, task)
@@ -222,13 +260,15 @@ def window_targets(
         shared = np.minimum(end[at], window_start + task.window_s) - np.maximum(start[at], window_start)
         at, shared = at[shared > 1e-9], shared[shared > 1e-9]
         good = np.isfinite(value[at]) & (value[at] >= low) & (value[at] <= high)
-        if not np.isfinite(value[at]).any():
+        if not len(at):
             refusal[i] = "no label"
+        elif not np.isfinite(value[at]).any():
+            refusal[i] = "label without a value"
         elif not good.any():
             refusal[i] = "implausible label"
         elif shared[good].sum() < task.aggregate.coverage * task.window_s - 1e-6:
             refusal[i] = "label coverage"
-        elif task.kind == "classification":
+        elif task.kind in CLASSES:
             target[i] = _weighted_mode(value[at][good], shared[good])
         elif task.aggregate.how == "median":
             target[i] = _weighted_median(value[at][good], shared[good])

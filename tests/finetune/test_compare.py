@@ -27,7 +27,7 @@ def sexes(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A task of two classes that the synthetic corpora can answer: one window a record."""
     path = tmp_path_factory.mktemp("task") / "sex.toml"
     path.write_text(
-        'name = "sex"\ntitle = "Sex"\nkind = "classification"\nlabel = "sex"\npositive = "F"\n'
+        'name = "sex"\ntitle = "Sex"\nkind = "binary"\nlabel = "sex"\npositive = "F"\n'
         'window_s = 10\nhop_s = 10\nmetrics = ["auroc", "auprc", "f1"]\n'
     )
     return str(path)
@@ -178,7 +178,7 @@ def test_windows_of_both_signals_are_found_again_among_the_rows_of_one(
 
 
 def test_the_window_of_an_alarm_ends_when_it_sounds() -> None:
-    task = load_task("alarm_true")
+    task = load_task("alarm_truth")
     assert (task.until_s, task.window_s, task.hop_s) == (300, 10, None)
     table = pa.Table.from_pylist(
         [{"subject": "s", "record": "r", "name": "alarm_true", "value": 1.0}], schema=LABELS

@@ -135,14 +135,14 @@ def test_a_text_is_turned_into_this_kind_or_not_among_the_records_asked_about() 
     assert target[:2].tolist() == [1, 0] and np.isnan(target[2:]).all()
     assert refusal.tolist() == ["", "", "alarm_true is not 1", "no label alarm_true"]
     assert tasks.classes(ALARMS, asystole) == ["not Asystole", "Asystole"]
-    true, _ = tasks.window_targets(ALARMS, ["a", "b", "c"], [290.0] * 3, tasks.load_task("alarm_true"))
+    true, _ = tasks.window_targets(ALARMS, ["a", "b", "c"], [290.0] * 3, tasks.load_task("alarm_truth"))
     assert true.tolist() == [1, 1, 0]
-    assert tasks.classes(ALARMS, tasks.load_task("alarm_true")) == ["alarm_true is not 1", "alarm_true is 1"]
+    assert tasks.classes(ALARMS, tasks.load_task("alarm_truth")) == ["alarm_true is not 1", "alarm_true is 1"]
 
 
 def test_without_a_positive_every_value_is_a_class_and_the_longest_in_a_window_counts() -> None:
     rhythm = tasks.Task(
-        name="rhythm", title="Rhythm", kind="classification", label="rhythm", window_s=10, hop_s=10,
+        name="rhythm", title="Rhythm", kind="multi-class", label="rhythm", window_s=10, hop_s=10,
         metrics=("auroc",),
     )  # fmt: skip
     table = labels(
@@ -170,12 +170,12 @@ def test_labels_that_a_class_task_cannot_use_are_one_clear_line() -> None:
     [
         ({"hop_s": 10.0}, "either hop_s .* or until_s"),
         ({"until_s": 5.0}, "until_s = 5 leaves no room"),
-        ({"metrics": ("mae",)}, "metrics of a classification are auroc"),
+        ({"metrics": ("mae",)}, "metrics of a binary are auroc"),
         ({"kind": "regression", "metrics": ("mae",)}, "positive is for kind"),
     ],
 )
 def test_a_task_that_contradicts_itself_is_refused(changed: dict, said: str) -> None:
-    told = tasks.load_task("alarm_true").model_dump() | changed
+    told = tasks.load_task("alarm_truth").model_dump() | changed
     with pytest.raises(ValueError, match=said):
         tasks.Task.model_validate(told)
 
