@@ -1,0 +1,282 @@
+"""PPG windows -> images for a vision backbone (Vision4PPG, arXiv 2510.10366; facts in DESIGN 8.4).
+
+Pure and batched, on the device of the input, without gradient. B windows, T samples, H rows, W columns.
+"code" in a comment is the authors' release (saurabh-kataria/Vision4PPG).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from cluster.config import Config
+from cluster.errors import PlethoraError
+
+Transform = Literal["stft", "complex", "recurrence"]
+TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
+PAIRS = 2_000_000  # recurrence: pairs of samples (times three channels) worked on at once
+POINTS = 40_000  # STFT: samples worked on at once, so that they stay in the processor's cache
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    # With the natural logarithm values span some 30 at most, so that a floor 80 below the highest is idle.
+    "code": {"log": "natural"},
+    # PPG-BP's segments last 2.1 s: 84 samples, of which the paper's constants make 6 columns that each mirror
+    # the segment's ends into one 3.2-s window, and a recurrence of 42 x 42. Here the rate and the spacing of
+    # rows (0.3125 Hz) stay the paper's, so that rows mean the same; the analysis window is 1 s, a beat, zero-
+    # padded to n_fft; a step of one sample gives 85 columns; recurrence keeps every sample: 84 x 84.
+    "ppg_bp": {"window_s": 2.1, "win": 40, "hop": 1, "stride": 1},
+}
+Preset = Literal["paper", "code", "ppg_bp"]
+
+
+class Imaging(Config):
+    """Constants of the transforms. `preset` fills what is not given; what it fills is stored beside it."""
+
+    preset: Preset = "paper"
+    transform: Literal["stft", "complex", "recurrence", "fusion"] = "stft"  # fusion: an image of each
+    rate: float = Field(default=40.0, gt=0)  # Hz, paper
+    window_s: float = Field(default=30.0, gt=0)  # paper
+    n_fft: int = Field(default=128, ge=4)  # paper
+    win: int | None = Field(default=None, ge=2)  # samples of the Hann window, centred in n_fft; None: n_fft
+    hop: int = Field(default=16, ge=1)  # paper
+    log: Literal["db", "natural"] = "db"  # unstated in the paper; code: natural
+    floor: float | None = Field(
+        default=80.0, gt=0
+    )  # lowest value under the highest, in the unit of `log`; paper
+    eps: float = Field(default=1e-6, gt=0)  # paper
+    stride: int = Field(default=2, ge=1)  # recurrence keeps every so-many-th sample; paper
+    sigma: float = Field(default=0.5, gt=0)  # paper, in standard deviations of the channel
+    threshold: float | None = Field(
+        default=None, gt=0
+    )  # given: |difference| up to it is 1, else 0, no Gaussian
+    spec_augment: bool = False  # in training, on STFT images; code: an option that is off
+    rows_hidden: int = Field(default=4, ge=0)  # SpecAugment: at most so many; code
+    columns_hidden: int = Field(default=4, ge=0)  # code
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {**_PRESETS.get(str(given.get("preset")), {}), **given}
+
+    @model_validator(mode="after")
+    def _check(self) -> Imaging:
+        if self.win is not None and self.win > self.n_fft:
+            raise ValueError(f"win = {self.win} is longer than n_fft = {self.n_fft}")
+        shapes(self, self.samples)
+        return self
+
+    @property
+    def samples(self) -> int:
+        """T of a whole window."""
+        return round(self.rate * self.window_s)
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """The images that a window becomes, in order."""
+        return TRANSFORMS if self.transform == "fusion" else (self.transform,)
+
+
+class Images(NamedTuple):
+    """`pixels` (B, 3, H, W) float32, z-scored over the valid ones, 0 elsewhere; `valid` (B, H, W) bool."""
+
+    pixels: Tensor
+    valid: Tensor
+
+
+def shapes(c: Imaging, samples: int) -> list[tuple[int, int]]:
+    """(H, W) of each of `c.transforms` for windows of so many samples. ValueError where too short for one."""
+    found = []
+    for name in c.transforms:
+        if name == "recurrence":
+            side = -(-samples // c.stride)
+            if side < 2:
+                raise ValueError(
+                    f"{samples} samples at stride {c.stride} leave no two points to compare: take longer "
+                    "windows or a smaller stride"
+                )
+            found.append((side, side))
+            continue
+        if samples <= c.n_fft // 2:
+            raise ValueError(
+                f"{samples} samples are too few for n_fft = {c.n_fft}, whose ends mirror {c.n_fft // 2}: "
+                f"take windows of at least {(c.n_fft // 2 + 1) / c.rate:g} s, or n_fft up to "
+                f"{2 * samples - 2}"
+            )
+        found.append((c.n_fft // 2 + 1, samples // c.hop + 1))
+    return found
+
+
+@torch.no_grad()
+def images(x_bt: Tensor, c: Imaging, samples_b: Tensor | None = None) -> list[Images]:
+    """(B, T) windows at `c.rate`, any unit -> the images of each of `c.transforms`.
+
+    samples_b: (B,) int64, how many samples of each window are there, from its start (None: all T); the rest
+    is padding, which leaves no trace in the image but invalid pixels. Windows are worked on some at a time,
+    and a window's images do not depend on its company. T or samples_b below what `shapes` allows: ValueError.
+    """
+    x = x_bt.double()  # weak bins lie under what float32 keeps of strong ones, and take half the image
+    shapes(c, int(x.shape[1] if samples_b is None else samples_b.min()))
+    return [_in_parts(_IMAGES[name], x, c, samples_b) for name in c.transforms]
+
+
+def _in_parts(
+    image: Callable[[Tensor, Imaging, Tensor | None], Images], x: Tensor, c: Imaging, n_b: Tensor | None
+) -> Images:
+    """`image` of some windows at a time, so that memory beyond the result does not grow with the batch."""
+    batch, t = x.shape
+    side = -(-t // c.stride)
+    part = max(1, PAIRS // (3 * side**2) if image is _recurrence else POINTS // t)
+    if torch.compiler.is_exporting() or batch <= part:
+        return image(x, c, n_b)
+    pixels, valid = None, None
+    for low in range(0, batch, part):
+        at = slice(low, low + part)
+        found = image(x[at], c, None if n_b is None else n_b[at])
+        if pixels is None or valid is None:  # the channels of an STFT image are one plane: only that is kept
+            one = found.pixels.stride(1) == 0
+            shape = (batch, 1 if one else 3, *found.pixels.shape[2:])
+            pixels = found.pixels.new_empty(shape)
+            valid = found.valid.new_empty((batch, *shape[2:])) if n_b is not None else found.valid[:1]
+        pixels[at] = found.pixels[:, : pixels.shape[1]]
+        if n_b is not None:
+            valid[at] = found.valid
+    assert pixels is not None and valid is not None
+    return Images(pixels.expand(-1, 3, -1, -1), valid.expand(batch, -1, -1))
+
+
+def _stft(x: Tensor, c: Imaging, n_b: Tensor | None) -> Images:
+    """Log-power: log(|X|² + eps), floored, z-scored, three equal channels."""
+    re, im, valid = _spectrum(x, c, n_b)
+    image = _zscore(_floored(_log(re.square() + im.square(), c, 10.0), c, valid), valid)
+    return _seen(image[:, None].expand(-1, 3, -1, -1), valid, x)
+
+
+def _complex(x: Tensor, c: Imaging, n_b: Tensor | None) -> Images:
+    """z(log(|X| + eps)) floored, z(cos φ), z(sin φ); φ of an empty bin is 0."""
+    re, im, valid = _spectrum(x, c, n_b)
+    size = torch.hypot(re, im)
+    empty = size == 0
+    safe = torch.where(empty, 1.0, size)
+    planes = [_floored(_log(size, c, 20.0), c, valid), torch.where(empty, 1.0, re / safe), im / safe]
+    return _seen(torch.stack([_zscore(plane, valid) for plane in planes], dim=1), valid, x)
+
+
+def _recurrence(x: Tensor, c: Imaging, n_b: Tensor | None) -> Images:
+    """exp(-D²/2σ²), or |D| <= threshold, of z(x), z(Δx), z(Δ²x), each z-scored again; differences are taken
+    at the full rate and start with 0."""
+    first = torch.diff(x, prepend=x[:, :1])
+    second = torch.diff(first, prepend=first[:, :1])
+    v = torch.stack([x, first, second], dim=1)[..., :: c.stride]
+    side = v.shape[-1]
+    point = None
+    if n_b is not None:
+        point = torch.arange(side, device=x.device) * c.stride < n_b[:, None]  # (B, N)
+    v = _zscore(v, None if point is None else point[:, None].expand(-1, 3, -1), over=1)
+    if c.threshold is None:
+        v = (v / (c.sigma * 2**0.5)).float()
+        near = (v[..., :, None] - v[..., None, :]).square_().neg_().exp_()
+    else:
+        near = ((v[..., :, None] - v[..., None, :]).abs() <= c.threshold).float()
+    valid = None if point is None else point[:, :, None] & point[:, None, :]
+    return _seen(_zscore(near, None if valid is None else valid[:, None], over=2), valid, x)
+
+
+_IMAGES: dict[Transform, Callable[[Tensor, Imaging, Tensor | None], Images]] = {
+    "stft": _stft,
+    "complex": _complex,
+    "recurrence": _recurrence,
+}
+
+
+def _spectrum(x: Tensor, c: Imaging, n_b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Real and imaginary part (B, H, W) float32 of the centred, one-sided STFT with periodic Hann windows,
+    and which columns are there (None: all). A window's ends are mirrored at its own last sample.
+    """
+    half = c.n_fft // 2
+    valid = None
+    if n_b is None:
+        padded = F.pad(x[:, None], (half, half), mode="reflect")[:, 0]
+    else:
+        last = n_b[:, None] - 1
+        at = torch.arange(-half, x.shape[1] + half, device=x.device).abs().expand(len(x), -1)
+        padded = x.gather(1, (last - (last - at).abs()).clamp(min=0))
+        columns = torch.arange(x.shape[1] // c.hop + 1, device=x.device) * c.hop <= n_b[:, None]
+        valid = columns[:, None].expand(-1, half + 1, -1)
+    win = c.win or c.n_fft
+    hann = torch.hann_window(win, dtype=x.dtype, device=x.device)
+    left = (c.n_fft - win) // 2
+    hann = F.pad(hann, (left, c.n_fft - win - left))
+    found = torch.view_as_real(torch.fft.rfft(padded.unfold(1, c.n_fft, c.hop) * hann)).float()
+    return found[..., 0].transpose(1, 2), found[..., 1].transpose(1, 2), valid
+
+
+def _log(power: Tensor, c: Imaging, decibel: float) -> Tensor:
+    power = power + c.eps
+    return torch.log10(power) * decibel if c.log == "db" else torch.log(power)
+
+
+def _floored(v: Tensor, c: Imaging, valid: Tensor | None) -> Tensor:
+    if c.floor is None:
+        return v
+    seen = v if valid is None else v.masked_fill(~valid, -torch.inf)
+    return torch.maximum(v, seen.amax(dim=(-2, -1), keepdim=True) - c.floor)
+
+
+def _zscore(v: Tensor, valid: Tensor | None, over: int = 2) -> Tensor:
+    """(v - mean) / (sample standard deviation + 1e-6), over the valid ones of the last `over` dimensions;
+    others become 0. Two passes: torch.var_mean takes ten times as long."""
+    dim = tuple(range(-over, 0))
+    if valid is None:
+        n: Any = v[(0,) * (v.ndim - over)].numel() if not torch.compiler.is_exporting() else _numel(v, over)
+        v = v - v.mean(dim=dim, keepdim=True)
+    else:
+        n = valid.sum(dim=dim, keepdim=True)
+        v = (v - (v * valid).sum(dim=dim, keepdim=True) / n) * valid
+    deviation = (v.square().sum(dim=dim, keepdim=True) / (n - 1)).sqrt()
+    return v / (deviation + 1e-6)
+
+
+def _numel(v: Tensor, over: int) -> Any:
+    n: Any = 1
+    for size in v.shape[-over:]:
+        n = n * size
+    return n
+
+
+def _seen(pixels: Tensor, valid: Tensor | None, x: Tensor) -> Images:
+    if valid is None:
+        valid = torch.ones((), dtype=torch.bool, device=x.device).expand(len(x), *pixels.shape[2:])
+    return Images(pixels, valid)
+
+
+def spec_augment(found: Images, c: Imaging, uniform_b4: Tensor) -> Images:
+    """Sets up to `rows_hidden` neighbouring rows and `columns_hidden` columns of each image to 0, its mean.
+
+    uniform_b4: (B, 4) in [0, 1): widths and places, rows first; a width is any of 0 … its most alike.
+    """
+    pixels = found.pixels
+    hidden = torch.zeros_like(found.valid)
+    for axis, most in ((1, c.rows_hidden), (2, c.columns_hidden)):
+        size = hidden.shape[axis]
+        width = (uniform_b4[:, 2 * axis - 2] * (min(most, size) + 1)).floor()
+        start = (uniform_b4[:, 2 * axis - 1] * (size - width + 1)).floor()
+        at = torch.arange(size, device=pixels.device)
+        inside = (at >= start[:, None]) & (at < (start + width)[:, None])
+        hidden = hidden | (inside[:, :, None] if axis == 1 else inside[:, None, :])
+    return Images(pixels.masked_fill(hidden[:, None], 0.0), found.valid)
+
+
+def checked(c: Imaging, samples: int) -> list[tuple[int, int]]:
+    """`shapes`, with what is wrong as a PlethoraError."""
+    try:
+        return shapes(c, samples)
+    except ValueError as error:
+        raise PlethoraError(f"[imaging] transform = {c.transform!r}: {error}") from None
