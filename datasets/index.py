@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Shelf:
     """Where the windows of a `plan.Source` lie, in the same order: all (n,). `subject` is a 64-bit name,
-    `has` (uint8) tells in bit i whether signal i of the spec is used.
+    `has` (uint8) tells in bit i whether signal i of the spec is used. `target` (n, k) float32, NaN where
+    unknown: what a method that learns from labels wants of each window.
     """
 
     corpus: Corpus
@@ -38,6 +39,7 @@ class Shelf:
     offset_s: np.ndarray
     subject: np.ndarray
     has: np.ndarray
+    target: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,16 @@ class Reader:
         block = Block(**{name: int(column[0]) for name, column in batch.items()})
         rows = self.plan.rows(block)
         place: dict[str, np.ndarray] = {}
-        for name in ("shard", "group", "row", "offset_s", "subject", "has"):
+        named = ("shard", "group", "row", "offset_s", "has")
+        carried = ("subject", *(["target"] if self.shelves[0].target is not None else []))
+        for name in (*named, *carried):
             columns = [getattr(shelf, name) for shelf in self.shelves]
             place[name] = _pick(columns, rows.source, rows.position)
-        subject = place.pop("subject")
+        more = {name: place.pop(name) for name in carried}
         windows = gather([s.corpus for s in self.shelves], rows.source, **place, spec=self.spec)
         return windows | {
             "window": _pick([s.ids for s in self.plan.sources], rows.source, rows.position),
-            "subject": subject,
+            **more,
             "source": rows.source,
             "pass": rows.pass_,
             "step": rows.step,
@@ -62,7 +64,7 @@ class Reader:
 
 def _pick(columns: list[np.ndarray], source: np.ndarray, position: np.ndarray) -> np.ndarray:
     """columns[source][position], row by row."""
-    out = np.empty(len(source), columns[0].dtype)
+    out = np.empty((len(source), *columns[0].shape[1:]), columns[0].dtype)
     for number, column in enumerate(columns):
         which = source == number
         out[which] = column[position[which]]

@@ -7,7 +7,7 @@ they are opened only from the run's own folder and only after every file matches
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +15,35 @@ from cluster import storage
 from cluster.errors import PlethoraError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pretrain.engine import Engine
 
-STATE = "loop.json"
+STATE, BEST = "loop.json", "best.safetensors"
 
 
-def save(engines: Mapping[str, "Engine"], state: dict[str, Any], rank: int, metrics: dict[str, Any]) -> None:
-    """Save every engine's share and (rank 0) the loop's `state`, and report them as one checkpoint.
+def save(
+    engines: Mapping[str, "Engine"],
+    state: dict[str, Any],
+    rank: int,
+    metrics: dict[str, Any],
+    best: Mapping[str, Mapping[str, "Tensor"]] | None = None,
+) -> None:
+    """Save every engine's share and (rank 0) the loop's `state` and the `best` weights so far, by module, and
+    report them as one checkpoint.
 
     Every rank calls it at the same step; Ray merges the folders. `state` is JSON: it holds "step".
     """
     import ray.train
+    from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory(prefix="plethora-") as name:
         folder = Path(name)
         for engine in engines.values():
             engine.save(folder)
         if rank == 0:
+            if best is not None:
+                save_file(flat(best), folder / BEST)
             saved_by = ray.train.get_context().get_world_size()
             (folder / STATE).write_text(json.dumps({"workers": saved_by, "state": state}))
         files = sorted(p for p in folder.rglob("*") if p.is_file())
@@ -42,20 +54,39 @@ def save(engines: Mapping[str, "Engine"], state: dict[str, Any], rank: int, metr
         )
 
 
-def restore(engines: Mapping[str, "Engine"]) -> dict[str, Any] | None:
-    """Load the last committed checkpoint into the engines; its loop state, or None at a fresh start."""
+def flat(weights: Mapping[str, Mapping[str, "Tensor"]]) -> dict[str, "Tensor"]:
+    """{"module.key": tensor} of {module: {key: tensor}}, as safetensors files hold it."""
+    return {f"{name}.{k}": v.contiguous() for name, state in weights.items() for k, v in state.items()}
+
+
+def unflat(weights: Mapping[str, "Tensor"], names: Iterable[str]) -> dict[str, dict[str, "Tensor"]]:
+    """The inverse of `flat` for these modules."""
+    return {
+        name: {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+        for name in names
+    }
+
+
+def restore(
+    engines: Mapping[str, "Engine"],
+) -> tuple[dict[str, Any] | None, dict[str, dict[str, "Tensor"]] | None]:
+    """Load the last committed checkpoint into the engines; its loop state and best weights. None where there
+    are none: at a fresh start, and without selection.
+    """
     import ray.train
+    from safetensors.torch import load_file
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return None
+        return None, None
     with checkpoint.as_directory() as name:
         folder = Path(name)
         verify(folder)
         saved = json.loads((folder / STATE).read_text())
         for engine in engines.values():
             engine.load(folder, saved["workers"])
-        return saved["state"]
+        best = unflat(load_file(folder / BEST), engines) if (folder / BEST).exists() else None
+        return saved["state"], best
 
 
 def verify(folder: Path) -> None:

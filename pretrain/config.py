@@ -47,6 +47,15 @@ class Stream(Config):
     shuffle_mb: float = Field(default=128, gt=0)  # prepared bytes shuffled together, over all workers
 
 
+class Select(Config):
+    """Which weights are published, judged on validation; off by default: the last ones."""
+
+    metric: str = ""  # a figure of validation, the lower the better ("loss/net"): the best one's weights
+    patience: int = Field(
+        default=0, ge=0
+    )  # validations that may be worse in a row while the training loss falls; 0: never ends early
+
+
 class RunConfig(Config):
     """One run. `batch` counts windows an optimizer step over all workers; accumulation is derived."""
 
@@ -70,6 +79,7 @@ class RunConfig(Config):
     stream: Stream = Stream()
     validate_every: int = Field(default=500, ge=0)  # optimizer steps; 0: never
     validate_windows: int = 1024
+    select: Select = Select()
     checkpoint_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(
         default=2, ge=2
@@ -82,6 +92,10 @@ class RunConfig(Config):
     def _check(self) -> "RunConfig":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        if self.select.patience and not self.select.metric:
+            raise ValueError("select.patience needs select.metric: the figure of validation to watch")
+        if self.select.metric and not self.validate_every:
+            raise ValueError("select.metric needs validation: set validate_every above 0")
         if self.batch % self.workers:
             raise ValueError(f"batch = {self.batch} does not divide over workers = {self.workers}")
         if (self.batch // self.workers) % self.micro:

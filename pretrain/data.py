@@ -1,6 +1,6 @@
 """From a run file to its windows: indexes, the training plan, the validation windows, the subjects seen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,38 @@ from datasets.plan import Plan, steps_for
 from datasets.schema import open_corpus
 from datasets.windows import WindowSpec
 from pretrain.config import RunConfig
+from pretrain.recipe import Labelled, Recipe
 
 
 @dataclass(frozen=True)
 class Data:
     """The indexed corpora of one run. Building it again from the cache is cheap: the driver, the controller
-    (at each start of the worker group) and every worker do."""
+    (at each start of the worker group) and every worker do.
+
+    targets: of a recipe that learns from labels, one array an index, (its windows, k) float32, NaN where
+    unknown; windows without any are in no part.
+    """
 
     run: RunConfig
     spec: WindowSpec
     indexes: list[Index]
+    targets: list[np.ndarray] | None = None
+
+    def rows(self, number: int, part: str | None) -> np.ndarray:
+        """Rows of index `number` that `part` ("train", "val", "test"; None: all) has to learn or judge by."""
+        rows = self.indexes[number].select(part, self.run.split)
+        if self.targets is None:
+            return rows
+        return rows[np.isfinite(self.targets[number][rows]).any(axis=1)]
+
+    def targets_of(self, part: str | None) -> np.ndarray:
+        """(n, k) targets of all of `part`'s windows, corpus after corpus."""
+        assert self.targets is not None
+        return np.concatenate([t[self.rows(i, part)] for i, t in enumerate(self.targets)])
 
     @property
     def train_windows(self) -> int:
-        return sum(len(i.select("train", self.run.split)) for i in self.indexes)
+        return sum(len(self.rows(i, "train")) for i in range(len(self.indexes)))
 
     @property
     def epoch_steps(self) -> float:
@@ -44,14 +62,19 @@ class Data:
     def plan(self, start: int, world: int) -> tuple[Plan, list[Shelf]]:
         """What `world` workers read from step `start` on, and where it lies."""
         sources, shelves = [], []
-        for found, (uri, weight) in zip(self.indexes, self.run.corpora.items(), strict=True):
-            rows = found.select("train", self.run.split)
+        for number, (found, (uri, weight)) in enumerate(
+            zip(self.indexes, self.run.corpora.items(), strict=True)
+        ):
+            rows = self.rows(number, "train")
             if not len(rows):
+                labelled = "" if self.targets is None else " with a label that the run asks for"
                 raise PlethoraError(
-                    f"{uri} has no window of {self.spec.window_s:g} s for training: "
+                    f"{uri} has no window of {self.spec.window_s:g} s{labelled} for training: "
                     f"take it out of corpus, or ask for shorter windows"
                 )
             source, shelf = found.source(rows, weight)
+            if self.targets is not None:
+                shelf = replace(shelf, target=self.targets[number][rows])
             sources.append(source)
             shelves.append(shelf)
         size = self.spec.bytes
@@ -63,13 +86,14 @@ class Data:
 
     def validation(self, rank: int, world: int) -> dict[str, np.ndarray]:
         """This rank's share of up to `validate_windows` windows of held-out subjects, spread over corpora and
-        records: {modality: (n, channels, samples), "window": (n,), "subject": (n,)}. Each subject comes once
-        before any comes again: a batch holds as many as it can. Every rank gets the same number (sharded
-        modules meet in every forward pass); what does not divide is left out.
+        records: {modality: (n, channels, samples), "window": (n,), "subject": (n,)} and, of a recipe that
+        learns from labels, "target" (n, k). Each subject comes once before any comes again: a batch holds as
+        many as it can. Every rank gets the same number (sharded modules meet in every forward pass); what
+        does not divide is left out.
         """
         parts = []
-        for found in self.indexes:
-            rows = found.select("val", self.run.split)
+        for number, found in enumerate(self.indexes):
+            rows = self.rows(number, "val")
             want = min(len(rows), -(-self.run.validate_windows // len(self.indexes)))
             rows = rows[np.linspace(0, len(rows) - 1, want).round().astype(int)]
             rows = rows[np.argsort(_turn(found.source(rows, 1.0)[1].subject), kind="stable")]
@@ -77,6 +101,8 @@ class Data:
             if len(rows):
                 subject = found.source(rows, 1.0)[1].subject
                 parts.append(found.load(rows) | {"window": found.ids(rows), "subject": subject})
+                if self.targets is not None:
+                    parts[-1]["target"] = self.targets[number][rows]
         if not parts:
             raise PlethoraError(
                 f"no validation window: split.val = {self.run.split.val:g} puts too few subjects of "
@@ -91,9 +117,11 @@ class Data:
         subjects.
         """
         out = []
-        for found, (uri, weight) in zip(self.indexes, self.run.corpora.items(), strict=True):
+        for number, (found, (uri, weight)) in enumerate(
+            zip(self.indexes, self.run.corpora.items(), strict=True)
+        ):
             m = found.corpus.manifest
-            sides = {side: found.select(side, self.run.split) for side in ("train", "val")}
+            sides = {side: self.rows(number, side) for side in ("train", "val")}
             subjects = {
                 s for rows in sides.values() for s in found.table["subject"].take(rows).unique().to_pylist()
             }
@@ -124,7 +152,15 @@ def _turn(names: np.ndarray) -> np.ndarray:
     return turn
 
 
-def open_data(run: RunConfig, spec: WindowSpec) -> Data:
-    """Index every corpus of the run (cached under `storage`/index)."""
-    cache = storage.join(run.storage, "index")
-    return Data(run, spec, [index.build(open_corpus(uri), spec, cache) for uri in run.corpora])
+def open_data(run: RunConfig, recipe: Recipe) -> Data:
+    """Index every corpus of the run (cached under `storage`/index), and find the targets that the recipe
+    learns from, if it does.
+    """
+    spec, cache = recipe.windows(), storage.join(run.storage, "index")
+    indexes = [index.build(open_corpus(uri), spec, cache) for uri in run.corpora]
+    if not isinstance(recipe, Labelled):
+        return Data(run, spec, indexes)
+    targets = [np.asarray(recipe.targets(found.corpus, found.table), np.float32) for found in indexes]
+    data = Data(run, spec, indexes, targets)
+    recipe.told(data.targets_of("train"))
+    return data

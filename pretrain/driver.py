@@ -13,7 +13,7 @@ from pretrain.recipe import Recipe, build
 
 
 def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
-    """Train `run` to its published bundle. Returns {"bundle", "steps", "metrics", "resumed_from"}.
+    """Train `run` to its published bundle. Returns {"bundle", "steps", "metrics", "resumed_from", "stopped"}.
 
     resume: go on from the run's last committed checkpoint (a fresh start where there is none); without it, a
     run that exists is an error. Raises PlethoraError for what a user can mend.
@@ -36,7 +36,7 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
         say(f"run {run.name}: removed {name}, which was never committed")
 
     with session.session(run.workers, run.stream.actors, run.resources.gpu):
-        data = open_data(run, recipe.windows())
+        data = open_data(run, recipe)
         for line in summary(run, recipe, data, start):
             say(line)
         board = telemetry.make_board()
@@ -45,12 +45,15 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
         value = result.return_value or {}
         if "error" in value:
             raise PlethoraError(value["error"])
+        if value.get("stopped"):
+            say(f"run {run.name}: {value['stopped']}")
     metrics = storage.read_json(storage.join(bundle, "metrics.json"))
     return {
         "bundle": value["bundle"],
         "steps": data.steps,
         "resumed_from": start or None,
         "metrics": metrics["last"],
+        "stopped": value.get("stopped", ""),
     }
 
 
@@ -65,8 +68,15 @@ def located(run: RunConfig) -> RunConfig:
             bool(Path(value).suffix) and Path(value).is_file()
         )
 
+    def absolute(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: absolute(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [absolute(inner) for inner in value]
+        return storage.normalise(value) if named(value) else value
+
     corpus = {storage.normalise(uri): weight for uri, weight in run.corpora.items()}
-    method = {key: storage.normalise(value) if named(value) else value for key, value in run.method.items()}
+    method = absolute(run.method)
     return run.model_copy(
         update={"corpus": corpus, "method": method, "storage": storage.normalise(run.storage)}
     )
@@ -102,17 +112,32 @@ def summary(run: RunConfig, recipe: Recipe, data: Data, start: int) -> list[str]
     import torch
 
     with torch.device("meta"):  # counts without memory
-        modules = {name: sum(p.numel() for p in m.parameters()) for name, m in recipe.modules().items()}
+        modules = {name: list(m.parameters()) for name, m in recipe.modules().items()}
+    counts_of = {
+        name: (sum(p.numel() for p in ps if p.requires_grad), sum(p.numel() for p in ps))
+        for name, ps in modules.items()
+    }
     shards = "DDP" if run.engine.zero_stage == 0 else f"DeepSpeed ZeRO-{run.engine.zero_stage}"
     counts = {
-        side: [len(i.select(side, run.split)) for i in data.indexes] for side in ("train", "val", "test")
+        side: [len(data.rows(i, side)) for i in range(len(data.indexes))] for side in ("train", "val", "test")
     }
+    accepted = [len(i.select(None)) for i in data.indexes]
+    unlabelled = [n - len(data.rows(i, None)) for i, n in enumerate(accepted)]
     return [
         f"run        {run.name}: {run.recipe} on {shards}, {run.workers} worker(s), seed {run.seed}",
-        *(f"module     {name}: {n / 1e6:.2f} M parameters" for name, n in modules.items()),
+        *(
+            f"module     {name}: {n / 1e6:.2f} M parameters"
+            + (f", {trained:,} of them ({trained / n:.1%}) train" if trained < n else "")
+            for name, (trained, n) in counts_of.items()
+        ),
         *(
             f"corpus     {uri}: {train} windows to train on, {val} to validate, {test} kept for tests"
             for uri, train, val, test in zip(run.corpora, *counts.values(), strict=True)
+        ),
+        *(
+            f"labels     {uri}: {lacking} of {n} windows have none that the run asks for and are left out"
+            for uri, lacking, n in zip(run.corpora, unlabelled, accepted, strict=True)
+            if data.targets is not None
         ),
         f"steps      {data.steps} of {run.batch} windows ({data.epoch_steps:.1f} an epoch)"
         + (f", resuming after {start}" if start else ""),
@@ -129,12 +154,12 @@ def index(run: RunConfig) -> dict[str, Any]:
     run = located(run)
     recipe = build(run.recipe, run.method, run.seed)
     with session.session(0, 2):
-        data = open_data(run, recipe.windows())
+        data = open_data(run, recipe)
     out = []
-    for found, uri in zip(data.indexes, run.corpora, strict=True):
+    for number, (found, uri) in enumerate(zip(data.indexes, run.corpora, strict=True)):
         signals = found.summary()
         verdicts = signals.pop("windows")
-        sides = {side: len(found.select(side, run.split)) for side in ("train", "val", "test")}
+        sides = {side: len(data.rows(number, side)) for side in ("train", "val", "test")}
         out.append(
             {"uri": uri, "windows": len(found.table), "verdicts": verdicts, **sides, "signals": signals}
         )

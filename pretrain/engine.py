@@ -3,6 +3,7 @@ twin.
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +40,7 @@ class Engine(Protocol):
         """From the merged folder of the `world` ranks that saved; this run may have more or fewer."""
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole state dict on the CPU, detached copies. Every rank calls it."""
+        """The state dict without frozen parameters, on the CPU, detached copies. Every rank calls it."""
 
 
 def wrap(
@@ -72,6 +73,24 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     deep = [p for p in parameters if p.squeeze().ndim >= 2]
     groups = [{"params": deep, "weight_decay": weight_decay}, {"params": flat, "weight_decay": 0.0}]
     return [g for g in groups if g["params"]]
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """Parameters that do not train. They come back from where they came from: no checkpoint holds them."""
+    return {n for n, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+
+
+def load_trained(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict that may lack frozen parameters, and nothing else. RuntimeError: another module's."""
+    frozen = frozen_names(module)
+    lacking, strange = module.load_state_dict(dict(state), strict=not frozen)
+    if strange or set(lacking) - frozen:
+        raise RuntimeError(f"weights of another module: lacking {lacking}, strange {strange}")
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    frozen = frozen_names(module)
+    return {k: v for k, v in module.state_dict().items() if k not in frozen}
 
 
 def bf16(config: EngineConfig, device: torch.device) -> bool:
@@ -140,7 +159,9 @@ class DeepSpeedEngine:
         return applied, float(self.module.get_global_grad_norm() or 0.0)
 
     def save(self, folder: Path) -> None:
-        self.module.save_checkpoint(str(folder), tag=self.name)
+        self.module.save_checkpoint(
+            str(folder), tag=self.name, exclude_frozen_parameters=bool(frozen_names(self.module.module))
+        )
         if dist.get_rank() == 0:
             save_file(_stored_buffers(self.module.module), folder / self.name / BUFFERS)
         for extra in (folder / "latest", *folder.glob("*.py")):  # no code travels with a run
@@ -166,14 +187,15 @@ class DeepSpeedEngine:
         self.buffers = _Buffers(self.module.module)
 
     def _load(self, folder: Path) -> None:
-        path, _ = self.module.load_checkpoint(str(folder), tag=self.name)
+        strict = not frozen_names(self.module.module)
+        path, _ = self.module.load_checkpoint(str(folder), tag=self.name, load_module_strict=strict)
         if path is None:  # DeepSpeed only warns
             raise PlethoraError(f"checkpoint {folder} holds no module {self.name}: resume from another one")
 
     def weights(self) -> dict[str, Tensor]:
         inner = self.module.module
         with _gathered(inner) if self.stage == 3 else nullcontext():
-            return {k: v.detach().cpu().clone() for k, v in inner.state_dict().items()}
+            return {k: v.detach().cpu().clone() for k, v in _trained(inner).items()}
 
 
 def _stored_buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -185,7 +207,9 @@ def _stored_buffers(module: nn.Module) -> dict[str, Tensor]:
 def _gathered(module: nn.Module) -> Any:
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None)
+    return deepspeed.zero.GatheredParameters(
+        [p for p in module.parameters() if p.requires_grad], modifier_rank=None
+    )
 
 
 def _deepspeed(device: torch.device) -> Any:
@@ -253,15 +277,15 @@ class DDPEngine:
 
     def save(self, folder: Path) -> None:
         if dist.get_rank() == 0:
-            state = {"module": self.module.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+            state = {"module": _trained(self.module.module), "optimizer": self.optimizer.state_dict()}
             torch.save(state, folder / f"{self.name}.pt")
 
     def load(self, folder: Path, world: int) -> None:
         device = next(self.module.parameters()).device
         state = torch.load(folder / f"{self.name}.pt", map_location=device, weights_only=True)
-        self.module.module.load_state_dict(state["module"])
+        load_trained(self.module.module, state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.buffers = _Buffers(self.module.module)
 
     def weights(self) -> dict[str, Tensor]:
-        return {k: v.detach().cpu().clone() for k, v in self.module.module.state_dict().items()}
+        return {k: v.detach().cpu().clone() for k, v in _trained(self.module.module).items()}

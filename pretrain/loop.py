@@ -22,6 +22,7 @@ from pretrain.engine import Engine, wrap
 from pretrain.meters import Means, Seen, chunks
 from pretrain.recipe import Recipe, StepResult, build
 from pretrain.schedule import learning_rate
+from pretrain.selection import Selection
 
 
 @dataclass
@@ -35,13 +36,15 @@ class State:
     in_a_row: int = 0
     ledger: dict[str, list[int]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)  # of validation
+    selection: dict[str, Any] = field(default_factory=dict)
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
     """One worker of one run, from the last checkpoint (or the seed) to the published bundle.
 
-    config: {"run": RunConfig as a dict, "board": telemetry board}. Returns {"bundle": uri} or, where every
-    worker agreed to stop, {"error": one line}: raising would make Ray start the same steps again.
+    config: {"run": RunConfig as a dict, "board": telemetry board}. Returns {"bundle": uri, "stopped": why the
+    run ended early, or ""} or, where every worker agreed to give up, {"error": one line}: raising would make
+    Ray start the same steps again.
     """
     import ray.train.torch
 
@@ -50,14 +53,16 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
 
     recipe = build(run.recipe, run.method, run.seed)
-    data = open_data(run, recipe.windows())
+    data = open_data(run, recipe)
     modules, frozen = recipe.modules(), {name: m.to(device) for name, m in recipe.frozen().items()}
     engines = {
         name: wrap(name, m, run.optim_for(name), run.engine, run.micro, run.accumulation, device)
         for name, m in modules.items()
     }
     wrapped = {name: engine.module for name, engine in engines.items()}
-    state = State(**(checkpoint.restore(engines) or {}))
+    restored, best = checkpoint.restore(engines)
+    state = State(**(restored or {}))
+    selection = Selection(run.select, state.selection, best)
     plan, shelves = data.plan(state.step, world)
     windows = dataset(plan, rank, shelves, data.spec, run.stream.actors)
     stream = batches(windows, run.micro, state.step, run.accumulation)
@@ -65,7 +70,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     watch = Watch(run, config["board"], data.steps, rank, state.step)
     means, seen = Means(), Seen(state.ledger)
 
-    for step in range(state.step, data.steps):
+    for step in range(state.step, state.step if selection.stopped else data.steps):
         micros = []
         for _ in range(run.accumulation):
             with watch.waiting():
@@ -78,6 +83,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         for batch, result in zip(micros, results, strict=True):
             means.add(result, run.micro)
             seen.add(batch)
+        if applied:
+            selection.trained(results, run.micro)
 
         state.step = step + 1
         state.in_a_row = 0 if applied else state.in_a_row + 1
@@ -98,13 +105,20 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
             found, figures = validate(recipe, wrapped, frozen, held_out, step, device)
             state.history.append({"step": float(state.step)} | found)
             watch.validated(state.step, found, figures)
-        if state.step % run.checkpoint_every == 0 or last:
-            state.ledger = seen.merge()
+            try:
+                selection.validated(state.step, found, lambda: {n: e.weights() for n, e in engines.items()})
+            except PlethoraError as error:
+                return {"error": str(error)}
+        if state.step % run.checkpoint_every == 0 or last or selection.stopped:
+            selection.merge()
+            state.ledger, state.selection = seen.merge(), selection.told
             watch.flush()
-            checkpoint.save(engines, vars(state), rank, {})
+            checkpoint.save(engines, vars(state), rank, {}, selection.weights)
+        if selection.stopped:
+            break
 
     watch.close()
-    expected = data.plan(0, world)[0].expected()
+    expected = data.plan(0, world)[0].expected(state.step)
     if seen.all != expected:
         raise PlethoraError(
             f"run {run.name}: the ledger of windows seen does not match the plan; report this"
@@ -112,10 +126,15 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     weights = {name: engine.weights() for name, engine in engines.items()}
     if rank != 0:
         return {}
+    weights = selection.weights or weights
     from pretrain import publish  # ONNX and matplotlib: needed once, by one rank
 
-    uri = publish.publish(run, recipe, weights, data, state.history, state.ledger, watch.plots)
-    return {"bundle": uri}
+    selected = {k: v for k, v in selection.told.items() if k in ("step", "value", "stopped")}
+    uri = publish.publish(
+        run, recipe, weights, data, state.history, state.ledger, watch.plots,
+        {"metric": run.select.metric} | selected if selection.on else {},
+    )  # fmt: skip
+    return {"bundle": uri, "stopped": selection.stopped}
 
 
 def optimize(

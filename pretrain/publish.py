@@ -5,15 +5,17 @@ import importlib.metadata
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import bundle, storage
 from pretrain import card
+from pretrain.checkpoint import flat
 from pretrain.config import RunConfig
 from pretrain.curves import curves
 from pretrain.data import Data
+from pretrain.engine import load_trained
 from pretrain.export import export_onnx
 from pretrain.recipe import Encoder, Recipe
 
@@ -31,10 +33,13 @@ def publish(
     history: list[dict[str, float]],
     ledger: Mapping[str, list[int]],
     plots: Mapping[str, bytes],
+    selected: Mapping[str, Any] | None = None,
 ) -> str:
     """Write and publish <storage>/<name>/bundle; its URI. One that is complete already is left as it is.
 
-    weights: {module: whole state dict}; history: validations in order; plots: {name: PNG}.
+    weights: {module: state dict without frozen parameters}; history: validations in order; plots: {name:
+    PNG}; selected: which validation the weights are of ({"metric", "step", "value", "stopped"}), where the
+    run chose.
     The ONNX file of each mode and decoder is checked against torch (1e-4) before anything is published.
     """
     uri = storage.join(run.storage, run.name, "bundle")
@@ -42,9 +47,9 @@ def publish(
         return uri
     modules = recipe.modules()
     for name, module in modules.items():
-        module.load_state_dict(dict(weights[name]))
+        load_trained(module, weights[name])
         module.eval()
-    counts = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
+    counts = {name: sum(p.numel() for p in m.parameters() if p.requires_grad) for name, m in modules.items()}
     first, last = (history[0], history[-1]) if history else ({}, {})
     lineage: dict[str, Any] = {
         "corpora": data.lineage(),
@@ -57,7 +62,8 @@ def publish(
     anyone = all(corpus.get("access") == "open" for corpus in lineage["corpora"])
     write_bundle(
         uri, recipe.encoder(modules), weights, counts, run.model_dump(mode="json"), lineage,
-        {"first": first, "last": last, "history": history}, (dict(plots) if anyone else {}) | curves(history),
+        {"first": first, "last": last, "history": history, **({"selected": selected} if selected else {})},
+        (dict(plots) if anyone else {}) | curves(history),
     )  # fmt: skip
     return uri
 
@@ -75,22 +81,23 @@ def write_bundle(
     """Write a bundle's files and publish them at ``uri``. Commit and versions are added to ``lineage``.
 
     run: what config.json says of how the network is rebuilt, "recipe" and "method" at least; parameters: how
-    many each module has.
+    many train in each module.
     """
     from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory(prefix="plethora-bundle-") as temporary:
         folder = Path(temporary)
-        flat = {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}
-        save_file({key: value.contiguous() for key, value in flat.items()}, folder / "model.safetensors")
-        for name, mode in (encoder.modes | encoder.decoders).items():
+        save_file(flat(weights), folder / "model.safetensors")
+        # an adapter is small: it needs its base, so it has no graph of its own
+        modes = {} if encoder.kind == "adapter" else encoder.modes
+        for name, mode in (modes | encoder.decoders).items():
             export_onnx(mode, folder / f"{name}.onnx")
         config = {
             "version": bundle.VERSION,
             "kind": encoder.kind,
             "modes": {
                 name: {"file": f"{name}.onnx", "inputs": mode.inputs, "dim": mode.dim}
-                for name, mode in encoder.modes.items()
+                for name, mode in modes.items()
             },
             "decoders": {
                 name: {"file": f"{name}.onnx", "inputs": decoder.inputs, "output": decoder.output}
@@ -98,6 +105,7 @@ def write_bundle(
             },
             "parameters": dict(parameters),
             "run": dict(run),
+            **encoder.about,
         }
         preprocessing = describe(encoder)
         made = {
@@ -147,12 +155,21 @@ def parents(run: RunConfig) -> list[dict[str, str]]:
     and files of weights with their own.
     """
     found = []
-    for value in run.method.values():
+    for value in _leaves(run.method):
         if isinstance(value, str) and storage.exists(mark := storage.join(value, "_COMPLETE")):
             found.append({"uri": value, "hash": storage.read_bytes(mark).decode().strip()})
-        elif isinstance(value, str) and Path(value).suffix and Path(value).is_file():
+        elif isinstance(value, str) and Path(value).suffix not in ("", ".toml") and Path(value).is_file():
             found.append({"uri": value, "hash": hashlib.sha256(Path(value).read_bytes()).hexdigest()})
     return found
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    if inner is None:
+        yield value
+    else:
+        for each in inner:
+            yield from _leaves(each)
 
 
 def commit() -> str | None:

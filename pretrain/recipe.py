@@ -10,15 +10,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from cluster.config import validate
 from cluster.errors import PlethoraError
 
 if TYPE_CHECKING:  # torch and matplotlib take seconds to import, and `--help` needs neither
+    import numpy as np
+    import pyarrow as pa
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from datasets.schema import Corpus
     from datasets.windows import WindowSpec
 
 
@@ -79,9 +82,10 @@ class Encoder:
     normalise, unit}}, as it is written to ``preprocessing.json`` (DESIGN section 6)."""
 
     modes: dict[str, Mode]  # by input: "ppg", "ecg", "ppg+ecg"
-    kind: Literal["encoder", "tokenizer"]
+    kind: Literal["encoder", "tokenizer", "adapter"]  # an adapter is published without its frozen weights
     preprocessing: dict[str, dict[str, Any]]
     decoders: dict[str, Decoder] = field(default_factory=dict)  # by name: "ppg_to_ecg"
+    about: dict[str, Any] = field(default_factory=dict)  # what else config.json says: an adapter's base
 
 
 class Recipe(Protocol):
@@ -126,6 +130,21 @@ class Recipe(Protocol):
 
     def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
         """What downstream gets, from the unwrapped modules."""
+        ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """What a recipe has as well that learns from labels. Its batches carry "target" (B, k) float32, NaN where
+    a window has no such label; windows without any are not in the plan.
+    """
+
+    def targets(self, corpus: Corpus, table: pa.Table) -> np.ndarray:
+        """(n, k) of the n rows of an index's table, NaN where unknown: a pure function of both."""
+        ...
+
+    def told(self, targets: np.ndarray) -> None:
+        """The (n, k) targets of every training window, once, before `modules` (to standardise by)."""
         ...
 
 

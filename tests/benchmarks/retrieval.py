@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from cluster import bundle
+from cluster.cli import entry
 from cluster.session import session
 from pretrain.config import RunConfig
 from pretrain.data import open_data
@@ -56,7 +57,7 @@ def measure(uri: str, gallery: int, draws: int) -> dict[str, Any]:
         mine = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
         module.load_state_dict(mine)
         module.eval()
-    places = held_out(open_data(run, recipe.windows()))
+    places = held_out(open_data(run, recipe))
     if len(places) < gallery:
         raise SystemExit(f"{uri}: {len(places)} held-out records with both signals: lower --gallery")
     draw, found = np.random.default_rng(0), []
@@ -92,4 +93,4 @@ def held_out(data: Any) -> list[tuple[Any, np.ndarray]]:
 
 
 if __name__ == "__main__":
-    main()
+    entry(lambda _: main())
