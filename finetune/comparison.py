@@ -14,34 +14,49 @@ from finetune.report import (
     side,
     signed,
     table_md,
+    warnings,
     with_interval,
 )
 
+VARIANTS = {  # what follows an encoder's name in the rows made of it, and how a sentence calls them
+    ", untrained": "its untrained self",
+    " + demographics": "itself with demographics",
+    ", k-NN": "its nearest neighbours",
+}
+
 
 def verdicts(table: dict[str, Any]) -> list[str]:
-    """One sentence an encoder: which rows it beats, which it cannot be told apart from, which beat it. Of the
-    untrained networks only its own counts.
-    """
+    """One sentence an encoder: which rows it beats, which it cannot be told apart from, which beat it."""
     labels, (_, _, lower) = {row["name"]: row["label"] for row in table["rows"]}, main_of(table["task"])
     said = []
     for name, differences in table["differences"].items():
         groups: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
-        twins = {f"{encoder}, untrained" for encoder in table["differences"] if encoder != name}
-        for other, difference in differences.items():
-            if other in twins:
-                continue
-            groups[side(difference, lower)].append(_short(labels[other], labels[name]))
+        for other in rivals(table, name):
+            groups[side(differences[other], lower)].append(_short(labels[other], labels[name]))
         words = {"better": "beats", "level": "cannot be told apart from", "worse": "is worse than"}
         parts = [f"{words[how]} {'; '.join(rows)}" for how, rows in groups.items() if rows]
         said.append(f"{labels[name]} {', '.join(parts)}.")
     return said
 
 
+def rivals(table: dict[str, Any], encoder: str) -> list[str]:
+    """Rows that an encoder is compared with in words and pictures: other encoders, baselines, and of the rows
+    made of an encoder (untrained, with demographics, k-NN) only its own.
+    """
+    others = [name for name in table["differences"] if name != encoder]
+    made = {f"{other}{variant}" for other in others for variant in VARIANTS}
+    return [name for name in table["differences"][encoder] if name not in made]
+
+
 def _short(label: str, own: str) -> str:
-    return "its untrained self" if label == f"{own}, untrained" else label[:1].lower() + label[1:]
+    for variant, words in VARIANTS.items():
+        if label == own + variant:
+            return words
+    return label[:1].lower() + label[1:]
 
 
-def _cells(table: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+def cells(table: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Header, rows and notes of a task's main table."""
     task = table["task"]
     main, title, _ = main_of(task)
     rest = [m for m in task["metrics"] if m != main]
@@ -58,7 +73,8 @@ def _cells(table: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]
     return header, body, notes
 
 
-def _facts(table: dict[str, Any]) -> list[str]:
+def facts_of(table: dict[str, Any]) -> list[str]:
+    """How a task's figures were made, and what each encoder refused."""
     lines = facts(table)
     said = []
     for name, refused in table["refused_by"].items():
@@ -73,12 +89,13 @@ def _facts(table: dict[str, Any]) -> list[str]:
 def terminal(results: dict[str, Any]) -> str:
     parts = []
     for table in results["tasks"]:
-        header, body, notes = _cells(table)
+        header, body, notes = cells(table)
         lines = [
             table["task"]["title"],
             *aligned(header, body),
+            *warnings(table),
             *notes,
-            *_facts(table),
+            *facts_of(table),
             "",
             *table["verdict"],
         ]
@@ -100,13 +117,13 @@ def markdown(results: dict[str, Any]) -> str:
         "![Main metric of each row](intervals.png)",
     ]
     for table in results["tasks"]:
-        header, body, notes = _cells(table)
+        header, body, notes = cells(table)
         parts += [
             f"## {table['task']['title']}",
             table_md(header, body),
-            "\n".join(f"- {line}" for line in [*notes, *table["verdict"]]),
+            "\n".join(f"- {line}" for line in [*warnings(table), *notes, *table["verdict"]]),
             "How it was done:",
-            "\n".join(f"- {line}" for line in _facts(table)),
+            "\n".join(f"- {line}" for line in facts_of(table)),
             rows_explained(table),
         ]
     return "\n\n".join(parts) + "\n"

@@ -85,8 +85,9 @@ def _intervals(axis: Any, table: dict[str, Any]) -> None:
             colour = BLUE if own else ORANGE if row["name"] in BASELINE_ROWS else LINES["untrained"]
             axis.plot([found["low"], found["high"]], [y, y], color=colour, lw=2)
             axis.plot(found["value"], y, "o", color=colour, ms=5)
-    mean = table["rows"][-1]["metrics"][main]["value"]
-    axis.axvline(mean, color=GREY, lw=0.8, ls="--", zorder=0)
+    for row in table["rows"]:
+        if row["name"] == "mean" and main in row["metrics"]:
+            axis.axvline(row["metrics"][main]["value"], color=GREY, lw=0.8, ls="--", zorder=0)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set(title=table["task"]["title"], xlabel=f"{title} ({'lower' if lower else 'higher'} is better)")
@@ -105,7 +106,7 @@ def _roc(plt: Any, results: dict[str, Any], target: np.ndarray, predicted: dict[
         for row in _shown(results):
             name = row["name"]
             score = classes.evidence(predicted[name], predicted["mean"])[:, k]
-            false, true = _curve(hot[:, k], score)
+            false, true = roc_points(hot[:, k], score)
             found = row["metrics"]["auroc"]
             text = f"{row['label']}" + (f": {report.with_interval(found)}" if columns == 1 else "")
             axis.plot(
@@ -122,7 +123,7 @@ def _roc(plt: Any, results: dict[str, Any], target: np.ndarray, predicted: dict[
     return figure
 
 
-def _curve(hot: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def roc_points(hot: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rates from (0, 0) to (1, 1); windows of equal score are one step."""
     order = np.argsort(-score, kind="stable")
     last = np.flatnonzero(np.diff(score[order], append=-np.inf))
@@ -130,10 +131,12 @@ def _curve(hot: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.append(0, false / max(false[-1], 1)), np.append(0, true / max(true[-1], 1))
 
 
-def _colours(plt: Any, subject: np.ndarray) -> np.ndarray:
+def subject_colours(subject: np.ndarray) -> np.ndarray:
     """A colour a subject; neighbours in the sorted list are far apart on the wheel."""
+    import matplotlib
+
     _, group = np.unique(subject, return_inverse=True)
-    return np.asarray(plt.get_cmap("turbo")(0.05 + 0.9 * ((group * 0.618034) % 1)))
+    return np.asarray(matplotlib.colormaps["turbo"](0.05 + 0.9 * ((group * 0.618034) % 1)))
 
 
 def _shown(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -156,7 +159,7 @@ def _predicted(
     values = np.concatenate([target, *(predicted[row["name"]] for row in rows)])
     low, high = np.percentile(values, [0.2, 99.8])
     low, high = min(low, target.min()), max(high, target.max())
-    margin, colours = 0.05 * (high - low), _colours(plt, subject)
+    margin, colours = 0.05 * (high - low), subject_colours(subject)
     for axis, row in zip(axes.flat, rows, strict=False):
         y = predicted[row["name"]]
         outside = int(np.sum((y < low - margin) | (y > high + margin)))
@@ -180,7 +183,7 @@ def _bland_altman(
     bias, low, high = bland_altman(target, predicted)
     figure, axis = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
     mean = (target + predicted) / 2
-    axis.scatter(mean, predicted - target, s=12, c=_colours(plt, subject), alpha=0.75, lw=0)
+    axis.scatter(mean, predicted - target, s=12, c=subject_colours(subject), alpha=0.75, lw=0)
     for value, text, dash in (
         (bias, "bias", "-"), (low, "−1.96 SD", "--"), (high, "+1.96 SD", "--"),
     ):  # fmt: skip

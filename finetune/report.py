@@ -8,11 +8,14 @@ SPOKEN = {
     "untrained": "the same encoder untrained",
     "handcrafted": "handcrafted features",
     "demographics": "demographics alone",
+    "demographics + handcrafted": "demographics with handcrafted features",
+    "encoder + demographics": "itself with demographics",
+    "encoder, k-NN": "its own nearest neighbours",
     "mean": "predicting the mean",
 }
 NAMES = {
     "mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson", "auroc": "AUROC", "auprc": "AUPRC",
-    "balanced_accuracy": "bal. acc.", "f1": "F1",
+    "balanced_accuracy": "bal. acc.", "f1": "F1", "rank1": "rank-1", "rank5": "rank-5",
 }  # fmt: skip
 
 
@@ -92,11 +95,19 @@ def verdicts(results: dict[str, Any]) -> list[str]:
 
 
 def _spoken(name: str, results: dict[str, Any]) -> str:
-    return "predicting the prevalence" if name == "mean" and _classes(results) else SPOKEN[name]
+    if name == "mean" and _classes(results):
+        return "predicting the prevalence"
+    labels = {row["name"]: row["label"] for row in results["rows"]}
+    return SPOKEN.get(name, labels.get(name, name))
 
 
 def _classes(results: dict[str, Any]) -> dict[str, int]:
     return results["counts"].get("classes", {})
+
+
+def warnings(results: dict[str, Any]) -> list[str]:
+    """What every table of this task must carry, one line each."""
+    return [f"WARNING: {line}" for line in results.get("warnings") or []]
 
 
 def facts(results: dict[str, Any]) -> list[str]:
@@ -163,7 +174,7 @@ def _cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]], list[st
 
 
 def metric_name(metric: str, task: dict[str, Any]) -> str:
-    return NAMES[metric] + (f", {task['unit']}" if metric == "rmse" else "")
+    return NAMES.get(metric, metric) + (f", {task['unit']}" if metric == "rmse" else "")
 
 
 def metric_cell(metric: str, found: dict[str, Any]) -> str:
@@ -199,7 +210,8 @@ def terminal(results: dict[str, Any]) -> str:
     """The table as aligned text, then how it was made, then the verdict."""
     header, body, notes = _cells(results)
     title = f"{results['task']['title']}: {results['bundle']['uri']} (mode {results['bundle']['mode']})"
-    return "\n".join([title, *aligned(header, body), *notes, *facts(results), "", *results["verdict"]])
+    lines = [title, *aligned(header, body), *warnings(results), *notes, *facts(results), ""]
+    return "\n".join([*lines, *results["verdict"]])
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -210,7 +222,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"# {results['task']['title']}",
         f"Bundle `{bundle['uri']}`, mode `{bundle['mode']}`, vectors of {bundle['dim']}.",
         table_md(header, body),
-        "\n".join(f"- {note}" for note in notes),
+        "\n".join(f"- {note}" for note in [*warnings(results), *notes]),
         "## Verdict",
         "\n".join(f"- {sentence}" for sentence in results["verdict"]),
         "## How it was done",

@@ -115,5 +115,5 @@ def test_of_classes_a_higher_auroc_wins_and_the_curve_is_drawn(tmp_path: Path) -
 
 def test_a_roc_curve_takes_equal_scores_in_one_step() -> None:
     hot, score = np.array([True, False, True, False]), np.array([3.0, 1.0, 1.0, 0.0])
-    false, true = plots._curve(hot, score)
+    false, true = plots.roc_points(hot, score)
     assert false.tolist() == [0, 0, 0.5, 1] and true.tolist() == [0, 0.5, 1, 1]
