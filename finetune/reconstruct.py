@@ -147,8 +147,8 @@ def _from_corpus(
         raise PlethoraError(
             f"no window of {input} is left to rebuild {target} from {source}: {why}; use another corpus"
         )
-    chosen = _spread(np.flatnonzero(held_out), windows)
-    fit = _spread(np.flatnonzero(~held_out), FIT)
+    chosen = spread(np.flatnonzero(held_out), windows)
+    fit = spread(np.flatnonzero(~held_out), FIT)
     who = subject[chosen]
     x, y = _load(index, rows[chosen], source, target)
     guesses = {"decoder": translator(x[:, None])}
@@ -175,7 +175,7 @@ def _from_corpus(
     return results | {"out": storage.normalise(out)}
 
 
-def _spread(places: np.ndarray, most: int) -> np.ndarray:
+def spread(places: np.ndarray, most: int) -> np.ndarray:
     """At most so many of `places`, evenly."""
     if len(places) <= most:
         return places

@@ -5,6 +5,7 @@ Plethora.
 # ruff: noqa: RUF001  (minus signs, dashes and Greek letters are meant)
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 _SNIPPET = '''\
@@ -237,9 +238,16 @@ def _title(config: dict[str, Any]) -> str:
 
 
 def render(
-    config: dict[str, Any], preprocessing: dict[str, Any], lineage: dict[str, Any], metrics: dict[str, Any]
+    config: dict[str, Any],
+    preprocessing: dict[str, Any],
+    lineage: dict[str, Any],
+    metrics: dict[str, Any],
+    notes: Sequence[str] = (),
 ) -> str:
-    """The card in Markdown, from the bundle's four JSON documents. Nothing in it is written by hand."""
+    """The card in Markdown, from the bundle's four JSON documents. Nothing in it is written by hand.
+
+    notes: paragraphs that follow the introduction (what was done to the network after its training).
+    """
     run, modes = config.get("run", {}), config["modes"]
     signals = " and ".join(name.upper() for name in preprocessing)
     mode_rows = [
@@ -250,6 +258,7 @@ def render(
         f"# {_title(config)}",
         f"A pretrained {config.get('kind', 'encoder')} for {signals}, {made} by the recipe "
         f"`{run.get('recipe', 'unknown')}`{_size(config)}. It turns a stretch of signal into one vector.",
+        *notes,
         "## Use it",
         _table(("mode", "file", "inputs", "vector"), mode_rows),
         "The files take samples that are already prepared. The code below goes from raw samples to the "
