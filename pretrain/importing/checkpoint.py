@@ -64,8 +64,8 @@ def _opened(path: str) -> Any:
                 f"{path}: not opened, it asks for {asked[1]} and only weights are read: "
                 "save its state dict alone, best as .safetensors"
             ) from None
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PlethoraError(f"{path}: neither .safetensors nor torch weights: {said[:200]}") from None
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        raise PlethoraError(f"{path}: neither .safetensors nor torch weights ({said})") from None
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:

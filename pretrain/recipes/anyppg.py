@@ -41,8 +41,9 @@ class AnyPPGConfig(Config):
     order: int = 3  # code
     ecg_rate: float = 500.0  # paper, Hz
     ecg_low: float = 0.5  # code, Hz: high-pass
+    ecg_high: float | None = None  # code: no low-pass; a teacher may want one, Hz
     ecg_order: int = 5  # code
-    ecg_notch: float | None = 50.0  # code; 60 where the mains have that, none for no notch
+    ecg_notch: float = Field(50.0, ge=0)  # code; 60 where the mains have that, 0 for no notch
     ecg_min_rate: float = 125.0  # Hz; PulseDB's, the lowest in the paper: slower ECG is refused
     max_flat: float = 0.25  # code: largest flat share of a window, either signal
     ecg_gate: bool = True  # paper: windows of unacceptable ECG are left out; code: Zhao 2018
@@ -101,9 +102,9 @@ class AnyPPGConfig(Config):
             Signal(
                 modality="ecg",
                 rate=self.ecg_rate,
-                band=(self.ecg_low, None),
+                band=(self.ecg_low, self.ecg_high),
                 order=self.ecg_order,
-                notch=self.ecg_notch,
+                notch=self.ecg_notch or None,
                 upright=True,
                 min_rate=self.ecg_min_rate,
                 max_flat=self.max_flat,
@@ -289,14 +290,15 @@ def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
         )
     modes = theirs.encoder(modules).modes
     signal = recipe.config.signals()[1]
-    ours = prepared(signal, recipe.config.min_s, recipe.config.window_s)
     wants = found.preprocessing["ecg"]
-    for name in ("rate", "band", "order", "notch", "upright"):
-        if wants.get(name) != ours[name]:
-            raise PlethoraError(
-                f"the teacher {uri} takes ECG with {name} = {wants.get(name)}, this run gives {ours[name]}: "
-                f"set the same in [method]"
-            )
+    band = wants.get("band") or (None, None)
+    asked = {"ecg_rate": wants.get("rate"), "ecg_low": band[0], "ecg_high": band[1],
+             "ecg_order": wants.get("order"), "ecg_notch": wants.get("notch") or 0.0}  # fmt: skip
+    other = [f"{key} = {value}" for key, value in asked.items() if value != getattr(recipe.config, key)]
+    if other:
+        raise PlethoraError(f"the teacher {uri} takes other ECG than this run gives: set {', '.join(other)}")
+    if not wants.get("upright"):
+        raise PlethoraError(f"the teacher {uri} takes ECG as recorded, AnyPPG turns it upright: give another")
     samples = round(recipe.config.window_s * signal.rate)
     low, high = modes["ecg"].min_samples, modes["ecg"].max_samples
     if not low <= samples <= high:

@@ -167,10 +167,16 @@ def test_a_jointly_trained_ecg_encoder_is_published_and_can_teach(tmp_path: Path
     assert torch.equal(teacher(x), encoder.modes["ecg"].module(x))
     assert not any(p.requires_grad for p in teacher.parameters())
     assert set(second.encoder(second.modules()).modes) == {"ppg"}
-    with pytest.raises(PlethoraError, match=r"takes ECG with rate = 100.0, this run gives 200.0"):
+    with pytest.raises(PlethoraError, match=r"other ECG than this run gives: set ecg_rate = 100.0$"):
         recipe(ecg_teacher="s3://somewhere/bundle", ecg_rate=200.0).modules()
-    with pytest.raises(PlethoraError, match=r"takes ECG with notch = 50.0, this run gives 60.0"):
+    with pytest.raises(PlethoraError, match=r"other ECG than this run gives: set ecg_notch = 50.0$"):
         recipe(ecg_teacher="s3://somewhere/bundle", ecg_notch=60.0).modules()
+    taken = Opened.preprocessing["ecg"]
+    Opened.preprocessing = {"ecg": taken | {"band": [0.5, 40.0], "order": 3, "notch": None}}  # as M2AE's
+    with pytest.raises(PlethoraError, match=r"set ecg_high = 40.0, ecg_order = 3, ecg_notch = 0.0$"):
+        recipe(ecg_teacher="s3://somewhere/bundle").modules()
+    same = recipe(ecg_teacher="s3://somewhere/bundle", ecg_high=40.0, ecg_order=3, ecg_notch=0.0)
+    assert same.modules()["pair"].ecg is None
     Opened.config["modes"] = {"ppg": None}  # as of an imported PPG encoder, which has no ECG weights
     with pytest.raises(PlethoraError, match=r"has no mode ecg \(it has ppg\)"):
         recipe(ecg_teacher="s3://somewhere/bundle").modules()
