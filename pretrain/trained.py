@@ -12,7 +12,20 @@ from pretrain.recipe import Encoder, load
 
 def open_trained(uri: str) -> tuple[bundle.Bundle, Encoder]:
     """The bundle at ``uri`` and its encoder in torch, in eval mode on the CPU (also under "meta", where only
-    parameters are counted).
+    parameters are counted). Errors: as `open_modules`.
+    """
+    import torch
+
+    found, recipe, modules = open_modules(uri)
+    with torch.device("cpu"):
+        encoder = recipe.encoder(modules)
+    for mode in encoder.modes.values():
+        mode.module.eval()
+    return found, encoder
+
+
+def open_modules(uri: str) -> tuple[bundle.Bundle, Any, dict[str, Any]]:
+    """The bundle at ``uri``, its recipe, and all of the recipe's modules with the trained weights.
 
     Errors: PlethoraError when there is no bundle, its recipe cannot be loaded here, or ``model.safetensors``
     does not hold that recipe's weights (an int8 bundle's, an adapter's).
@@ -42,7 +55,4 @@ def open_trained(uri: str) -> tuple[bundle.Bundle, Encoder]:
                     f"{uri}: model.safetensors does not fit the networks of {run['recipe']} as this checkout "
                     f"has them: {' '.join(str(error).split())[:200]}"
                 ) from None
-        encoder = recipe.encoder(modules)
-    for mode in encoder.modes.values():
-        mode.module.eval()
-    return found, encoder
+    return found, recipe, modules
