@@ -27,8 +27,8 @@ NAMES = {
     "siglip2": "vit_base_patch16_siglip_256.v2_webli",  # paper
     "siglip2-so400m": "vit_so400m_patch14_siglip_224.v2_webli",  # patch 14: no base-size SigLIP-2 has it
 }
-OWN = """pretrained pretrained_cfg pretrained_cfg_overlay num_classes global_pool in_chans dynamic_img_size
-img_size features_only cache_dir checkpoint_path scriptable""".split()
+OWN = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "num_classes", "global_pool", "in_chans"}
+OWN |= {"dynamic_img_size", "img_size", "features_only", "cache_dir", "checkpoint_path", "scriptable"}
 MAX_PATCHES = 4096  # an image of 1,024 x 1,024: attention grows with the square
 
 
@@ -238,7 +238,7 @@ def create(name: str, options: Mapping[str, Any]) -> Any:
     """timm's ViT called `name`, random, giving all tokens, for images of any size. Or PlethoraError."""
     import timm
 
-    if taken := sorted(set(options) & set(OWN)):
+    if taken := sorted(OWN & set(options)):
         raise PlethoraError(f"backbone.options: {', '.join(taken)} is set here, not by the user")
     if not timm.is_model(name.split(".")[0]):
         import difflib

@@ -6,7 +6,9 @@ Pure and batched, on the device of the input, without gradient. B windows, T sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -20,7 +22,7 @@ from cluster.errors import PlethoraError
 Transform = Literal["stft", "complex", "recurrence"]
 TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 PAIRS = 2_000_000  # recurrence: pairs of samples (times three channels) worked on at once
-POINTS = 40_000  # STFT: samples worked on at once, so that they stay in the processor's cache
+POINTS = 20_000  # STFT: samples worked on at once, so that they stay in the processor's cache
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -91,6 +93,9 @@ class Images(NamedTuple):
     valid: Tensor
 
 
+Found = tuple[Tensor, Tensor | None]  # pixels (one channel where all are equal) and valid, None: all
+
+
 def shapes(c: Imaging, samples: int) -> list[tuple[int, int]]:
     """(H, W) of each of `c.transforms` for windows of so many samples. ValueError where too short for one."""
     found = []
@@ -124,61 +129,64 @@ def images(x_bt: Tensor, c: Imaging, samples_b: Tensor | None = None) -> list[Im
     """
     x = x_bt.double()  # weak bins lie under what float32 keeps of strong ones, and take half the image
     shapes(c, int(x.shape[1] if samples_b is None else samples_b.min()))
-    return [_in_parts(_IMAGES[name], x, c, samples_b) for name in c.transforms]
+    return [_in_parts(name, x, c, samples_b) for name in c.transforms]
 
 
-def _in_parts(
-    image: Callable[[Tensor, Imaging, Tensor | None], Images], x: Tensor, c: Imaging, n_b: Tensor | None
-) -> Images:
-    """`image` of some windows at a time, so that memory beyond the result does not grow with the batch."""
+def _in_parts(name: Transform, x: Tensor, c: Imaging, n_b: Tensor | None) -> Images:
+    """Some windows at a time, so that memory beyond the result does not grow with the batch."""
     batch, t = x.shape
     side = -(-t // c.stride)
-    part = max(1, PAIRS // (3 * side**2) if image is _recurrence else POINTS // t)
+    image = (
+        partial(_recurrence, c=c) if name == "recurrence" else partial(_SPECTRAL[name], c=c, hann=_hann(x, c))
+    )
+    part = max(1, PAIRS // (3 * side**2) if name == "recurrence" else POINTS // t)
     if torch.compiler.is_exporting() or batch <= part:
-        return image(x, c, n_b)
-    pixels, valid = None, None
-    for low in range(0, batch, part):
-        at = slice(low, low + part)
-        found = image(x[at], c, None if n_b is None else n_b[at])
-        if pixels is None or valid is None:  # the channels of an STFT image are one plane: only that is kept
-            one = found.pixels.stride(1) == 0
-            shape = (batch, 1 if one else 3, *found.pixels.shape[2:])
-            pixels = found.pixels.new_empty(shape)
-            valid = found.valid.new_empty((batch, *shape[2:])) if n_b is not None else found.valid[:1]
-        pixels[at] = found.pixels[:, : pixels.shape[1]]
-        if n_b is not None:
-            valid[at] = found.valid
-    assert pixels is not None and valid is not None
-    return Images(pixels.expand(-1, 3, -1, -1), valid.expand(batch, -1, -1))
+        pixels, valid = image(x, n_b=n_b)
+    else:
+        whole: list[Tensor] = []
+        for low in range(0, batch, part):
+            at = slice(low, low + part)
+            found = image(x[at], n_b=None if n_b is None else n_b[at])
+            if not whole:
+                whole = [one.new_empty((batch, *one.shape[1:])) for one in found if one is not None]
+            for into, one in zip(whole, found, strict=False):
+                into[at] = one
+        pixels, valid = whole[0], whole[1] if n_b is not None else None
+    if valid is None:
+        valid = torch.ones((), dtype=torch.bool, device=x.device).expand(batch, *pixels.shape[2:])
+    if name != "recurrence":
+        pixels, valid = pixels.transpose(2, 3), valid.transpose(1, 2)
+    return Images(pixels.expand(-1, 3, -1, -1), valid)
 
 
-def _stft(x: Tensor, c: Imaging, n_b: Tensor | None) -> Images:
-    """Log-power: log(|X|² + eps), floored, z-scored, three equal channels."""
-    re, im, valid = _spectrum(x, c, n_b)
-    image = _zscore(_floored(_log(re.square() + im.square(), c, 10.0), c, valid), valid)
-    return _seen(image[:, None].expand(-1, 3, -1, -1), valid, x)
+def _stft(x: Tensor, c: Imaging, hann: Tensor, n_b: Tensor | None) -> Found:
+    """Log-power: log(|X|² + eps), floored, z-scored; of the three equal channels one."""
+    spectrum, valid = _spectrum(x, c, hann, n_b)
+    power = spectrum.square_()
+    power = power[..., 0] + power[..., 1]
+    return _zscore(_floored(_log(power, c, 10.0), c, valid), valid)[:, None], valid
 
 
-def _complex(x: Tensor, c: Imaging, n_b: Tensor | None) -> Images:
+def _complex(x: Tensor, c: Imaging, hann: Tensor, n_b: Tensor | None) -> Found:
     """z(log(|X| + eps)) floored, z(cos φ), z(sin φ); φ of an empty bin is 0."""
-    re, im, valid = _spectrum(x, c, n_b)
-    size = torch.hypot(re, im)
-    empty = size == 0
-    safe = torch.where(empty, 1.0, size)
-    planes = [_floored(_log(size, c, 20.0), c, valid), torch.where(empty, 1.0, re / safe), im / safe]
-    return _seen(torch.stack([_zscore(plane, valid) for plane in planes], dim=1), valid, x)
+    spectrum, valid = _spectrum(x, c, hann, n_b)
+    re, im = spectrum.unbind(-1)
+    size = re.square().add_(im.square()).sqrt_()
+    safe = size.clamp(min=torch.finfo(size.dtype).tiny)
+    cos, sin = (re / safe).masked_fill_(size == 0, 1.0), im / safe
+    planes = [_zscore(plane, valid) for plane in (_floored(_log(size, c, 20.0), c, valid), cos, sin)]
+    return torch.stack(planes, dim=1), valid
 
 
-def _recurrence(x: Tensor, c: Imaging, n_b: Tensor | None) -> Images:
+def _recurrence(x: Tensor, c: Imaging, n_b: Tensor | None) -> Found:
     """exp(-D²/2σ²), or |D| <= threshold, of z(x), z(Δx), z(Δ²x), each z-scored again; differences are taken
     at the full rate and start with 0."""
     first = torch.diff(x, prepend=x[:, :1])
     second = torch.diff(first, prepend=first[:, :1])
     v = torch.stack([x, first, second], dim=1)[..., :: c.stride]
-    side = v.shape[-1]
     point = None
     if n_b is not None:
-        point = torch.arange(side, device=x.device) * c.stride < n_b[:, None]  # (B, N)
+        point = torch.arange(v.shape[-1], device=x.device) * c.stride < n_b[:, None]  # (B, N)
     v = _zscore(v, None if point is None else point[:, None].expand(-1, 3, -1), over=1)
     if c.threshold is None:
         v = (v / (c.sigma * 2**0.5)).float()
@@ -186,19 +194,23 @@ def _recurrence(x: Tensor, c: Imaging, n_b: Tensor | None) -> Images:
     else:
         near = ((v[..., :, None] - v[..., None, :]).abs() <= c.threshold).float()
     valid = None if point is None else point[:, :, None] & point[:, None, :]
-    return _seen(_zscore(near, None if valid is None else valid[:, None], over=2), valid, x)
+    return _zscore(near, None if valid is None else valid[:, None]), valid
 
 
-_IMAGES: dict[Transform, Callable[[Tensor, Imaging, Tensor | None], Images]] = {
-    "stft": _stft,
-    "complex": _complex,
-    "recurrence": _recurrence,
-}
+_SPECTRAL: dict[str, Callable[..., Found]] = {"stft": _stft, "complex": _complex}
 
 
-def _spectrum(x: Tensor, c: Imaging, n_b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Real and imaginary part (B, H, W) float32 of the centred, one-sided STFT with periodic Hann windows,
-    and which columns are there (None: all). A window's ends are mirrored at its own last sample.
+def _hann(x: Tensor, c: Imaging) -> Tensor:
+    win = c.win or c.n_fft
+    left = (c.n_fft - win) // 2
+    return F.pad(torch.hann_window(win, dtype=x.dtype, device=x.device), (left, c.n_fft - win - left))
+
+
+def _spectrum(x: Tensor, c: Imaging, hann: Tensor, n_b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(B, W, H, 2) float32, real and imaginary, of the centred, one-sided STFT with periodic Hann windows,
+    and what of it is there (None: all). A window's ends are mirrored at its own last sample.
+
+    Time goes first, as the transform leaves it: what follows takes four times as long on the transpose.
     """
     half = c.n_fft // 2
     valid = None
@@ -209,18 +221,14 @@ def _spectrum(x: Tensor, c: Imaging, n_b: Tensor | None) -> tuple[Tensor, Tensor
         at = torch.arange(-half, x.shape[1] + half, device=x.device).abs().expand(len(x), -1)
         padded = x.gather(1, (last - (last - at).abs()).clamp(min=0))
         columns = torch.arange(x.shape[1] // c.hop + 1, device=x.device) * c.hop <= n_b[:, None]
-        valid = columns[:, None].expand(-1, half + 1, -1)
-    win = c.win or c.n_fft
-    hann = torch.hann_window(win, dtype=x.dtype, device=x.device)
-    left = (c.n_fft - win) // 2
-    hann = F.pad(hann, (left, c.n_fft - win - left))
-    found = torch.view_as_real(torch.fft.rfft(padded.unfold(1, c.n_fft, c.hop) * hann)).float()
-    return found[..., 0].transpose(1, 2), found[..., 1].transpose(1, 2), valid
+        valid = columns[..., None].expand(-1, -1, half + 1)
+    found = torch.fft.rfft(padded.unfold(1, c.n_fft, c.hop) * hann)
+    return torch.view_as_real(found).float(), valid
 
 
-def _log(power: Tensor, c: Imaging, decibel: float) -> Tensor:
-    power = power + c.eps
-    return torch.log10(power) * decibel if c.log == "db" else torch.log(power)
+def _log(v: Tensor, c: Imaging, decibel: float) -> Tensor:
+    v = v.add_(c.eps).log_()  # in place: `v` is this file's own
+    return v.mul_(decibel / math.log(10)) if c.log == "db" else v
 
 
 def _floored(v: Tensor, c: Imaging, valid: Tensor | None) -> Tensor:
@@ -232,29 +240,23 @@ def _floored(v: Tensor, c: Imaging, valid: Tensor | None) -> Tensor:
 
 def _zscore(v: Tensor, valid: Tensor | None, over: int = 2) -> Tensor:
     """(v - mean) / (sample standard deviation + 1e-6), over the valid ones of the last `over` dimensions;
-    others become 0. Two passes: torch.var_mean takes ten times as long."""
+    others become 0. In place: fresh memory costs more than the arithmetic, torch.var_mean ten times as much.
+    """
     dim = tuple(range(-over, 0))
     if valid is None:
-        n: Any = v[(0,) * (v.ndim - over)].numel() if not torch.compiler.is_exporting() else _numel(v, over)
-        v = v - v.mean(dim=dim, keepdim=True)
+        n: Any = 1
+        for size in v.shape[-over:]:
+            n = n * size
+        v.sub_(v.mean(dim=dim, keepdim=True))
     else:
         n = valid.sum(dim=dim, keepdim=True)
-        v = (v - (v * valid).sum(dim=dim, keepdim=True) / n) * valid
-    deviation = (v.square().sum(dim=dim, keepdim=True) / (n - 1)).sqrt()
-    return v / (deviation + 1e-6)
-
-
-def _numel(v: Tensor, over: int) -> Any:
-    n: Any = 1
-    for size in v.shape[-over:]:
-        n = n * size
-    return n
-
-
-def _seen(pixels: Tensor, valid: Tensor | None, x: Tensor) -> Images:
-    if valid is None:
-        valid = torch.ones((), dtype=torch.bool, device=x.device).expand(len(x), *pixels.shape[2:])
-    return Images(pixels, valid)
+        v.masked_fill_(~valid, 0)
+        v.sub_(v.sum(dim=dim, keepdim=True) / n).masked_fill_(~valid, 0)
+    deviation = v
+    for axis in reversed(dim):  # one after the other: float32 adds up 360,000 squares to five digits only
+        deviation = torch.linalg.vector_norm(deviation, dim=axis, keepdim=True)
+    deviation = deviation / (n - 1) ** 0.5
+    return v.div_(deviation + 1e-6)
 
 
 def spec_augment(found: Images, c: Imaging, uniform_b4: Tensor) -> Images:
