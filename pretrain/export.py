@@ -33,7 +33,8 @@ def export_onnx(mode: Way, path: Path) -> float:
     # three and seven, so that the exporter takes no size for a constant 1 or for equal to another
     steps = min(7, mode.max_samples // mode.step_samples)
     example = _inputs(mode, 3, max(steps * mode.step_samples, mode.min_samples))
-    batch, samples = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
+    batch = samples = torch.export.Dim.DYNAMIC
+    one_length = mode.min_samples == mode.max_samples
     with _quiet(), torch.no_grad():
         torch.onnx.export(
             module,
@@ -41,7 +42,7 @@ def export_onnx(mode: Way, path: Path) -> float:
             path,
             input_names=names,
             output_names=[_output(mode)],
-            dynamic_shapes=tuple({0: batch, 2: samples} for _ in names),
+            dynamic_shapes=tuple({0: batch} if one_length else {0: batch, 2: samples} for _ in names),
             dynamo=True,
             external_data=False,
             verbose=False,
