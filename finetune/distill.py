@@ -104,15 +104,15 @@ class Student(nn.Module):
 
 
 class Answer(nn.Module):
-    """What is published: prepared signals (B, C, T) of the teacher's mode, in its order -> (B, D) in the
-    teacher's space."""
+    """What is published: prepared signals (B, C, T) of the teacher's mode, one or two in its order -> (B, D)
+    in the teacher's space."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()
         self.net, self.head, self.standard = student.net, student.head, student.standard
 
-    def forward(self, *signals: Tensor) -> Tensor:
-        x = torch.cat(signals, dim=1) if len(signals) > 1 else signals[0]
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        x = x if other is None else torch.cat([x, other], dim=1)
         return self.head(self.net(x)) * self.standard.deviation + self.standard.mean
 
 

@@ -1,5 +1,7 @@
 """A student of a bundle owes the loop what every recipe does, and answers in its teacher's space."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from cluster.errors import PlethoraError
 from finetune.distill import Distill, DistillConfig, Standard
 from finetune.encoder import BundleEncoder, untrained
 from pretrain import recipe as contract
+from pretrain.export import export_onnx
 from pretrain.recipe import build
 from pretrain.trained import open_trained
 from tests.finetune import tiny
@@ -92,6 +95,11 @@ def test_the_student_is_published_with_its_teachers_preprocessing_and_its_own_tw
     method = {"teacher": bundle, "filters": [16, 32], "blocks": [1, 1], "stem": 16}
     run = untrained({"run": {"recipe": "finetune.distill:Distill", "method": method}}, "ppg", 0)
     assert run(np.random.default_rng(0).normal(size=(3, 1, 500)).astype(np.float32)).shape == (3, teacher.dim)
+
+
+def test_students_of_one_and_of_two_inputs_become_onnx_files(recipe: Distill, tmp_path: Path) -> None:
+    (mode,) = recipe.encoder(recipe.modules()).modes.values()
+    assert export_onnx(mode, tmp_path / "student.onnx") < 1e-4
 
 
 def test_parameters_can_be_counted_without_memory(bundle: str) -> None:
