@@ -34,9 +34,13 @@ def verdicts(table: dict[str, Any]) -> list[str]:
         for other in rivals(table, name):
             groups[side(differences[other], lower)].append(_short(labels[other], labels[name]))
         words = {"better": "beats", "level": "cannot be told apart from", "worse": "is worse than"}
-        parts = [f"{words[how]} {'; '.join(rows)}" for how, rows in groups.items() if rows]
-        said.append(f"{labels[name]} {', '.join(parts)}.")
+        parts = [f"{words[how]} {_listed(rows)}" for how, rows in groups.items() if rows]
+        said.append(f"{labels[name]} {'; '.join(parts)}.")
     return said
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def rivals(table: dict[str, Any], encoder: str) -> list[str]:

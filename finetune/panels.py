@@ -5,6 +5,7 @@ phone. Rows keep their colour in all of them.
 # ruff: noqa: RUF001  (minus signs, dashes and Greek letters are meant)
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +62,8 @@ def agreement(
             for value, dash in ((bias, "-"), (low, "--"), (high, "--")):
                 axis.axhline(value, color=INK, lw=1, ls=dash)
                 axis.annotate(
-                    f"{value:+.1f}", (1, value), xycoords=("axes fraction", "data"), ha="right",
-                    va="bottom", fontsize=8, xytext=(0, 1.5), textcoords="offset points",
+                    f"{value:+.1f}".replace("-", "−"), (1, value), xycoords=("axes fraction", "data"),
+                    ha="right", va="bottom", fontsize=8, xytext=(0, 1.5), textcoords="offset points",
                 )  # fmt: skip
             axis.set(xlabel=f"mean of true and predicted, {unit}", ylabel=f"predicted − true, {unit}")
             picture = inline(figure, f"Bland–Altman of {table['task']['name']}, {label}")
@@ -73,11 +74,11 @@ def agreement(
 def truth(
     table: dict[str, Any], target: np.ndarray, subject: np.ndarray, predicted: dict[str, np.ndarray]
 ) -> Iterator[Panel]:
-    """Of each encoder and baseline that predicts: predicted against true, and the mean truth of each tenth of
-    the predictions: on the diagonal where predictions are calibrated.
+    """Of each encoder, and of handcrafted features: predicted against true, and the mean truth of each tenth
+    of the predictions: on the diagonal where predictions are calibrated.
     """
     unit, colours, labels = table["task"]["unit"], plots.subject_colours(subject), labels_of(table)
-    shown = [n for n in row_colours(table) if n in predicted]
+    shown = [n for n in (*table["differences"], "handcrafted") if n in predicted]
     values = np.concatenate([target, *(predicted[n] for n in shown)])
     low, high = np.percentile(values, [0.2, 99.8])
     low, high = min(low, target.min()), max(high, target.max())
@@ -214,26 +215,32 @@ def embedding(
         if found is None or np.ndim(target) != 1:
             continue
         rows, places, kept = found
-        label = labels_of(table)[name]
-        with panel(2, 6.4, 3.2) as (figure, (left, right)):
+        label, (x, y) = labels_of(table)[name], places.T
+        note = f"{len(rows)} of {len(target)} windows." if len(rows) < len(target) else ""
+        with _map_panel(kept) as (figure, axis):
             if task["classes"]:
                 for k, text in enumerate(task["classes"]):
-                    mine = rows[target[rows] == k]
                     at = places[target[rows] == k]
-                    left.scatter(*at.T, s=8, color=[SERIES[k % len(SERIES)]] * len(mine), alpha=0.7, lw=0,
-                                 label=text, rasterized=len(rows) > RASTER)  # fmt: skip
-                figure.legend(loc="outside lower left", ncols=min(4, len(task["classes"])), markerscale=1.6)
+                    _cloud(axis, at[:, 0], at[:, 1], [SERIES[k % len(SERIES)]] * len(at), 8, label=text)
+                figure.legend(loc="outside lower center", ncols=2, markerscale=1.6)
             else:
-                shown = _cloud(left, *places.T, target[rows], 8, cmap=matplotlib.colormaps["viridis"])
-                bar = figure.colorbar(shown, ax=left, shrink=0.8, aspect=30, pad=0.02)
+                shown = _cloud(axis, x, y, target[rows], 8, cmap=matplotlib.colormaps["viridis"])
+                bar = figure.colorbar(shown, ax=axis, shrink=0.85, aspect=30, pad=0.02, label=task["unit"])
                 bar.outline.set_visible(False)
-                bar.set_label(task["unit"])
-            _cloud(right, *places.T, people[rows], 8)
-            left.set_title(task["title"])
-            right.set_title(f"Subject ({len(set(subject[rows].tolist()))})")
-            for axis in (left, right):
-                axis.set(xticks=[], yticks=[], xlabel=f"first component, {100 * kept[0]:.0f} %")
-            left.set_ylabel(f"second component, {100 * kept[1]:.0f} %")
-            picture = inline(figure, f"Embedding map of {task['name']}, {label}")
-        note = f"{len(rows)} of {len(target)} windows." if len(rows) < len(target) else ""
-        yield Panel(label, picture, note)
+            picture = inline(figure, f"Map of {task['name']} by target, {label}")
+        yield Panel(f"{label}: {task['title'].lower()}", picture, note)
+        with _map_panel(kept) as (figure, axis):
+            _cloud(axis, x, y, people[rows], 8)
+            picture = inline(figure, f"Map of {task['name']} by subject, {label}")
+        count = len(set(subject[rows].tolist()))
+        yield Panel(f"{label}: subject", picture, f"{count} subjects, a colour each.")
+
+
+@contextmanager
+def _map_panel(kept: np.ndarray) -> Iterator[tuple[Any, Any]]:
+    with panel() as (figure, axis):
+        axis.set(
+            xticks=[], yticks=[], xlabel=f"first component, {100 * kept[0]:.0f} %",
+            ylabel=f"second component, {100 * kept[1]:.0f} %",
+        )  # fmt: skip
+        yield figure, axis

@@ -85,7 +85,7 @@ def _pressures(title: str, rows: dict[str, dict[str, Any]], notes: list[str]) ->
 
 
 def mean_sd(found: dict[str, Any]) -> str:
-    return f"{found['me']:+.1f} ± {number(found['sd'])}"
+    return f"{round(found['me'], 1) + 0.0:+.1f} ± {number(found['sd'])}"
 
 
 def _stages(cards: dict[str, Any], named: dict[str, str], first: dict[str, Any]) -> Table:
@@ -113,8 +113,11 @@ def subgroups(table: dict[str, Any]) -> list[Table]:
             if any(cell != "–" for cell in cells):
                 gap = column.get("gap", {}).get(name)
                 body.append([label, *cells, with_interval(gap) if gap else "–"])
-        notes = (f"{title}, in groups of subjects; their number in the header.",)
-        found.append(Table(f"By {column['column']}", ["", *heads, "Gap"], body, notes))
+        notes = [f"{title}; subjects in brackets. Gap: worst group − best group."]
+        if column.get("unknown"):
+            notes.append(f"{column['unknown']} subjects are in no group: {column['column']} is not stated.")
+        title_of = f"By {column['column'].replace('_', ' ')}"
+        found.append(Table(title_of, ["", *heads, "Gap"], body, tuple(notes)))
     return found
 
 

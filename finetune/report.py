@@ -30,6 +30,7 @@ def number(value: float | None) -> str:
     """Three significant digits at most; a dash for what does not exist."""
     if value is None or value != value:
         return "–"
+    value = round(value, 2) + 0.0  # no minus before a zero
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 

@@ -14,7 +14,7 @@ HANDCRAFTED, PEOPLE, BOTH = "#b35c00", "#3d7a3a", "#8a6d00"
 THEME = {
     INK: "ink", MID: "mid", RULE: "rule", HANDCRAFTED: "handcrafted", PEOPLE: "people", BOTH: "both",
 } | {colour: f"series-{i}" for i, colour in enumerate(SERIES)}  # fmt: skip
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 8.5, "axes.titlesize": 8.5, "axes.titlelocation": "left", "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": RULE, "axes.linewidth": 0.8, "axes.labelcolor": MID,
     "xtick.color": RULE, "ytick.color": RULE, "xtick.labelcolor": MID, "ytick.labelcolor": MID,
@@ -56,7 +56,7 @@ def inline(figure: Any, label: str) -> Markup:
     assert size is not None  # matplotlib always writes one
     head = f'<svg {size[0]} class="chart" role="img" aria-label="{escape(label)}"'
     links = ' xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg">'
-    return Markup(head + links + text[text.index(">") + 1 :].strip()) 
+    return Markup(head + links + text[text.index(">") + 1 :].strip())
 
 
 def _own_ids(text: str, label: str) -> str:
@@ -64,8 +64,6 @@ def _own_ids(text: str, label: str) -> str:
     from hashlib import sha256
 
     mark = "p" + sha256(label.encode()).hexdigest()[:8]
-    used = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', text))
-    text = re.sub(
-        r' id="([\w-]+)"', lambda found: f' id="{mark}{found[1]}"' if found[1] in used else "", text
-    )
-    return re.sub(r'(href="#|url\(#)([\w-]+)', rf"\g<1>{mark}\g<2>", text)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{mark}{found[1]}"' if found[1] in used else "", text)
+    return re.sub(r'(href="#|url\(#)([^")]+)', rf"\g<1>{mark}\g<2>", text)

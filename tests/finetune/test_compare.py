@@ -137,11 +137,11 @@ def test_a_sentence_names_what_an_encoder_beats_and_no_other_ones_untrained_self
         },
     }  # fmt: skip
     assert comparison.verdicts(table) == [
-        "a beats its untrained self; mean, cannot be told apart from b, is worse than handcrafted.",
+        "a beats its untrained self and mean; cannot be told apart from b; is worse than handcrafted.",
         "b cannot be told apart from a.",
     ]
     table["task"] = {"main": "mae", "unit": "bpm"}
-    assert comparison.verdicts(table)[0].startswith("a beats handcrafted, cannot")
+    assert comparison.verdicts(table)[0].startswith("a beats handcrafted; cannot")
 
 
 # ---------------------------------------------------------------- windows, without Ray
