@@ -143,15 +143,16 @@ def _in_parts(name: Transform, x: Tensor, c: Imaging, n_b: Tensor | None) -> Ima
     if torch.compiler.is_exporting() or batch <= part:
         pixels, valid = image(x, n_b=n_b)
     else:
-        whole: list[Tensor] = []
+        pixels, valid = x.new_empty(0), None
         for low in range(0, batch, part):
             at = slice(low, low + part)
-            found = image(x[at], n_b=None if n_b is None else n_b[at])
-            if not whole:
-                whole = [one.new_empty((batch, *one.shape[1:])) for one in found if one is not None]
-            for into, one in zip(whole, found, strict=False):
-                into[at] = one
-        pixels, valid = whole[0], whole[1] if n_b is not None else None
+            found, there = image(x[at], n_b=None if n_b is None else n_b[at])
+            if low == 0:
+                pixels = found.new_empty((batch, *found.shape[1:]))
+                valid = None if there is None else there.new_empty((batch, *there.shape[1:]))
+            pixels[at] = found
+            if valid is not None and there is not None:
+                valid[at] = there
     if valid is None:
         valid = torch.ones((), dtype=torch.bool, device=x.device).expand(batch, *pixels.shape[2:])
     if name != "recurrence":

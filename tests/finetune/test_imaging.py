@@ -124,7 +124,12 @@ def test_a_batch_is_a_loop_over_its_windows(name, monkeypatch):
 def test_recurrence_works_on_one_window_at_a_time_however_many_come(monkeypatch):
     seen = []
     work = imaging._recurrence
-    monkeypatch.setattr(imaging, "_recurrence", lambda x, **given: seen.append(len(x)) or work(x, **given))
+
+    def watched(x: torch.Tensor, **given):
+        seen.append(len(x))
+        return work(x, **given)
+
+    monkeypatch.setattr(imaging, "_recurrence", watched)
     (found,) = images(torch.randn(5, 1200), Imaging(transform="recurrence"))
     assert seen == [1] * 5 and len(found.pixels) == 5
 
@@ -149,8 +154,10 @@ def test_a_shorter_window_in_a_batch_is_its_own_image_and_the_rest_is_masked(nam
 
 def test_the_natural_logarithms_floor_is_idle_and_the_decibel_floor_is_not():
     x = torch.from_numpy(pulse(np.random.default_rng(0), 1200)[None])
-    for log, idle in (("natural", True), ("db", False)):
-        (with_floor,), (without,) = (images(x, Imaging(log=log, floor=floor)) for floor in (80.0, None))
+    for preset, idle in (("code", True), ("paper", False)):
+        (with_floor,), (without,) = (
+            images(x, validate(Imaging, {"preset": preset, "floor": floor}, "")) for floor in (80.0, None)
+        )
         assert torch.equal(with_floor.pixels, without.pixels) == idle
 
 
