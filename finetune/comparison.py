@@ -13,6 +13,7 @@ from finetune.report import (
     rows_explained,
     side,
     signed,
+    spoken,
     table_md,
     warnings,
     with_interval,
@@ -32,7 +33,7 @@ def verdicts(table: dict[str, Any]) -> list[str]:
     for name, differences in table["differences"].items():
         groups: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
         for other in rivals(table, name):
-            groups[side(differences[other], lower)].append(_short(labels[other], labels[name]))
+            groups[side(differences[other], lower)].append(_short(table, other, name))
         words = {"better": "beats", "level": "cannot be told apart from", "worse": "is worse than"}
         parts = [f"{words[how]} {_listed(rows)}" for how, rows in groups.items() if rows]
         said.append(f"{labels[name]} {'; '.join(parts)}.")
@@ -52,11 +53,11 @@ def rivals(table: dict[str, Any], encoder: str) -> list[str]:
     return [name for name in table["differences"][encoder] if name not in made]
 
 
-def _short(label: str, own: str) -> str:
+def _short(table: dict[str, Any], other: str, own: str) -> str:
     for variant, words in VARIANTS.items():
-        if label == own + variant:
+        if other == own + variant:
             return words
-    return label[:1].lower() + label[1:]
+    return spoken(other, table)
 
 
 def cells(table: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:

@@ -86,7 +86,7 @@ def _overview(results: dict[str, Any]) -> parts.Table:
     found = [{row["name"]: row["metrics"].get(main_of(t["task"])[0]) for row in t["rows"]} for t in tables]
     order = dict.fromkeys(row["name"] for table in tables for row in table["rows"])
     body = [[labels[name], *(with_interval(rows.get(name)) for rows in found)] for name in order]
-    return parts.Table("All tasks", ["", *heads], body)
+    return parts.Table("", ["", *heads], body)
 
 
 def _section(table: dict[str, Any], outcome: Outcome) -> Section:

@@ -136,7 +136,7 @@ def subject_colours(subject: np.ndarray) -> np.ndarray:
     import matplotlib
 
     _, group = np.unique(subject, return_inverse=True)
-    return np.asarray(matplotlib.colormaps["turbo"](0.05 + 0.9 * ((group * 0.618034) % 1)))
+    return np.asarray(matplotlib.colormaps["turbo"](0.1 + 0.82 * ((group * 0.618034) % 1)))
 
 
 def _shown(results: dict[str, Any]) -> list[dict[str, Any]]:

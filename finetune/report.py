@@ -75,7 +75,7 @@ def verdicts(results: dict[str, Any]) -> list[str]:
     for name, row in rows.items():
         if name == "encoder":
             continue
-        label = _spoken(name, results)
+        label = spoken(name, results)
         if name not in results["differences"]:
             said.append(f"Not compared with {label}: {row['note']}.")
             continue
@@ -95,7 +95,8 @@ def verdicts(results: dict[str, Any]) -> list[str]:
     return said
 
 
-def _spoken(name: str, results: dict[str, Any]) -> str:
+def spoken(name: str, results: dict[str, Any]) -> str:
+    """A row as a sentence calls it."""
     if name == "mean" and _classes(results):
         return "predicting the prevalence"
     labels = {row["name"]: row["label"] for row in results["rows"]}
@@ -103,7 +104,7 @@ def _spoken(name: str, results: dict[str, Any]) -> str:
 
 
 def _classes(results: dict[str, Any]) -> dict[str, int]:
-    return results["counts"].get("classes", {})
+    return results.get("counts", {}).get("classes", {})
 
 
 def warnings(results: dict[str, Any]) -> list[str]:

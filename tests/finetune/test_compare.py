@@ -51,9 +51,14 @@ def test_every_encoder_its_untrained_self_and_the_baselines_have_a_row(
 ) -> None:
     encoders = ["pair (ecg)", "pair (ppg+ecg)", "tiny (ppg)"]
     twins = [f"{name}, untrained" for name in encoders]
+    near = [f"{name}, k-NN" for name in encoders]
+    fused = [f"{name} + demographics" for name in encoders]
     for table in results["tasks"]:
         names = [row["name"] for row in table["rows"]]
-        assert names == [*encoders, *twins, "handcrafted", "demographics", "mean"]
+        baselines = ["handcrafted", "demographics", "demographics + handcrafted", "mean"]
+        fused = fused if table["protocol"]["demographics"] else []
+        baselines = baselines if fused else ["handcrafted", "demographics", "mean"]
+        assert names == [*encoders, *twins, *near, *fused, *baselines]
         assert list(table["differences"]) == encoders
         assert len(table["verdict"]) == 3
         main = table["task"]["main"]
@@ -137,11 +142,12 @@ def test_a_sentence_names_what_an_encoder_beats_and_no_other_ones_untrained_self
         },
     }  # fmt: skip
     assert comparison.verdicts(table) == [
-        "a beats its untrained self and mean; cannot be told apart from b; is worse than handcrafted.",
+        "a beats its untrained self and predicting the mean; cannot be told apart from b; is worse than "
+        "handcrafted features.",
         "b cannot be told apart from a.",
     ]
     table["task"] = {"main": "mae", "unit": "bpm"}
-    assert comparison.verdicts(table)[0].startswith("a beats handcrafted; cannot")
+    assert comparison.verdicts(table)[0].startswith("a beats handcrafted features; cannot")
 
 
 # ---------------------------------------------------------------- windows, without Ray
