@@ -109,7 +109,27 @@ def parser() -> argparse.ArgumentParser:
     four.add_argument("--seed", type=int, default=0, help="of folds, decoders and bootstrap (default 0)")
     four.add_argument("--no-publish", action="store_true", help="write nothing beside the bundle")
     four.add_argument("--json", action="store_true", help="results as one JSON line at the end")
+    _compress_options(commands)
     return top
+
+
+def _compress_options(commands: Any) -> None:
+    one = commands.add_parser("compress", help="an int8 bundle and a distilled student, and what they lose")
+    one.add_argument("--bundle", required=True, metavar="URI[#MODE]", help="the bundle to make smaller")
+    one.add_argument("--corpus", required=True, metavar="URI", help="to calibrate, distil and measure on")
+    one.add_argument("--out", required=True, metavar="URI", help="the new bundles and the table go here")
+    one.add_argument(
+        "--task", nargs="+", default=[], metavar="NAME", help="tasks whose loss is measured (finetune/tasks)"
+    )
+    one.add_argument("--student", metavar="RUN.toml", help="also distil one: finetune/runs/distill/tiny.toml")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the student's run"
+    )
+    one.add_argument("--window-s", type=float, metavar="S", help="window (default: the encoder's own)")
+    one.add_argument("--resume", action="store_true", help="go on in an --out that was left unfinished")
+    one.add_argument("--folds", type=at_least(2), default=5, help="subject-disjoint folds (default 5)")
+    one.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
+    one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -144,6 +164,13 @@ def main(argv: list[str]) -> dict[str, Any]:
 
         tasks = [name for name in given.tasks.split(",") if name]
         return compare(given.bundles, given.corpus, tasks, given.out, given.subjects, given.folds, given.seed)
+    if given.command == "compress":
+        from finetune.compress import compress
+
+        return compress(
+            given.bundle, given.corpus, given.out, given.task, given.student, given.set, given.window_s,
+            given.resume, given.folds, given.seed,
+        )  # fmt: skip
     from finetune.evaluate import evaluate
 
     return evaluate(
