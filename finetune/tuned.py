@@ -1,0 +1,78 @@
+"""Networks of supervised runs: an encoder under an MLP, and what turns columns into the tasks' units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from finetune.targets import Head
+from pretrain.recipe import Mode
+
+
+class Predictor(nn.Module):
+    """Prepared signals (B, C, T) -> (B, columns) float32: numbers in the tasks' units, logits of classes."""
+
+    mean: Tensor  # (columns,)
+    std: Tensor
+
+    def __init__(self, body: nn.Module, heads: Sequence[Head], standardise: bool) -> None:
+        super().__init__()
+        self.body = body
+        scale = [(h.mean, h.std) if standardise and not h.classes else (0.0, 1.0) for h in heads]
+        wide = [pair for h, pair in zip(heads, scale, strict=True) for _ in range(h.columns)]
+        self.register_buffer("mean", torch.tensor([m for m, _ in wide]))
+        self.register_buffer("std", torch.tensor([s for _, s in wide]))
+
+    def forward(self, *signals: Tensor, **more: Tensor) -> Tensor:
+        return self.body(*signals, **more).float() * self.std + self.mean
+
+
+class Tuned(nn.Module):
+    """An encoder's mode under an MLP. A window of `samples` is cut into `pieces` that the encoder takes,
+    whose vectors are averaged. With `full` all of the encoder that its vector depends on trains, else none.
+    """
+
+    def __init__(
+        self, mode: Mode, pieces: int, samples: int, columns: int, full: bool, hidden: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.encode, self.pieces, self.step, self.full = mode.module, pieces, mode.step_samples, full
+        self.head = nn.Sequential(
+            nn.LayerNorm(mode.dim), nn.Linear(mode.dim, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden, columns),
+        )  # fmt: skip
+        self.encode.requires_grad_(self.full)
+        if self.full:
+            with torch.device("cpu"):
+                self._freeze_idle([torch.randn(2, i["channels"], samples) for i in mode.inputs])
+
+    def _freeze_idle(self, signals: list[Tensor]) -> None:
+        """Parameters that the vector does not depend on (a mask token, a pretext head) get no gradient, on
+        which DDP would wait."""
+        own = list(self.encode.parameters())
+        given = torch.autograd.grad(self._vector(*signals).sum(), own, allow_unused=True)
+        for parameter, gradient in zip(own, given, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
+    def _vector(self, *signals: Tensor) -> Tensor:
+        def cut(x_bct: Tensor) -> Tensor:
+            b, c, t = x_bct.shape
+            length = t // self.pieces // self.step * self.step
+            parts = x_bct[..., : length * self.pieces].reshape(b, c, self.pieces, length)
+            return parts.transpose(1, 2).reshape(b * self.pieces, c, length)
+
+        found = self.encode(*(cut(x) for x in signals))
+        return found.reshape(len(signals[0]), self.pieces, -1).mean(dim=1)
+
+    def forward(self, *signals: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.full):
+            vector = self._vector(*signals)
+        return self.head(vector)
+
+    def train(self, mode: bool = True) -> Tuned:
+        super().train(mode)
+        if not self.full:
+            self.encode.eval()
+        return self
