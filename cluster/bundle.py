@@ -261,6 +261,12 @@ class Bundle:
         self.metrics: dict[str, Any] = self._json("metrics.json")
         self.lineage: dict[str, Any] = self._json("lineage.json")
 
+    @property
+    def hash(self) -> str:
+        """Names the content: the hash that `_COMPLETE` holds."""
+        lines = [f"{digest}  {name}\n" for name, digest in sorted(self._sums.items())]
+        return _mark_of("".join(lines).encode())
+
     def _json(self, name: str) -> dict[str, Any]:
         table = json.loads(self.path(name).read_bytes())
         if not isinstance(table, dict):

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     one.add_argument("--folds", type=at_least(2), default=5, help="subject-disjoint folds (default 5)")
     one.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
+    _table_options(one)
     one.add_argument("--no-publish", action="store_true", help="write nothing beside the bundle")
     one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
 
@@ -48,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     some.add_argument("--folds", type=at_least(2), default=5, help="subject-disjoint folds (default 5)")
     some.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
+    _table_options(some)
+    some.add_argument(
+        "--predictions", action="append", default=[], metavar="FILE",
+        help="another model's out-of-sample predictions as a row: Parquet with record, start_s, a column a "
+        "task (again for more)",
+    )  # fmt: skip
     some.add_argument("--json", action="store_true", help="results as one JSON line at the end")
 
     two = commands.add_parser("embed", help="one vector a window, as Parquet")
@@ -132,6 +139,36 @@ def _compress_options(commands: Any) -> None:
     one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
 
 
+def _table_options(one: argparse.ArgumentParser) -> None:
+    """What evaluate and compare share, beyond subjects, folds and seed."""
+    one.add_argument(
+        "--allow-overlap", action="store_true",
+        help="keep subjects that pretraining saw; every table then says that its figures flatter",
+    )  # fmt: skip
+    one.add_argument(
+        "--published-protocol", action="store_true",
+        help="also the leaking window-level folds of many papers, marked as such",
+    )  # fmt: skip
+    one.add_argument(
+        "--split", metavar="FILE",
+        help='one given split instead of folds: JSON {"train": [...], "test": [...]} of subjects or records',
+    )  # fmt: skip
+    one.add_argument("--window-s", type=float, metavar="S", help="window (default: the task's)")
+    one.add_argument("--no-few-shot", action="store_true", help="no curves over fewer training subjects")
+    one.add_argument(
+        "--cache", metavar="URI", help="where vectors are kept (default ~/.cache/plethora/vectors)"
+    )
+
+
+def _chosen(given: argparse.Namespace) -> dict[str, Any]:
+    """`_table_options` as fields of `finetune.table.Options`."""
+    return {
+        "allow_overlap": given.allow_overlap, "published_protocol": given.published_protocol,
+        "split": given.split, "window_s": given.window_s, "few_shot": not given.no_few_shot,
+        "cache": given.cache,
+    }  # fmt: skip
+
+
 def main(argv: list[str]) -> dict[str, Any]:
     given = parser().parse_args(argv)
     if given.command == "embed":
@@ -163,7 +200,10 @@ def main(argv: list[str]) -> dict[str, Any]:
         from finetune.compare import compare
 
         tasks = [name for name in given.tasks.split(",") if name]
-        return compare(given.bundles, given.corpus, tasks, given.out, given.subjects, given.folds, given.seed)
+        return compare(
+            given.bundles, given.corpus, tasks, given.out, given.subjects, given.folds, given.seed,
+            predictions=tuple(given.predictions), **_chosen(given),
+        )  # fmt: skip
     if given.command == "compress":
         from finetune.compress import compress
 
@@ -175,7 +215,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
     return evaluate(
         given.bundle, given.corpus, given.task, given.out, given.subjects, given.folds, given.seed,
-        given.mode, not given.no_publish,
+        given.mode, not given.no_publish, **_chosen(given),
     )  # fmt: skip
 
 

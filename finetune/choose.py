@@ -17,8 +17,9 @@ from datasets.judge import judge
 from datasets.schema import Corpus
 from datasets.signal import Signal
 from datasets.windows import WindowSpec
+from finetune import multilabel
 from finetune.encoder import BundleEncoder
-from finetune.task import Task, window_targets
+from finetune.task import Task, excluded, window_targets
 
 HANDCRAFTED = Signal(modality="ppg", rate=50.0, band=(0.5, 8.0))  # what features.handcrafted takes
 
@@ -34,8 +35,9 @@ class Seen:
 
 @dataclass
 class Windows:
-    """The windows that are evaluated: rows of the index, targets (in the task's unit, or the number of a
-    class), subject, record, start.
+    """The windows that are evaluated: rows of the index, targets (in the task's unit, the number of a class,
+    or (n, labels) of several `names`), subject, record, start. unlabelled: subjects with good signals of whom
+    no window has a usable label.
     """
 
     rows: np.ndarray
@@ -45,6 +47,8 @@ class Windows:
     start_s: np.ndarray
     refused: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    unlabelled: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,11 @@ def _lineage(bundle: bundles.Bundle, done: set[str]) -> list[tuple[dict | None, 
     return entries
 
 
-def place(corpus: Corpus, encoders: Mapping[str, BundleEncoder], task: Task) -> Places:
-    """Where the task's windows lie, and what each encoder says to each. Needs Ray.
+def place(
+    corpus: Corpus, encoders: Mapping[str, BundleEncoder], task: Task, cache: str | None = None
+) -> Places:
+    """Where the task's windows lie, and what each encoder says to each. Needs Ray. `cache`: a URI where the
+    index is kept.
 
     Encoders that take the same signals prepared alike share a view. PlethoraError when one cannot use the
     corpus.
@@ -135,7 +142,7 @@ def place(corpus: Corpus, encoders: Mapping[str, BundleEncoder], task: Task) -> 
     def spec(of: Iterable[Signal]) -> WindowSpec:
         return WindowSpec(signals=tuple(of), window_s=task.window_s, hop_s=task.hop_s, until_s=task.until_s)
 
-    index = build(corpus, spec(signals.values()))
+    index = build(corpus, spec(signals.values()), cache)
     views = {index.spec: index}
     for encoder in encoders.values():
         own = spec(encoder.signals)
@@ -194,6 +201,21 @@ def _with(table: pa.Table, row: np.ndarray, offset: np.ndarray, verdict: np.ndar
     return table
 
 
+def policy(seen: Seen, subjects: str, allow_overlap: bool, corpus: Corpus, who: str) -> str:
+    """ "unseen" or "all": whether subjects that pretraining saw are left out. PlethoraError when they are to
+    be kept without `allow_overlap` and somebody is known to be shared.
+
+    Leaving them out (the default) needs no leave: nobody whom pretraining saw is then in a figure, and a
+    corpus of which pretraining saw a part is still worth its other part.
+    """
+    if subjects == "all" and seen.subjects and not allow_overlap:
+        raise PlethoraError(
+            f"pretraining of {who} saw {len(seen.subjects)} subjects of {corpus.uri}: leave them out "
+            "(--subjects unseen), or --allow-overlap for flattering figures, marked as such"
+        )
+    return "all" if allow_overlap else subjects
+
+
 def choose_windows(
     places: Places, task: Task, labels: pa.Table, seen: Seen, subjects: str, who: str
 ) -> Windows:
@@ -210,20 +232,35 @@ def choose_windows(
         if known.all() and len(known):
             raise PlethoraError(
                 f"pretraining of {who} saw all {left_out['subjects']} subjects of {index.corpus.uri}: "
-                "evaluate on another corpus (--subjects all gives flattering figures, marked as such)"
+                "evaluate on another corpus (--allow-overlap gives flattering figures, marked as such)"
             )
         rows, subject, part = rows[~known], subject[~known], part.filter(pa.array(~known))
     record = np.asarray(part["record"].to_pylist(), object)
     start = part["start_s"].to_numpy()
-    target, refusal = window_targets(labels, record.tolist(), start.tolist(), task)
+    names, target, refusal = _targets(labels, record.tolist(), start.tolist(), task)
     refused.update(r for r in refusal.tolist() if r)
-    good = np.isfinite(target)
+    good = np.isfinite(target).reshape(len(target), -1).all(axis=1)
     if not good.any():
         reasons = ", ".join(f"{r} {n}" for r, n in sorted(refused.items())) or "no stretch is long enough"
         raise PlethoraError(
             f"no window of {index.corpus.uri} is left for task {task.name} ({task.window_s:g} s): {reasons}"
         )
+    if task.kind == "multi-label":
+        kept = multilabel.common(target[good], subject[good], names, task)
+        names, target = [names[k] for k in kept], target[:, kept]
     return Windows(
         rows[good], target[good], subject[good].astype(str), record[good].astype(str), start[good],
-        dict(sorted(refused.items())), left_out,
+        dict(sorted(refused.items())), left_out, names, len(set(subject) - set(subject[good])),
     )  # fmt: skip
+
+
+def _targets(
+    labels: pa.Table, record_n: list[str], start_n: list[float], task: Task
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of labels (of several a window, else []), targets and refusals of windows."""
+    if task.kind == "multi-label":
+        return multilabel.window_codes(labels, record_n, start_n, task)
+    if task.kind == "retrieval":
+        refusal = excluded(labels, record_n, task)
+        return [], np.where(refusal == "", 0.0, np.nan), refusal
+    return [], *window_targets(labels, record_n, start_n, task)

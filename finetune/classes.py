@@ -75,7 +75,9 @@ def _ranked(
     for low in range(0, len(counts), rows):
         part = weight[low : low + rows]
         running = np.cumsum(part[:, group], axis=1)  # of all windows, highest score first
-        positive = np.add.reduceat(part[:, group_of_positive], starts, axis=1) if len(starts) else part[:, :0]
+        positive: np.ndarray = part[:, :0]
+        if len(starts):
+            positive = np.add.reduceat(part[:, group_of_positive], starts, axis=1)
         true = np.cumsum(positive, axis=1)
         p = true[:, -1].astype(float) if len(starts) else np.zeros(len(part))
         every = running[:, last].astype(float)

@@ -14,7 +14,7 @@ from datasets.schema import open_corpus
 from finetune import comparison, plots
 from finetune.encoder import BundleEncoder
 from finetune.evaluate import about, predictions
-from finetune.study import Entrant, Outcome, study
+from finetune.study import Entrant, Options, Outcome, study
 from finetune.task import load_task
 
 
@@ -26,11 +26,13 @@ def compare(
     subjects: str = "unseen",
     folds: int = 5,
     seed: int = 0,
+    **more: Any,
 ) -> dict[str, Any]:
     """Compare encoders, each BUNDLE or BUNDLE#MODE; write compare.md, results.json, predictions.parquet and
     intervals.png to `out`; return the results.
 
     A window counts where every encoder takes it; subjects whom any of them saw in pretraining are left out.
+    `more`: the other fields of `table.Options`.
     """
     twice = [name for name, count in Counter([*bundles, *tasks]).items() if count > 1]
     if twice:
@@ -39,7 +41,7 @@ def compare(
         raise PlethoraError("--tasks names no task")
     questions, source = [load_task(name) for name in tasks], open_corpus(corpus)
     entrants = [*entrants_of([opened(name) for name in bundles])]
-    outcomes = study(entrants, source, questions, subjects, folds, seed)
+    outcomes = study(entrants, source, questions, Options(subjects, folds=folds, seed=seed, **more))
     results: dict[str, Any] = {
         "encoders": {e.name: about(e.encoder) for e in entrants},
         "corpus": outcomes[0].results["corpus"],

@@ -189,7 +189,7 @@ class _Actor:
         return {"row": rows, "embedding": self.encoder(whole)}
 
 
-def _task(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
+def planned(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Where these rows of the index lie: all that an actor needs, so that no actor holds the whole index."""
     part = index.table.take(pa.array(rows))
     return {"rows": rows, **{c: part[c].to_numpy() for c in ("shard", "group", "row", "offset_s")}}
@@ -220,7 +220,7 @@ def _from_corpus(
         if not len(rows):
             reasons = ", ".join(f"{r} {n}" for r, n in sorted(refused.items())) or "no stretch is long enough"
             raise PlethoraError(f"{input}: no window of {window_s:g} s can be embedded ({reasons})")
-        tasks = [_task(index, rows[i : i + TASK_WINDOWS]) for i in range(0, len(rows), TASK_WINDOWS)]
+        tasks = [planned(index, rows[i : i + TASK_WINDOWS]) for i in range(0, len(rows), TASK_WINDOWS)]
         data_context()
         found = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             _Actor,

@@ -22,6 +22,9 @@ import numpy as np
 
 HR_BAND = (0.55, 3.9)  # Hz: 33 to 234 beats a minute
 BANDS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+SPREAD = (
+    3  # beats whose spread means something: of one it is always 0, and a probe that scales by it explodes
+)
 BREATH_HZ = np.linspace(0.1, 0.6, 51)
 
 RATE = ("hr_autocorrelation", "hr_spectrum", "hr_beats", "hr_consensus", "periodicity", "hr_disagreement")
@@ -146,12 +149,12 @@ def _beat_features(x_t: np.ndarray, rate: float, period_s: float) -> dict[str, f
     kept, out["hr_beats"] = interval[ok] if ok.any() else interval, 60 / middle
     both = ok[1:] & ok[:-1]
     step = np.diff(interval)[both]
-    out |= {
-        "ibi_mean": float(kept.mean()), "ibi_sd": float(kept.std()),
-        "ibi_rmssd": float(np.sqrt(np.mean(step**2))) if len(step) else np.nan,
-        "ibi_pnn50": float(np.mean(np.abs(step) > 0.05)) if len(step) else np.nan,
-        "ibi_cv": float(kept.std() / kept.mean()),
-    }  # fmt: skip
+    out["ibi_mean"] = float(kept.mean())
+    if len(kept) >= SPREAD and len(step) >= SPREAD - 1:
+        out |= {
+            "ibi_sd": float(kept.std()), "ibi_rmssd": float(np.sqrt(np.mean(step**2))),
+            "ibi_pnn50": float(np.mean(np.abs(step) > 0.05)), "ibi_cv": float(kept.std() / kept.mean()),
+        }  # fmt: skip
     out["ibi_p10"], out["ibi_p50"], out["ibi_p90"] = (float(v) for v in np.percentile(kept, [10, 50, 90]))
 
     whole = np.round(peaks).astype(int)
@@ -177,8 +180,9 @@ def _beat_features(x_t: np.ndarray, rate: float, period_s: float) -> dict[str, f
         names = SHAPE[:8]
         out |= {name: float(v) for name, v in zip(names, np.median(np.array(shapes), axis=0), strict=True)}
         when, height_k = np.array(heights).T
-        out["amplitude_cv"] = float(height_k.std() / height_k.mean())
-        out["trough_cv"] = float(x_t[troughs].std() / height_k.mean())
+        if len(height_k) >= SPREAD:
+            out["amplitude_cv"] = float(height_k.std() / height_k.mean())
+            out["trough_cv"] = float(x_t[troughs].std() / height_k.mean())
         out["breath_amplitude_hz"], out["breath_amplitude_share"] = _line(height_k, when)
     middle_s = (at_s[1:] + at_s[:-1]) / 2
     out["breath_interval_hz"], out["breath_interval_share"] = _line(interval[ok], middle_s[ok])

@@ -53,12 +53,13 @@ def metrics_of(sums: np.ndarray) -> dict[str, np.ndarray]:
     """
     n, sy, sp, syy, spp, syp, sabs = np.moveaxis(sums, -1, 0)
     sse = np.maximum(spp - 2 * syp + syy, 0)
-    vy, vp, cov = syy - sy**2 / n, spp - sp**2 / n, syp - sy * sp / n
     tiny = 1e-9 * np.maximum(syy, 1e-12)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold nobody of a subgroup
+        vy, vp, cov = syy - sy**2 / n, spp - sp**2 / n, syp - sy * sp / n
+        mae, rmse = sabs / n, np.sqrt(sse / n)
         r2 = np.where(vy > tiny, 1 - sse / vy, np.nan)
         pearson = np.where((vy > tiny) & (vp > tiny), cov / np.sqrt(vy * vp), np.nan)
-    return {"mae": sabs / n, "rmse": np.sqrt(sse / n), "r2": r2, "pearson": np.clip(pearson, -1, 1)}
+    return {"mae": mae, "rmse": rmse, "r2": r2, "pearson": np.clip(pearson, -1, 1)}
 
 
 def draw_weights(subjects: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:

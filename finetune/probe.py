@@ -127,7 +127,7 @@ def choose(
         for i, columns in enumerate(subsets):
             predicted = ridge_predictions(x_nd[train], target_n[train], x_nd[test], columns=columns)
             error[i] += np.abs(predicted - target_n[test]).sum(1)
-    best, alpha = np.unravel_index(int(np.argmin(error)), error.shape)
+    best, alpha = divmod(int(np.argmin(error)), len(ALPHAS))
     return subsets[best], ALPHAS[alpha]
 
 
@@ -274,7 +274,7 @@ def _choose_logistic(
         for i, columns in enumerate(subsets):
             p = logistic_probabilities(x_nd[a], code_n[a], x_nd[b], columns=columns)
             loss[i] -= np.log(p[:, np.arange(len(b)), code_n[b]] + 1e-300).sum(1)
-    best, at = np.unravel_index(int(np.argmin(loss)), loss.shape)
+    best, at = divmod(int(np.argmin(loss)), len(STRENGTHS))
     return subsets[best], STRENGTHS[at]
 
 

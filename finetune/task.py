@@ -141,7 +141,7 @@ def _weighted_mode(values: np.ndarray, weights: np.ndarray) -> float:
     return float(found[int(np.argmax(np.bincount(group, weights)))])
 
 
-def _of(labels: pa.Table, name: str, task: Task) -> pa.Table:
+def named_labels(labels: pa.Table, name: str, task: Task) -> pa.Table:
     """The labels called `name`; PlethoraError when there are none."""
     named = labels.filter(pa.compute.equal(labels["name"], name))
     if named.num_rows == 0:
@@ -161,20 +161,20 @@ def _plain(labels: pa.Table) -> list[float | str | None]:
 
 
 def classes(labels: pa.Table, task: Task) -> list[str]:
-    """Names of the classes 0, 1, … that `window_targets` gives; two are "not it" and "it". [] for other kinds.
+    """Names of the classes 0, 1, … that `window_targets` gives; two are "not it" and "it"; [] of other kinds.
 
     PlethoraError when no label has a value that the task calls positive.
     """
     if task.kind not in CLASSES:
         return []
-    known = {v for v in _plain(_of(labels, task.label, task)) if v is not None}
+    known = {v for v in _plain(named_labels(labels, task.label, task)) if v is not None}
     names = [_shown(v) for v in sorted(known, key=_order)]
     if task.positive is None:
         return names
     if not known & set(task.positives):
         raise PlethoraError(
-            f"no label {task.label!r} of the corpus is {' or '.join(map(_shown, task.positives))}, which task "
-            f"{task.name} asks for: it has {', '.join(names) or 'no value'}"
+            f"no label {task.label!r} of the corpus is {' or '.join(map(_shown, task.positives))}, which "
+            f"task {task.name} asks for: it has {', '.join(names) or 'no value'}"
         )
     if isinstance(task.positive, tuple):
         return [f"not {task.label}", task.label]
@@ -205,13 +205,21 @@ def _numbers(named: pa.Table, labels: pa.Table, task: Task) -> np.ndarray:
     return np.array([np.nan if v is None else float(names.index(_shown(v))) for v in plain])
 
 
+def whole_record(labels: pa.Table, name: str) -> dict[str, float | str]:
+    """{record: value} of the labels called `name` that are of whole records."""
+    named = labels.filter(pa.compute.equal(labels["name"], name))
+    named = named.filter(named["start_s"].is_null())
+    pairs = zip(named["record"].to_pylist(), _plain(named), strict=True)
+    return {record: value for record, value in pairs if value is not None}
+
+
 def excluded(labels: pa.Table, record_n: Sequence[str], task: Task) -> np.ndarray:
     """(n,) str: why a record is not what the task is about; "" where it is. PlethoraError when the corpus
     lacks a label of `where`, or has it for stretches instead of whole records.
     """
     why = np.full(len(record_n), "", object)
     for condition in reversed(task.where):
-        named = _of(labels, condition.label, task)
+        named = named_labels(labels, condition.label, task)
         if named["start_s"].null_count < named.num_rows:
             raise PlethoraError(
                 f"label {condition.label!r} is about stretches of records, task {task.name} asks in `where` "
@@ -238,7 +246,7 @@ def window_targets(
     plausible range).
     Raises PlethoraError when the corpus has no such label or has it in another unit.
     """
-    named = _of(labels, task.label, task)
+    named = named_labels(labels, task.label, task)
     units = {u for u in named["unit"].unique().to_pylist() if u}
     if task.kind == "regression" and units - {task.unit}:
         raise PlethoraError(

@@ -1,8 +1,18 @@
 """One synthetic corpus and one tiny bundle for all tests of this folder."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.finetune import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Vectors and indexes of tests are kept for the run only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

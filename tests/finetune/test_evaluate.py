@@ -35,7 +35,7 @@ def other(tmp_path: Path, name: str, about: dict[str, Any]) -> str:
     return tiny.make_bundle(tmp_path / f"{name}-files", str(tmp_path / name / "bundle"), about)
 
 
-def test_all_five_rows_have_every_metric_with_its_interval(results: dict[str, Any]) -> None:
+def test_all_rows_have_every_metric_with_its_interval(results: dict[str, Any]) -> None:
     assert [row["name"] for row in results["rows"]] == list(LABELS)
     for row in results["rows"]:
         assert row["note"] == ""
@@ -97,8 +97,11 @@ def test_subjects_that_pretraining_saw_are_left_out_and_counted(
     assert tested == set(people[5:])
     assert "Left out, seen by pretraining: 5 subjects" in capsys.readouterr().out
 
-    everyone = evaluate(uri, corpus, "heart_rate", subjects="all", publish=False)
+    with pytest.raises(PlethoraError, match=r"saw 5 subjects of .*--subjects unseen.*--allow-overlap"):
+        evaluate(uri, corpus, "heart_rate", subjects="all", publish=False)
+    everyone = evaluate(uri, corpus, "heart_rate", publish=False, allow_overlap=True, few_shot=False)
     assert everyone["counts"]["subjects"] == 12
+    assert "NOT left out (5 known)" in everyone["warnings"][0]
     assert "WARNING" in capsys.readouterr().out
 
 
@@ -107,7 +110,7 @@ def test_a_corpus_that_pretraining_saw_whole_is_refused(
 ) -> None:
     found = open_corpus(corpus)
     uri = other(tmp_path, "all", tiny.lineage(found.manifest, sorted(corpus_subjects(found))))
-    with pytest.raises(PlethoraError, match=r"saw all 12 subjects.*--subjects all"):
+    with pytest.raises(PlethoraError, match=r"saw all 12 subjects.*--allow-overlap"):
         evaluate(uri, corpus, "heart_rate")
 
 

@@ -59,7 +59,7 @@ def test_the_choice_of_k_never_sees_the_test_subjects() -> None:
     who, y = np.repeat(np.arange(40), 5), X[:, 1].copy()
     folds = probe.grouped_folds(who, 4, 0)
     before = neighbours.number_neighbours(X, y, who, folds, 0)
-    train, test = folds[0]
+    test = folds[0][1]
     y[test] = -1e3
     after = neighbours.number_neighbours(X, y, who, folds, 0)
     assert after.alphas[0] == before.alphas[0]

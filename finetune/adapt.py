@@ -1,0 +1,72 @@
+"""A task as one corpus can answer it: which label, windows of which length, pooled to what. Everything that
+differs from the task's file is told.
+"""
+
+import pyarrow as pa
+
+from cluster.errors import PlethoraError
+from datasets.schema import DERIVED, Corpus
+from finetune.task import Task
+
+
+def adapted(task: Task, corpus: Corpus, window_s: float | None = None) -> tuple[Task, list[str]]:
+    """The task for this corpus, and a line for each change.
+
+    - A label that the corpus lacks, but has under the same name with `_derived`, is that one.
+    - `window_s` (the user's) replaces the task's; else `short_s` does where no stretch of the corpus holds a
+      window. Windows overlap by the same share as before.
+    - `level` is for labels of whole records: where the label changes within records, every window counts.
+    """
+    changes: dict[str, object] = {}
+    said = []
+    names = _label_names(corpus)
+    if task.label and task.label not in names and task.label + DERIVED in names:
+        changes["label"] = task.label + DERIVED
+        said.append(f"Label {task.label + DERIVED}: computed from the waveforms at ingest")
+    wanted = window_s
+    if wanted is None and task.short_s is not None and not holds(corpus, task.window_s):
+        wanted = task.short_s
+        said.append(
+            f"Windows of {wanted:g} s, not {task.window_s:g} s: no stretch of the corpus is as long as that"
+        )
+    if wanted is not None and wanted != task.window_s:
+        changes["window_s"] = wanted
+        if task.until_s is not None and task.until_s < wanted:
+            raise PlethoraError(
+                f"--window-s {wanted:g}: windows of task {task.name} end at {task.until_s:g} s"
+            )
+        if task.hop_s is not None:
+            changes["hop_s"] = wanted * task.hop_s / task.window_s
+    if (
+        task.level != "window"
+        and task.label
+        and _changes_in_time(corpus, str(changes.get("label", task.label)))
+    ):
+        changes["level"] = "window"
+        said.append(f"Every window counts: label {changes.get('label', task.label)} changes within records")
+    return task.model_copy(update=changes), said
+
+
+def _label_names(corpus: Corpus) -> set[str]:
+    told = corpus.manifest.get("labels", {}).get("rows")
+    return set(corpus.labels()["name"].to_pylist() if told is None else told)
+
+
+def _changes_in_time(corpus: Corpus, label: str) -> bool:
+    named = corpus.labels([label])
+    return named["start_s"].null_count < named.num_rows
+
+
+def holds(corpus: Corpus, window_s: float) -> bool:
+    """Whether some stretch of a record, joined across rows that follow each other, is as long as that."""
+    record, end, run = None, 0.0, 0.0
+    for shard, entry in enumerate(corpus.shards):
+        for group in range(len(entry["row_groups"])):
+            rows: pa.Table = corpus.read_row_group(shard, group, ["record", "start_s", "duration_s"])
+            for name, start, seconds in zip(*(c.to_pylist() for c in rows.columns), strict=True):
+                follows = name == record and abs(start - end) < 2e-3
+                run = run + seconds if follows else seconds
+                record, end = name, start + seconds
+                if run >= window_s - 1e-3:
+                    return True
+    return False

@@ -1,0 +1,62 @@
+"""Windows of any length → what an encoder takes: cut into equal pieces whose vectors are averaged, or made
+longer as the bundle's preprocessing.json says.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.encoder import BundleEncoder, Run, Samples, pooled
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How windows of one length reach one encoder. `least`: samples at the encoder's rate that shorter
+    windows are brought to (0: they are long enough) by `short`.
+    """
+
+    window_s: float
+    pieces: int
+    step: int
+    rate: float
+    least: int = 0
+    short: str = ""
+
+    def said(self) -> str:
+        """One phrase for the table; "" where windows are taken whole."""
+        if self.least:
+            how = "reflected" if self.short == "reflect" else "repeated"
+            return f"windows of {self.window_s:g} s {how} to {self.least / self.rate:g} s"
+        total = round(self.window_s * self.rate)
+        taken = total // self.pieces // self.step * self.step / self.rate
+        if self.pieces > 1:
+            return f"{self.pieces} pieces of {taken:g} s each, their vectors averaged"
+        return "" if abs(taken - self.window_s) < 1e-6 else f"the first {taken:g} s of {self.window_s:g} s"
+
+
+def fit(encoder: BundleEncoder, window_s: float) -> Fit:
+    """PlethoraError where windows are under the encoder's minimum and its bundle says to refuse them."""
+    rate, step = encoder.signal.rate, encoder.samples_step
+    if window_s < encoder.min_s - 1e-6 and encoder.short in ("reflect", "repeat"):
+        least = -(-round(encoder.min_s * rate) // step) * step
+        return Fit(window_s, 1, step, rate, least, encoder.short)
+    return Fit(window_s, encoder.pieces(window_s), step, rate)
+
+
+def run_fitted(run: Run, prepared: Samples, fit: Fit) -> np.ndarray:
+    """(n, dim) vectors of prepared windows.
+
+    What is too short is made longer after filtering (`BundleEncoder.embed` does it before, which the corpus's
+    own windows, filtered as they are read, do not allow; the two differ at the seam only).
+    """
+
+    def longer(x: np.ndarray) -> np.ndarray:
+        pad = ((0, 0), (0, 0), (0, fit.least - x.shape[-1]))
+        return np.pad(x, pad, mode="reflect" if fit.short == "reflect" else "wrap")
+
+    if fit.least:
+        prepared = (
+            {m: longer(x) for m, x in prepared.items()} if isinstance(prepared, Mapping) else longer(prepared)
+        )
+    return pooled(run, prepared, fit.pieces, fit.step)
