@@ -57,6 +57,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     some.add_argument("--json", action="store_true", help="results as one JSON line at the end")
 
+    _shift_options(commands)
+    _robustness_options(commands)
+    _priors_options(commands)
+    _vision_options(commands)
     two = commands.add_parser("embed", help="one vector a window, as Parquet")
     two.add_argument("--bundle", required=True, metavar="URI", help="a published bundle")
     two.add_argument(
@@ -139,6 +143,79 @@ def _compress_options(commands: Any) -> None:
     one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
 
 
+def _shift_options(commands: Any) -> None:
+    one = commands.add_parser("shift", help="probes fitted on one corpus, tested on another")
+    one.add_argument("bundles", nargs="+", metavar="BUNDLE[#MODE]", help="published bundles")
+    one.add_argument("--fit", required=True, metavar="URI", help="the corpus that probes are fitted on")
+    one.add_argument("--test", required=True, metavar="URI", help="the corpus that they are tested on")
+    one.add_argument("--tasks", required=True, metavar="A,B", help="tasks of finetune/tasks, or TOML files")
+    one.add_argument("--out", required=True, metavar="DIR", help="table, predictions and picture go here")
+    _held_options(one)
+
+
+def _robustness_options(commands: Any) -> None:
+    one = commands.add_parser("robustness", help="probes of clean windows, tested on damaged ones")
+    one.add_argument("bundles", nargs="+", metavar="BUNDLE[#MODE]", help="published bundles")
+    one.add_argument("--corpus", required=True, metavar="URI", help="a corpus with the task's labels")
+    one.add_argument("--task", required=True, metavar="NAME", help="a task of finetune/tasks, or a TOML file")
+    one.add_argument("--out", required=True, metavar="DIR", help="tables and curves go here")
+    one.add_argument(
+        "--kinds", default="", metavar="A,B",
+        help="of motion, wander, clipping, dropouts, wrong_rate, inverted (default: all)",
+    )  # fmt: skip
+    _held_options(one)
+
+
+def _held_options(one: argparse.ArgumentParser) -> None:
+    """What shift and robustness share."""
+    one.add_argument(
+        "--allow-overlap", action="store_true",
+        help="keep subjects that pretraining saw (default: they are left out); figures then flatter",
+    )  # fmt: skip
+    one.add_argument("--window-s", type=float, metavar="S", help="window (default: the task's)")
+    one.add_argument(
+        "--cache", metavar="URI", help="where vectors are kept (default ~/.cache/plethora/vectors)"
+    )
+    one.add_argument("--folds", type=at_least(2), default=5, help="subject-disjoint folds (default 5)")
+    one.add_argument("--seed", type=int, default=0, help="of folds, damage and bootstrap (default 0)")
+    one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
+
+
+def _priors_options(commands: Any) -> None:
+    one = commands.add_parser("priors", help="what SIGMA's priors and masks make of two classes of windows")
+    one.add_argument("bundle", metavar="BUNDLE", help="a bundle of SIGMA's masked stage")
+    one.add_argument("--corpus", required=True, metavar="URI", help="a corpus with the task's labels")
+    one.add_argument("--out", required=True, metavar="DIR", help="table, patches and picture go here")
+    one.add_argument(
+        "--task", default="alarm_truth", metavar="NAME", help="two classes (default alarm_truth)"
+    )
+    one.add_argument("--by", metavar="LABEL", help="also by this label of whole records: alarm")
+    one.add_argument("--draws", type=at_least(1), default=64, help="masks a window (default 64)")
+    one.add_argument("--seed", type=int, default=0, help="of masks and bootstrap (default 0)")
+    one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
+
+
+def _vision_options(commands: Any) -> None:
+    one = commands.add_parser(
+        "vision", aliases=["tune"], help="train on labels: images of PPG, or an encoder under an MLP"
+    )
+    one.add_argument("run", nargs="?", metavar="RUN.toml", help="the run, as in finetune/runs/")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key: method.mode=full"
+    )
+    one.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    one.add_argument(
+        "--transfer", metavar="BUNDLE", help="instead of a run: judge this adapter on --corpus as it is"
+    )
+    one.add_argument("--merge", metavar="BUNDLE", help="instead of a run: this adapter as one ONNX in --out")
+    one.add_argument("--corpus", metavar="URI", help="of --transfer")
+    one.add_argument(
+        "--weights", metavar="PATH", help="of --transfer and --merge: where the base's weights lie now"
+    )
+    one.add_argument("--out", metavar="DIR", help="also write figures, predictions and split here")
+    one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
+
+
 def _table_options(one: argparse.ArgumentParser) -> None:
     """What evaluate and compare share, beyond subjects, folds and seed."""
     one.add_argument(
@@ -196,6 +273,31 @@ def main(argv: list[str]) -> dict[str, Any]:
             given.bundle, given.corpus, given.mode, given.window_s, given.gallery, given.out, given.subjects,
             given.folds, given.seed, not given.no_publish,
         )  # fmt: skip
+    if given.command in ("vision", "tune"):
+        from finetune.vision import main as supervised
+
+        return supervised(given)
+    if given.command in ("shift", "robustness"):
+        from finetune.table import Options
+
+        options = Options(
+            allow_overlap=given.allow_overlap, folds=given.folds, seed=given.seed, window_s=given.window_s,
+            cache=given.cache,
+        )  # fmt: skip
+    if given.command == "shift":
+        from finetune.shift import shift
+
+        names = [name for name in given.tasks.split(",") if name]
+        return shift(given.bundles, given.fit, given.test, names, given.out, options)
+    if given.command == "robustness":
+        from finetune.robustness import robustness
+
+        kinds = [name for name in given.kinds.split(",") if name]
+        return robustness(given.bundles, given.corpus, given.task, given.out, options, kinds)
+    if given.command == "priors":
+        from finetune.priors import priors
+
+        return priors(given.bundle, given.corpus, given.out, given.task, given.by, given.draws, given.seed)
     if given.command == "compare":
         from finetune.compare import compare
 

@@ -91,7 +91,7 @@ def open_adapter(uri: str, weights: str | None = None) -> Adapter:
 @dataclass
 class Held:
     """Windows of people whom neither the run nor its base saw: rows of `index`, who, where, the labels;
-    `sides` names the subjects that the run trained (and validated) on, and those it did not.
+    `sides` names the subjects that the run trained and validated on, and those it did not.
     """
 
     corpus: Corpus
@@ -120,15 +120,12 @@ def held_out(adapter: Adapter, uri: str, cache: str) -> Held:
     trained_on = {entry["hash"] for entry in adapter.bundle.lineage["corpora"]}
     split = Split(**adapter.bundle.config["run"]["split"])
     seen, notes = seen_by_pretraining(adapter.bundle, corpus), list(labels.said)
-    sides = {"train": [], "test": sorted(set(subject))}
+    sides: dict[str, list[str]] = {"train": [], "val": [], "test": sorted(set(subject))}
     keep = np.ones(len(rows), bool)
     if corpus.hash in trained_on:
         side = {s: assign(s, split) for s in set(subject)}
         keep = np.array([side[s] == "test" for s in subject], bool)
-        sides = {
-            "train": sorted(s for s in side if side[s] != "test"),
-            "test": sorted(s for s in side if side[s] == "test"),
-        }
+        sides = {part: sorted(s for s in side if side[s] == part) for part in sides}
     known = keep & np.isin(subject, list(seen.subjects))
     if known.any():
         gone = sorted(set(subject[known]))
