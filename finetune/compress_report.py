@@ -44,7 +44,7 @@ def _cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
-    """Of each task and smaller row: worse, better, or not to be told apart, and by how much at most."""
+    """Of each task and smaller row: worse, better, or level, and what loss is still possible."""
     said = []
     for table in results["tasks"]:
         task = table["task"]
@@ -54,7 +54,7 @@ def sentences(results: dict[str, Any]) -> list[str]:
                 "worse": "loses", "better": "gains", "level": "cannot be told apart from the original",
             }[side(difference, lower)]  # fmt: skip
             at_most = difference["high"] if lower else -difference["low"]
-            limit = f"; the loss is at most {max(at_most, 0):.2f} with 97.5 % confidence"
+            limit = f"; the interval allows a loss of {max(at_most, 0):.2f}"
             said.append(f"{task['name']}: {LABELS[row]} {words}, {title} {signed(difference)}{limit}.")
     return said
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from finetune.encoder import BATCH, BundleEncoder, finite
+from pretrain.export import bare
 
 ENOUGH = 0.95  # share of the variance kept, each number alike, under which static is not taken unseen
 OPERATORS = ["Conv", "MatMul", "Gemm"]  # those that hold the weights; int8 elsewhere loses more than it saves
@@ -116,10 +117,8 @@ def _plain(model: Path, folder: Path) -> Path:
     path = folder / "plain.onnx"
     # its symbolic inference fails on graphs whose length is free, and leaves files where it is started
     quant_pre_process(str(model), str(path), skip_symbolic_shape=True)
+    bare(path)
     graph = onnx.load(path)
-    for node in graph.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
     del graph.graph.value_info[:]
     onnx.save(graph, path)
     return path
