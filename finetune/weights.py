@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class Base:
     """The weights that a run started from, for its first lines and its bundle."""
 
     name: str  # timm's
-    source: str  # "hub: <repository>@<revision>", "file: <path>", "random: seed <n>"
+    source: str  # "hub: <repository>@<commit>", "file: <path>", "random: seed <n>"
     hash: str  # SHA-256: of the file, or for random weights of the tensors; "" without values (meta device)
     mean: tuple[float, ...]  # normalisation, as the model's own configuration says
     std: tuple[float, ...]
@@ -70,8 +71,8 @@ def fill(vit: nn.Module, name: str, weights: str, seed: int) -> Base:
 
 
 def fetched(name: str, about: dict[str, Any]) -> tuple[str, str]:
-    """(path, "hub: repository@revision") of the model's weights, from the hub or its cache here."""
-    from huggingface_hub import hf_hub_download
+    """(path, "hub: repository@commit") of the model's weights: of the cache on this machine, else the hub."""
+    import huggingface_hub as hub
     from huggingface_hub.errors import GatedRepoError
 
     where, _, revision = str(about.get("hf_hub_id") or "").partition("@")
@@ -83,7 +84,13 @@ def fetched(name: str, about: dict[str, Any]) -> tuple[str, str]:
         raise PlethoraError(f"timm knows no weights of {name} on the hub: {ways}")
     file = about.get("hf_hub_filename") or "model.safetensors"
     try:
-        path = hf_hub_download(where, file, revision=revision or None)
+        path = hub.try_to_load_from_cache(where, file, revision=revision or None)
+        if not isinstance(path, str):
+            # asked first, and once: the download itself asks five times in half a minute
+            told = hub.get_hf_file_metadata(
+                hub.hf_hub_url(where, file, revision=revision or None), timeout=10
+            )
+            path = hub.hf_hub_download(where, file, revision=told.commit_hash)
     except GatedRepoError:
         raise PlethoraError(
             f"the weights of {name} ({where}) are gated: accept their licence on the hub with your account "
@@ -95,7 +102,7 @@ def fetched(name: str, about: dict[str, Any]) -> tuple[str, str]:
             f"the weights of {name} ({where}) cannot be had from the hub ({type(error).__name__}: {said}): "
             f"{ways}"
         ) from None
-    return path, f"hub: {where}@{revision or 'main'}"
+    return path, f"hub: {where}@{Path(path).parent.name}"  # the cache keeps snapshots by commit
 
 
 def load(vit: nn.Module, name: str, path: str) -> None:
