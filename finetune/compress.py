@@ -220,7 +220,7 @@ def _tables(
     if not tasks:
         return []
     names = [f"{e.bundle.uri}#{e.mode}" for e in encoders.values()]
-    results = compare(names, corpus, tasks, out, folds=folds, seed=seed)
+    results = compare(names, corpus, tasks, out, folds=folds, seed=seed, few_shot=False)
     called = {about["uri"]: name for name, about in results["encoders"].items()}
     of = {row: called[e.bundle.uri] for row, e in encoders.items()}
     smaller = {row: name for row, name in of.items() if row != "original"}
