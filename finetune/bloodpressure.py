@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from datasets.schema import Corpus
 from finetune.task import Task, window_targets
 
 ASKED = 85  # subjects, by all three
@@ -157,6 +158,17 @@ def staged(task: Task, windows: Any, labels: pa.Table) -> tuple[np.ndarray, str]
 # ---------------------------------------------------------------- cards
 
 
+def attach(results: dict[str, Any], windows: Any, predicted: dict[str, np.ndarray], source: Corpus) -> None:
+    """Add "blood_pressure" to a task's results where it is about one. `windows`, `predicted`: as in `cards`;
+    `source`: the corpus evaluated on.
+    """
+    if results["task"]["kind"] != "regression" or pressure_of(results["task"]) is None:
+        return
+    task = Task.model_validate({k: v for k, v in results["task"].items() if k in Task.model_fields})
+    labels = source.labels([STAGE_LABEL, other_label(task.label)])
+    results["blood_pressure"] = cards(task, windows, predicted, labels)
+
+
 def cards(task: Task, windows: Any, predicted: dict[str, np.ndarray], labels: pa.Table) -> dict[str, Any]:
     """{row: its card} for out-of-fold predictions (n,) of a pressure at `windows` (target, subject, record,
     start_s). `labels` as in `staged`.
@@ -187,7 +199,7 @@ def _calibrated(
     """Figures with calibration beside those of the very same rows without, or why there are none."""
     people, several = len(set(subject.tolist())), len(set(subject[reading > 0].tolist()))
     if several == 0:
-        return {"why_not": "no subject has two separate reference readings: nothing to calibrate on"}
+        return {"why_not": "no subject has two separate reference readings in this table"}
     rows, shifted = calibrated(target, values, subject, reading)
     return {
         "why_not": "",

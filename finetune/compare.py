@@ -1,20 +1,16 @@
 """Several encoders on the same windows, folds and drawn subjects: one table a task."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from cluster import storage
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
-from finetune import comparison, plots
+from finetune import bloodpressure, comparison, outputs
 from finetune.encoder import BundleEncoder
-from finetune.evaluate import about, predictions
-from finetune.study import Entrant, Options, Outcome, study
+from finetune.evaluate import about
+from finetune.study import Entrant, Options, study
 from finetune.task import load_task
 
 
@@ -28,8 +24,8 @@ def compare(
     seed: int = 0,
     **more: Any,
 ) -> dict[str, Any]:
-    """Compare encoders, each BUNDLE or BUNDLE#MODE; write compare.md, results.json, predictions.parquet and
-    intervals.png to `out`; return the results.
+    """Compare encoders, each BUNDLE or BUNDLE#MODE; write report.html and the files beside it (`outputs`) to
+    `out`; return the results.
 
     A window counts where every encoder takes it; subjects whom any of them saw in pretraining are left out.
     `more`: the other fields of `table.Options`.
@@ -47,9 +43,10 @@ def compare(
         "corpus": outcomes[0].results["corpus"],
         "tasks": [outcome.results for outcome in outcomes],
     }
-    for table in results["tasks"]:
-        table["verdict"] = comparison.verdicts(table)
-    _write(results, outcomes, out)
+    for outcome in outcomes:
+        bloodpressure.attach(outcome.results, outcome.windows, outcome.predicted, source)
+        outcome.results["verdict"] = comparison.verdicts(outcome.results)
+    outputs.write(results, outcomes, out)
     results["out"] = storage.normalise(out)
     return results
 
@@ -70,22 +67,3 @@ def entrants_of(encoders: Sequence[BundleEncoder]) -> list[Entrant]:
         name = f"{name} {seen[name]}" if seen[name] > 1 else name
         found.append(Entrant(encoder, name, name, f"{name}, untrained", f"{name}, untrained"))
     return found
-
-
-def _write(results: dict[str, Any], outcomes: Sequence[Outcome], out: str) -> None:
-    import pyarrow.parquet as pq
-
-    with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        parts = []
-        for outcome in outcomes:
-            table = predictions(outcome)
-            parts.append(table.add_column(0, "task", [[outcome.results["task"]["name"]] * table.num_rows]))
-        whole = pa.concat_tables(parts, promote_options="default")
-        pq.write_table(whole, here / "predictions.parquet", compression="zstd")
-        plots.draw_intervals(results["tasks"], here / "intervals.png")
-        (here / "compare.md").write_text(comparison.markdown(results), encoding="utf-8")
-        (here / "results.json").write_bytes(storage.json_bytes(results))
-        print(comparison.terminal(results), flush=True)
-        storage.upload(here, out)
-        print(f"\ntables, predictions and picture: {storage.normalise(out)}")

@@ -4,6 +4,7 @@
 
 from typing import Any
 
+from finetune import parts
 from finetune.report import (
     aligned,
     facts,
@@ -92,7 +93,7 @@ def facts_of(table: dict[str, Any]) -> list[str]:
 
 
 def terminal(results: dict[str, Any]) -> str:
-    parts = []
+    made = []
     for table in results["tasks"]:
         header, body, notes = cells(table)
         lines = [
@@ -104,8 +105,10 @@ def terminal(results: dict[str, Any]) -> str:
             "",
             *table["verdict"],
         ]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+        for part in parts.pressure(table):
+            lines += ["", part.title, *aligned(part.header, part.body), *warnings(table), *part.notes]
+        made.append("\n".join(lines))
+    return "\n\n".join(made)
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -114,7 +117,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"- **{name}**: `{e['uri']}`, mode `{e['mode']}`, vectors of {e['dim']}"
         for name, e in results["encoders"].items()
     ]
-    parts = [
+    made = [
         "# Comparison",
         f"On {results['corpus']['source']} (`{results['corpus']['uri']}`); all rows of a table have the same "
         "windows, folds and drawn subjects. Differences: row of the encoder − other row; 95 % intervals.",
@@ -123,12 +126,13 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     for table in results["tasks"]:
         header, body, notes = cells(table)
-        parts += [
+        made += [
             f"## {table['task']['title']}",
             table_md(header, body),
             "\n".join(f"- {line}" for line in [*warnings(table), *notes, *table["verdict"]]),
+            *parts.markdown(table, "###"),
             "How it was done:",
             "\n".join(f"- {line}" for line in facts_of(table)),
             rows_explained(table),
         ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(made) + "\n"

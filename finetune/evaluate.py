@@ -10,7 +10,7 @@ import pyarrow as pa
 from cluster import bundle as bundles
 from cluster import storage
 from datasets.schema import open_corpus
-from finetune import plots, report
+from finetune import bloodpressure, parts, plots, report
 from finetune.encoder import BundleEncoder
 from finetune.study import BASELINES, Entrant, Options, Outcome, study
 from finetune.task import load_task
@@ -44,6 +44,7 @@ def evaluate(
     question, encoder, source = load_task(task), BundleEncoder(bundle, mode), open_corpus(corpus)
     alone = Entrant(encoder, "encoder", LABELS["encoder"], "untrained", LABELS["untrained"])
     (outcome,) = study([alone], source, [question], Options(subjects, folds=folds, seed=seed, **more))
+    bloodpressure.attach(outcome.results, outcome.windows, outcome.predicted, source)
     results: dict[str, Any] = {"bundle": about(encoder)}
     results |= outcome.results | {"differences": outcome.results["differences"]["encoder"]}
     results["verdict"] = report.verdicts(results)
@@ -89,7 +90,8 @@ def _write(results: dict[str, Any], outcome: Outcome, bundle: str, out: str | No
         windows = outcome.windows
         if results["task"]["kind"] not in ("multi-label", "retrieval"):
             plots.draw_all(results, windows.target, windows.subject, outcome.predicted, here / "plots")
-        (here / "report.md").write_text(report.markdown(results), encoding="utf-8")
+        beside = "\n\n".join(parts.markdown(outcome.results))
+        (here / "report.md").write_text(f"{report.markdown(results)}\n{beside}\n", encoding="utf-8")
         (here / "results.json").write_bytes(storage.json_bytes(results))
         print(report.terminal(results), flush=True)
         if out is not None:

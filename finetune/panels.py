@@ -218,7 +218,9 @@ def embedding(
         label, (x, y) = labels_of(table)[name], places.T
         note = f"{len(rows)} of {len(target)} windows." if len(rows) < len(target) else ""
         with _map_panel(kept) as (figure, axis):
-            if task["classes"]:
+            if task["kind"] == "retrieval":
+                _cloud(axis, x, y, INK, 8)
+            elif task["classes"]:
                 for k, text in enumerate(task["classes"]):
                     at = places[target[rows] == k]
                     _cloud(axis, at[:, 0], at[:, 1], [SERIES[k % len(SERIES)]] * len(at), 8, label=text)

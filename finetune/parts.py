@@ -7,7 +7,9 @@ terminal) adds the task's warnings to each.
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.report import main_of, number, side, signed, with_interval
+from finetune.report import main_of, number, side, signed, table_md, warnings, with_interval
+
+ADDS = {"better": "adds", "level": "cannot be told", "worse": "takes away"}
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,18 @@ class Table:
 
 def extras(table: dict[str, Any]) -> list[Table]:
     """Every part that the results of a task have, in the order of a report."""
-    made = [*pressure(table), *subgroups(table), *per_label(table), *published(table), *delong(table)]
+    made = [*pressure(table), *added(table), *subgroups(table), *per_label(table), *published(table)]
+    made += delong(table)
     return [part for part in made if part.body]
+
+
+def markdown(table: dict[str, Any], level: str = "##") -> list[str]:
+    """`extras` as paragraphs, a heading of `level` before each."""
+    found = []
+    for part in extras(table):
+        found += [f"{level} {part.title}", table_md(part.header, part.body)]
+        found.append("\n".join(f"- {line}" for line in [*warnings(table), *part.notes]))
+    return [paragraph for paragraph in found if paragraph]
 
 
 def _labels(table: dict[str, Any]) -> dict[str, str]:
@@ -99,6 +111,17 @@ def _stages(cards: dict[str, Any], named: dict[str, str], first: dict[str, Any])
 
 
 # ---------------------------------------------------------------- groups, labels, protocols
+
+
+def added(table: dict[str, Any]) -> list[Table]:
+    """What each encoder's vectors add to demographics."""
+    labels, (_, title, lower) = _labels(table), main_of(table["task"])
+    body = [
+        [labels.get(name, name), signed(d), ADDS[side(d, lower)]]
+        for name, d in (table.get("added") or {}).items()
+    ]
+    note = f"{title}: encoder with demographics − demographics only."
+    return [Table("What an encoder adds to demographics", ["", "difference", ""], body, (note,))]
 
 
 def subgroups(table: dict[str, Any]) -> list[Table]:

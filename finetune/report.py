@@ -125,20 +125,40 @@ def facts(results: dict[str, Any]) -> list[str]:
         lines.append("Classes: " + ", ".join(f"{n} {name}" for name, n in _classes(results).items()))
     refused = ", ".join(f"{reason} {count}" for reason, count in results["refused"].items())
     lines.append(f"Windows refused: {refused or 'none'}")
-    chosen = "logistic regression's C" if _classes(results) else "ridge α"
+    lines += results.get("adapted", [])
+    if results.get("level", "window") != "window":
+        lines.append(
+            f"One prediction a {results['level']}, of the mean of its windows' vectors: "
+            f"{counts.get('rows', counts['windows'])}"
+        )
+    lines += [
+        _folds_line(results),
+        f"Intervals: 95 %, {protocol['draws']:,} bootstrap draws of whole subjects",
+    ]
+    if task["pieces"] > 1 and "adapted" not in results:
+        lines.append(
+            f"Each window is cut into {task['pieces']} that fit the encoder; their vectors are averaged"
+        )
+    told = [line for line in _overlap_lines(overlap) if line not in warnings(results)]
+    return [*lines, *told]
+
+
+def _folds_line(results: dict[str, Any]) -> str:
+    counts, protocol = results["counts"], results["protocol"]
+    if "gallery" in counts:
+        return (
+            f"A gallery of {counts['gallery']} subjects; {counts['left_out']} could not be enrolled and asked"
+        )
+    chosen = "logistic regression's C" if _classes(results) or "labels" in counts else "ridge α"
+    if protocol.get("split"):
+        return f"One split, given by {protocol['split']}; {chosen} by inner subject-disjoint folds"
     folds = f"{protocol['folds']} folds, no subject on both sides; {chosen} by inner subject-disjoint folds"
     if protocol["folds"] < protocol["folds_asked"]:
         few = f"there are only {counts['subjects']} subjects"
         if _classes(results):
             few = "the rarest class has too few subjects"
         folds += f" ({protocol['folds_asked']} folds were asked for: {few})"
-    lines.append(folds)
-    lines.append(f"Intervals: 95 %, {protocol['draws']:,} bootstrap draws of whole subjects")
-    if task["pieces"] > 1:
-        lines.append(
-            f"Each window is cut into {task['pieces']} that fit the encoder; their vectors are averaged"
-        )
-    return [*lines, *_overlap_lines(overlap)]
+    return folds
 
 
 def _overlap_lines(overlap: dict[str, Any]) -> list[str]:
@@ -244,11 +264,24 @@ def rows_explained(results: dict[str, Any]) -> str:
         "training part; above 0 counts as positive (balanced accuracy, F1). AUPRC is to be read against the "
         "prevalence."
     ] * bool(of_classes)
+    names = {row["name"] for row in results["rows"]}
+    near = [
+        "- *k-NN*: the nearest neighbours by distance of standardised vectors, their number by inner folds."
+    ] * any(name.endswith(", k-NN") for name in names)
+    both = ["- *+ demographics*, *+ handcrafted*: one linear probe on the columns of both."] * any(
+        " + " in name for name in names
+    )
+    given = ["- *Given predictions*: another model's, out of sample, from a file."] * any(
+        "(given predictions)" in row["label"] for row in results["rows"]
+    )
     return "\n".join(
         [
-            f"- Every row but the last is StandardScaler → {probe} on frozen vectors, with the same folds; "
-            "predictions are out of fold.",
+            f"- Every row but the last is StandardScaler → {probe} on frozen vectors where nothing else is "
+            "said, with the same folds; predictions are out of fold.",
             *ranked,
+            *near,
+            *both,
+            *given,
             "- *Untrained*: the network of config.json with the weights that its training began with.",
             f"- *Handcrafted*: {len(protocol['handcrafted'])} features of rate, beat timing, morphology, "
             "spectrum and breathing (finetune/features.py); inner folds choose among the rate features, "

@@ -147,6 +147,23 @@ def test_stages_are_the_corpuss_own_where_it_has_them_else_from_both_pressures()
     assert "SBP alone" in card["stages_by"] and [s["mae"] for s in card["stages"]] == [2.0, 10.0]
 
 
+def test_a_card_is_attached_to_results_of_pressures_only() -> None:
+    asked: list[list[str]] = []
+
+    def labels(names: list[str]) -> pa.Table:
+        asked.append(names)
+        return labelled(("a", "dbp", 70.0), ("b", "dbp", 95.0))
+
+    given, values = windows([110, 150], ["a", "b"]), {"x": np.array([112.0, 140.0])}
+    results = {"task": SBP.model_dump() | {"pieces": 1, "main": "mae", "classes": []}}
+    bloodpressure.attach(results, given, values, SimpleNamespace(labels=labels))  # type: ignore[arg-type]
+    assert asked == [["hypertension", "dbp"]]
+    assert [s["name"] for s in results["blood_pressure"]["x"]["stages"]] == ["Normal", "Stage 1 hypertension"]
+    other = {"task": {"kind": "regression", "label": "hr", "unit": "bpm"}}
+    bloodpressure.attach(other, given, values, SimpleNamespace())  # type: ignore[arg-type]
+    assert "blood_pressure" not in other
+
+
 def test_only_tasks_about_a_pressure_in_mmhg_get_a_card() -> None:
     for label, unit, found in (
         ("sbp", "mmHg", "sbp"), ("dbp_derived", "mmHg", "dbp"), ("hr", "bpm", None), ("sbp", "kPa", None),
