@@ -156,5 +156,5 @@ def _told(parent: bundles.Bundle, mode: str, about: Mapping[str, Any], parts: Ma
         f"{about['tried'][other]['kept']:.1%}). A probe fitted on float32 vectors is to be fitted again. "
         "`model.safetensors` holds the int8 weights, scales and zero points of the ONNX file; to train on, "
         "take the float32 bundle. The table under *Training* names the calibration corpus alone; what the "
-        "network learned from is in the parent bundle's card."
+        "network learned from, and whose terms bind as well, is in the parent bundle's card."
     )
