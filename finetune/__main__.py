@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     _robustness_options(commands)
     _priors_options(commands)
     _vision_options(commands)
+    _images_options(commands)
     two = commands.add_parser("embed", help="one vector a window, as Parquet")
     two.add_argument("--bundle", required=True, metavar="URI", help="a published bundle")
     two.add_argument(
@@ -141,6 +142,19 @@ def _compress_options(commands: Any) -> None:
     one.add_argument("--folds", type=at_least(2), default=5, help="subject-disjoint folds (default 5)")
     one.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
     one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
+
+
+def _images_options(commands: Any) -> None:
+    one = commands.add_parser("images", help="a picture of what a vision backbone sees of real windows")
+    one.add_argument("--corpus", required=True, metavar="URI", help="a corpus with PPG")
+    one.add_argument("--out", required=True, metavar="FILE.png", help="the picture")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="a constant of finetune/imaging.py: preset=ppg_bp, stride=8, …",
+    )  # fmt: skip
+    one.add_argument("--windows", type=at_least(1), default=3, help="how many (default 3)")
+    one.add_argument("--seed", type=int, default=0, help="of the draw of windows (default 0)")
+    one.add_argument("--json", action="store_true", help="sizes as one JSON line at the end")
 
 
 def _shift_options(commands: Any) -> None:
@@ -294,6 +308,10 @@ def main(argv: list[str]) -> dict[str, Any]:
 
         kinds = [name for name in given.kinds.split(",") if name]
         return robustness(given.bundles, given.corpus, given.task, given.out, options, kinds)
+    if given.command == "images":
+        from finetune.image_sheet import sheet
+
+        return sheet(given.corpus, given.out, given.set, given.windows, seed=given.seed)
     if given.command == "priors":
         from finetune.priors import priors
 
