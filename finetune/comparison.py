@@ -20,12 +20,6 @@ from finetune.report import (
     with_interval,
 )
 
-VARIANTS = {  # what follows an encoder's name in the rows made of it, and how a sentence calls them
-    ", untrained": "its untrained self",
-    " + demographics": "itself with demographics",
-    ", k-NN": "its nearest neighbours",
-}
-
 
 def verdicts(table: dict[str, Any]) -> list[str]:
     """One sentence an encoder: which rows it beats, which it cannot be told apart from, which beat it."""
@@ -36,8 +30,8 @@ def verdicts(table: dict[str, Any]) -> list[str]:
         for other in rivals(table, name):
             groups[side(differences[other], lower)].append(_short(table, other, name))
         words = {"better": "beats", "level": "cannot be told apart from", "worse": "is worse than"}
-        parts = [f"{words[how]} {_listed(rows)}" for how, rows in groups.items() if rows]
-        said.append(f"{labels[name]} {'; '.join(parts)}.")
+        told = [f"{words[how]} {_listed(rows)}" for how, rows in groups.items() if rows]
+        said.append(f"{labels[name]} {'; '.join(told)}.")
     return said
 
 
@@ -46,19 +40,15 @@ def _listed(names: list[str]) -> str:
 
 
 def rivals(table: dict[str, Any], encoder: str) -> list[str]:
-    """Rows that an encoder is compared with in words and pictures: other encoders, baselines, and of the rows
-    made of an encoder (untrained, with demographics, k-NN) only its own.
+    """Rows that an encoder is compared with in words and pictures: other encoders, its untrained self and the
+    baselines.
     """
-    others = [name for name in table["differences"] if name != encoder]
-    made = {f"{other}{variant}" for other in others for variant in VARIANTS}
-    return [name for name in table["differences"][encoder] if name not in made]
+    told = {f"{encoder}, untrained", *parts.telling(table)}
+    return [name for name in table["differences"][encoder] if name in told]
 
 
 def _short(table: dict[str, Any], other: str, own: str) -> str:
-    for variant, words in VARIANTS.items():
-        if other == own + variant:
-            return words
-    return spoken(other, table)
+    return "its untrained self" if other == f"{own}, untrained" else spoken(other, table)
 
 
 def cells(table: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from finetune import classes, maps, plots
 from finetune.metrics import bland_altman
 from finetune.report import main_of, number
-from finetune.svg import BOTH, HANDCRAFTED, INK, PEOPLE, RULE, SERIES, inline, panel
+from finetune.svg import BOTH, HANDCRAFTED, INK, MID, PEOPLE, RULE, SERIES, inline, panel
 
 RASTER = 400  # dots above which a cloud is a picture inside the picture
 BINS = 10
@@ -181,7 +181,7 @@ def few_shot(table: dict[str, Any]) -> Panel | None:
     if not points:
         return None
     _, title, lower = main_of(table["task"])
-    colours, labels = row_colours(table), labels_of(table)
+    colours, labels = row_colours(table) | {"mean": MID}, labels_of(table)
     x = np.array([point["subjects"] for point in points])
     with panel(wide=5.2, tall=3.2) as (figure, axis):
         for name, colour in colours.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.report import main_of, number, side, signed, table_md, warnings, with_interval
 
+VARIANTS = (", untrained", ", k-NN", " + demographics")  # after an encoder's name, in rows made of it
 ADDS = {"better": "adds", "level": "cannot be told", "worse": "takes away"}
 
 
@@ -42,6 +43,14 @@ def _labels(table: dict[str, Any]) -> dict[str, str]:
     return {row["name"]: row["label"] for row in table["rows"]}
 
 
+def telling(table: dict[str, Any]) -> dict[str, str]:
+    """Labels of the rows that a table of many columns shows: encoders and baselines, not what is made of an
+    encoder (tables.csv has all).
+    """
+    made = {f"{encoder}{how}" for encoder in table["differences"] for how in VARIANTS}
+    return {name: label for name, label in _labels(table).items() if name not in made}
+
+
 # ---------------------------------------------------------------- blood pressure
 
 
@@ -71,11 +80,11 @@ def pressure(table: dict[str, Any]) -> list[Table]:
             "what calibration alone achieves."
         ]
         if one := told["subjects_with_one_reading"]:
-            notes.append(f"{one} subjects with a single reading are not in this table.")
+            notes.append(f"Left out, with a single reading: {one} subjects.")
         free = {f"{named[r]}, not calibrated": c["calibrated"]["same_uncalibrated"] for r, c in cards.items()
                 if r in table["differences"]}  # fmt: skip
         found.append(_pressures(f"{first['pressure']}: calibrated", calibrated | free, notes))
-    return [*found, _stages(cards, named, first)]
+    return [*found, _stages(cards, named, first, telling(table))]
 
 
 def _fields(table: Table) -> tuple[str, list[str], list[list[str]]]:
@@ -100,11 +109,14 @@ def mean_sd(found: dict[str, Any]) -> str:
     return f"{round(found['me'], 1) + 0.0:+.1f} ± {number(found['sd'])}"
 
 
-def _stages(cards: dict[str, Any], named: dict[str, str], first: dict[str, Any]) -> Table:
+def _stages(
+    cards: dict[str, Any], named: dict[str, str], first: dict[str, Any], told: dict[str, str]
+) -> Table:
     heads = [f"{s['name']} ({s['subjects']})" for s in first["stages"]]
     body = [
         [named[row], *(f"{number(s['mae'])} ({mean_sd(s)})" for s in card["stages"])]
         for row, card in cards.items()
+        if row in told
     ]
     how = f"MAE (ME ± SD), mmHg; number of subjects in the header. Stage: {first['stages_by']}."
     return Table(f"{first['pressure']} by hypertension stage", ["", *heads], body, (how,))
@@ -121,7 +133,7 @@ def added(table: dict[str, Any]) -> list[Table]:
         for name, d in (table.get("added") or {}).items()
     ]
     note = f"{title}: encoder with demographics − demographics only."
-    return [Table("What an encoder adds to demographics", ["", "difference", ""], body, (note,))]
+    return [Table("What an encoder adds to demographics", ["", "difference", "in words"], body, (note,))]
 
 
 def subgroups(table: dict[str, Any]) -> list[Table]:
@@ -131,14 +143,14 @@ def subgroups(table: dict[str, Any]) -> list[Table]:
     for column in table.get("subgroups") or []:
         heads = [f"{g['name']} ({g['subjects']})" for g in column["groups"]]
         body = []
-        for name, label in _labels(table).items():
+        for name, label in telling(table).items():
             cells = [with_interval(_of(g["metrics"], name, table)) for g in column["groups"]]
             if any(cell != "–" for cell in cells):
                 gap = column.get("gap", {}).get(name)
                 body.append([label, *cells, with_interval(gap) if gap else "–"])
         notes = [f"{title}; subjects in brackets. Gap: worst group − best group."]
         if column.get("unknown"):
-            notes.append(f"{column['unknown']} subjects are in no group: {column['column']} is not stated.")
+            notes.append(f"In no group, {column['column']} not stated: {column['unknown']} subjects.")
         title_of = f"By {column['column'].replace('_', ' ')}"
         found.append(Table(title_of, ["", *heads, "Gap"], body, tuple(notes)))
     return found
