@@ -25,7 +25,9 @@ class Predictor(nn.Module):
         self.register_buffer("mean", torch.tensor([m for m, _ in wide]))
         self.register_buffer("std", torch.tensor([s for _, s in wide]))
 
-    def forward(self, *signals: Tensor, **more: Tensor) -> Tensor:
+    # torch.export takes no *signals: an encoder has one or two
+    def forward(self, first: Tensor, second: Tensor | None = None, **more: Tensor) -> Tensor:
+        signals = (first,) if second is None else (first, second)
         return self.body(*signals, **more).float() * self.std + self.mean
 
 

@@ -237,6 +237,30 @@ def _title(config: dict[str, Any]) -> str:
     return str(run.get("name") or run.get("recipe", "encoder").split(":")[-1])
 
 
+def _adapter(config: dict[str, Any]) -> list[str]:
+    """What a network that learnt labels predicts, and what an adapter needs to do so."""
+    rows = []
+    for target in config["targets"]:
+        task = target["task"]
+        names = target["classes"]
+        gives = (
+            f"{task['unit']}"
+            if not names
+            else f"probability of {names[1] if len(names) == 2 else 'each class'}"
+        )
+        rows.append((task["name"], task["title"], gives, f"{task['window_s']:g} s", ", ".join(names)))
+    found = [_table(("task", "", "gives", "window", "classes"), rows)]
+    if config["kind"] == "adapter":
+        base = config["base"]
+        found += [
+            f"`model.safetensors` holds what was trained, and sits upon **{base['name']}**, weights "
+            f"{base['source']} (SHA-256 `{base['hash'][:16]}…`): without these it does nothing.",
+            "```sh\npython -m finetune vision --transfer BUNDLE --corpus URI  # its figures on a corpus\n"
+            "python -m finetune vision --merge BUNDLE --out URI  # one ONNX file, for onnxruntime alone\n```",
+        ]
+    return found
+
+
 def render(
     config: dict[str, Any],
     preprocessing: dict[str, Any],
@@ -256,14 +280,20 @@ def render(
     made = "rebuilt" if lineage.get("imported") else "made"
     parts = [
         f"# {_title(config)}",
-        f"A pretrained {config.get('kind', 'encoder')} for {signals}, {made} by the recipe "
-        f"`{run.get('recipe', 'unknown')}`{_size(config)}. It turns a stretch of signal into one vector.",
+        f"A{' pretrained' if modes else 'n'} {config.get('kind', 'encoder')} for {signals}, {made} by the "
+        f"recipe `{run.get('recipe', 'unknown')}`{_size(config)}. It turns a stretch of signal into one "
+        "vector" + (": its predictions." if "targets" in config else "."),
         *notes,
         "## Use it",
-        _table(("mode", "file", "inputs", "vector"), mode_rows),
-        "The files take samples that are already prepared. The code below goes from raw samples to the "
-        "vector; it needs numpy, scipy and onnxruntime, nothing else.",
     ]
+    if "targets" in config:
+        parts += _adapter(config)
+    if modes:
+        parts += [
+            _table(("mode", "file", "inputs", "vector"), mode_rows),
+            "The files take samples that are already prepared. The code below goes from raw samples to the "
+            "vector; it needs numpy, scipy and onnxruntime, nothing else.",
+        ]
     for mode, entry in modes.items():
         parts += [f"### Mode `{mode}`", f"```python\n{snippet(mode, config, preprocessing).rstrip()}\n```"]
         if len(entry["inputs"]) == 1:
@@ -308,9 +338,17 @@ def render(
     ]
     if figures := _figures(metrics):
         parts += [
-            "Figures of the training itself (the pretext task, not a use):",
+            "Figures of the training itself (on the people set aside for validation):"
+            if "targets" in config
+            else "Figures of the training itself (the pretext task, not a use):",
             figures,
         ]
+    if selected := metrics.get("selected"):
+        early = f" The run ended early: {selected['stopped']}." if selected["stopped"] else ""
+        parts.append(
+            f"The weights are those of step {selected['step']}, chosen by `{selected['metric']}` of "
+            f"validation ({_number(selected['value'])}).{early}"
+        )
     parts += [
         "## Evaluation",
         "**Not evaluated yet**, at publication. A bundle never changes: evaluations appear beside it, under "

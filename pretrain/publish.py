@@ -22,7 +22,9 @@ from pretrain.recipe import Encoder, Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-PACKAGES = ("ray", "torch", "deepspeed", "numpy", "scipy", "pyarrow", "onnx", "onnxruntime")
+PACKAGES = (
+    "ray", "torch", "timm", "peft", "deepspeed", "numpy", "scipy", "pyarrow", "onnx", "onnxruntime",
+)  # fmt: skip
 
 
 def publish(
