@@ -21,6 +21,7 @@ CHANNELS = {
     "complex": ("log|X|", "cos φ", "sin φ"),
     "recurrence": ("x", "Δx", "Δ²x"),
 }
+SHOWN_S = 8.0  # of a recurrence: beats in all of a long one are too small to see
 
 
 def sheet(
@@ -53,7 +54,8 @@ def sheet(
 
 
 def _windows(corpus: Corpus, spec: WindowSpec, wanted: int, seed: int) -> list[tuple[np.ndarray, str]]:
-    """Up to `wanted` sound windows [(T,) float32, their name], of different subjects first."""
+    """Up to `wanted` sound windows [(T,) float32, their name], of different subjects first, one a row of
+    the corpus at most."""
     if "ppg" not in corpus.modalities:
         raise PlethoraError(f"{corpus.uri} holds {', '.join(corpus.modalities)}, and no PPG")
     draw = np.random.default_rng(seed)
@@ -94,6 +96,7 @@ def _draw(
     from finetune.plots import BLUE, STYLE
 
     with plt.rc_context({**STYLE, "font.size": 8, "axes.titlesize": 9}):
+        cut = c.window_s > SHOWN_S
         columns = 1 + sum(len(channels) for channels in CHANNELS.values())
         figure, axes = plt.subplots(
             len(x), columns, figsize=(2.35 * columns, 2.35 * len(x) + 0.7), layout="constrained",
@@ -109,7 +112,8 @@ def _draw(
                     axis = axes[row][place]
                     _image(axis, made[transform].pixels[row, number].numpy(), transform, c)
                     if row == 0:
-                        axis.set_title(f"{transform}: {channel}" if number == 0 else channel)
+                        part = f", first {SHOWN_S:g} s" if cut and transform == "recurrence" else ""
+                        axis.set_title(f"{transform}: {channel}{part}" if number == 0 else channel)
                     if number:
                         axis.set_yticklabels([])
                     place += 1
@@ -130,12 +134,15 @@ def _draw(
 
 def _image(axis: Any, plane: np.ndarray, transform: str, c: Imaging) -> None:
     """Time to the right; Hz upwards, or time again from the top as in the image itself."""
-    long = plane.shape[1] * (c.stride if transform == "recurrence" else c.hop) / c.rate
     spectral = transform != "recurrence"
+    step = (c.hop if spectral else c.stride) / c.rate
+    if not spectral:
+        plane = plane[: round(SHOWN_S / step), : round(SHOWN_S / step)]
+    long = plane.shape[1] * step
     extent = (0, long, 0, c.rate / 2) if spectral else (0, long, long, 0)
     axis.imshow(
         plane, origin="lower" if spectral else "upper", extent=extent, aspect="auto",
         cmap="viridis" if transform == "stft" or not spectral else "cividis", vmin=-3, vmax=3,
-        interpolation="nearest" if plane.shape[1] < 200 else "antialiased",
+        interpolation="nearest",
     )  # fmt: skip
     axis.set_ylabel("Hz" if transform == "stft" else "")

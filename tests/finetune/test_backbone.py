@@ -192,7 +192,7 @@ def test_heads_share_a_backbone_and_keep_their_columns():
         "sbp": (3, 1), "stage": (3, 4), "dbp": (3, 1),
     }  # fmt: skip
     torch.testing.assert_close(torch.cat(list(parts.values()), dim=1), y)
-    widths = [layer.out_features for layer in found.heads[1] if isinstance(layer, nn.Linear)]
+    widths = [layer.out_features for layer in found.heads[1].modules() if isinstance(layer, nn.Linear)]
     assert widths == [256, 4]
     with pytest.raises(PlethoraError, match="at least one target"):
         net(targets={"sbp": 0})
