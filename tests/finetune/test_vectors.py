@@ -1,0 +1,97 @@
+"""Vectors by Ray Data actors: those of the encoder itself, once, and again only where something changed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.errors import PlethoraError
+from datasets.schema import open_corpus
+from finetune import features, vectors
+from finetune.choose import Places, place
+from finetune.encoder import BundleEncoder
+from finetune.lengths import fit
+from finetune.task import load_task
+from finetune.vectors import Source, cached_vectors
+
+
+@pytest.fixture(scope="module")
+def placed(ray_session: Any, bundle: str, corpus: str) -> tuple[Places, BundleEncoder, np.ndarray]:
+    encoder = BundleEncoder(bundle)
+    task = load_task("heart_rate").model_copy(update={"window_s": 10.0, "hop_s": 10.0})
+    places = place(open_corpus(corpus), {"a": encoder}, task)
+    return places, encoder, places.views["a"].select(None)
+
+
+def sources(encoder: BundleEncoder) -> list[Source]:
+    uri, mode, hash_, how = encoder.bundle.uri, encoder.mode, encoder.bundle.hash, fit(encoder, 10.0)
+    return [
+        Source("a", "a", uri, mode, hash_, how),
+        Source("b", "a", uri, mode, hash_, how, untrained=True, seed=3),
+        Source("handcrafted"),
+    ]
+
+
+def test_they_are_the_encoders_own_and_are_computed_once(
+    ray_session: Any,
+    placed: tuple[Places, BundleEncoder, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places, encoder, rows = placed
+    calls: list[int] = []
+    plain = vectors._computed
+    monkeypatch.setattr(
+        vectors, "_computed", lambda view, new, *more: calls.append(len(new)) or plain(view, new, *more)
+    )
+    cache = str(tmp_path)
+    some = cached_vectors(places, rows[:40], sources(encoder), cache, ray_session)
+    np.testing.assert_allclose(some["a"], encoder(places.views["a"].load(rows[:40])["ppg"]), atol=1e-5)
+    assert places.pulses is not None
+    wave = places.pulses.load(rows[:40])["ppg"][:, 0]
+    np.testing.assert_allclose(some["handcrafted"], features.handcrafted(wave, 50.0), atol=1e-6)
+    assert not np.allclose(some["a"], some["b"])
+    assert calls == [40, 40] and len(list(tmp_path.iterdir())) == 3
+
+    again = cached_vectors(places, rows[:40], sources(encoder), cache, ray_session)
+    assert calls == [40, 40]
+    for name, x in some.items():
+        np.testing.assert_array_equal(again[name], x)
+
+    more = cached_vectors(places, rows[20:60], sources(encoder), cache, ray_session)
+    assert calls == [40, 40, 20, 20]  # only what is new
+    np.testing.assert_array_equal(more["a"][:20], some["a"][20:])
+
+
+def test_the_name_of_a_cached_file_follows_all_that_the_vectors_depend_on(
+    placed: tuple[Places, BundleEncoder, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, encoder, _ = placed
+    view = places.views["a"]
+    one = sources(encoder)[0]
+    changed = [
+        Source("a", "a", one.uri, one.mode, "0" * 64, one.fit),
+        Source("a", "a", one.uri, "ecg", one.hash, one.fit),
+        Source("a", "a", one.uri, one.mode, one.hash, fit(encoder, 30.0)),
+        Source("a", "a", one.uri, one.mode, one.hash, one.fit, untrained=True),
+        Source("a", "a", one.uri, one.mode, one.hash, one.fit, untrained=True, seed=1),
+    ]
+    names = {source.key(view.corpus, view.spec) for source in [one, *changed]}
+    names.add(one.key(view.corpus, view.spec.model_copy(update={"hop_s": 5.0})))
+    monkeypatch.setattr(vectors, "code", lambda: "another filter")
+    names.add(one.key(view.corpus, view.spec))
+    assert len(names) == 8
+    moved = Source("z", "a", "/elsewhere/bundle", one.mode, one.hash, one.fit)  # the same bundle's copy
+    assert moved.key(view.corpus, view.spec) == one.key(view.corpus, view.spec)
+
+
+def test_a_corrupt_file_is_one_clear_line(
+    ray_session: Any, placed: tuple[Places, BundleEncoder, np.ndarray], tmp_path: Path
+) -> None:
+    places, encoder, rows = placed
+    one = sources(encoder)[:1]
+    view = places.views["a"]
+    (tmp_path / f"{one[0].key(view.corpus, view.spec)}.parquet").write_bytes(b"not parquet")
+    with pytest.raises(PlethoraError, match="is corrupt: delete it"):
+        cached_vectors(places, rows[:4], one, str(tmp_path), ray_session)
