@@ -23,7 +23,7 @@ from finetune.task import Task, demographics
 from finetune.task import classes as class_names
 
 if TYPE_CHECKING:
-    from finetune.study import Entrant
+    from finetune.held import Entrant
 
 Drawn = dict[str, dict[str, np.ndarray]]  # {row: {metric: (1 + draws,)}}
 
@@ -75,7 +75,7 @@ def outcome(
     options: Options,
 ) -> Outcome:
     """Probes, metrics, intervals and paired differences of one task."""
-    _note_handcrafted(vectors, notes)
+    note_handcrafted(vectors, notes)
     names = windows.names or class_names(labels, task)
     labels_of = row_labels(entrants, options.predictions, bool(names), task)
     base: dict[str, Any] = {
@@ -177,7 +177,7 @@ def _tested(outer: Any, given: Mapping[str, np.ndarray], count: int) -> tuple[np
     return np.flatnonzero(there), fold
 
 
-def _note_handcrafted(vectors: dict[str, np.ndarray], notes: dict[str, str]) -> None:
+def note_handcrafted(vectors: dict[str, np.ndarray], notes: dict[str, str]) -> None:
     """Where the windows hold no PPG there is no such row; where some lack it, the table says how many."""
     if "handcrafted" not in vectors:
         notes["handcrafted"] = "the corpus has no ppg"

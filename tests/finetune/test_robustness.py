@@ -1,0 +1,144 @@
+"""Clean probes on damaged windows: what is fitted on what, curves, and what the verdict says."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from cluster.errors import PlethoraError
+from finetune import corrupt, robustness_report
+from finetune.compare import compare
+from finetune.kinds import Numbers
+from finetune.probe import grouped_folds
+from finetune.robustness import everywhere, robustness
+from finetune.rows import Row
+from finetune.table import Options
+
+KINDS = ["motion", "wander", "inverted"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("out") / "damaged"
+
+
+@pytest.fixture(scope="module")
+def results(ray_session: Any, bundle: str, corpus: str, out: Path) -> dict[str, Any]:
+    options = Options(cache=str(out.parent / "cache"))
+    return robustness([bundle], corpus, "heart_rate", str(out), options, KINDS)
+
+
+def rows(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in results["rows"]}
+
+
+def test_clean_figures_are_those_that_compare_gives(
+    results: dict[str, Any], bundle: str, corpus: str, out: Path, tmp_path: Path
+) -> None:
+    cache = str(out.parent / "cache")
+    found = compare([bundle], corpus, ["heart_rate"], str(tmp_path), few_shot=False, cache=cache)
+    alone = {row["name"]: row["metrics"] for row in found["tasks"][0]["rows"]}
+    for name, row in rows(results).items():
+        for metric, told in alone[name].items():
+            assert row["metrics"][metric] == pytest.approx(told, nan_ok=True, rel=1e-6)
+
+
+def test_damage_costs_what_it_should(results: dict[str, Any]) -> None:
+    found = rows(results)
+    for name, row in found.items():
+        for kind, points in row["damaged"].items():
+            assert [p["severity"] for p in points] == list(corrupt.KINDS[kind].severities)
+            for p in points:
+                apart = p["metrics"]["mae"]["value"] - row["metrics"]["mae"]["value"]
+                assert p["change"]["value"] == pytest.approx(apart)
+                if name in ("mean", "demographics"):  # they look at no signal
+                    assert p["change"]["low"] == p["change"]["high"] == 0
+    own = found["tiny (ppg)"]["damaged"]
+    assert own["motion"][-1]["change"]["low"] > 0
+    # the filter takes a wandering baseline away: far less is lost than to motion of the same size
+    assert own["wander"][2]["change"]["value"] < 0.3 * own["motion"][-1]["change"]["value"]
+
+
+def test_each_probe_learns_from_clean_windows_of_others_alone() -> None:
+    rng = np.random.default_rng(0)
+    n, conditions = 60, 3
+    who = np.repeat([f"s{i}" for i in range(12)], 5)
+    clean, y = rng.standard_normal((n, 4)), rng.standard_normal(n)
+    x = np.concatenate([clean, clean + 5 * rng.standard_normal((n, 4)), -clean])
+    folds = grouped_folds(who, 4, 0)
+    many = Numbers(np.concatenate([y] * conditions))
+    found = everywhere({"a": Row(x)}, many, who, folds, conditions, 0)
+    assert found["a"].shape == found["mean"].shape == (conditions, n)
+    for train, test in folds:
+        scaler = StandardScaler().fit(clean[train])
+        options = [Ridge(alpha=a).fit(scaler.transform(clean[train]), y[train]) for a in (0.1, 1, 10, 100)]
+        for k in range(conditions):
+            part = scaler.transform(x.reshape(conditions, n, 4)[k][test])
+            expected = [model.predict(part) for model in options]
+            assert any(np.allclose(found["a"][k, test], e) for e in expected)
+            assert np.allclose(found["mean"][k, test], y[train].mean())
+
+
+def test_tables_curves_and_every_figure_are_written(results: dict[str, Any], out: Path) -> None:
+    names = {"robustness.md", "robustness.csv", "results.json", "curves.png"}
+    assert {p.name for p in out.iterdir()} == names
+    page = (out / "robustness.md").read_text()
+    assert all(corrupt.KINDS[k].title in page for k in KINDS) and "Probes of clean windows" in page
+    with open(out / "robustness.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    mine = [v for v in lines if v["row"] == "handcrafted" and v["kind"] == "motion" and v["metric"] == "mae"]
+    assert [float(v["severity"]) for v in mine] == list(corrupt.KINDS["motion"].severities)
+    told = rows(results)["handcrafted"]["damaged"]["motion"][1]
+    assert float(mine[1]["value"]) == pytest.approx(told["metrics"]["mae"]["value"])
+    assert float(mine[1]["change_high"]) == pytest.approx(told["change"]["high"])
+
+
+def figures(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high, "p": 0.01}
+
+
+def test_the_verdict_names_where_an_encoder_gives_way() -> None:
+    def point(at: float, change: tuple[float, float, float]) -> dict[str, Any]:
+        return {"severity": at, "change": figures(*change)}
+
+    made: dict[str, Any] = {
+        "task": {"main": "mae", "unit": "bpm"},
+        "kinds": {k: {"title": corrupt.KINDS[k].title} for k in ("motion", "clipping")},
+        "rows": [
+            {
+                "name": "e", "label": "E",
+                "damaged": {
+                    "motion": [point(0.5, (1, -1, 3)), point(1, (2, 1, 3)), point(2, (4, 3, 5))],
+                    "clipping": [point(0.1, (0, -1, 1))],
+                },
+            }
+        ],
+        "against": {
+            "e": {
+                "handcrafted": {"clean": [{"severity": 0, **figures(-1, -2, -0.5)}],
+                                "motion": [{"severity": 1, **figures(1, -1, 2)},
+                                           {"severity": 2, **figures(3, 1, 4)}]},
+                "mean": {"clean": [{"severity": 0, **figures(-5, -6, -4)}],
+                         "motion": [{"severity": 2, **figures(-1, -3, 1)}],
+                         "clipping": [{"severity": 0.1, **figures(-4, -5, -3)}]},
+            }
+        },
+    }  # fmt: skip
+    assert robustness_report.verdicts(made) == [
+        "E loses surely: motion from 1 (+2.00 [+1.00, +3.00]); clipping no sure loss.",
+        "E is worse than handcrafted features under motion 2.",
+        "E no longer beats predicting the mean under motion 2.",
+    ]
+    made["against"]["e"]["mean"]["clean"][0] = {"severity": 0, **figures(1, -1, 2)}
+    assert "does not beat predicting the mean on clean windows" in robustness_report.verdicts(made)[-1]
+
+
+def test_unknown_damage_is_one_clear_line(bundle: str, corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(PlethoraError, match="no damage 'rain'; there are motion, wander"):
+        robustness([bundle], corpus, "heart_rate", str(tmp_path), Options(), ["rain"])
+    with pytest.raises(PlethoraError, match="is retrieval: robustness takes numbers and classes"):
+        robustness([bundle], corpus, "identity", str(tmp_path), Options())
