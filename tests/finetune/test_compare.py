@@ -203,5 +203,5 @@ def test_a_task_about_a_signal_refuses_an_encoder_that_does_not_take_it(pair_bun
     task = load_task("heart_rate").model_copy(update={"modality": "ppg"})
     entrant = study.Entrant(BundleEncoder(pair_bundle, "ecg"), "a", "a", "b", "b")
     with pytest.raises(PlethoraError, match=r"about ppg itself, mode 'ecg' of .* takes ecg"):
-        study._suits([entrant], task)
-    study._suits([entrant], load_task("heart_rate"))
+        study.suits([entrant], task)
+    study.suits([entrant], load_task("heart_rate"))

@@ -207,7 +207,7 @@ def test_what_cannot_be_shifted_is_one_clear_line(
     few = replace(
         there, windows=part_of(there.windows, two), vectors={n: x[two] for n, x in there.vectors.items()}
     )
-    with pytest.raises(PlethoraError, match="2 subjects of .* are left .* at least 3"):
+    with pytest.raises(PlethoraError, match=r"2 subjects of .* are left .* at least 3"):
         _outcome([], here, few, options(tmp_path))
     sexes = load_task("sex")
     labels = open_corpus(corpus).labels(["sex"])
@@ -215,7 +215,7 @@ def test_what_cannot_be_shifted_is_one_clear_line(
     other = labels.set_column(labels.column_names.index("text"), "text", [text.tolist()])
     plain = sexes.model_copy(update={"kind": "multi-class", "positive": None})
     pair = replace(here, task=plain, labels=labels), replace(there, task=plain, labels=other)
-    with pytest.raises(PlethoraError, match="has the classes F, M in .* and M, female in .*: a probe cannot"):
+    with pytest.raises(PlethoraError, match=r"has the classes F, M in .* and M, female in .*: a probe cannot"):
         _same_classes(*pair)
 
 
