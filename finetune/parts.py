@@ -210,7 +210,7 @@ def delong(table: dict[str, Any]) -> list[Table]:
     boot = {row["name"]: row["metrics"].get("auroc") for row in table["rows"]}
     body = [
         [label, with_interval(boot.get(name)), with_interval(given[name])]
-        for name, label in _labels(table).items()
+        for name, label in telling(table).items()
         if name in given
     ]
     notes = ("Two ways to the same interval; where they differ much, trust neither.",)

@@ -250,10 +250,16 @@ def markdown(results: dict[str, Any]) -> str:
         "## How it was done",
         "\n".join(f"- {line}" for line in facts(results)),
         rows_explained(results),
-        "## Pictures",
-        *(["![ROC curves](plots/roc.png)"] if _classes(results) else PICTURES),
+        *_pictures(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _pictures(results: dict[str, Any]) -> list[str]:
+    """What `plots.draw_all` draws of this kind of task."""
+    if results["task"].get("kind") in ("multi-label", "retrieval"):
+        return []
+    return ["## Pictures", *(["![ROC curves](plots/roc.png)"] if _classes(results) else PICTURES)]
 
 
 def rows_explained(results: dict[str, Any]) -> str:

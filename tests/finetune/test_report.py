@@ -117,3 +117,18 @@ def test_a_roc_curve_takes_equal_scores_in_one_step() -> None:
     hot, score = np.array([True, False, True, False]), np.array([3.0, 1.0, 1.0, 0.0])
     false, true = plots.roc_points(hot, score)
     assert false.tolist() == [0, 0, 0.5, 1] and true.tolist() == [0, 0.5, 1, 1]
+
+
+def test_a_report_links_only_pictures_that_its_kind_of_task_gets() -> None:
+    told = results(-2, -1)
+    assert "plots/bland_altman.png" in report.markdown(told)
+    told["task"] |= {"kind": "retrieval"}
+    assert "plots/" not in report.markdown(told)
+
+
+def test_what_a_table_must_carry_stands_right_below_it() -> None:
+    told = results(-2, -1, warnings=["3 subjects have no label"], adapted=["a: 3 pieces of 10 s each"])
+    lines = report.terminal(told).splitlines()
+    assert lines[lines.index("WARNING: 3 subjects have no label") - 1].startswith("─")
+    assert "a: 3 pieces of 10 s each" in lines
+    assert "- WARNING: 3 subjects have no label" in report.markdown(told)
