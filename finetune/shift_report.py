@@ -43,7 +43,11 @@ def verdicts(table: dict[str, Any], where: str) -> list[str]:
         better = [rows[n]["label"].lower() for n, d in against.items() if side(d, lower) == "better"]
         why = list(worse)
         if side(own["loss"], lower) == "worse":
-            why.append(f"it loses {signed(own['loss'])} against its figure where it was fitted")
+            mean = rows["mean"]["loss"]["value"]
+            why.append(
+                f"it loses {signed(own['loss'])} against its figure where it was fitted (predicting the mean "
+                f"loses {mean:+.2f})"
+            )
         if why:
             said.append(
                 f"{own['label']}: a claim of generality FAILS on {where} ({title}): {'; '.join(why)}."
