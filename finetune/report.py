@@ -280,10 +280,15 @@ def rows_explained(results: dict[str, Any]) -> str:
     given = ["- *Given predictions*: another model's, out of sample, from a file."] * any(
         "(given predictions)" in row["label"] for row in results["rows"]
     )
+    how = [
+        f"- Every row but the last is StandardScaler → {probe} on frozen vectors where nothing else is said, "
+        "with the same folds; predictions are out of fold."
+    ]
+    if results["task"].get("kind") == "retrieval":
+        how = ["- A window is compared with the mean of each subject's enrolled windows; nothing is trained."]
     return "\n".join(
         [
-            f"- Every row but the last is StandardScaler → {probe} on frozen vectors where nothing else is "
-            "said, with the same folds; predictions are out of fold.",
+            *how,
             *ranked,
             *near,
             *both,

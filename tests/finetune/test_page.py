@@ -131,6 +131,18 @@ def test_a_table_with_none_of_the_optional_parts_makes_a_page_too() -> None:
         assert absent not in text
 
 
+def test_a_retrieval_has_rows_and_a_map_but_no_predictions() -> None:
+    table, outcome = told.numbers(subjects=4, each=3)
+    table["task"] |= {"kind": "retrieval", "label": "", "main": "rank1", "metrics": ["rank1"]}
+    for row in table["rows"]:
+        row["metrics"] = {"rank1": told.interval(0.5, 0.1)} if row["metrics"] else {}
+    table["counts"] |= {"gallery": 4, "left_out": 0}
+    outcome.predicted = {}
+    text = rendered((table, outcome))
+    assert "<h3>Embedding map</h3>" in text and "Calibration" not in text
+    assert "Retrieval of subjects" in text and "A gallery of 4 subjects" in text and "Ridge" not in text
+
+
 def test_names_are_shown_and_never_run() -> None:
     bad = '<script>alert("1")</script> & $x^2$ {{ 7 * 7 }}'
     table, outcome = told.numbers(title=bad)
