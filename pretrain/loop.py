@@ -106,7 +106,9 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
             state.history.append({"step": float(state.step)} | found)
             watch.validated(state.step, found, figures)
             try:
-                selection.validated(state.step, found, lambda: {n: e.weights() for n, e in engines.items()})
+                selection.validated(
+                    state.step, found, lambda: {n: e.weights() for n, e in engines.items()}, last
+                )
             except PlethoraError as error:
                 return {"error": str(error)}
         if state.step % run.checkpoint_every == 0 or last or selection.stopped:

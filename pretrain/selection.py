@@ -58,9 +58,11 @@ class Selection:
             self.told["windows"] += windows
             self.mine = torch.zeros_like(self.mine)
 
-    def validated(self, step: int, found: Mapping[str, float], weights: Callable[[], Weights]) -> None:
+    def validated(
+        self, step: int, found: Mapping[str, float], weights: Callable[[], Weights], last: bool = False
+    ) -> None:
         """Judge the validation after `step` steps. Every rank calls it with the same figures; `weights` is
-        called, on every rank, where they are the best so far.
+        called, on every rank, where they are the best so far. `last`: of the run, which then ends by itself.
 
         Errors: PlethoraError when the validation has no such figure.
         """
@@ -82,7 +84,7 @@ class Selection:
             return
         overfits = told["train"] is not None and train < told["train"]
         told["worse"] = told["worse"] + 1 if overfits else 0
-        if self.config.patience and told["worse"] >= self.config.patience:
+        if not last and self.config.patience and told["worse"] >= self.config.patience:
             told["stopped"] = (
                 f"overfitting: {self.config.metric} of validation has been above its best "
                 f"({told['value']:.4g} at step {told['step']}) for {told['worse']} validations, now "

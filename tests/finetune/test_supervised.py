@@ -310,3 +310,33 @@ def test_a_merged_bundle_predicts_in_onnx_what_the_adapter_does(tmp_path: Path) 
     (found,) = session.run(None, {"ppg": x})
     with torch.no_grad():
         np.testing.assert_allclose(found, net(torch.from_numpy(x)).numpy(), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_that_overfits_ends_early_says_so_and_resumes_to_the_same_bundle(
+    finished: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file
+
+    from cluster import bundle as bundles
+    from cluster import config
+    from pretrain import driver
+    from pretrain.config import RunConfig
+
+    more = ["name=over", "steps=2000", "validate_every=5", "checkpoint_every=500", "select.patience=2"]
+    run = config.load(finished["file"], RunConfig, [*more, "optim.lr=0.03", "optim.weight_decay=0"])
+    first = driver.launch(run)
+    assert "overfitting: loss/net of validation" in first["stopped"]
+    assert "run over: overfitting" in capsys.readouterr().err
+    opened = bundles.open(first["bundle"])
+    selected, history = opened.metrics["selected"], opened.metrics["history"]
+    assert selected["step"] < history[-1]["step"] < 2000 and selected["stopped"] == first["stopped"]
+    assert sum(opened.lineage["windows_seen"].values()) == 16 * history[-1]["step"]
+    weights = load_file(opened.path("model.safetensors"))
+    shutil.rmtree(first["bundle"])  # as if it had been killed before it was published
+    again = driver.launch(run, resume=True)
+    found = load_file(bundles.open(again["bundle"]).path("model.safetensors"))
+    assert again["stopped"] == first["stopped"] and found.keys() == weights.keys()
+    assert all(torch.equal(found[k], weights[k]) for k in found)

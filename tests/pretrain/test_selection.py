@@ -60,6 +60,14 @@ def test_a_resumed_run_decides_as_the_unbroken_one(after: int) -> None:
     assert played(2, broken_after=after).told == played(2).told
 
 
+def test_the_last_validation_of_a_run_stops_nothing() -> None:
+    found = Selection(Select(metric="loss/net", patience=1), {}, None)
+    for step, (value, train) in enumerate([(1.0, 2.0), (1.5, 1.0)], 1):
+        found.trained([StepResult({"net": torch.tensor(train)})], 4)
+        found.validated(step, {"loss/net": value}, dict, last=step == 2)
+    assert not found.stopped and found.told["worse"] == 1
+
+
 def test_it_is_off_by_default_and_then_does_nothing() -> None:
     off = Selection(Select(), {}, None)
     off.trained([StepResult({"net": torch.tensor(1.0)})], 4)
