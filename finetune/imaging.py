@@ -165,7 +165,7 @@ def _stft(x: Tensor, c: Imaging, hann: Tensor, n_b: Tensor | None) -> Found:
     spectrum, valid = _spectrum(x, c, hann, n_b)
     power = spectrum.square_()
     power = power[..., 0] + power[..., 1]
-    return _zscore(_floored(_log(power, c, 10.0), c, valid), valid)[:, None], valid
+    return _logs(power, c, valid, 10.0)[:, None], valid
 
 
 def _complex(x: Tensor, c: Imaging, hann: Tensor, n_b: Tensor | None) -> Found:
@@ -175,7 +175,7 @@ def _complex(x: Tensor, c: Imaging, hann: Tensor, n_b: Tensor | None) -> Found:
     size = re.square().add_(im.square()).sqrt_()
     safe = size.clamp(min=torch.finfo(size.dtype).tiny)
     cos, sin = (re / safe).masked_fill_(size == 0, 1.0), im / safe
-    planes = [_zscore(plane, valid) for plane in (_floored(_log(size, c, 20.0), c, valid), cos, sin)]
+    planes = [_logs(size, c, valid, 20.0), _zscore(cos, valid), _zscore(sin, valid)]
     return torch.stack(planes, dim=1), valid
 
 
@@ -216,7 +216,8 @@ def _spectrum(x: Tensor, c: Imaging, hann: Tensor, n_b: Tensor | None) -> tuple[
     half = c.n_fft // 2
     valid = None
     if n_b is None:
-        padded = F.pad(x[:, None], (half, half), mode="reflect")[:, 0]
+        ends = x[:, 1 : half + 1].flip(1), x[:, -half - 1 : -1].flip(1)
+        padded = torch.cat([ends[0], x, ends[1]], dim=1)
     else:
         last = n_b[:, None] - 1
         at = torch.arange(-half, x.shape[1] + half, device=x.device).abs().expand(len(x), -1)
@@ -227,20 +228,18 @@ def _spectrum(x: Tensor, c: Imaging, hann: Tensor, n_b: Tensor | None) -> tuple[
     return torch.view_as_real(found).float(), valid
 
 
-def _log(v: Tensor, c: Imaging, decibel: float) -> Tensor:
-    v = v.add_(c.eps).log_()  # in place: `v` is this file's own
-    return v.mul_(decibel / math.log(10)) if c.log == "db" else v
+def _logs(v: Tensor, c: Imaging, valid: Tensor | None, decibel: float) -> Tensor:
+    """log(v + eps), in place, in the unit of `c.log` (dB: `decibel` · log10), floored, z-scored."""
+    unit = decibel / math.log(10) if c.log == "db" else 1.0
+    v = v.add_(c.eps).log_()  # z takes the unit away again, so the floor and z's own 1e-6 go by it instead
+    if c.floor is not None:
+        seen = v if valid is None else v.masked_fill(~valid, -torch.inf)
+        v = torch.maximum(v, seen.amax(dim=(-2, -1), keepdim=True) - c.floor / unit)
+    return _zscore(v, valid, small=1e-6 / unit)
 
 
-def _floored(v: Tensor, c: Imaging, valid: Tensor | None) -> Tensor:
-    if c.floor is None:
-        return v
-    seen = v if valid is None else v.masked_fill(~valid, -torch.inf)
-    return torch.maximum(v, seen.amax(dim=(-2, -1), keepdim=True) - c.floor)
-
-
-def _zscore(v: Tensor, valid: Tensor | None, over: int = 2) -> Tensor:
-    """(v - mean) / (sample standard deviation + 1e-6), over the valid ones of the last `over` dimensions;
+def _zscore(v: Tensor, valid: Tensor | None, over: int = 2, small: float = 1e-6) -> Tensor:
+    """(v - mean) / (sample standard deviation + small), over the valid ones of the last `over` dimensions;
     others become 0. In place: fresh memory costs more than the arithmetic, torch.var_mean ten times as much.
     """
     dim = tuple(range(-over, 0))
@@ -257,7 +256,7 @@ def _zscore(v: Tensor, valid: Tensor | None, over: int = 2) -> Tensor:
     for axis in reversed(dim):  # one after the other: float32 adds up 360,000 squares to five digits only
         deviation = torch.linalg.vector_norm(deviation, dim=axis, keepdim=True)
     deviation = deviation / (n - 1) ** 0.5
-    return v.div_(deviation + 1e-6)
+    return v.div_(deviation + small)
 
 
 def spec_augment(found: Images, c: Imaging, uniform_b4: Tensor) -> Images:
