@@ -1,6 +1,6 @@
 """Few-shot curves: the same test subjects, and probes that learn from 1 to 100 % of the training subjects."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -21,60 +21,42 @@ def few_shot(
     answer: Answer,
     who: np.ndarray,
     folds: Folds,
-    tested: np.ndarray,
-    weights: np.ndarray,
-    main: str,
+    score: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]],
     whole: Mapping[str, np.ndarray],
     seed: int,
 ) -> list[dict[str, Any]]:
     """[{"share", "subjects", "rows": {row: {value, low, high}}}] of the main metric, over the same drawn test
     subjects as the table. Shares with fewer subjects than a probe can learn from are left out; at 100 % stand
-    the table's own figures (`whole`: {row: (1 + draws,)}).
+    the table's own figures (`whole`).
+
+    score: predictions of every row → the drawn main metric, (1 + draws,) each.
     """
     curve = []
-    for share in SHARES:
-        if share == 1.0:
-            everyone = float(np.mean([len(set(who[train])) for train, _ in folds]))
-            figures = {
-                name: asdict(metrics.interval(v))
-                for name, v in whole.items()
-                if name in rows or name == "mean"
-            }
-            curve.append({"share": share, "subjects": everyone, "rows": figures})
-            continue
-        draws: dict[str, list[np.ndarray]] = {}
-        sizes = []
+    for share in (s for s in SHARES if s < 1):
+        found: dict[str, list[np.ndarray]] = {}
+        sizes: list[int] = []
         for repeat in range(REPEATS):
-            few = [
-                (
-                    _subset(answer, who, train, share, np.random.default_rng([seed, 0xFE, repeat, number])),
-                    test,
-                )
-                for number, (train, test) in enumerate(folds)
-            ]
-            if any(train is None for train, _ in few):
+            few: Folds = []
+            for number, (train, test) in enumerate(folds):
+                rng = np.random.default_rng([seed, 0xFE, repeat, number])
+                part = _subset(answer, who, train, share, rng)
+                if part is not None:
+                    few.append((part, test))
+            if len(few) < len(folds):
                 break
-            known: Folds = [(train, test) for train, test in few if train is not None]
-            sizes += [len(set(who[train])) for train, _ in known]
-            base = answer.baseline(known).predicted
-            predicted = {
-                name: answer.linear(row.x, who, known, seed, row.subsets).predicted
-                for name, row in rows.items()
-            } | {"mean": base}
-            part, people = answer.at(tested), who[tested]
-            for name, p in predicted.items():
-                found = part.drawn(p[tested], base[tested], people, weights)[main]
-                draws.setdefault(name, []).append(found)
-        if len(sizes) == REPEATS * len(folds):
-            averaged = {name: np.mean(found, axis=0) for name, found in draws.items()}
-            curve.append(
-                {
-                    "share": share,
-                    "subjects": float(np.mean(sizes)),
-                    "rows": {name: asdict(metrics.interval(v)) for name, v in averaged.items()},
-                }
-            )
-    return curve
+            sizes += [len(set(who[train])) for train, _ in few]
+            predicted = {n: answer.linear(r.x, who, few, seed, r.subsets).predicted for n, r in rows.items()}
+            for name, values in score(predicted | {"mean": answer.baseline(few).predicted}).items():
+                found.setdefault(name, []).append(values)
+        else:
+            averaged = {name: np.mean(values, axis=0) for name, values in found.items()}
+            curve.append(_point(share, sizes, averaged))
+    return [*curve, _point(1.0, [len(set(who[train])) for train, _ in folds], whole)]
+
+
+def _point(share: float, sizes: list[int], drawn: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    figures = {name: asdict(metrics.interval(values)) for name, values in drawn.items()}
+    return {"share": share, "subjects": float(np.mean(sizes)), "rows": figures}
 
 
 def _subset(

@@ -1,7 +1,7 @@
 """Windows pooled to records or subjects, and figures of subgroups of people beside each other."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 from finetune import metrics
 from finetune.choose import Windows
 from finetune.kinds import Answer
+from finetune.probe import Folds
 from finetune.task import Subgroup, Task, whole_record
 
 MIN_SUBJECTS = 3  # fewer are no group: an interval over them says nothing
@@ -36,6 +37,44 @@ def pool(
         record=windows.record[first], start_s=windows.start_s[first],
     )  # fmt: skip
     return small, {name: averaged(x, group) for name, x in vectors.items()}, group
+
+
+@dataclass(frozen=True)
+class Level:
+    """What probes learn from and what is scored. `learn` with its `vectors` are windows, or (pooled vectors)
+    the very rows of `score`; `up` (windows → learn) and `over` (learn → score) are the group of each, None
+    where the two are the same.
+    """
+
+    learn: Windows
+    score: Windows
+    vectors: dict[str, np.ndarray]
+    up: np.ndarray | None = None
+    over: np.ndarray | None = None
+
+    def learnt(self, x_n: np.ndarray) -> np.ndarray:
+        """Of windows → of what probes learn from."""
+        return x_n if self.up is None else averaged(x_n, self.up)
+
+    def scored(self, x_n: np.ndarray) -> np.ndarray:
+        """Of what probes learn from → of the rows that are scored."""
+        return x_n if self.over is None else averaged(x_n, self.over)
+
+    def tests(self, folds: Folds) -> list[np.ndarray]:
+        """The rows that each fold scores."""
+        return [test if self.over is None else np.unique(self.over[test]) for _, test in folds]
+
+
+def level_of(windows: Windows, vectors: dict[str, np.ndarray], task: Task) -> Level:
+    """Where a task's level is the window, nothing is pooled; else predictions (or vectors, as `pool` says) of
+    a record's or subject's windows are averaged.
+    """
+    if task.level == "window":
+        return Level(windows, windows, vectors)
+    small, pooled, group = pool(windows, vectors, task)
+    if task.pool == "vectors":
+        return Level(small, small, pooled, up=group)
+    return Level(windows, small, vectors, over=group)
 
 
 def averaged(x: np.ndarray, group: np.ndarray) -> np.ndarray:

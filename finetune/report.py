@@ -127,10 +127,10 @@ def facts(results: dict[str, Any]) -> list[str]:
     lines.append(f"Windows refused: {refused or 'none'}")
     lines += results.get("adapted", [])
     if results.get("level", "window") != "window":
-        lines.append(
-            f"One prediction a {results['level']}, of the mean of its windows' vectors: "
-            f"{counts.get('rows', counts['windows'])}"
-        )
+        of = "of the mean of its windows' vectors"
+        if task.get("pool") == "predictions":
+            of = "the mean of its windows' predictions"
+        lines.append(f"One prediction a {results['level']}, {of}: {counts.get('rows', counts['windows'])}")
     lines += [
         _folds_line(results),
         f"Intervals: 95 %, {protocol['draws']:,} bootstrap draws of whole subjects",
@@ -274,9 +274,10 @@ def rows_explained(results: dict[str, Any]) -> str:
     near = [
         "- *k-NN*: the nearest neighbours by distance of standardised vectors, their number by inner folds."
     ] * any(name.endswith(", k-NN") for name in names)
-    both = ["- *+ demographics*, *+ handcrafted*: one linear probe on the columns of both."] * any(
-        " + " in name for name in names
-    )
+    both = [
+        "- *+ demographics*, *+ handcrafted*: one linear probe on the columns of both; inner folds choose how "
+        "much a vector's column counts beside a demographic one."
+    ] * any(" + " in name for name in names)
     given = ["- *Given predictions*: another model's, out of sample, from a file."] * any(
         "(given predictions)" in row["label"] for row in results["rows"]
     )

@@ -14,7 +14,7 @@ from finetune import classes, delong, features, metrics, multilabel, retrieval
 from finetune.choose import Windows
 from finetune.fewshot import few_shot
 from finetune.given import given_folds, part_of, read_predictions, read_split, split_windows
-from finetune.groups import averaged, pool, subgroup_tables
+from finetune.groups import level_of, subgroup_tables
 from finetune.kinds import Answer, Classes, Labels, Numbers
 from finetune.lengths import fit
 from finetune.protocol import published
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from finetune.held import Entrant
 
 Drawn = dict[str, dict[str, np.ndarray]]  # {row: {metric: (1 + draws,)}}
+
+PEOPLE = "\0demographics"  # no row is called so
 
 BASELINES = {
     "handcrafted": "Handcrafted features",
@@ -103,32 +105,29 @@ def outcome(
         wanted = " or ".join(task.demographics)
         notes["demographics"] = f"the corpus has no {wanted}" if wanted else "the task names none"
     given = {_stem(p): read_predictions(p, task, names, windows) for p in options.predictions}
-    every, all_vectors, all_people = windows, vectors, people
-    if task.level != "window":
-        pooled = dict(vectors) | {"\0people": people} | {f"\0{n}": p for n, p in given.items()}
-        windows, pooled, group = pool(windows, pooled, task)
-        people, given = pooled.pop("\0people"), {n: pooled.pop(f"\0{n}") for n in given}
-        vectors = pooled
-        test = None if test is None else averaged(test.astype(float), group) > 0.5
-    answer, who = answer_of(task, windows, names), windows.subject
+    level = level_of(windows, vectors | {PEOPLE: people}, task)
+    learn, who = level.learn, level.learn.subject
+    given = {n: level.scored(level.learnt(p)) for n, p in given.items()}
+    answer = answer_of(task, learn, names)
     if test is None:
         outer = answer.folds(who, options.folds, options.seed)
     else:
-        outer = given_folds(answer, who, test, str(options.split))
+        outer = given_folds(answer, who, level.learnt(test.astype(float)) > 0.5, str(options.split))
     encoders = [e.name for e in entrants]
-    rows = rows_of(vectors, people, encoders)
+    rows = rows_of({n: x for n, x in level.vectors.items() if n != PEOPLE}, level.vectors[PEOPLE], encoders)
     found = probed(rows, answer, who, outer, options.seed)
-    predicted = {n: found[n].predicted for n in labels_of if n in found} | given
-    tested, fold = _tested(outer, given, len(who))
-    refused = len(np.unique(np.concatenate([t for _, t in outer]))) - len(tested)
-    if refused:
-        base["refused"] = base["refused"] | {"without a given prediction": refused}
-    scored, seen = part_of(windows, tested), answer.at(tested)
+    predicted = {n: level.scored(found[n].predicted) for n in labels_of if n in found} | given
+    tests = level.tests(outer)
+    tested, fold = _tested(tests, given, len(level.score.subject))
+    if sum(map(len, tests)) > len(tested):
+        base["refused"] = base["refused"] | {"without a given prediction": sum(map(len, tests)) - len(tested)}
+    scored = part_of(level.score, tested)
+    seen = answer_of(task, scored, names)
     said = {n: predicted[n][tested] for n in labels_of if n in predicted}
     weights = metrics.draw_weights(len(np.unique(scored.subject)), seed=options.seed)
     drawn = {n: seen.drawn(p, said["mean"], scored.subject, weights) for n, p in said.items()}
     results = base | {
-        "counts": _counts(every, windows, names, task),
+        "counts": _counts(windows, level.score, names, task),
         "protocol": _protocol(outer, options, found, people_names, names),
         **table(labels_of, encoders, drawn, task.main, notes),
         **_beside(seen, scored, said, weights),
@@ -137,18 +136,24 @@ def outcome(
     results["warnings"] += nonlinear(labels_of, encoders, drawn, task)
     if options.few_shot:
         curve = {n: r for n, r in rows.items() if not r.nearest and " + " not in n}
-        whole_curve = {n: drawn[n][task.main] for n in drawn}
-        results["few_shot"] = few_shot(
-            curve, answer, who, outer, tested, weights, task.main, whole_curve, options.seed
-        )
+        full = {n: drawn[n][task.main] for n in [*curve, "mean"]}
+
+        def score(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            merged = {n: level.scored(p)[tested] for n, p in given.items()}
+            return {
+                n: seen.drawn(p, merged["mean"], scored.subject, weights)[task.main]
+                for n, p in merged.items()
+            }
+
+        results["few_shot"] = few_shot(curve, answer, who, outer, score, full, options.seed)
     if options.published_protocol:
         honest = {n: d for n, d in drawn.items() if n not in given}
-        one = answer_of(task, every, names)
+        one = answer_of(task, windows, names)
         results["published_protocol"] = published(
-            rows_of(all_vectors, all_people, encoders), one, every, honest, options.folds, options.seed
+            rows_of(vectors, people, encoders), one, windows, honest, options.folds, options.seed
         )
-    kept_vectors = {n: x[tested] for n, x in vectors.items()}
-    return Outcome(results, scored, said, fold[tested], kept_vectors)
+    maps = level_of(windows, vectors, task.model_copy(update={"pool": "vectors"})).vectors
+    return Outcome(results, scored, said, fold[tested], {n: x[tested] for n, x in maps.items()})
 
 
 def answer_of(task: Task, windows: Windows, names: Sequence[str]) -> Answer:
@@ -161,10 +166,12 @@ def _stem(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2].rpartition(".")[0] or path
 
 
-def _tested(outer: Any, given: Mapping[str, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+def _tested(
+    tests: Sequence[np.ndarray], given: Mapping[str, np.ndarray], count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows that every row of the table predicts, and the fold of each of all rows (−1: none)."""
     fold = np.full(count, -1, np.int32)
-    for number, (_, test) in enumerate(outer):
+    for number, test in enumerate(tests):
         fold[test] = number
     there = fold >= 0
     for name, p in given.items():

@@ -74,6 +74,7 @@ class Task(Config):
     level: Literal["window", "record", "subject"] = (
         "window"  # to what a whole-record label's windows are pooled
     )
+    pool: Literal["predictions", "vectors"] = "predictions"  # what is averaged there
     metrics: tuple[str, ...]
     demographics: tuple[str, ...] = ()
     subgroups: tuple[Subgroup, ...] = ()

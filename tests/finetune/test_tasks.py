@@ -113,7 +113,7 @@ def run(task: Task, **options: Any) -> tuple[dict[str, Any], table.Outcome]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_vector_that_knows_the_answer_beats_chance_in_every_task(name: str) -> None:
     task = load_task(name)
-    rows, found = run(task)
+    rows, found = run(task, folds=2)
     own, chance = rows["a"][task.main], rows["mean"][task.main]
     if task.kind == "regression":
         assert own["high"] < 0.5 * chance["low"]
@@ -162,12 +162,18 @@ def test_permuted_labels_are_at_chance_within_the_interval(kind: str) -> None:
     assert at_chance >= studies - 1
 
 
-def test_vectors_of_a_subject_are_averaged_where_the_label_is_the_subjects() -> None:
-    task = load_task("sbp")
+@pytest.mark.parametrize("pool", ["predictions", "vectors"])
+def test_a_subjects_windows_are_one_row_where_the_label_is_the_subjects(pool: Any) -> None:
+    task = load_task("sbp").model_copy(update={"pool": pool})
     rows, pooled = run(task)
-    apart, _ = run(task.model_copy(update={"level": "window"}))
+    apart, whole = run(task.model_copy(update={"level": "window"}))
     assert rows["a"]["mae"]["value"] < apart["a"]["mae"]["value"]  # noise averages out
     assert pooled.results["level"] == "subject" and len(set(pooled.windows.subject)) == PEOPLE
+    assert (len(pooled.vectors["a"]), len(pooled.fold)) == (PEOPLE, PEOPLE)
+    if pool == "predictions":
+        order = np.argsort(whole.windows.subject, kind="stable")
+        each = whole.predicted["a"][order].reshape(PEOPLE, -1).mean(1)
+        np.testing.assert_allclose(pooled.predicted["a"], each)
 
 
 def test_subgroups_have_their_people_and_the_gap_is_between_the_two_that_it_names() -> None:
@@ -195,7 +201,7 @@ def test_few_shot_curves_fall_with_people_and_end_at_the_tables_own_figures() ->
     assert [c["share"] for c in curve] == [0.1, 0.2, 0.5, 1.0]
     assert curve[0]["subjects"] == 3 and curve[-1]["rows"]["a"]["value"] == rows["a"]["mae"]["value"]
     mae = [c["rows"]["a"]["value"] for c in curve]
-    assert mae[-1] < 0.2 * mae[0]
+    assert mae[-1] < 0.8 * mae[0]
 
 
 def test_a_few_shot_subset_holds_people_of_every_class_or_is_left_out() -> None:
@@ -285,9 +291,9 @@ def test_nan_labels_have_their_own_reason_and_nothing_but_them_is_one_line() -> 
         (
             "hypertension",
             "Stage 1 hypertension",
-            r"all 40 windows left to evaluate are of one class \(hypert",
+            r"all 160 windows left to evaluate are of one class \(hypert",
         ),
-        ("sbp", 120.0, "all 40 labels left to evaluate are 120: there is nothing to predict"),
+        ("sbp", 120.0, "all 160 labels left to evaluate are 120: there is nothing to predict"),
         ("hypertension", "Normal", r"no label 'hypertension' of the corpus is Stage 1 hypertension or"),
     ],
 )
