@@ -232,13 +232,16 @@ class Tune(_Supervised):
 
     @cached_property
     def source(self) -> BundleEncoder:
+        if not self.config.encoder:
+            raise PlethoraError("method.encoder is empty: set it to the URI of a published encoder")
         return BundleEncoder(self.config.encoder, self.config.input or None, threads=1)
 
     def signals(self) -> tuple[Signal, ...]:
         return self.source.signals
 
     def body(self, heads: Sequence[Head]) -> nn.Module:
-        mode = open_trained(self.config.encoder)[1].modes[self.source.mode]
+        name = self.source.mode  # first: an encoder that is not there is told
+        mode = open_trained(self.config.encoder)[1].modes[name]
         pieces, columns = self.source.pieces(self.window_s), sum(h.columns for h in heads)
         samples = round(self.window_s * self.source.signal.rate)
         full, hidden, dropout = self.config.mode == "full", self.config.hidden, self.config.dropout

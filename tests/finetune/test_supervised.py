@@ -105,6 +105,23 @@ def test_an_adapter_holds_its_base_and_its_targets_and_comes_back_from_them() ->
         assert torch.equal(a, b)
 
 
+FILES = sorted((Path(__file__).parents[2] / "finetune" / "runs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_run_file_is_complete_but_for_its_corpus(path: Path) -> None:
+    from cluster import config
+    from pretrain.config import RunConfig
+    from pretrain.recipe import build
+
+    run = config.load(path, RunConfig, ["corpus=x"])
+    if run.recipe.endswith(":Tune"):
+        with pytest.raises(PlethoraError, match=r"method\.encoder is empty"):
+            build(run.recipe, run.method, 0).check()
+    else:
+        assert any("which has seen no image" in line for line in build(run.recipe, run.method, 0).check())
+
+
 # ---------------------------------------------------------------- engines
 
 
