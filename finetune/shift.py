@@ -155,7 +155,7 @@ def _outcome(
         **table(labels, encoders, drawn["there"], task.main, notes),
         "counts": {"fit": here.counts(names), "test": there.counts(names)},
         "overlap": {"fit": here.overlap(), "test": there.overlap()},
-        "warnings": list(dict.fromkeys([*here.warnings(), *there.warnings()])),
+        "warnings": [f"{h.source.manifest['name']}: {line}" for h in (here, there) for line in h.warnings()],
         "refused": {"fit": here.windows.refused, "test": there.windows.refused},
         "adapted": {"fit": here.said, "test": there.said},
         "protocol": {"folds": len(outer), "seed": seed, "draws": metrics.DRAWS, "not_refitted": why_not},

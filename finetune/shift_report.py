@@ -9,6 +9,7 @@ import numpy as np
 
 from finetune.plots import BASELINE_ROWS, BLUE, GREY, LINES, ORANGE, STYLE
 from finetune.report import (
+    SPOKEN,
     aligned,
     main_of,
     metric_cell,
@@ -28,25 +29,26 @@ def verdicts(table: dict[str, Any], where: str) -> list[str]:
     """
     rows, task = {row["name"]: row for row in table["rows"]}, table["task"]
     main, title, lower = main_of(task)
+    bare = "predicting the prevalence" if task.get("classes") else SPOKEN["mean"]
     said = []
     for name, differences in table["differences"].items():
-        own = rows[name]
+        own, spoken = rows[name], {**SPOKEN, "mean": bare, f"{name}, untrained": "its untrained self"}
         figure = number(own["metrics"][main]["value"])
         against = {n: d for n, d in differences.items() if n in (*BASELINE_ROWS, f"{name}, untrained")}
         worse = [
-            f"worse than {rows[n]['label'].lower() if n in BASELINE_ROWS else 'its untrained self'} "
+            f"worse than {spoken[n]} "
             f"({figure} against {number(rows[n]['metrics'][main]['value'])}, difference {signed(d)}, "
             f"{p_text(d['p'])})"
             for n, d in against.items()
             if side(d, lower) == "worse"
         ]
-        better = [rows[n]["label"].lower() for n, d in against.items() if side(d, lower) == "better"]
+        better = [spoken[n] for n, d in against.items() if side(d, lower) == "better"]
         why = list(worse)
         if side(own["loss"], lower) == "worse":
             mean = rows["mean"]["loss"]["value"]
             why.append(
-                f"it loses {signed(own['loss'])} against its figure where it was fitted (predicting the mean "
-                f"loses {mean:+.2f})"
+                f"it loses {signed(own['loss'])} against its figure where it was fitted ({bare} loses "
+                f"{mean:+.2f})"
             )
         if why:
             said.append(
