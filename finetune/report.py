@@ -275,8 +275,8 @@ def rows_explained(results: dict[str, Any]) -> str:
         "- *k-NN*: the nearest neighbours by distance of standardised vectors, their number by inner folds."
     ] * any(name.endswith(", k-NN") for name in names)
     both = [
-        "- *+ demographics*, *+ handcrafted*: one linear probe on the columns of both; inner folds choose how "
-        "much a vector's column counts beside a demographic one."
+        "- *+ demographics*, *+ handcrafted*: one linear probe on the columns of both; inner folds choose "
+        "how much a vector's column counts beside a demographic one."
     ] * any(" + " in name for name in names)
     given = ["- *Given predictions*: another model's, out of sample, from a file."] * any(
         "(given predictions)" in row["label"] for row in results["rows"]
