@@ -144,7 +144,8 @@ def staged(task: Task, windows: Any, labels: pa.Table) -> tuple[np.ndarray, str]
     own, other = task.label.partition("_")[0], other_label(task.label)
     pressures: dict[str, np.ndarray | None] = {own: windows.target, other.partition("_")[0]: None}
     if np.any(np.asarray(labels["name"].to_pylist(), object) == other):
-        question = task.model_copy(update={"label": other, "where": ()})
+        any_value = task.aggregate.model_copy(update={"valid": None})  # its range is of the own pressure
+        question = task.model_copy(update={"label": other, "where": (), "aggregate": any_value})
         second, _ = window_targets(labels, windows.record.tolist(), windows.start_s.tolist(), question)
         pressures[other.partition("_")[0]] = second
         how = "reference SBP and DBP, JNC 7"

@@ -147,6 +147,12 @@ def test_stages_are_the_corpuss_own_where_it_has_them_else_from_both_pressures()
     assert "SBP alone" in card["stages_by"] and [s["mae"] for s in card["stages"]] == [2.0, 10.0]
 
 
+def test_the_plausible_range_of_one_pressure_does_not_hide_the_other() -> None:
+    own = SBP.model_copy(update={"aggregate": SBP.aggregate.model_copy(update={"valid": (60.0, 260.0)})})
+    _, how = bloodpressure.staged(own, windows([110], ["a"]), labelled(("a", "dbp", 48.0)))
+    assert how == "reference SBP and DBP, JNC 7"
+
+
 def test_a_card_is_attached_to_results_of_pressures_only() -> None:
     asked: list[list[str]] = []
 
