@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -148,7 +149,7 @@ def _in_parts(name: Transform, x: Tensor, c: Imaging, n_b: Tensor | None) -> Ima
             at = slice(low, low + part)
             found, there = image(x[at], n_b=None if n_b is None else n_b[at])
             if low == 0:
-                pixels = found.new_empty((batch, *found.shape[1:]))
+                pixels = _room(batch, found)
                 valid = None if there is None else there.new_empty((batch, *there.shape[1:]))
             pixels[at] = found
             if valid is not None and there is not None:
@@ -158,6 +159,13 @@ def _in_parts(name: Transform, x: Tensor, c: Imaging, n_b: Tensor | None) -> Ima
     if name != "recurrence":
         pixels, valid = pixels.transpose(2, 3), valid.transpose(1, 2)
     return Images(pixels.expand(-1, 3, -1, -1), valid)
+
+
+def _room(batch: int, one: Tensor) -> Tensor:
+    """(batch, …) float32 like `one`, to be filled. On a CPU from NumPy, which asks for huge pages: torch
+    memory of its own, new at every call, costs as much to touch first as a recurrence to work out."""
+    shape = (batch, *one.shape[1:])
+    return torch.from_numpy(np.empty(shape, np.float32)) if one.device.type == "cpu" else one.new_empty(shape)
 
 
 def _stft(x: Tensor, c: Imaging, hann: Tensor, n_b: Tensor | None) -> Found:
