@@ -23,8 +23,9 @@ from pretrain import figures
 from pretrain.contrastive import Negatives, Scale, held_out, info_nce, metrics, unit
 from pretrain.importing import checkpoint
 from pretrain.net1d import Net1D, Norm, Projector, from_authors
-from pretrain.recipe import Encoder, Mode, StepResult, build
+from pretrain.recipe import Encoder, Mode, StepResult
 from pretrain.sync_bn import BatchNorm
+from pretrain.trained import open_trained
 
 log = logging.getLogger(__name__)
 
@@ -271,8 +272,6 @@ def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
     """
     if uri.lower().endswith(CHECKPOINTS):
         return _checkpoint(uri)
-    from safetensors.torch import load_file
-
     from cluster import bundle
 
     found = bundle.open(uri)
@@ -280,16 +279,6 @@ def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
         raise PlethoraError(
             f"method.ecg_teacher = {uri} has no mode ecg (it has {', '.join(names)}): give an ECG encoder"
         )
-    run = found.config["run"]
-    theirs = build(run["recipe"], run["method"], run.get("seed", 0))
-    modules, weights = theirs.modules(), load_file(found.path("model.safetensors"))
-    for name, module in modules.items():
-        prefix = f"{name}."
-        module.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        )
-    modes = theirs.encoder(modules).modes
-    signal = recipe.config.signals()[1]
     wants = found.preprocessing["ecg"]
     band = wants.get("band") or (None, None)
     asked = {"ecg_rate": wants.get("rate"), "ecg_low": band[0], "ecg_high": band[1],
@@ -299,14 +288,18 @@ def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
         raise PlethoraError(f"the teacher {uri} takes other ECG than this run gives: set {', '.join(other)}")
     if not wants.get("upright"):
         raise PlethoraError(f"the teacher {uri} takes ECG as recorded, AnyPPG turns it upright: give another")
-    samples = round(recipe.config.window_s * signal.rate)
-    low, high = modes["ecg"].min_samples, modes["ecg"].max_samples
+    teacher = open_trained(uri)[1].modes["ecg"]
+    samples, low, high = (
+        round(recipe.config.window_s * wants["rate"]),
+        teacher.min_samples,
+        teacher.max_samples,
+    )
     if not low <= samples <= high:
         raise PlethoraError(
             f"the teacher {uri} takes {low} to {high} samples of ECG, a window has {samples}: "
             f"set method.window_s"
         )
-    return modes["ecg"].module
+    return teacher.module
 
 
 def _checkpoint(path: str) -> nn.Module:

@@ -25,6 +25,7 @@ from pretrain.losses import Distance, advantage, masked_cross_entropy, reinforce
 from pretrain.quantizer import Quantizer
 from pretrain.recipe import Encoder, Mode, StepResult
 from pretrain.sigma_net import Pooled, Student, Teacher, Tokens, code_decoder, conv_encoder
+from pretrain.trained import open_modules
 
 log = logging.getLogger(__name__)
 
@@ -345,27 +346,20 @@ def tokens(c: TokenizerConfig) -> Tokens:
 def open_tokenizer(uri: str, needs: MaskedConfig) -> Tokens:
     """The published tokenizer at ``uri``. Errors: PlethoraError when there is none, it is of another kind,
     or it was trained on other windows than ``needs`` says."""
-    from safetensors.torch import load_file
-
     from cluster import bundle
-    from cluster.config import validate
 
     if not uri:
         raise PlethoraError("method.tokenizer is empty: set it to the URI of a trained tokenizer's bundle")
-    found = bundle.open(uri)
-    if found.config["kind"] != "tokenizer":
-        raise PlethoraError(f"{uri} is a bundle of kind {found.config['kind']}: give a tokenizer's")
-    config = validate(TokenizerConfig, found.config["run"]["method"], f"{uri}/config.json")
+    if (kind := bundle.open(uri).config["kind"]) != "tokenizer":
+        raise PlethoraError(f"{uri} is a bundle of kind {kind}: give a tokenizer's")
+    _, theirs, modules = open_modules(uri)
     for name in ("window_s", "rate", "band", "order", "patch", "codebook_size"):
-        theirs, ours = getattr(config, name), getattr(needs, name)
-        if theirs != ours:
+        trained, ours = getattr(theirs.config, name), getattr(needs, name)
+        if trained != ours:
             raise PlethoraError(
-                f"method.{name} = {ours} but the tokenizer {uri} was trained with {theirs}: set the same"
+                f"method.{name} = {ours} but the tokenizer {uri} was trained with {trained}: set the same"
             )
-    net = tokens(config)
-    weights = load_file(found.path("model.safetensors"))
-    prefix = "tokenizer."
-    net.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    net: Tokens = modules["tokenizer"]
     return net
 
 

@@ -149,6 +149,7 @@ def test_a_jointly_trained_ecg_encoder_is_published_and_can_teach(tmp_path: Path
 
     class Opened:
         config = {
+            "kind": "encoder",
             "run": {
                 "recipe": "pretrain.recipes.anyppg:AnyPPG",
                 "method": first.config.model_dump(mode="json"),

@@ -135,7 +135,7 @@ def publish(folder, kind: str, config: TokenizerConfig, net: torch.nn.Module) ->
         "version": 1,
         "kind": kind,
         "modes": {"ppg": {"file": "ppg.onnx", "inputs": inputs, "dim": 16}},
-        "run": {"method": config.model_dump(mode="json")},
+        "run": {"recipe": "pretrain.recipes.sigma:Tokenizer", "method": config.model_dump(mode="json")},
     }
     (folder / "config.json").write_text(json.dumps(described))
     for name in ("lineage", "metrics", "preprocessing"):
