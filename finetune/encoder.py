@@ -29,8 +29,8 @@ class BundleEncoder:
         modes = self.bundle.config.get("modes", {})
         if mode is None and len(modes) != 1:
             raise PlethoraError(
-                f"{uri} has {len(modes)} modes ({', '.join(modes)}): choose one with --mode MODE "
-                "(compare: BUNDLE#MODE)"
+                f"{uri} has {len(modes)} modes ({', '.join(modes)}): choose one as BUNDLE#MODE, or, where "
+                "the command has it, by --mode"
             )
         self.mode = mode or next(iter(modes))
         if self.mode not in modes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cluster.session import session
 from datasets.schema import Corpus
 from finetune.adapt import adapted
+from finetune.given import read_split
 from finetune.held import Entrant, held_by, suits
 from finetune.lengths import fit
 from finetune.table import BASELINES, Options, Outcome, outcome
@@ -19,6 +20,8 @@ def study(
     entrants: Sequence[Entrant], source: Corpus, tasks: Sequence[Task], options: Options
 ) -> list[Outcome]:
     """Every task's outcome, in their order."""
+    if options.split:
+        read_split(options.split)  # a wrong file is told before anything is embedded
     fitted = [adapted(task, source, options.window_s) for task in tasks]
     for task, _ in fitted:
         suits(entrants, task)

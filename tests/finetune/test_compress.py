@@ -293,7 +293,7 @@ def test_a_student_is_distilled_published_and_measured_beside_the_others(
     "changed, says",
     [
         ({"bundle": "/nowhere/bundle"}, "/nowhere/bundle"),
-        ({"bundle": "PAIR"}, "choose one with --mode MODE"),
+        ({"bundle": "PAIR"}, "choose one as BUNDLE#MODE"),
         ({"bundle": "PAIR#abp"}, "has no mode 'abp'"),
         ({"bundle": "PAIR#ecg"}, "has no ecg"),
         ({"tasks": ["heart_rat"]}, "heart_rat"),

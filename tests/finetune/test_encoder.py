@@ -202,7 +202,7 @@ def test_inputs_that_do_not_belong_together_are_refused_in_one_line(
         with pytest.raises(PlethoraError, match=said) as refused:
             both.prepare(bad, rates)
         assert "\n" not in str(refused.value)
-    with pytest.raises(PlethoraError, match=r"3 modes \(ppg, ecg, ppg\+ecg\): choose one with --mode"):
+    with pytest.raises(PlethoraError, match=r"3 modes \(ppg, ecg, ppg\+ecg\): choose one as BUNDLE#MODE"):
         BundleEncoder(pair_bundle)
 
 
