@@ -59,7 +59,7 @@ class M2AEConfig(Config):
     span: int = Field(5, ge=1)  # open: patches that are hidden together, 1 s: longer than a beat
     weight: float = Field(1.0, ge=0)  # open: λ, of reconstruction
     # open: reconstruction error, square up to here and absolute above (Huber). At 10 practically the square:
-    # 0.5 lowers the mean absolute error of an ECG from a PPG, and loses its R peaks
+    # 1 lowers the mean absolute error of an ECG from a PPG, and places its R peaks worse (docs/results.md)
     delta: float = Field(10.0, gt=0)
     temperature: float = Field(0.07, gt=0)  # open
     crop: float = Field(0.7, gt=0, le=1)  # open: shortest share of a window, both cut alike, stretched to all
