@@ -19,7 +19,7 @@ import numpy as np
 
 from cluster.cli import entry
 from datasets.ingest import ingest
-from finetune import classes, metrics, study, table
+from finetune import classes, held, metrics, table
 from finetune.compare import compare
 from tests.benchmarks.table import show
 from tests.finetune.tiny import make_bundle
@@ -72,7 +72,7 @@ def compared(name: str, bundles: list[str], corpus: str, task: str, folder: str)
 
         return run
 
-    whole = {study: ("cached_vectors", "embed"), table: ("probed", "probe")}
+    whole = {held: ("cached_vectors", "embed"), table: ("probed", "probe")}
     kept = {module: getattr(module, name) for module, (name, _) in whole.items()}
     try:
         for module, (function, what) in whole.items():
