@@ -137,15 +137,16 @@ def report(results: dict[str, Any]) -> str:
     ]
     for table in results["tasks"]:
         task, counts = table["task"], table["counts"]
+        left_out = ", ".join(f"{reason} {count}" for reason, count in table["refused"].items())
         lines += ["", f"## {task['title']}", ""]
         if not table["rows"]:
-            lines.append(f"{table['note']}: {table['refused']}")
+            lines.append(f"{table['note']}: {left_out}")
             continue
         unit = f" {task['unit']}" if task["unit"] else ""
         shown = [m for m in task["metrics"] if m in table["rows"][0]["metrics"]]
         lines += [
             f"{counts['subjects']} subjects, {counts['windows']} windows, a row a {table['level']}"
-            + (f"; windows left out: {table['refused']}" if table["refused"] else ""),
+            + (f"; windows left out: {left_out}" if left_out else ""),
             "",
             "| | " + " | ".join(shown) + " |",
             "|---" * (len(shown) + 1) + "|",
