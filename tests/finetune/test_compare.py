@@ -116,7 +116,7 @@ def test_whom_any_of_the_encoders_saw_is_left_out_for_all(
     [
         (["{b}", "{b}"], ["heart_rate"], "is named twice"),
         (["{b}#ecg"], ["heart_rate"], "no mode 'ecg': it has ppg"),
-        (["{p}"], ["heart_rate"], r"3 modes .*compare: BUNDLE#MODE"),
+        (["{p}"], ["heart_rate"], r"3 modes .*choose one as BUNDLE#MODE"),
         (["{b}"], ["hart_rate"], "did you mean 'heart_rate'"),
         (["{b}"], [], "--tasks names no task"),
     ],
