@@ -6,6 +6,7 @@ Both give an adapter: what was trained, and the name and hash of what it sits up
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,7 +61,7 @@ class TuneConfig(SupervisedConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
-class _Supervised:
+class _Supervised(ABC):
     """What both recipes share. `heads` are known once the training targets are (`told`), or from a bundle."""
 
     config: Any
@@ -77,21 +78,21 @@ class _Supervised:
     def _window_s(self) -> float | None:
         return self.config.window_s
 
-    def signals(self) -> tuple[Signal, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def signals(self) -> tuple[Signal, ...]: ...
 
-    def body(self, heads: Sequence[Head]) -> nn.Module:
-        raise NotImplementedError
+    @abstractmethod
+    def body(self, heads: Sequence[Head]) -> nn.Module: ...
 
+    @abstractmethod
     def base(self, body: nn.Module) -> dict[str, Any]:
         """What the adapter sits upon: {"name", "source", "hash", …}."""
-        raise NotImplementedError
 
-    def lines(self, body: nn.Module) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def lines(self, body: nn.Module) -> list[str]: ...
 
-    def preprocessing(self) -> dict[str, dict[str, Any]]:
-        raise NotImplementedError
+    @abstractmethod
+    def preprocessing(self) -> dict[str, dict[str, Any]]: ...
 
     def more(self, batch: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         """What the network takes in training beside the signals."""
