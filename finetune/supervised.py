@@ -98,13 +98,9 @@ class _Supervised(ABC):
         """What the network takes in training beside the signals."""
         return {}
 
-    def check_corpus(self, corpus: Corpus) -> None:
-        """PlethoraError when the corpus cannot give what the network takes."""
-
     # -- labels
 
     def targets(self, corpus: Corpus, table: pa.Table) -> np.ndarray:
-        self.check_corpus(corpus)
         found = targets.read_labels(corpus, table, self.tasks)
         for name, names in found.classes.items():
             if self.classes.setdefault(name, names) != names:
@@ -265,8 +261,9 @@ class Tune(_Supervised):
         known = self.source.bundle.preprocessing
         return {m: known[m] | window for m in self.source.modalities}
 
-    def check_corpus(self, corpus: Corpus) -> None:
+    def targets(self, corpus: Corpus, table: pa.Table) -> np.ndarray:
         self.source.check(corpus)
+        return super().targets(corpus, table)
 
 
 def scatter(y_bo: Tensor, target_bk: Tensor, heads: Sequence[Head]) -> Figure:
