@@ -98,9 +98,14 @@ class _Supervised(ABC):
         """What the network takes in training beside the signals."""
         return {}
 
+    @abstractmethod
+    def check_corpus(self, corpus: Corpus) -> None:
+        """PlethoraError when the corpus cannot give what the network takes."""
+
     # -- labels
 
     def targets(self, corpus: Corpus, table: pa.Table) -> np.ndarray:
+        self.check_corpus(corpus)
         found = targets.read_labels(corpus, table, self.tasks)
         for name, names in found.classes.items():
             if self.classes.setdefault(name, names) != names:
@@ -223,6 +228,11 @@ class Vision(_Supervised):
             return {}
         return {"uniform_b4": keyed_uniform(batch["window"], 4, self.seed, step, _AUGMENT)}
 
+    def check_corpus(self, corpus: Corpus) -> None:
+        if "ppg" not in corpus.modalities:
+            there = ", ".join(corpus.modalities)
+            raise PlethoraError(f"{corpus.uri} has no ppg (it has {there}): use another corpus")
+
 
 class Tune(_Supervised):
     Config = TuneConfig
@@ -261,9 +271,8 @@ class Tune(_Supervised):
         known = self.source.bundle.preprocessing
         return {m: known[m] | window for m in self.source.modalities}
 
-    def targets(self, corpus: Corpus, table: pa.Table) -> np.ndarray:
+    def check_corpus(self, corpus: Corpus) -> None:
         self.source.check(corpus)
-        return super().targets(corpus, table)
 
 
 def scatter(y_bo: Tensor, target_bk: Tensor, heads: Sequence[Head]) -> Figure:
