@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import tempfile
 import threading
 import time
@@ -13,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster import storage
+from cluster import gauges, storage
 from cluster.cli import Progress, plain, progress
+from cluster.gauges import Gauges
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -140,7 +140,7 @@ class Telemetry:
         self._file.seek(0, 2)
         self._last: tuple[int, int, dict[str, Any]] | None = None  # step, offset, content of the last line
         self._events = SummaryWriter(str(self._folder), purge_step=start_step or None)
-        self._gauges: dict[str, Any] = {}
+        self.gauges = Gauges(self.uri.split("/")[-2])
         self._flushed_at = self._uploaded_at = time.monotonic()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -148,7 +148,8 @@ class Telemetry:
         numbers = {name: float(value) for name, value in values.items()}
         for name, value in numbers.items():
             self._events.add_scalar(name, value, step)
-            self._gauge(name, value)
+            gauge, labels = gauges.of(name)
+            self.gauges.set(gauge, value, **labels)
         if self._last is not None and self._last[0] == step:
             _, offset, line = self._last
             self._file.seek(offset)
@@ -201,21 +202,6 @@ class Telemetry:
             if self._sent.get(name) != mark:
                 storage.write_bytes(storage.join(self.uri, name), path.read_bytes())
                 self._sent[name] = mark
-
-    def _gauge(self, name: str, value: float) -> None:
-        import ray
-
-        if not ray.is_initialized():
-            return
-        if name not in self._gauges:
-            from ray.util.metrics import Gauge
-
-            gauge = Gauge(
-                f"plethora_{re.sub(r'[^0-9a-zA-Z_]', '_', name)}", f"{name} of a run", tag_keys=("run",)
-            )
-            gauge.set_default_tags({"run": self.uri.rstrip("/").split("/")[-2]})
-            self._gauges[name] = gauge
-        self._gauges[name].set(value)
 
 
 def _kept(uri: str, start_step: int) -> bytes:

@@ -148,6 +148,16 @@ class Labelled(Protocol):
         ...
 
 
+@runtime_checkable
+class Tokened(Protocol):
+    """What a recipe has as well whose network works on tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens (patches) of one window."""
+        ...
+
+
 _PARTS = ("Config", "windows", "modules", "frozen", "losses", "summary", "encoder")
 
 

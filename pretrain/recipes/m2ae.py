@@ -116,6 +116,10 @@ class M2AE:
     def __init__(self, config: M2AEConfig, seed: int) -> None:
         self.config, self.seed = config, seed
 
+    @property
+    def tokens(self) -> int:
+        return len(NAMES) * (self.config.samples // self.config.patch)
+
     def windows(self) -> WindowSpec:
         c = self.config
         return WindowSpec(signals=c.signals(), window_s=c.window_s, hop_s=c.hop_s, min_quality=c.min_quality)

@@ -149,6 +149,10 @@ class Tokenizer:
     def __init__(self, config: TokenizerConfig, seed: int) -> None:
         self.config, self.seed = config, seed
 
+    @property
+    def tokens(self) -> int:
+        return self.config.patches
+
     def windows(self) -> WindowSpec:
         return self.config.spec()
 
@@ -213,6 +217,10 @@ class Masked:
         self.config, self.seed, self._tokenizer = config, seed, tokenizer
         self.has_teacher = config.masking in ("adversarial", "both")
         self.alpha = config.alpha if config.masking in ("prior", "both") else 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.config.patches
 
     def windows(self) -> WindowSpec:
         return self.config.spec()

@@ -109,11 +109,13 @@ def test_an_upload_that_fails_is_told(store: dict[str, str], monkeypatch: pytest
 
 def test_numbers_become_gauges_of_ray(ray_session: Any, tmp_path: Path) -> None:
     told = Telemetry(str(tmp_path / "my-run/telemetry"))
-    told.scalars(1, {"train/loss": 0.25})
+    told.scalars(1, {"train/loss/student": 0.25, "train/data_wait": 0.5})
     told.close()
-    gauge = told._gauges["train/loss"]
-    assert gauge.info["name"] == "plethora_train_loss"
-    assert gauge.info["default_tags"] == {"run": "my-run"}
+    info = told.gauges._known["loss"].info
+    assert info["name"] == "plethora_loss"
+    assert info["default_tags"] == {"run": "my-run"}
+    assert set(info["tag_keys"]) == {"run", "part", "module"}
+    assert told.gauges._known["data_wait"].info["name"] == "plethora_data_wait"
 
 
 def test_a_board_shows_in_the_driver_what_a_worker_puts(
