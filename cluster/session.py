@@ -215,11 +215,11 @@ def runtime_env() -> dict[str, Any]:
     return table
 
 
-def scaling(workers: int | tuple[int, int], gpu: float) -> ray.train.ScalingConfig:
-    """`workers` training workers (or an elastic range of them), each with one CPU and `gpu` GPUs."""
+def scaling(workers: int | tuple[int, int], gpu: float, cpu: float = 1) -> ray.train.ScalingConfig:
+    """`workers` training workers (or an elastic range of them), each with `cpu` CPUs and `gpu` GPUs."""
     from ray.train import ScalingConfig
 
-    share: dict[str, float] = {"CPU": 1}
+    share: dict[str, float] = {"CPU": cpu}
     if gpu:
         share["GPU"] = gpu
     elastic: Any = workers  # Ray's annotation does not know the range that it takes

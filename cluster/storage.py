@@ -84,7 +84,7 @@ def filesystem(uri: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
 def _s3_filesystem(_settings: tuple[str | None, ...], bucket: str | None) -> pyarrow.fs.FileSystem:
     address = urlsplit(s3.endpoint() or "")
     region = s3.region() or (pyarrow.fs.resolve_s3_region(bucket) if bucket else None)
-    return pyarrow.fs.S3FileSystem(
+    found = _Bucket(
         # pyarrow alone does not read AWS_ENDPOINT_URL
         endpoint_override=address.netloc or None,
         scheme=address.scheme or "https",
@@ -95,6 +95,23 @@ def _s3_filesystem(_settings: tuple[str | None, ...], bucket: str | None) -> pya
         allow_delayed_open=True,  # a small file is one PUT, not a multipart upload
         tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),
     )
+    found.bucket = bucket
+    return found
+
+
+class _Bucket(pyarrow.fs.S3FileSystem):
+    """Travels to another process as the wish for it: pyarrow's own pickles forget the retry strategy, so that
+    what Ray writes would give up after three attempts.
+    """
+
+    bucket: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _bucket_here, (self.bucket,)
+
+
+def _bucket_here(bucket: str | None) -> pyarrow.fs.FileSystem:
+    return _s3_filesystem(s3.settings(), bucket)
 
 
 # ---------------------------------------------------------------- files
@@ -182,6 +199,12 @@ def json_bytes(obj: Any) -> bytes:
 def write_json(uri: str | Path, obj: Any) -> None:
     """Write `obj` as stable JSON."""
     write_bytes(uri, json_bytes(obj))
+
+
+def is_full_or_away(error: BaseException) -> bool:
+    """Whether a disk that is full or broken, or a bucket, made somebody else's code (Ray's) raise this."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    return isinstance(error, OSError) and (error.errno in numbers or "AWS Error" in str(error))
 
 
 # ---------------------------------------------------------------- folders

@@ -88,11 +88,12 @@ def dataset(
     spec: WindowSpec,
     actors: int = 1,
     reader: type[Reader] = Reader,
+    cpus: float = 1,
 ) -> "ray.data.Dataset":
     """The blocks of `rank` as a lazy Ray Dataset: one planned block = one Ray Data block, in planned order.
 
-    `actors`: transform actors, a core each. An empty plan (a run restarted after its last commit) gives an
-    empty dataset.
+    `actors`: transform actors, `cpus` logical CPUs each (0: the worker's own share holds theirs). An empty
+    plan (a run restarted after its last commit) gives an empty dataset.
     """
     import ray.data
 
@@ -107,7 +108,7 @@ def dataset(
         batch_size=None,  # a block in, a block out
         compute=ray.data.ActorPoolStrategy(size=actors),
         fn_constructor_args=(plan, shelves, spec),
-        num_cpus=1,
+        num_cpus=cpus,
     )
 
 

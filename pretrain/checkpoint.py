@@ -6,13 +6,13 @@ they are opened only from the run's own folder and only after every file matches
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cluster import storage
+from cluster import s3, storage
 from cluster.errors import PlethoraError
+from cluster.scratch import scratch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def save(
     import ray.train
     from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory(prefix="plethora-") as name:
+    with scratch("checkpoint") as name:
         folder = Path(name)
         for engine in engines.values():
             engine.save(folder)
@@ -125,8 +125,11 @@ def committed(uri: str) -> int | None:
 
 def collect(uri: str) -> list[str]:
     """Delete the checkpoint folders of a run that Ray never committed (a worker or the driver died between
-    upload and commit), and return their names. Only while nothing trains under `uri`.
+    upload and commit), and return their names; on S3, abort the uploads of writers that died inside one.
+    Only while nothing trains under `uri`.
     """
+    if storage.is_remote(uri):
+        s3.abort_uploads(storage.normalise(uri))
     result = _result(uri)
     known = {PurePosixPath(c.path).name for c, _ in (result.best_checkpoints or [])} if result else set()
     folders = {name.split("/", 1)[0] for name in storage.listing(uri)}

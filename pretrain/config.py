@@ -1,6 +1,7 @@
 """A run file: everything that a pretraining run is, in one frozen table."""
 
-from typing import Any, Literal
+from math import lcm
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -65,7 +66,7 @@ class RunConfig(Config):
     storage: str = "out/runs"
     name: str
     seed: int = 0
-    workers: int = Field(default=1, ge=1)
+    workers: Annotated[int, Field(ge=1)] | tuple[int, int] = 1  # [fewest, most]: as many as the cluster has
     resources: Resources = Resources()
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
@@ -96,24 +97,53 @@ class RunConfig(Config):
             raise ValueError("select.patience needs select.metric: the figure of validation to watch")
         if self.select.metric and not self.validate_every:
             raise ValueError("select.metric needs validation: set validate_every above 0")
-        if self.batch % self.workers:
-            raise ValueError(f"batch = {self.batch} does not divide over workers = {self.workers}")
-        if (self.batch // self.workers) % self.micro:
+        if isinstance(self.workers, tuple) and not 1 <= self.fewest <= self.most:
+            raise ValueError(f"workers = {list(self.workers)}: give [fewest, most], 1 or more, in that order")
+        counts = range(self.fewest, self.most + 1)
+        wrong = [str(workers) for workers in counts if self.batch % workers]
+        if wrong:
+            whole = lcm(*counts)  # Ray starts any count of the range
+            near = f": the nearest batch that does is {-(-self.batch // whole) * whole}"
             raise ValueError(
-                f"micro_batch = {self.micro} does not divide a worker's share of "
-                f"{self.batch // self.workers} windows (batch {self.batch} / workers {self.workers})"
+                f"batch = {self.batch} does not divide over workers = {', '.join(wrong)}"
+                + near * isinstance(self.workers, tuple)
             )
+        for workers in counts:
+            if self.micro_batch and (self.batch // workers) % self.micro_batch:
+                raise ValueError(
+                    f"micro_batch = {self.micro_batch} does not divide a worker's share of "
+                    f"{self.batch // workers} windows (batch {self.batch} / workers {workers})"
+                )
         return self
 
     @property
+    def fewest(self) -> int:
+        """Workers that the run needs."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def most(self) -> int:
+        """Workers that the run can use."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the run goes on with fewer workers, and grows again."""
+        return self.fewest < self.most
+
+    def at(self, workers: int) -> "RunConfig":
+        """This run with as many workers as there are now."""
+        return self.model_copy(update={"workers": workers})
+
+    @property
     def micro(self) -> int:
-        """Windows a worker and backward pass."""
-        return self.micro_batch or self.batch // self.workers
+        """Windows a worker and backward pass (of an elastic run: with the most workers)."""
+        return self.micro_batch or self.batch // self.most
 
     @property
     def accumulation(self) -> int:
         """Backward passes an optimizer step."""
-        return self.batch // self.workers // self.micro
+        return self.batch // self.most // self.micro
 
     @property
     def corpora(self) -> dict[str, float]:

@@ -1,10 +1,12 @@
 """The driver's side of a run: check, index, start the workers, watch, report."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster import session, storage, telemetry
+from cluster.durable import durable
 from cluster.errors import PlethoraError
 from pretrain import checkpoint
 from pretrain.config import RunConfig
@@ -12,11 +14,12 @@ from pretrain.data import Data, open_data
 from pretrain.recipe import Recipe, build
 
 
-def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
+def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Train `run` to its published bundle. Returns {"bundle", "steps", "metrics", "resumed_from", "stopped"}.
 
     resume: go on from the run's last committed checkpoint (a fresh start where there is none); without it, a
-    run that exists is an error. Raises PlethoraError for what a user can mend.
+    run that exists is an error. callbacks: of Ray Train; with any, each validation is reported to them as
+    {"step", "steps", "figures": {name: value}}. Raises PlethoraError for what a user can mend.
     """
     run = located(run)
     home = storage.join(run.storage, run.name)
@@ -35,18 +38,20 @@ def launch(run: RunConfig, resume: bool = False) -> dict[str, Any]:
     for name in checkpoint.collect(home):
         say(f"run {run.name}: removed {name}, which was never committed")
 
-    with session.session(run.workers, run.stream.actors, run.resources.gpu):
+    with session.session(run.fewest if run.resources.gpu else run.most, run.stream.actors, run.resources.gpu):
         data = open_data(run, recipe)
         for line in summary(run, recipe, data, start):
             say(line)
         board = telemetry.make_board()
         with board.render(run.name, data.steps):
-            result = trainer(run, board).fit()
+            result = fitted(trainer(run, board, callbacks), run)
         value = result.return_value or {}
         if "error" in value:
             raise PlethoraError(value["error"])
         if value.get("stopped"):
             say(f"run {run.name}: {value['stopped']}")
+    for name in checkpoint.collect(home):  # of workers that died while the run went on
+        say(f"run {run.name}: removed {name}, which was never committed")
     metrics = storage.read_json(storage.join(bundle, "metrics.json"))
     return {
         "bundle": value["bundle"],
@@ -82,29 +87,63 @@ def located(run: RunConfig) -> RunConfig:
     )
 
 
-def trainer(run: RunConfig, board: Any) -> Any:
+def trainer(run: RunConfig, board: Any, callbacks: Sequence[Any] = ()) -> Any:
     """The TorchTrainer of a run. Workers make their own datasets: each plans what is left from the checkpoint
     that it restored, so that what was done beyond it is done again."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from pretrain.leaving import Heed
     from pretrain.loop import train
 
     loop: Any = train  # Ray's annotation forgets that the loop may return a value
-    filesystem, path = storage.filesystem(run.storage)
+    heard: Any = [Heed(), *callbacks]  # Ray's annotation names another class than Ray takes
+    filesystem, path = durable(run.storage)
+    # An elastic run starts as many workers as have room: their share then holds the transform actors', or
+    # workers would take every CPU and starve their own stream. (With GPUs, these set the number.)
+    shared = run.elastic and not run.resources.gpu
     return TorchTrainer(
         loop,
-        train_loop_config={"run": run.model_dump(), "board": board},
+        train_loop_config={"run": run.model_dump(), "board": board, "actor_cpus": float(not shared), "report": bool(callbacks)},
         torch_config=TorchConfig(backend="nccl" if run.resources.gpu else "gloo"),
-        scaling_config=session.scaling(run.workers, run.resources.gpu),
+        scaling_config=session.scaling(run.workers, run.resources.gpu, 1 + run.stream.actors * shared),
         run_config=ray.train.RunConfig(
             name=run.name,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=run.keep_checkpoints),
+            callbacks=heard,
         ),
     )
+
+
+def fitted(trainer: Any, run: RunConfig) -> Any:
+    """`trainer.fit()`; what a user can mend (a full disk, a store that is down, a lost machine) as one
+    PlethoraError, a mistake in code with its traceback.
+    """
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+
+    try:
+        return trainer.fit()
+    except RayActorError as error:
+        raise PlethoraError(
+            f"run {run.name}: the process that watches its workers is gone: go on with --resume"
+        ) from error
+    except TrainingFailedError as error:
+        causes: list[Any] = []
+        if isinstance(error, WorkerGroupError):
+            causes = list(error.worker_failures.values())
+        elif isinstance(error, ControllerError):
+            causes = [error.controller_failure]
+        known = [c for c in causes if isinstance(c, PlethoraError) or storage.is_full_or_away(c)]
+        if not known:  # code that is wrong: the traceback says where
+            raise
+        lines = " ".join(str(known[0]).split())
+        raise PlethoraError(
+            f"run {run.name} stopped: {lines}; once that is mended, go on with --resume"
+        ) from error
 
 
 def summary(run: RunConfig, recipe: Recipe, data: Data, start: int) -> list[str]:
@@ -123,8 +162,9 @@ def summary(run: RunConfig, recipe: Recipe, data: Data, start: int) -> list[str]
     }
     accepted = [len(i.select(None)) for i in data.indexes]
     unlabelled = [n - len(data.rows(i, None)) for i, n in enumerate(accepted)]
+    workers = f"{run.fewest} to {run.most}" if run.elastic else f"{run.most}"
     return [
-        f"run        {run.name}: {run.recipe} on {shards}, {run.workers} worker(s), seed {run.seed}",
+        f"run        {run.name}: {run.recipe} on {shards}, {workers} worker(s), seed {run.seed}",
         *(
             f"module     {name}: {n / 1e6:.2f} M parameters"
             + (f", {trained:,} of them ({trained / n:.1%}) train" if trained < n else "")
