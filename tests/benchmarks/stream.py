@@ -1,14 +1,17 @@
 """Shards on disk → batches in train workers: MB/s of waveform (int16 as stored), first batch, epochs, memory.
 
 Beside it in the same run: a bare pyarrow scan of the same column in one process (the limit), and a torch
-DataLoader worker that reads the same row groups and cuts the same windows. Windows pass through unfiltered:
-240 s of PPG at 125 Hz, or with --paired 10 s of PPG at 125 Hz and of ECG at 500 Hz.
+DataLoader worker that reads the same row groups and cuts the same windows; with --peers mosaicml-streaming,
+webdataset and Hugging Face datasets, too, with as many workers, on windows cut beforehand in formats of their
+own. Windows pass through unfiltered: 240 s of PPG at 125 Hz, or with --paired 10 s of PPG at 125 Hz and ECG
+at 500 Hz.
 
-    python -m tests.benchmarks.stream [--paired] [--mb 240] [--workers 2] [--actors 1] [--epochs 10]
+    python -m tests.benchmarks.stream [--paired] [--peers] [--mb 240] [--workers 2] [--actors 1] [--epochs 10]
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,7 +31,8 @@ from datasets import index, stream
 from datasets.plan import Plan
 from datasets.schema import content_hash, open_corpus, row_schema
 from datasets.windows import Signal, WindowSpec
-from tests.benchmarks.table import show
+from tests.benchmarks import peers
+from tests.benchmarks.table import ROOT, show
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,22 @@ def dataloader(uri: str, case: Case) -> float:
     return done / 1e6 / (time.perf_counter() - began)
 
 
+def others(home: Path, mb: float, workers: int) -> dict[str, tuple[float, float]]:
+    """{peer: (MB/s, seconds to the first batch)} on as many MB of LONG windows."""
+    python, found = peers.environment(ROOT / "out" / "peers"), {}
+    samples = round(LONG.window_s * LONG.rates["ppg"])
+    windows = round(mb * 1e6 / LONG.window_bytes)
+    for kind in peers.KINDS:
+        folder = str(home / kind)
+        size = ["--windows", str(windows), "--samples", str(samples)]
+        subprocess.run([python, peers.__file__, "write", kind, folder, *size], check=True)
+        speed, first = max(
+            peers.measure(python, kind, folder, LONG.batch // workers, workers) for _ in range(2)
+        )
+        found[peers.NAMES[kind]] = speed * LONG.batch / workers * LONG.window_bytes / 1e6, first
+    return found
+
+
 class Worker:
     """What a train worker does without the training; imports come before the clock starts, as there."""
 
@@ -221,6 +241,7 @@ def main() -> None:
         "--mb", type=float, default=240, help="of the small corpus; the large one has ten times that"
     )
     parser.add_argument("--paired", action="store_true", help="short windows of two signals")
+    parser.add_argument("--peers", action="store_true", help="install and time them, too (long windows)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--epochs", type=float, default=10)
@@ -241,6 +262,7 @@ def main() -> None:
             many = ours(large, case, given.workers, given.actors, 1.0)
         limit = max(scan(large, case) for _ in range(2))
         loader = max(dataloader(large, case) for _ in range(2))
+        rivals = others(Path(home), 10 * given.mb, given.workers) if given.peers else {}
     few_name, many_name = (
         f"plethora, {given.mb:g} MB, {given.epochs:g} epochs",
         f"plethora, {given.mb * 10:g} MB",
@@ -252,8 +274,13 @@ def main() -> None:
             ("torch DataLoader, 1 worker", loader, "", ""),
             (few_name, few["mb_s"], few["first_s"], few["peak_mb"]),
             (many_name, many["mb_s"], many["first_s"], many["peak_mb"]),
+            *((f"{name}, {given.workers} workers", *found, "") for name, found in rivals.items()),
         )
     ]
+    ahead = {
+        f"above {name}, and the first batch sooner": many["mb_s"] > mb_s and few["first_s"] < first
+        for name, (mb_s, first) in rivals.items()
+    }
     show(
         f"stream of {' + '.join(f'{m} {r:g} Hz' for m, r in case.rates.items())}, {case.window_s:g} s "
         f"({given.workers} workers, {given.actors} transform actor(s) each; longest wait at an "
@@ -262,6 +289,7 @@ def main() -> None:
         {
             "at least 0.4 of the bare scan": many["mb_s"] / limit >= 0.4,
             "above a DataLoader worker": many["mb_s"] > loader,
+            **ahead,
             "first batch within 6 s": few["first_s"] <= 6,
             "no gap between epochs (under 0.5 s)": few["epoch_gap_s"] < 0.5,
             "peak memory within 10 % for ten times the corpus": many["peak_mb"] <= 1.1 * few["peak_mb"],
