@@ -55,22 +55,31 @@ class Section:
 
 def render(results: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
     """The page. `outcomes` as the tasks of `results`, in their order."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     sections = [_section(t, o) for t, o in zip(results["tasks"], outcomes, strict=True)]
-    return environment.get_template("report.html").render(
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+    return filled(
+        "report.html",
         corpus=results["corpus"],
         encoders=results["encoders"],
         overview=_overview(results) if len(sections) > 1 else None,
         warned=list(dict.fromkeys(w for s in sections for w in s.warnings)),
         sections=sections,
-        minus=_minus,
     )
+
+
+def filled(template: str, folder: Path | None = None, styles: Sequence[str] = (), **given: Any) -> str:
+    """A template, of `folder` or of ours, with what it is given, our style sheet and those `styles` of
+    `folder`: a page that needs nothing else.
+    """
+    import jinja2
+
+    folders = [*([folder] if folder else []), TEMPLATES]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    sheets = [TEMPLATES / "report.css", *((folder or TEMPLATES) / name for name in styles)]
+    style = Markup("\n".join(sheet.read_text(encoding="utf-8") for sheet in sheets))
+    return environment.get_template(template).render(style=style, minus=_minus, **given)
 
 
 def _minus(text: str) -> str:

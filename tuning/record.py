@@ -49,8 +49,23 @@ class Key:
     low: float | None = None
     high: float | None = None
     choices: tuple[Any, ...] = ()
-    when: dict[str, list[Any]] = field(default_factory=dict)
+    when: dict[str, Any] = field(default_factory=dict)  # a value, or a list of them
+    step: float | None = None
     log: bool = False
+
+    def asks(self, other: str) -> list[Any]:
+        """The values of key `other` at which this one is drawn; empty: it does not ask."""
+        wanted = self.when.get(other, [])
+        return list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+
+    def levels(self) -> list[Any] | None:
+        """Every value that it can take; None: too many to count."""
+        if not self.numeric:
+            return list(self.choices)
+        if self.low is None or self.high is None or (self.kind != "int" and self.step is None):
+            return None
+        step = self.step or 1
+        return [self.low + i * step for i in range(int((self.high - self.low) / step + 1e-9) + 1)]
 
     @property
     def numeric(self) -> bool:
@@ -74,12 +89,11 @@ class Search:
     budget: dict[str, Any] = field(default_factory=dict)  # trials, hours, concurrent
     git_commit: str = ""
     command: str = ""
-    state: str = "running"
     started: float = 0.0
     spent_s: float | None = None
-    steps: int | None = None  # of a trial that is not stopped
-    grid: dict[str, Any] = field(default_factory=dict)  # trials, points {key: values}
-    grid_s: float | None = None
+    ended: float | None = None
+    trials_planned: int | None = None
+    grid_points: int | None = None  # of the whole grid, where every key has steps
     scaling: dict[str, Any] = field(default_factory=dict)  # axes: names of facts
 
 
@@ -96,6 +110,7 @@ class Trial:
     spent_s: float = 0.0
     retries: int = 0
     step: int = 0
+    steps: int | None = None  # of it, were it not stopped
     objective: dict[str, float | None] | None = None
     curve: tuple[tuple[int, dict[str, float | None]], ...] = ()
     bundle: str | None = None
@@ -170,6 +185,12 @@ def read(home: str) -> Record:
     ended = storage.join(home, RESULT)
     result = _of(Result, storage.read_json(ended), ended) if storage.exists(ended) else None
     return Record(search, newest(found.split(b"\n"), lines), result, home)
+
+
+def of(search: Mapping[str, Any], trials: Mapping[str, Mapping[str, Any]]) -> Record:
+    """The record that a driver holds in memory: search.json, and the newest line of each trial."""
+    found = tuple(_of(Trial, dict(raw), f"trial {name}") for name, raw in trials.items())
+    return Record(search_of(search), found)
 
 
 def newest(lines: Iterable[bytes], where: str = TRIALS) -> tuple[Trial, ...]:

@@ -1,0 +1,148 @@
+"""Pictures of the search page: learning curves, each key against the objective, the Pareto front, scaling."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from finetune.panels import Panel
+from finetune.svg import HANDCRAFTED, INK, MID, RULE, SERIES, inline, panel
+from tuning import importance, scaling
+from tuning.parallel import text
+from tuning.record import Objective, Record, Trial
+
+BEST, DONE, STOPPED = HANDCRAFTED, SERIES[0], MID
+UNITS = {"parameters": "parameters", "hours": "hours of recordings"}
+
+
+def curves(record: Record, number: int = 0) -> Panel | None:
+    """The objective at every validation, a line a trial; a stopped one ends in a cross."""
+    objective, best = record.search.objective[number], record.chosen()
+    told = [(t, t.curve_of(objective.name)) for t in record.trials]
+    told = [(t, points) for t, points in told if points]
+    if not any(len(points) > 1 for _, points in told):
+        return None
+    with panel(wide=5.2, tall=3.3) as (figure, axis):
+        for trial, points in sorted(told, key=lambda one: one[0] is best):
+            steps, values = zip(*points, strict=True)
+            own = trial is best
+            colour = BEST if own else STOPPED if trial.state in ("stopped", "failed") else DONE
+            width, ahead = (2.2, 3) if own else (1.0, 1)
+            axis.plot(steps, values, color=colour, lw=width, alpha=1 if own else 0.6, zorder=ahead)
+            if trial.state in ("stopped", "failed"):
+                axis.plot(steps[-1], values[-1], "x", color=STOPPED, ms=4.5, mew=1.2, zorder=2)
+        _kept_in_sight(axis, [v for _, points in told for _, v in points], objective)
+        axis.set(xlabel="step", ylabel=f"{objective.title}, validation")
+        picture = inline(figure, f"Learning curves of {objective.name}")
+    return Panel(objective.name, picture, f"{_way(objective)} is better.")
+
+
+def _kept_in_sight(axis: Any, values: list[float], objective: Objective) -> None:
+    """One trial that blew up must not press all others into a line."""
+    low, high = np.quantile(values, [0.02, 0.98])
+    margin = 0.06 * (high - low)
+    ends = (min(values), high) if objective.mode == "min" else (low, max(values))
+    if (max(values) - min(values)) > 4 * (high - low) > 0:
+        axis.set_ylim(ends[0] - margin, ends[1] + margin)
+
+
+def _way(objective: Objective) -> str:
+    return "Lower" if objective.mode == "min" else "Higher"
+
+
+def slices(record: Record, number: int = 0) -> Iterator[Panel]:
+    """Of each key that varies: the objective against it, a dot a trial."""
+    objective, best = record.search.objective[number], record.chosen()
+    trials, values, _ = importance.comparable(record, objective.name)
+    for name, key in record.search.space.items():
+        here = [i for i, trial in enumerate(trials) if trial.values.get(name) is not None]
+        raw = [trials[i].values[name] for i in here]
+        if len({str(v) for v in raw}) < 2:
+            continue
+        places, shown = raw, None
+        if not key.numeric or not all(isinstance(v, int | float) for v in raw):
+            order = [c for c in key.choices if c in raw] + [v for v in raw if v not in key.choices]
+            order = list(dict.fromkeys(order))
+            places, shown = [order.index(v) for v in raw], [text(c) for c in order]
+        with panel(wide=2.9, tall=2.3) as (figure, axis):
+            for stopped in (True, False):
+                rows = [i for i, j in enumerate(here) if (trials[j].state == "stopped") == stopped]
+                x, y = [places[i] for i in rows], values[[here[i] for i in rows]]
+                axis.scatter(x, y, s=16, color=STOPPED if stopped else DONE, alpha=0.8, lw=0)
+            for i, j in enumerate(here):
+                if trials[j] is best:
+                    axis.scatter([places[i]], [values[j]], s=42, color=BEST, lw=0, zorder=3)
+            if key.logarithmic:
+                axis.set_xscale("log")
+            if shown is not None:
+                axis.set_xticks(range(len(shown)), shown)
+                axis.set_xlim(-0.5, len(shown) - 0.5)
+            axis.set(ylabel=objective.title)
+            picture = inline(figure, f"{objective.name} against {name}")
+        yield Panel(name, picture)
+
+
+def front(record: Record, members: list[Trial]) -> Panel:
+    """Both objectives, a dot a trial, and the Pareto front."""
+    one, two = record.search.objective[:2]
+    best = record.chosen()
+    with panel(wide=5.2, tall=3.6) as (figure, axis):
+        for trial in record.trials:
+            x, y = trial.at_end(one.name), trial.at_end(two.name)
+            if x is None or y is None or trial.state == "failed":
+                continue
+            colour = BEST if trial is best else DONE if trial.state == "done" else STOPPED
+            axis.scatter([x], [y], s=42 if trial is best else 18, color=colour, alpha=0.85, lw=0, zorder=3)
+        points = sorted((t.at_end(one.name) or 0.0, t.at_end(two.name) or 0.0) for t in members)
+        x, y = zip(*points, strict=True)
+        where = "post" if one.mode == "min" else "pre"
+        axis.step(x, y, where=where, color=INK, lw=1.2, zorder=2)
+        for trial in members:
+            place = (trial.at_end(one.name) or 0.0, trial.at_end(two.name) or 0.0)
+            axis.annotate(trial.trial, place, xytext=(4, 4), textcoords="offset points", fontsize=7.5)
+        axis.set(xlabel=f"{one.title} ({one.mode})", ylabel=f"{two.title} ({two.mode})")
+        picture = inline(figure, "Pareto front of the two objectives")
+    return Panel("Pareto front", picture)
+
+
+def pareto(record: Record) -> list[Trial]:
+    """Finished trials that no other finished one beats in both objectives, by the first objective."""
+    one, two = record.search.objective[:2]
+    known = [
+        (one.sign * x, two.sign * y, t)
+        for t in record.having("done")
+        if (x := t.at_end(one.name)) is not None and (y := t.at_end(two.name)) is not None
+    ]
+    kept = [
+        (x, y, t) for x, y, t in known if not any(a <= x and b <= y and (a < x or b < y) for a, b, _ in known)
+    ]
+    return [t for *_, t in sorted(kept, key=lambda one: one[0])]
+
+
+def scale(found: scaling.Fit, x: np.ndarray, y: np.ndarray, objective: Objective) -> Iterator[Panel]:
+    """Of each axis: figures and the fitted curve, a colour a value of the other axis, and one step beyond."""
+    for number, name in enumerate(found.axes):
+        others = [i for i in range(len(found.axes)) if i != number]
+        groups = np.unique(x[:, others], axis=0)
+        low, high = x[:, number].min(), x[:, number].max()
+        line = np.geomspace(low, high * 4, 80)
+        with panel(wide=4.2, tall=3.4) as (figure, axis):
+            axis.axvspan(high, line[-1], color=RULE, alpha=0.35, lw=0, zorder=0)
+            for i, group in enumerate(groups):
+                rows = (x[:, others] == group).all(axis=1)
+                sizes = np.empty((len(line), len(found.axes)))
+                sizes[:, number], sizes[:, others] = line, group
+                colour = SERIES[i % len(SERIES)]
+                label = ", ".join(f"{text(v)} {found.axes[o]}" for v, o in zip(group, others, strict=True))
+                axis.fill_between(line, *found.band(sizes), color=colour, alpha=0.15, lw=0)
+                axis.plot(line, found.law.at(sizes), color=colour, lw=1.4, label=label or None)
+                axis.scatter(x[rows, number], y[rows], s=16, color=colour, lw=0, zorder=3)
+            axis.set(
+                xscale="log", xlabel=UNITS.get(name, name), ylabel=objective.title, xlim=(low / 1.2, line[-1])
+            )
+            if others:
+                figure.legend(loc="outside lower center", ncols=2)
+            picture = inline(figure, f"Scaling of {objective.name} with {name}")
+        value, least, most = found.exponent(number)
+        note = f"Exponent {value:.2f} [{least:.2f}, {most:.2f}]. Shaded: beyond what was tried."
+        yield Panel(f"Over {UNITS.get(name, name)}", picture, note)
