@@ -84,16 +84,16 @@ class Data:
             shelves,
         )
 
-    def validation(self, rank: int, world: int) -> dict[str, np.ndarray]:
-        """This rank's share of up to `validate_windows` windows of held-out subjects, spread over corpora and
-        records: {modality: (n, channels, samples), "window": (n,), "subject": (n,)} and, of a recipe that
-        learns from labels, "target" (n, k). Each subject comes once before any comes again: a batch holds as
-        many as it can. Every rank gets the same number (sharded modules meet in every forward pass); what
-        does not divide is left out.
+    def validation(self, rank: int, world: int, part: str = "val") -> dict[str, np.ndarray]:
+        """This rank's share of up to `validate_windows` windows of held-out subjects (`part`: "val" or
+        "test"), spread over corpora and records: {modality: (n, channels, samples), "window": (n,),
+        "subject": (n,)} and, of a recipe that learns from labels, "target" (n, k). Each subject comes once
+        before any comes again: a batch holds as many as it can. Every rank gets the same number (sharded
+        modules meet in every forward pass); what does not divide is left out.
         """
         parts = []
         for number, found in enumerate(self.indexes):
-            rows = self.rows(number, "val")
+            rows = self.rows(number, part)
             want = min(len(rows), -(-self.run.validate_windows // len(self.indexes)))
             rows = rows[np.linspace(0, len(rows) - 1, want).round().astype(int)]
             rows = rows[np.argsort(_turn(found.source(rows, 1.0)[1].subject), kind="stable")]
@@ -105,8 +105,8 @@ class Data:
                     parts[-1]["target"] = self.targets[number][rows]
         if not parts:
             raise PlethoraError(
-                f"no validation window: split.val = {self.run.split.val:g} puts too few subjects of "
-                f"{', '.join(self.run.corpora)} aside; raise it, or set validate_every = 0"
+                f"no validation window: split.{part} = {getattr(self.run.split, part):g} puts too few "
+                f"subjects of {', '.join(self.run.corpora)} aside; raise it, or set validate_every = 0"
             )
         whole = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         order = np.argsort(_turn(whole["subject"]), kind="stable")

@@ -104,7 +104,12 @@ def trainer(run: RunConfig, board: Any, callbacks: Sequence[Any] = ()) -> Any:
     shared = run.elastic and not run.resources.gpu
     return TorchTrainer(
         loop,
-        train_loop_config={"run": run.model_dump(), "board": board, "actor_cpus": float(not shared), "report": bool(callbacks)},
+        train_loop_config={
+            "run": run.model_dump(),
+            "board": board,
+            "actor_cpus": float(not shared),
+            "report": bool(callbacks),
+        },
         torch_config=TorchConfig(backend="nccl" if run.resources.gpu else "gloo"),
         scaling_config=session.scaling(run.workers, run.resources.gpu, 1 + run.stream.actors * shared),
         run_config=ray.train.RunConfig(
