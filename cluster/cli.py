@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from cluster import redact
 from cluster.errors import user_message
 
 LINE_EVERY_S = 10.0
@@ -20,13 +21,15 @@ LINE_EVERY_S = 10.0
 def entry(main: Callable[[list[str]], dict | None]) -> NoReturn:
     """Run a command's `main(argv)` and exit: 0 done, 1 failed, 2 bad usage, 130 interrupted.
 
-    With ``--json`` in the arguments, the dict that `main` returns is the last line on stdout.
-    A key ``"ok": False`` in it means that the command did its work and the answer is no: exit 1.
+    With ``--json`` in the arguments (before a ``--``), the dict that `main` returns is the last line on
+    stdout. A key ``"ok": False`` in it means that the command did its work and the answer is no: exit 1;
+    a number ``"exit_code"`` is that of a command that ran elsewhere, and ours.
     """
     argv = sys.argv[1:]
+    redact.install()
     try:
         result = main(argv)
-        if "--json" in argv:
+        if "--json" in (argv[: argv.index("--")] if "--" in argv else argv):
             print(json.dumps(plain(result or {}), sort_keys=True))
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -42,7 +45,7 @@ def entry(main: Callable[[list[str]], dict | None]) -> NoReturn:
         else:
             _say(f"error: {message}")
         sys.exit(1)
-    sys.exit(1 if result and result.get("ok") is False else 0)
+    sys.exit((result or {}).get("exit_code") or (1 if result and result.get("ok") is False else 0))
 
 
 def _say(line: str) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from cluster.redact import redact
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
 
 class PlethoraError(Exception):
     """A mistake or a lack that the person at the keyboard can mend.
 
-    ``str(error)`` is one line: what is wrong, where, what to do about it.
+    ``str(error)`` is one line: what is wrong, where, what to do about it. Secrets in it are masked, and so is
+    what would move a terminal's cursor: it may quote a stranger's file.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(_CONTROL.sub("\ufffd", redact(" ".join(str(message).split()))))
 
 
 # Ray ships a remote traceback as text when it cannot ship the exception chain.

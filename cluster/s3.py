@@ -301,7 +301,7 @@ def _explained(uri: str, error: BaseException) -> PlethoraError:
         return PlethoraError(
             f"{uri}: {place} did not answer within {READ_TIMEOUT_S} s: is the store healthy?"
         )
-    return PlethoraError(f"{uri}: {place} failed: {_scrubbed(f'{code} {error}'.strip())}")
+    return PlethoraError(f"{uri}: {place} failed: {code} {error}")
 
 
 def _explained_local(path: str, error: BaseException) -> PlethoraError:
@@ -315,11 +315,3 @@ def _explained_local(path: str, error: BaseException) -> PlethoraError:
 
 def _without_user(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//", url)
-
-
-def _scrubbed(text: str) -> str:
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
-        secret = os.environ.get(name)
-        if secret:
-            text = text.replace(secret, "…")
-    return _without_user(text)

@@ -1,0 +1,163 @@
+"""Secrets never leave: what people, logs and files are told passes through `redact` first.
+
+A secret is the value of an environment variable that sounds like one (AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN,
+PLETHORA_SUBJECT_KEY, HF_TOKEN, …), Ray's token, this machine's subject key, a user and password in a URL, a
+signature in a query, a bearer token, and anything that looks like an AWS access key.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+MASK = "…"
+LEAST = 6  # a shorter value is a word that would be masked wherever it stands
+# the word stands at the end: TOKENIZERS_PARALLELISM is no secret
+_NAMES = re.compile(
+    r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|ACCESS_KEY|SUBJECT_KEY|PRIVATE_KEY)$"
+)
+_FIELDS = re.compile(
+    r"(?:^|_)(secret|token|password|passwd|passphrase|credentials?|api_?key|access_key(?:_id)?|"
+    r"subject_key|private_key)$",
+    re.I,
+)
+_SHAPES = [
+    (re.compile(r"(?<=://)[^\s/@'\"]+@"), f"{MASK}@"),  # user:password@host
+    (
+        re.compile(
+            r"(?i)([?&](?:x-amz-(?:signature|credential|security-token)|sig|signature|token|access_token|"
+            r"api_?key|password)=)[^&\s'\"]+"
+        ),
+        rf"\1{MASK}",
+    ),
+    (re.compile(r"(?i)(\bbearer\s+)[A-Za-z0-9._~+/-]{8,}=*"), rf"\1{MASK}"),
+    (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), MASK),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S), MASK),
+]
+
+
+def redact(text: str) -> str:
+    """`text` without secrets."""
+    for secret in _secrets():
+        text = text.replace(secret, MASK)
+    for shape, instead in _SHAPES:
+        text = shape.sub(instead, text)
+    return text
+
+
+def clean(value: Any) -> Any:
+    """A JSON-like value without secrets: strings redacted, and what a key such as `password` holds masked.
+    Tuples become lists.
+    """
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if isinstance(inner, str) and inner and _FIELDS.search(str(key)) else clean(inner)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [clean(inner) for inner in value]
+    return value
+
+
+def _secrets() -> list[str]:
+    """What must not be seen, the longest first: one secret may hold another."""
+    found = {value for name, value in os.environ.items() if _NAMES.search(name)}
+    found |= {_content(path) for path in _files()}
+    user = os.environ.get("AWS_ACCESS_KEY_ID", "")
+    if not user.isalpha():  # no secret by itself; a test store's may be a word that paths hold, too
+        found.add(user)
+    return sorted((s for s in found if len(s) >= LEAST), key=len, reverse=True)
+
+
+def _files() -> list[tuple[str, int]]:
+    """(path, time of its last change) of the files that hold secrets of ours."""
+    home = os.path.expanduser("~")
+    named = [os.environ.get("RAY_AUTH_TOKEN_PATH") or f"{home}/.ray/auth_token"]
+    found = []
+    for path in (*named, f"{home}/.config/plethora/subject.key"):
+        try:
+            found.append((path, os.stat(path).st_mtime_ns))
+        except OSError:
+            continue
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _content(file: tuple[str, int]) -> str:
+    try:
+        return Path(file[0]).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+# ---------------------------------------------------------------- streams and logs
+
+
+class _Stream(io.TextIOBase):
+    """A text stream that redacts what is written to it and is otherwise the stream that it wraps."""
+
+    def __init__(self, inner: TextIO) -> None:
+        self.inner = inner
+
+    def write(self, text: str) -> int:
+        self.inner.write(redact(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.inner.flush()
+
+    def fileno(self) -> int:
+        return self.inner.fileno()
+
+    def isatty(self) -> bool:
+        return self.inner.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.inner.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self.inner.errors
+
+
+class _Record(logging.LogRecord):
+    """A log record whose message and traceback hold no secret, whichever handler writes them."""
+
+    def getMessage(self) -> str:
+        return redact(super().getMessage())
+
+
+def _record(*given: Any, **named: Any) -> logging.LogRecord:
+    made = _Record(*given, **named)
+    if made.exc_info and made.exc_info[0] is not None:
+        made.exc_text = redact("".join(traceback.format_exception(*made.exc_info))).rstrip("\n")
+    return made
+
+
+def install() -> None:
+    """Redact what this process prints and logs from now on; again is no harm.
+
+    Handlers that were made before keep the stream that they had: their records are redacted all the same.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _Stream):
+            setattr(sys, name, _Stream(stream))
+    logging.setLogRecordFactory(_record)
