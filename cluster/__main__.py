@@ -1,4 +1,4 @@
-"""`python -m cluster`: look at this machine (doctor), look at a bundle (verify)."""
+"""`python -m cluster`: this machine, its runs, bundles, and jobs on a cluster."""
 
 from __future__ import annotations
 
@@ -12,21 +12,68 @@ _COLOURS = {"ok": "\x1b[32m", "warn": "\x1b[33m", "fail": "\x1b[31m"}
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
-    parser = argparse.ArgumentParser(prog="python -m cluster", description="Machine, buckets and bundles.")
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster", description="Machine, buckets, bundles and jobs."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     about = "check this machine and its store, with a remedy for each finding; exit 1 if any check fails"
     doctor = commands.add_parser("doctor", help=about, description=about)
     doctor.add_argument("--storage", metavar="URI", help="also try reach and rights there (a path or s3://…)")
     doctor.add_argument("--ray", action="store_true", help="also start (or join) Ray")
+    doctor.add_argument(
+        "--run", metavar="URI", help="instead: read a run's telemetry and name its bottleneck"
+    )
     about = "read every byte of a bundle and compare it with its sums"
     verify = commands.add_parser("verify", help=about, description=about)
     verify.add_argument("bundle", metavar="URI", help="the bundle (or evaluation): a path or s3://…")
-    for command in (doctor, verify):
+    for command in (doctor, verify, *_jobs(commands)):
         command.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     arguments = parser.parse_args(argv)
     if arguments.command == "verify":
         return _verify(arguments.bundle)
+    if arguments.command != "doctor":
+        from cluster import submit
+
+        return submit.run(arguments)
+    if arguments.run:
+        return _diagnose(arguments.run)
     return _doctor(arguments.storage, arguments.ray)
+
+
+def _jobs(commands: Any) -> list[argparse.ArgumentParser]:
+    """submit, status, logs, stop."""
+    about = "run a command on a Ray cluster, with this checkout; the same run again is followed, or resumed"
+    submit = commands.add_parser("submit", help=about, description=about)
+    submit.add_argument(
+        "--wait", action="store_true", help="print the job's log until it ends, and exit with its code"
+    )
+    submit.add_argument("words", nargs=argparse.REMAINDER, metavar="-- python -m …", help="the command")
+    about = "jobs of the cluster, or one of them"
+    status = commands.add_parser("status", help=about, description=about)
+    about = "what a job printed"
+    logs = commands.add_parser("logs", help=about, description=about)
+    logs.add_argument("--follow", action="store_true", help="go on until it ends, and exit with its code")
+    about = "end a job; its run can be resumed by submitting it again"
+    stop = commands.add_parser("stop", help=about, description=about)
+    for command in (logs, stop):
+        command.add_argument("job", metavar="JOB", help="its id, or the name of its run")
+    status.add_argument("job", metavar="JOB", nargs="?", help="its id, or the name of its run")
+    for command in (submit, status, logs, stop):
+        command.add_argument(
+            "--address",
+            metavar="URL",
+            help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)",
+        )
+    return [submit, status, logs, stop]
+
+
+def _diagnose(uri: str) -> dict[str, Any]:
+    from cluster import diagnose
+
+    found = diagnose.diagnose(uri)
+    for line in diagnose.lines(found):
+        print(line)
+    return diagnose.as_dict(found)
 
 
 def _verify(uri: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def session(workers: int = 0, actors: int = 2, gpu: float = 0) -> Iterator[Any]:
     here is shut down. Token authentication stays on. PlethoraError when the cluster cannot be joined, or a
     GPU is asked for (`gpu` a worker) where there is none.
     """
-    ray = _quiet_ray()
+    ray = quiet_ray()
     if ray.is_initialized():
         yield ray
         return
@@ -75,7 +75,8 @@ def session(workers: int = 0, actors: int = 2, gpu: float = 0) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _quiet_ray() -> Any:
+def quiet_ray() -> Any:
+    """The `ray` module, told before its import to say nothing about what we chose."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -103,14 +104,20 @@ def token_path() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
 
 
-def _join(ray: Any, address: str) -> None:
-    # Ray turns tokens on by itself for a cluster that it starts, and not for one that it joins; ray has been
-    # imported and has read its settings, so that setting RAY_AUTH_MODE now would come too late.
+def enable_tokens() -> None:
+    """Show our token to the cluster that is joined next. Ray turns tokens on by itself for a cluster that it
+    starts, and not for one that it joins; and once imported it has read its settings, so that setting
+    RAY_AUTH_MODE would come too late.
+    """
     from ray._private.authentication.authentication_token_setup import (
-        maybe_enable_token_auth_if_token_available as enable_tokens,
+        maybe_enable_token_auth_if_token_available,
     )
 
-    enable_tokens(warn_if_disabled=False)
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _join(ray: Any, address: str) -> None:
+    enable_tokens()
     inside_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     try:
         _reach(address)

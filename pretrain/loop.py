@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cluster import storage, telemetry
+from cluster import storage
 from cluster.errors import PlethoraError
 from datasets.stream import batches, dataset
 from pretrain import checkpoint
@@ -23,6 +22,7 @@ from pretrain.meters import Means, Seen, chunks
 from pretrain.recipe import Recipe, StepResult, build
 from pretrain.schedule import learning_rate
 from pretrain.selection import Selection
+from pretrain.watch import Watch
 
 
 @dataclass
@@ -42,14 +42,17 @@ class State:
 def train(config: dict[str, Any]) -> dict[str, Any]:
     """One worker of one run, from the last checkpoint (or the seed) to the published bundle.
 
-    config: {"run": RunConfig as a dict, "board": telemetry board}. Returns {"bundle": uri, "stopped": why the
-    run ended early, or ""} or, where every worker agreed to give up, {"error": one line}: raising would make
-    Ray start the same steps again.
+    config: {"run": RunConfig as a dict, "board": telemetry board, "actor_cpus": of each transform actor}.
+    Returns {"bundle": uri, "stopped": why the run ended early, or ""} or, where every worker agreed to give
+    up, {"error": one line}: raising would make Ray start the same steps again.
     """
     import ray.train.torch
 
-    run = RunConfig(**config["run"])
+    from pretrain.leaving import Notice, leave
+
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    asked = RunConfig(**config["run"])
+    run = asked.at(world)
     device = ray.train.torch.get_device()
 
     recipe = build(run.recipe, run.method, run.seed)
@@ -64,22 +67,26 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     state = State(**(restored or {}))
     selection = Selection(run.select, state.selection, best)
     plan, shelves = data.plan(state.step, world)
-    windows = dataset(plan, rank, shelves, data.spec, run.stream.actors)
+    windows = dataset(plan, rank, shelves, data.spec, run.stream.actors, cpus=config["actor_cpus"])
     stream = batches(windows, run.micro, state.step, run.accumulation)
     held_out = chunks(data.validation(rank, world), run.micro) if run.validate_every else []
-    watch = Watch(run, config["board"], data.steps, rank, state.step)
+    watch = Watch(run, config["board"], data.steps, rank, state.step, getattr(recipe, "tokens", 0))
+    watch.begin(data, wrapped, device)
     means, seen = Means(), Seen(state.ledger)
+    notice = Notice(device)
 
     for step in range(state.step, state.step if selection.stopped else data.steps):
         micros = []
         for _ in range(run.accumulation):
-            with watch.waiting():
+            with watch.spending("data"):
                 micros.append({name: x.to(device) for name, x in next(stream).items()})
         rates = {
             name: learning_rate(run.optim_for(name), step, data.steps, data.epoch_steps, run.batch)
             for name in engines
         }
-        applied, norms, results = optimize(recipe, engines, frozen, micros, step, rates, run.seed, rank)
+        applied, norms, results = optimize(
+            recipe, engines, frozen, micros, step, rates, run.seed, rank, watch.forward
+        )
         for batch, result in zip(micros, results, strict=True):
             means.add(result, run.micro)
             seen.add(batch)
@@ -94,7 +101,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
             if state.in_a_row >= run.max_nonfinite:
                 return {"error": stopped(run, step)}
 
-        watch.step(run.batch)
+        watch.step(state.step, run.batch)
         last = state.step == data.steps
         if state.step % run.log_every == 0 or last:
             logged, _ = means.reduce(device)
@@ -102,22 +109,30 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
             logged |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
             watch.log(state.step, logged | {"skipped_steps": float(state.skipped)})
         if held_out and (state.step == 1 or state.step % run.validate_every == 0 or last):
-            found, figures = validate(recipe, wrapped, frozen, held_out, step, device)
+            with watch.spending("validation"):
+                found, figures = validate(recipe, wrapped, frozen, held_out, step, device)
+                watch.validated(state.step, found, figures)
             state.history.append({"step": float(state.step)} | found)
-            watch.validated(state.step, found, figures)
+            if config.get("report"):  # every rank, or Ray waits for the others
+                ray.train.report({"step": state.step, "steps": data.steps, "figures": found})
             try:
                 selection.validated(
                     state.step, found, lambda: {n: e.weights() for n, e in engines.items()}, last
                 )
             except PlethoraError as error:
                 return {"error": str(error)}
-        if state.step % run.checkpoint_every == 0 or last or selection.stopped:
+        leaving = notice.given() and not last
+        if state.step % run.checkpoint_every == 0 or last or selection.stopped or leaving:
             selection.merge()
             state.ledger, state.selection = seen.merge(), selection.told
-            watch.flush()
-            checkpoint.save(engines, vars(state), rank, {}, selection.weights)
+            with watch.spending("checkpoint"):
+                watch.flush()
+                checkpoint.save(engines, vars(state), rank, {}, selection.weights)
+            watch.checkpointed(state.step)
         if selection.stopped:
             break
+        if leaving:
+            leave(run.name, state.step)
 
     watch.close()
     expected = data.plan(0, world)[0].expected(state.step)
@@ -133,7 +148,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
 
     selected = {k: v for k, v in selection.told.items() if k in ("step", "value", "stopped")}
     uri = publish.publish(
-        run, recipe, weights, data, state.history, state.ledger, watch.plots,
+        asked, recipe, weights, data, state.history, state.ledger, watch.plots,
         {"metric": run.select.metric} | selected if selection.on else {},
     )  # fmt: skip
     return {"bundle": uri, "stopped": selection.stopped}
@@ -148,8 +163,10 @@ def optimize(
     rates: Mapping[str, float],
     seed: int,
     rank: int,
+    forward: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[bool, dict[str, float], list[StepResult]]:
-    """One optimizer step of every module over this rank's micro-batches.
+    """One optimizer step of every module over this rank's micro-batches; each pass of `losses` runs within a
+    `forward()`.
 
     Returns (whether every engine applied it, gradient norm by module, one detached result a micro-batch).
     """
@@ -157,7 +174,8 @@ def optimize(
     results = []
     for number, batch in enumerate(micros):
         seed_dropout(seed, step, number, rank)
-        result = recipe.losses(wrapped, frozen, batch, step)
+        with forward():
+            result = recipe.losses(wrapped, frozen, batch, step)
         finite = all_finite(result.losses)
         for name, engine in engines.items():
             engine.backward(result.losses[name] * finite, last=number == len(micros) - 1)
@@ -219,70 +237,3 @@ def stopped(run: RunConfig, step: int) -> str:
         f"loss or gradient (their windows are in {storage.join(run.storage, run.name, 'telemetry')}); "
         f"lower optim.lr, or look at those windows; --resume goes on from the last good checkpoint"
     )
-
-
-class Watch:
-    """What people see of a run: rank 0 writes telemetry and moves the driver's progress bar."""
-
-    def __init__(self, run: RunConfig, board: Any, steps: int, rank: int, start: int) -> None:
-        self.board, self.steps, self.rank = board, steps, rank
-        self.uri = storage.join(run.storage, run.name, "telemetry")
-        self.writer = telemetry.Telemetry(self.uri, start_step=start + 1) if rank == 0 else None
-        self.waited, self.windows, self.since = 0.0, 0, time.perf_counter()
-        self.shown: dict[str, Any] = {}
-        self.plots: dict[str, bytes] = {}  # the last validation's figures, PNG
-
-    def waiting(self) -> Watch:
-        """`with watch.waiting():` counts as waiting for data."""
-        return self
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.waited += time.perf_counter() - self.began
-
-    def step(self, windows: int) -> None:
-        self.windows += windows
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        passed = time.perf_counter() - self.since
-        values |= {"windows_per_s": self.windows / passed, "data_wait": self.waited / passed}
-        self.waited, self.windows, self.since = 0.0, 0, time.perf_counter()
-        if self.writer is not None:
-            self.writer.scalars(step, {f"train/{n}": v for n, v in values.items()})
-            losses = {n.removeprefix("loss/"): v for n, v in values.items() if n.startswith("loss/")}
-            self.shown |= losses
-            self.shown |= {"data wait": f"{values['data_wait']:.0%}"}
-            telemetry.put(self.board, step, self.steps, self.shown)
-
-    def validated(self, step: int, values: dict[str, float], figures: Mapping[str, Any]) -> None:
-        if self.writer is None:
-            return
-        self.writer.scalars(step, {f"val/{n}": v for n, v in values.items()})
-        losses = {n.removeprefix("loss/"): v for n, v in values.items() if n.startswith("loss/")}
-        self.shown |= {f"val {name}": value for name, value in losses.items()}
-        for name, draw in figures.items():
-            figure, png = draw(), io.BytesIO()
-            figure.savefig(png, format="png", dpi=120)
-            self.plots[name] = png.getvalue()
-            self.writer.figure(step, name, figure)
-
-    def skipped(self, step: int, windows: Tensor) -> None:
-        ids = [torch.empty_like(windows) for _ in range(dist.get_world_size())]
-        dist.all_gather(ids, windows)
-        if self.rank == 0:
-            named = [f"{i & (2**64 - 1):016x}" for i in torch.cat(ids).tolist()]
-            storage.write_json(
-                storage.join(self.uri, f"nonfinite-{step}.json"), {"step": step, "windows": named}
-            )
-
-    def flush(self) -> None:
-        """All that was told is stored before the checkpoint that a resumed run would go on from."""
-        if self.writer is not None:
-            self.writer.flush()
-
-    def close(self) -> None:
-        if self.writer is not None:
-            telemetry.put(self.board, self.steps, self.steps, self.shown | {"now": "publishing"})
-            self.writer.close()

@@ -1,0 +1,202 @@
+"""What people see of a run: its progress, its numbers, and where its time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cluster import log, storage, telemetry
+from pretrain.config import RunConfig
+from pretrain.data import Data
+
+_PHASES = ("start", "data", "validation", "checkpoint", "forward")
+_PROBE_BYTES = 25 * 2**20  # DDP's and about DeepSpeed's size of one message
+_log = logging.getLogger(__name__)
+
+
+class Watch:
+    """Every rank times what it does; rank 0 writes telemetry and moves the driver's progress bar.
+
+    The time since the last word is split into phases, told as shares ``train/time/<phase>``: start (until the
+    first batch is there), data (waiting for it, mean over workers), validation, checkpoint, exchange (the
+    gradients' all-reduce, from a message timed at the start: an upper bound, for it overlaps with the
+    backward pass), straggle (the slowest worker's forward passes beyond the mean), and compute, the rest.
+    """
+
+    def __init__(
+        self, run: RunConfig, board: Any, steps: int, rank: int, start: int, tokens: int = 0
+    ) -> None:
+        self.board, self.steps, self.rank, self.tokens = board, steps, rank, tokens
+        self.uri = storage.join(run.storage, run.name, "telemetry")
+        self.writer = telemetry.Telemetry(self.uri, start_step=start + 1) if rank == 0 else None
+        self.run = run
+        self.spent = dict.fromkeys(_PHASES, 0.0)
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.first = start  # steps up to here were not made by this process
+        self.done, self.windows, self.stepped, self.since = start, 0, 0, time.perf_counter()
+        self.exchange_s = 0.0
+        self.saved_s = 0.0
+        self.device = torch.device("cpu")
+        self.shown: dict[str, Any] = {}
+        self.plots: dict[str, bytes] = {}  # the last validation's figures, PNG
+
+    def begin(self, data: Data, modules: Mapping[str, nn.Module], device: torch.device) -> None:
+        """Before the first step, on every rank: who we are, in the log and the gauges; what an exchange of
+        the gradients costs."""
+        world = dist.get_world_size()
+        self.device = device
+        log.configure(run=self.run.name, rank=self.rank, world=world, step=self.done)
+        trained = sum(p.numel() for m in modules.values() for p in m.parameters() if p.requires_grad)
+        self.exchange_s = exchange_s(4 * trained, device) if world > 1 else 0.0
+        _log.info("training starts", extra={"steps": self.steps, "recipe": self.run.recipe})
+        if self.writer is None:
+            return
+        told = self.writer.gauges
+        told.set("step", self.done)
+        told.set("steps", self.steps)
+        told.set("workers", world)
+        told.set("checkpoint_timestamp_seconds", time.time())
+        for found, uri in zip(data.indexes, self.run.corpora, strict=True):
+            manifest = found.corpus.manifest
+            for verdict, n in found.summary()["windows"].items():
+                told.set("indexed_windows", n, corpus=uri, verdict=verdict)
+            for modality, hours in manifest.get("counts", {}).get("hours", {}).items():
+                told.set("kept_hours", hours, corpus=uri, modality=modality)
+            for modality, reasons in manifest.get("rejects", {}).items():
+                for reason, hours in reasons.items():
+                    told.set("refused_hours", hours, corpus=uri, modality=modality, reason=reason)
+
+    @contextlib.contextmanager
+    def spending(self, phase: str) -> Iterator[None]:
+        """What happens within counts as `phase`; waiting for the first batch is the run's start."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.spent["start" if phase == "data" and self.done == self.first else phase] += spent
+            if phase == "checkpoint":
+                self.saved_s = spent
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """A forward pass, which waits for no other worker: how workers differ in speed. On a GPU its own
+        clock is read, without waiting for it."""
+        if self.device.type != "cuda":
+            with self.spending("forward"):
+                yield
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self.events.append((begin, end))
+
+    def step(self, step: int, windows: int) -> None:
+        """Step `step` is done, over `windows` windows of all workers."""
+        self.done, self.windows, self.stepped = step, self.windows + windows, self.stepped + 1
+        log.at(step)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Tell the numbers since the last word; every rank calls it."""
+        values |= self._times()
+        if log.minute():
+            _log.info("step", extra={name: round(value, 6) for name, value in values.items()})
+        if self.writer is None:
+            return
+        self.writer.scalars(step, {f"train/{n}": v for n, v in values.items()})
+        self.writer.gauges.set("step", step)
+        losses = {n.removeprefix("loss/"): v for n, v in values.items() if n.startswith("loss/")}
+        self.shown |= losses
+        self.shown |= {"data wait": f"{values['data_wait']:.0%}"}
+        telemetry.put(self.board, step, self.steps, self.shown)
+
+    def _times(self) -> dict[str, float]:
+        passed = time.perf_counter() - self.since
+        if self.events:
+            self.events[-1][1].synchronize()
+            self.spent["forward"] += sum(a.elapsed_time(b) for a, b in self.events) / 1000
+            self.events.clear()
+        mine = torch.tensor([self.spent[p] for p in _PHASES], device=self.device)
+        every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, mine)
+        by_rank = torch.stack(every)
+        mean = dict(zip(_PHASES, by_rank.mean(dim=0).tolist(), strict=True))
+        most = dict(zip(_PHASES, by_rank.max(dim=0).values.tolist(), strict=True))
+        share = {phase: mean[phase] / passed for phase in ("start", "data", "validation", "checkpoint")}
+        left = max(0.0, 1.0 - sum(share.values()))
+        share["straggle"] = min(left, (most["forward"] - mean["forward"]) / passed)
+        share["exchange"] = min(left - share["straggle"], self.exchange_s * self.stepped / passed)
+        share["compute"] = left - share["straggle"] - share["exchange"]
+        speed = self.windows / passed
+        out = {"windows_per_s": speed, "data_wait": share["data"], "data_wait_max": most["data"] / passed}
+        out["interval_s"] = passed
+        if self.tokens:
+            out["tokens_per_s"] = speed * self.tokens
+        self.spent = dict.fromkeys(_PHASES, 0.0)
+        self.windows, self.stepped, self.since = 0, 0, time.perf_counter()
+        return out | {f"time/{phase}": value for phase, value in share.items()}
+
+    def validated(self, step: int, values: dict[str, float], figures: Mapping[str, Any]) -> None:
+        """Tell a validation's figures of merit, and draw its plots."""
+        if self.writer is None:
+            return
+        self.writer.scalars(step, {f"val/{n}": v for n, v in values.items()})
+        losses = {n.removeprefix("loss/"): v for n, v in values.items() if n.startswith("loss/")}
+        self.shown |= {f"val {name}": value for name, value in losses.items()}
+        for name, draw in figures.items():
+            figure, png = draw(), io.BytesIO()
+            figure.savefig(png, format="png", dpi=120)
+            self.plots[name] = png.getvalue()
+            self.writer.figure(step, name, figure)
+
+    def checkpointed(self, step: int) -> None:
+        """A checkpoint of `step` was handed over, for which training stood still."""
+        if self.writer is not None:
+            self.writer.scalars(step, {"train/checkpoint_seconds": self.saved_s})
+            self.writer.gauges.set("checkpoint_timestamp_seconds", time.time())
+
+    def skipped(self, step: int, windows: Tensor) -> None:
+        """Name the windows of a step that was skipped; every rank calls it."""
+        ids = [torch.empty_like(windows) for _ in range(dist.get_world_size())]
+        dist.all_gather(ids, windows)
+        if self.rank == 0:
+            named = [f"{i & (2**64 - 1):016x}" for i in torch.cat(ids).tolist()]
+            where = storage.join(self.uri, f"nonfinite-{step}.json")
+            storage.write_json(where, {"step": step, "windows": named})
+            _log.warning("step skipped: a loss or gradient was not finite", extra={"windows": where})
+
+    def flush(self) -> None:
+        """All that was told is stored before the checkpoint that a resumed run would go on from."""
+        if self.writer is not None:
+            self.writer.flush()
+
+    def close(self) -> None:
+        """The run's last word."""
+        _log.info("training ends")
+        if self.writer is not None:
+            telemetry.put(self.board, self.steps, self.steps, self.shown | {"now": "publishing"})
+            self.writer.close()
+
+
+def exchange_s(n_bytes: int, device: torch.device, tries: int = 3) -> float:
+    """Seconds that an all-reduce of `n_bytes` takes, from the fastest of `tries` messages; every rank calls
+    it."""
+    size = max(1, min(n_bytes, _PROBE_BYTES) // 4)
+    message = torch.zeros(size, device=device)
+    took = []
+    for _ in range(tries + 1):  # the first one opens connections
+        began = time.perf_counter()
+        dist.all_reduce(message)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took.append(time.perf_counter() - began)
+    return min(took[1:]) * n_bytes / (4 * size)
