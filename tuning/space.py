@@ -30,6 +30,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +70,9 @@ class Scheduler(Config):
     kind: Literal["asha", "median", "none"] = "asha"
     metric: str = ""  # needed where the objective is a probe, which is known at the end only
     mode: Literal["min", "max"] | None = None
-    grace: float = Field(0.1, gt=0, lt=1)  # share of its steps that every trial may run
-    reduction: float = Field(3.0, gt=1)  # ASHA: the best 1/reduction go on at each rung
-    min_trials: int = Field(3, ge=1)  # median: trials to compare with, at least
+    grace: float = Field(default=0.1, gt=0, lt=1)  # share of its steps that every trial may run
+    reduction: float = Field(default=3.0, gt=1)  # ASHA: the best 1/reduction go on at each rung
+    min_trials: int = Field(default=3, ge=1)  # median: trials to compare with, at least
 
 
 class Searcher(Config):
@@ -85,10 +87,10 @@ class Searcher(Config):
 class Budget(Config):
     """When the search ends, whichever comes first. `retries`: of a trial whose process died."""
 
-    trials: int = Field(16, ge=1)
-    hours: float | None = Field(None, gt=0)
-    concurrent: int = Field(2, ge=1)  # at most; fewer where the cluster has no room
-    retries: int = Field(2, ge=0)
+    trials: int = Field(default=16, ge=1)
+    hours: float | None = Field(default=None, gt=0)
+    concurrent: int = Field(default=2, ge=1)  # at most; fewer where the cluster has no room
+    retries: int = Field(default=2, ge=0)
 
 
 class Spread(Config):
@@ -97,8 +99,8 @@ class Spread(Config):
     choice: list[Any] | dict[str, dict[str, Any]] | None = None
     uniform: tuple[float, float] | None = None
     loguniform: tuple[float, float] | None = None
-    whole: tuple[int, int] | None = Field(None, alias="int")  # both ends included
-    step: float | None = Field(None, gt=0)  # of uniform and int
+    whole: tuple[int, int] | None = Field(default=None, alias="int")  # both ends included
+    step: float | None = Field(default=None, gt=0)  # of uniform and int
     when: dict[str, Any] = {}  # {key of the space: its value, or a list of values}
 
     @model_validator(mode="after")
@@ -117,7 +119,7 @@ class Spread(Config):
             raise ValueError(f"{self.kind} = [{low:g}, {high:g}]: the lower bound comes first")
         if self.kind == "loguniform" and (low <= 0 or self.step):
             raise ValueError("loguniform takes bounds above 0, and no step")
-        if self.step and (self.step > high - low or self.kind == "int" and self.step % 1):
+        if self.step and (self.step > high - low or (self.kind == "int" and self.step % 1)):
             raise ValueError(f"step = {self.step:g} does not fit {self.kind} = [{low:g}, {high:g}]")
         return self
 
@@ -171,6 +173,7 @@ class Search(Config):
     scheduler: Scheduler = Scheduler()
     searcher: Searcher = Searcher()
     budget: Budget = Budget()
+    scaling: tuple[str, ...] = ()  # facts of a trial that a scaling curve is drawn over: parameters, hours
 
     def order(self) -> list[str]:
         """The keys of the space, each after those that its `when` asks for."""
@@ -193,6 +196,13 @@ class Search(Config):
             if all(k in found and found[k] in _listed(wanted) for k, wanted in spread.when.items()):
                 found[key] = pick(key, spread)
         return {key: found[key] for key in self.space if key in found}
+
+    def reaching(self, key: str) -> Values:
+        """Values of other keys under which `key` is asked for."""
+        found: Values = {}
+        for other, wanted in self.space[key].when.items():
+            found |= self.reaching(other) | {other: _listed(wanted)[0]}
+        return found
 
     def points(self) -> Iterator[Values]:
         """Every point of a grid, in order. PlethoraError where a key has no steps."""
@@ -286,17 +296,9 @@ def _check(plan: Plan) -> None:
         raise PlethoraError(f'{plan.path}: scheduler.metric needs scheduler.mode = "min" or "max"')
     for key, spread in search.space.items():
         for end in spread.ends():
-            values = _reaching(search, key) | {key: end}
+            values = search.reaching(key) | {key: end}
             run = plan.run(values, "name=t")
             config.validate(load(run.recipe).Config, run.method, f"{plan.path}: space.{key}")  # type: ignore[attr-defined]
-
-
-def _reaching(search: Search, key: str) -> Values:
-    """Values of other keys under which `key` is asked for."""
-    found: Values = {}
-    for other, wanted in search.space[key].when.items():
-        found |= _reaching(search, other) | {other: _listed(wanted)[0]}
-    return found
 
 
 def _spreads(table: Any, at: str, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -352,11 +354,20 @@ def flat(table: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-    """A value as TOML writes it on one line, so that --set reads the same back."""
+    """A value on one line as --set reads it back: TOML, and words that are no TOML as they are."""
+    if isinstance(value, str) and re.fullmatch(r"[\w./:@~-]+", value):
+        try:
+            tomllib.loads(f"value = {value}")
+        except tomllib.TOMLDecodeError:
+            return value
+    return _toml(value)
+
+
+def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(k))} = {text(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(text, value)) + "]"
+        return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, bool | str):
         return json.dumps(value)
     return repr(value)

@@ -1,0 +1,33 @@
+"""python -m tuning SEARCH.toml: many runs, the best one, and how it was found."""
+
+import argparse
+
+from cluster.cli import entry
+
+
+def main(argv: list[str]) -> dict | None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tuning",
+        description="Search over run files: trials, early stopping, the best one's command; what is written "
+        "lies under <storage>/<name of the search>. docs/tuning.md explains the search file.",
+    )
+    parser.add_argument("search", metavar="SEARCH.toml", help="the search, as in tuning/searches/")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="override a key of the search (budget.trials=8) or of its runs (corpus=URI, steps=100)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from what the search has written, if anything"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line on stdout"
+    )
+    given = parser.parse_args(argv)
+
+    from tuning.search import search
+
+    return search(given.search, given.set, given.resume)
+
+
+if __name__ == "__main__":
+    entry(main)
