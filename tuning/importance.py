@@ -1,8 +1,9 @@
 """How much of what an objective does each key explains alone (functional ANOVA, Hutter et al. 2014, by
-Optuna's forest), how far other trials would have moved that, and what noise alone would have shown.
+Optuna's forest), how far other trials would have moved that, and whether the key helps to predict at all.
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 from tuning.record import Key, Record, Trial
 
 DRAWS = 40
-TREES = 16
+SHUFFLES = 20
+TREES = 16  # of Optuna's forest in each draw
+UNSEEN_TREES = 60  # of the forest that predicts trials it did not see
 FEWEST = 6  # trials below which a forest has nothing to split
 
 
@@ -20,21 +23,18 @@ FEWEST = 6  # trials below which a forest has nothing to split
 class Importance:
     """Share of the variance of the objective over the space that one key explains by itself.
 
-    low, high: 95 % interval over trials drawn with replacement; noise: what a key that does nothing reaches
-    in 95 of 100 cases (objectives shuffled among the trials). The rest to 1 is joint effects of keys.
+    low, high: 95 % interval over trials drawn with replacement. telling: a forest predicts trials that it did
+    not see better with the key than with its values shuffled among the trials, in each of SHUFFLES tries (for
+    a key that does nothing, 1 case of 21). The rest of the shares to 1 is joint effects of keys.
     """
 
     key: str
     value: float
     low: float
     high: float
-    noise: float
+    telling: bool
     trials: int
     among: str = ""  # for a conditional key: the trials that it was judged on
-
-    @property
-    def telling(self) -> bool:
-        return self.value > self.noise
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Judged:
     objective: str
     rows: tuple[Importance, ...]
     about: str
+    unseen: float  # R² of the forest on trials that it did not see; at or below 0 it knows nothing
 
 
 def judge(record: Record, number: int = 0, seed: int = 0) -> Judged | str:
@@ -58,10 +59,11 @@ def judge(record: Record, number: int = 0, seed: int = 0) -> Judged | str:
         return f"{len(trials)} trials told a value; importance asks for {FEWEST}"
     if np.ptp(values) == 0:
         return "every trial has the same value"
-    rows = [*_judged(record.search.space, trials, values, seed)]
-    if not rows:
+    found = [*_judged(record.search.space, trials, values, seed)]
+    if not found:
         return "no key took more than one value"
-    return Judged(objective.name, tuple(sorted(rows, key=lambda row: -row.value)), about)
+    rows = sorted((row for row, _ in found), key=lambda row: -row.value)
+    return Judged(objective.name, tuple(rows), about, found[0][1])
 
 
 def comparable(record: Record, name: str) -> tuple[list[Trial], np.ndarray, str]:
@@ -87,8 +89,10 @@ def comparable(record: Record, name: str) -> tuple[list[Trial], np.ndarray, str]
 
 def _judged(
     space: dict[str, Key], trials: list[Trial], values: np.ndarray, seed: int
-) -> Iterator[Importance]:
-    """Keys that every trial draws; then those of each condition, among the trials that meet it."""
+) -> Iterator[tuple[Importance, float]]:
+    """Keys that every trial draws; then those of each condition, among the trials that meet it. With each its
+    forest's R² on trials not seen.
+    """
     conditions: list[dict[str, Any]] = [{}]
     for key in space.values():
         if key.when not in conditions:
@@ -101,9 +105,8 @@ def _judged(
         if len(here) < FEWEST or np.ptp(values[here]) == 0:
             continue
         among = " and ".join(f"{name} = {_either(wanted)}" for name, wanted in when.items())
-        for row in _forest(some, values[here], varied, among, seed):
-            if space[row.key].when == when:
-                yield row
+        rows, unseen = _forest(some, values[here], varied, among, seed) if varied else ([], 0.0)
+        yield from ((row, unseen) for row in rows if space[row.key].when == when)
 
 
 def _either(wanted: Any) -> str:
@@ -113,28 +116,44 @@ def _either(wanted: Any) -> str:
 
 def _forest(
     trials: list[Trial], values: np.ndarray, keys: dict[str, Key], among: str, seed: int
-) -> list[Importance]:
-    """Importance of `keys` for `values` (n,), with its interval and the reach of noise."""
-    if not keys:
-        return []
+) -> tuple[list[Importance], float]:
+    """(importance of `keys` for `values` (n,), R² on trials not seen)."""
     coded = {name: _coded(key, [t.values[name] for t in trials]) for name, key in keys.items()}
     generator = np.random.default_rng([seed, len(trials), len(keys)])
-    count, names = len(trials), list(keys)
-    drawn, shuffled = [], []
-    every = np.arange(count)
+    count, names, drawn = len(trials), list(keys), []
     while len(drawn) < DRAWS:
         rows = generator.integers(count, size=count)
         if np.ptp(values[rows]) > 0:
             drawn.append(_fanova(coded, rows, values[rows], seed + len(drawn)))
-    for number in range(DRAWS):
-        shuffled.append(_fanova(coded, every, generator.permutation(values), seed + number))
-    found = _fanova(coded, every, values, seed, 4 * TREES)
     low, high = np.quantile([[d[n] for n in names] for d in drawn], [0.025, 0.975], axis=0)
-    noise = np.quantile([[d[n] for n in names] for d in shuffled], 0.95, axis=0)
-    return [
-        Importance(n, found[n], float(low[i]), float(high[i]), float(noise[i]), count, among)
-        for i, n in enumerate(names)
-    ]
+    found = _fanova(coded, np.arange(count), values, seed, 4 * TREES)
+    columns = {name: _columns(*given) for name, given in coded.items()}
+    unseen = float(np.median([_unseen(columns, values, seed + i) for i in range(5)]))
+    told = []
+    for i, name in enumerate(names):
+        orders = (generator.permutation(count) for _ in range(SHUFFLES))
+        tries = (_unseen(columns | {name: columns[name][o]}, values, seed + n) for n, o in enumerate(orders))
+        telling = unseen > 0 and all(value < unseen for value in tries)
+        told.append(Importance(name, found[name], float(low[i]), float(high[i]), telling, count, among))
+    return told, unseen
+
+
+def _columns(distribution: Any, values: list[Any]) -> np.ndarray:
+    """A key's values as columns (n, one a choice, or 1)."""
+    choices = getattr(distribution, "choices", None)
+    if choices is None:
+        return np.array(values, float)[:, None]
+    return np.array([[value == choice for choice in choices] for value in values], float)
+
+
+def _unseen(columns: dict[str, np.ndarray], values: np.ndarray, seed: int) -> float:
+    """R² of a forest on the trials that its trees did not see."""
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    forest = ExtraTreesRegressor(UNSEEN_TREES, bootstrap=True, oob_score=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a trial that every tree saw: its prediction is 0, and counts
+        return float(forest.fit(np.hstack([*columns.values()]), values).oob_score_)
 
 
 def _coded(key: Key, values: Sequence[Any]) -> tuple[Any, list[Any]]:

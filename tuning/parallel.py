@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from tuning.record import Key, Record, Trial
+from tuning.record import Key, Trial
 
 ABSENT = "not drawn"
 
@@ -31,11 +31,11 @@ class Line:
 
 
 def axes_of(
-    record: Record, trials: Sequence[Trial], columns: Sequence[tuple[str, Sequence[Any], str]]
+    space: dict[str, Key], trials: Sequence[Trial], columns: Sequence[tuple[str, Sequence[Any], str]]
 ) -> list[Axis]:
     """An axis a key that varies, then one a column of figures (title, values, name of a lacking one)."""
     made = []
-    for name, key in record.search.space.items():
+    for name, key in space.items():
         values = [trial.values.get(name) for trial in trials]
         if len({str(v) for v in values}) > 1:
             made.append(_axis(name, key, values))

@@ -1,5 +1,6 @@
 """Pictures of the search page: learning curves, each key against the objective, the Pareto front, scaling."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from finetune.panels import Panel
 from finetune.svg import HANDCRAFTED, INK, MID, RULE, SERIES, inline, panel
 from tuning import importance, scaling
-from tuning.parallel import text
+from tuning.parallel import text, ticks
 from tuning.record import Objective, Record, Trial
 
 BEST, DONE, STOPPED = HANDCRAFTED, SERIES[0], MID
@@ -72,14 +73,22 @@ def slices(record: Record, number: int = 0) -> Iterator[Panel]:
             for i, j in enumerate(here):
                 if trials[j] is best:
                     axis.scatter([places[i]], [values[j]], s=42, color=BEST, lw=0, zorder=3)
-            if key.logarithmic:
-                axis.set_xscale("log")
+            if key.logarithmic and shown is None:
+                _logarithmic(axis, min(raw), max(raw))
             if shown is not None:
                 axis.set_xticks(range(len(shown)), shown)
                 axis.set_xlim(-0.5, len(shown) - 0.5)
             axis.set(ylabel=objective.title)
             picture = inline(figure, f"{objective.name} against {name}")
         yield Panel(name, picture)
+
+
+def _logarithmic(axis: Any, low: float, high: float) -> None:
+    """A logarithmic axis with labels that are numbers."""
+    found = ticks(math.log10(low), math.log10(high), True)
+    axis.set_xscale("log")
+    axis.set_xticks([10.0**place for place, _ in found], [label for _, label in found])
+    axis.minorticks_off()
 
 
 def front(record: Record, members: list[Trial]) -> Panel:
@@ -105,20 +114,6 @@ def front(record: Record, members: list[Trial]) -> Panel:
     return Panel("Pareto front", picture)
 
 
-def pareto(record: Record) -> list[Trial]:
-    """Finished trials that no other finished one beats in both objectives, by the first objective."""
-    one, two = record.search.objective[:2]
-    known = [
-        (one.sign * x, two.sign * y, t)
-        for t in record.having("done")
-        if (x := t.at_end(one.name)) is not None and (y := t.at_end(two.name)) is not None
-    ]
-    kept = [
-        (x, y, t) for x, y, t in known if not any(a <= x and b <= y and (a < x or b < y) for a, b, _ in known)
-    ]
-    return [t for *_, t in sorted(kept, key=lambda one: one[0])]
-
-
 def scale(found: scaling.Fit, x: np.ndarray, y: np.ndarray, objective: Objective) -> Iterator[Panel]:
     """Of each axis: figures and the fitted curve, a colour a value of the other axis, and one step beyond."""
     for number, name in enumerate(found.axes):
@@ -137,9 +132,8 @@ def scale(found: scaling.Fit, x: np.ndarray, y: np.ndarray, objective: Objective
                 axis.fill_between(line, *found.band(sizes), color=colour, alpha=0.15, lw=0)
                 axis.plot(line, found.law.at(sizes), color=colour, lw=1.4, label=label or None)
                 axis.scatter(x[rows, number], y[rows], s=16, color=colour, lw=0, zorder=3)
-            axis.set(
-                xscale="log", xlabel=UNITS.get(name, name), ylabel=objective.title, xlim=(low / 1.2, line[-1])
-            )
+            _logarithmic(axis, low, line[-1])
+            axis.set(xlabel=UNITS.get(name, name), ylabel=objective.title, xlim=(low / 1.2, line[-1]))
             if others:
                 figure.legend(loc="outside lower center", ncols=2)
             picture = inline(figure, f"Scaling of {objective.name} with {name}")

@@ -159,6 +159,18 @@ class Record:
                 return min(known, key=lambda t: objective.sign * (t.at_end(objective.name) or 0.0))
         return None
 
+    def front(self) -> list[Trial]:
+        """Finished trials that no other finished one beats in every objective, by the first objective."""
+        goals = self.search.objective
+        told = [t for t in self.having("done") if all(t.at_end(o.name) is not None for o in goals)]
+        costs = {t.trial: [o.sign * (t.at_end(o.name) or 0.0) for o in goals] for t in told}
+
+        def beaten(own: list[float]) -> bool:
+            return any(c != own and all(a <= b for a, b in zip(c, own, strict=True)) for c in costs.values())
+
+        kept = [t for t in told if not beaten(costs[t.trial])]
+        return sorted(kept, key=lambda t: costs[t.trial])
+
     def chosen(self) -> Trial | None:
         """The trial that the result names, else `best`."""
         named = self.result.best if self.result else None
