@@ -27,8 +27,10 @@ def fenced(page: str, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Every complete `python -m …` of a page, as words after `-m`; backticked bare modules count, too."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    """Every complete `python -m …` of a page, as words after `-m`; backticked bare modules count, too. What a
+    job runs (after `--`) is a command of its own.
+    """
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ").replace(" -- python -m ", "\npython -m ")
     found = [shlex.split(line, comments=True) for line in re.findall(r"python -m ([^`\n]+)", text)]
     return [words for words in found if words]
 
