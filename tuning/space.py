@@ -149,6 +149,14 @@ class Spread(Config):
         found = [low + i * step for i in range(int((high - low) / step + 1e-9) + 1)]
         return [int(v) for v in found] if self.kind == "int" else [round(v, 12) for v in found]
 
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is one that it can take."""
+        levels = self.levels()
+        if levels is not None:
+            return value in levels
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and self.bounds[0] <= value <= self.bounds[1]
+
     def ends(self) -> list[Any]:
         """The values that a mistake would show at: each choice, both bounds."""
         return self.choices if self.choice is not None else list(self.bounds)
@@ -269,8 +277,13 @@ def read(path: str, sets: Sequence[str] = ()) -> Plan:
         for other in spread.when:
             _known(other, list(search.space), f"{path}: space.{key}: when")
     for point in search.searcher.start:
-        for key in point:
+        for key, value in point.items():
             _known(key, list(search.space), f"{path}: searcher.start")
+            if not search.space[key].holds(value):
+                raise PlethoraError(
+                    f"{path}: searcher.start: {key} = {text(value)} is outside of [space]: widen that, or "
+                    "take another point"
+                )
     search.order()
     plan = Plan(search, path, _base(search.base, path), tuple(f"{k}={text(v)}" for k, v in _run(table)))
     _check(plan)
