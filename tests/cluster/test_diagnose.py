@@ -117,3 +117,13 @@ def test_a_place_without_telemetry_or_without_times_is_one_clear_line(tmp_path: 
     Path(uri, "telemetry/metrics.jsonl").write_text('{"step": 1, "train/loss/net": 0.5}\n')
     with pytest.raises(PlethoraError, match="does not say where time went"):
         diagnose(uri)
+
+
+def test_the_command_prints_the_diagnosis_and_returns_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cluster.__main__ import main
+
+    told = main(["doctor", "--run", _run(tmp_path, EVEN | {"data": 0.4})])
+    assert told is not None and told["bottleneck"] == "data"
+    assert "bottleneck  data" in capsys.readouterr().out
