@@ -222,15 +222,24 @@ def runtime_env() -> dict[str, Any]:
     return table
 
 
-def scaling(workers: int | tuple[int, int], gpu: float, cpu: float = 1) -> ray.train.ScalingConfig:
-    """`workers` training workers (or an elastic range of them), each with `cpu` CPUs and `gpu` GPUs."""
+def scaling(
+    workers: int | tuple[int, int], gpu: float, cpu: float = 1, resize_every_s: float = 60.0
+) -> ray.train.ScalingConfig:
+    """`workers` training workers, each with `cpu` CPUs and `gpu` GPUs; of an elastic range, as many as have
+    room, looked for every `resize_every_s` seconds.
+    """
     from ray.train import ScalingConfig
 
     share: dict[str, float] = {"CPU": cpu}
     if gpu:
         share["GPU"] = gpu
     elastic: Any = workers  # Ray's annotation does not know the range that it takes
-    return ScalingConfig(num_workers=elastic, use_gpu=bool(gpu), resources_per_worker=share)
+    return ScalingConfig(
+        num_workers=elastic,
+        use_gpu=bool(gpu),
+        resources_per_worker=share,
+        elastic_resize_monitor_interval_s=resize_every_s,
+    )
 
 
 def data_context(datasets: int = 1) -> Any:

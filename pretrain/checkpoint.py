@@ -125,15 +125,16 @@ def committed(uri: str) -> int | None:
 
 def collect(uri: str) -> list[str]:
     """Delete the checkpoint folders of a run that Ray never committed (a worker or the driver died between
-    upload and commit), and return their names; on S3, abort the uploads of writers that died inside one.
-    Only while nothing trains under `uri`.
+    upload and commit) and half bundles, and return their names; on S3, abort the uploads of writers that
+    died inside one. Only while nothing trains under `uri`.
     """
     if storage.is_remote(uri):
         s3.abort_uploads(storage.normalise(uri))
     result = _result(uri)
     known = {PurePosixPath(c.path).name for c, _ in (result.best_checkpoints or [])} if result else set()
     folders = {name.split("/", 1)[0] for name in storage.listing(uri)}
-    orphans = sorted(name for name in folders - known if name.startswith("checkpoint_20"))
+    stages = {name for name in folders if name.startswith(".bundle.") and name.endswith(".part")}
+    orphans = sorted({name for name in folders - known if name.startswith("checkpoint_20")} | stages)
     for name in orphans:
         storage.delete(storage.join(uri, name))
     return orphans

@@ -67,6 +67,7 @@ class RunConfig(Config):
     name: str
     seed: int = 0
     workers: Annotated[int, Field(ge=1)] | tuple[int, int] = 1  # [fewest, most]: as many as the cluster has
+    resize_every_s: float = Field(default=60.0, ge=0)  # how often an elastic run looks for room to grow
     resources: Resources = Resources()
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)

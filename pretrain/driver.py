@@ -111,7 +111,9 @@ def trainer(run: RunConfig, board: Any, callbacks: Sequence[Any] = ()) -> Any:
             "report": bool(callbacks),
         },
         torch_config=TorchConfig(backend="nccl" if run.resources.gpu else "gloo"),
-        scaling_config=session.scaling(run.workers, run.resources.gpu, 1 + run.stream.actors * shared),
+        scaling_config=session.scaling(
+            run.workers, run.resources.gpu, 1 + run.stream.actors * shared, run.resize_every_s
+        ),
         run_config=ray.train.RunConfig(
             name=run.name,
             storage_path=path,
