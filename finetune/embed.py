@@ -4,7 +4,7 @@ import os
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,36 @@ def planned(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {"rows": rows, **{c: part[c].to_numpy() for c in ("shard", "group", "row", "offset_s")}}
 
 
+def by_actors(
+    index: Index, rows: np.ndarray, together: int, actor: type, arguments: tuple, actors: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `actor(*arguments)` makes of these rows of an index, `together` of them at a time, in their order,
+    with a progress bar; each batch names its rows in "row". Ray must be running.
+    """
+    import ray.data
+
+    from cluster.session import data_context
+
+    data_context()
+    tasks = [planned(index, rows[i : i + together]) for i in range(0, len(rows), together)]
+    result = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(tasks))),
+    )
+    done = 0
+    with progress(len(rows), "embed", "windows") as bar:
+        for batch in result.iter_batches(batch_size=None, batch_format="numpy"):
+            if not np.array_equal(batch["row"], rows[done : done + len(batch["row"])]):
+                raise RuntimeError("windows came back in another order than was planned")
+            done += len(batch["row"])
+            yield batch
+            bar.update(len(batch["row"]))
+    if done != len(rows):
+        raise RuntimeError(f"{len(rows)} windows were planned, {done} came back")
+
+
 def _from_corpus(
     bundle: str,
     input: str,
@@ -204,7 +234,7 @@ def _from_corpus(
     mode: str | None,
     actors: int,
 ) -> dict[str, Any]:
-    from cluster.session import data_context, session
+    from cluster.session import session
 
     encoder, corpus = BundleEncoder(bundle, mode), open_corpus(input)
     window_s = encoder.window_s if window_s is None else window_s
@@ -213,38 +243,23 @@ def _from_corpus(
     encoder.pieces(window_s)  # refuses windows under the minimum
     encoder.check(corpus)
     spec = WindowSpec(signals=encoder.signals, window_s=window_s, hop_s=hop_s)
-    with session(actors=actors) as ray:
+    with session(actors=actors):
         index = build(corpus, spec)
         refused = Counter(v for v in index.table["verdict"].to_pylist() if v != "ok")
         rows = index.select(None)
         if not len(rows):
             reasons = ", ".join(f"{r} {n}" for r, n in sorted(refused.items())) or "no stretch is long enough"
             raise PlethoraError(f"{input}: no window of {window_s:g} s can be embedded ({reasons})")
-        tasks = [planned(index, rows[i : i + TASK_WINDOWS]) for i in range(0, len(rows), TASK_WINDOWS)]
-        data_context()
-        found = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-            _Actor,
-            fn_constructor_args=(encoder.bundle.uri, encoder.mode, corpus, spec),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(tasks))),
-        )
         keys = [("subject", pa.string()), ("record", pa.string()), ("start_s", pa.float64())]
         schema = _schema(keys, encoder, window_s, hop_s or window_s)
 
         def parts() -> Iterable[tuple[list[pa.Array], np.ndarray]]:
-            done = 0
-            with progress(len(rows), "embed", "windows") as bar:
-                for batch in found.iter_batches(batch_size=None, batch_format="numpy"):
-                    if not np.array_equal(batch["row"], rows[done : done + len(batch["row"])]):
-                        raise RuntimeError("windows came back in another order than was planned")
-                    done += len(batch["row"])
-                    table = index.table.take(pa.array(batch["row"]))
-                    yield [table[name].combine_chunks() for name, _ in keys], batch["embedding"]
-                    bar.update(len(batch["row"]))
+            arguments = (encoder.bundle.uri, encoder.mode, corpus, spec)
+            for batch in by_actors(index, rows, TASK_WINDOWS, _Actor, arguments, actors):
+                table = index.table.take(pa.array(batch["row"]))
+                yield [table[name].combine_chunks() for name, _ in keys], batch["embedding"]
 
         windows = _write(path, schema, parts())
-    if windows != len(rows):
-        raise RuntimeError(f"{len(rows)} windows were planned, {windows} came back")
     subjects = len(set(index.table["subject"].to_pylist()))
     return {"windows": windows, "subjects": subjects, "dim": encoder.dim, "window_s": window_s,
             "refused": dict(sorted(refused.items()))}  # fmt: skip

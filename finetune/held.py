@@ -99,7 +99,6 @@ def held_by(
     source: Corpus,
     tasks: Sequence[tuple[Task, list[str]]],
     options: Options,
-    ray: Any,
 ) -> list[Held]:
     """Every adapted task's windows and vectors, in order. Windows of one placement are embedded once."""
     bundles = {e.encoder.bundle.uri: e.encoder.bundle for e in entrants}
@@ -116,7 +115,7 @@ def held_by(
         labels = {t.name: source.labels(t.labels) if t.labels else LABELS.empty_table() for t, _ in group}
         chosen = {t.name: choose_windows(places, t, labels[t.name], seen, subjects, who) for t, _ in group}
         rows = np.unique(np.concatenate([w.rows for w in chosen.values()]))
-        vectors, notes = _embedded(entrants, places, rows, first, cache, ray)
+        vectors, notes = _embedded(entrants, places, rows, first, cache)
         for task, said in group:
             windows = chosen[task.name]
             at = np.searchsorted(rows, windows.rows)
@@ -140,7 +139,7 @@ def suits(entrants: Sequence[Entrant], task: Task) -> None:
 
 
 def _embedded(
-    entrants: Sequence[Entrant], places: Places, rows: np.ndarray, task: Task, cache: str, ray: Any
+    entrants: Sequence[Entrant], places: Places, rows: np.ndarray, task: Task, cache: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """{row: (n, d)} of these rows of the index, and why a row has none."""
     sources, notes = [], {}
@@ -155,7 +154,7 @@ def _embedded(
             notes[e.twin] = f"cannot be rebuilt from config.json: {error}"
     if places.pulses is not None:
         sources.append(Source("handcrafted"))
-    return cached_vectors(places, rows, sources, cache, ray), notes
+    return cached_vectors(places, rows, sources, cache), notes
 
 
 def _fresh(e: Entrant) -> tuple[Run, int]:

@@ -60,8 +60,8 @@ def robustness(
     ]
     asked = adapted(named, source, options.window_s)
     suits(entrants, asked[0])
-    with session(actors=2) as ray:
-        (held,) = held_by(entrants, source, [asked], options, ray)
+    with session(actors=2):
+        (held,) = held_by(entrants, source, [asked], options)
     vectors, own, raw = [held.vectors], runs(held, entrants), corrupt.recorded(held.places)
     for c in conditions[1:]:
         places = corrupt.damaged(held.places, raw, c.kind, c.severity, options.seed)

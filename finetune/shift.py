@@ -52,9 +52,9 @@ def shift(
     asked = [_alike(task, here, there, options.window_s) for task in questions]
     for pair in asked:
         suits(entrants, pair[0][0])
-    with session(actors=2) as ray:
+    with session(actors=2):
         inside, outside = (
-            held_by(entrants, source, [pair[k] for pair in asked], options, ray)
+            held_by(entrants, source, [pair[k] for pair in asked], options)
             for k, source in enumerate((here, there))
         )
     found, tables = [], []

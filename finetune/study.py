@@ -28,8 +28,8 @@ def study(
     about = {"uri": source.uri, "hash": source.hash, "source": source.manifest["source"],
              "licence": source.manifest.get("licence", "")}  # fmt: skip
     found = []
-    with session(actors=2) as ray:
-        for held in held_by(entrants, source, fitted, options, ray):
+    with session(actors=2):
+        for held in held_by(entrants, source, fitted, options):
             one = outcome(entrants, held.task, held.labels, held.windows, held.vectors, held.notes, options)
             one.results |= {
                 "overlap": held.overlap(),

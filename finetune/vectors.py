@@ -23,7 +23,7 @@ from datasets.schema import Corpus
 from datasets.windows import WindowSpec
 from finetune import features
 from finetune.choose import HANDCRAFTED, Places
-from finetune.embed import planned
+from finetune.embed import by_actors
 from finetune.encoder import BundleEncoder, Run, untrained
 from finetune.lengths import Fit, run_fitted
 
@@ -80,7 +80,7 @@ def cache_folder() -> str:
 
 
 def cached_vectors(
-    places: Places, rows: np.ndarray, sources: Sequence[Source], cache: str, ray: Any
+    places: Places, rows: np.ndarray, sources: Sequence[Source], cache: str
 ) -> dict[str, np.ndarray]:
     """{row name: (n, d)} of these rows of the index; handcrafted features are NaN where a window holds no
     PPG. What the cache (a URI) lacks is computed and added to it.
@@ -104,7 +104,7 @@ def cached_vectors(
         ]
         if lacking:
             new = [i for i, n in enumerate(names) if there[i] and any(n not in kept[s.row] for s in lacking)]
-            made = _computed(view, rows[new], lacking, ray)
+            made = _computed(view, rows[new], lacking)
             for source in lacking:
                 vectors = (
                     np.concatenate([known[source.row], made[source.row]])
@@ -171,30 +171,12 @@ def _run(source: Source) -> Run:
     return untrained(encoder.bundle.config, source.mode, source.seed)
 
 
-def _computed(view: Index, rows: np.ndarray, sources: list[Source], ray: Any) -> dict[str, np.ndarray]:
+def _computed(view: Index, rows: np.ndarray, sources: list[Source]) -> dict[str, np.ndarray]:
     """{row name: (n, d)} by Ray Data actors, in the order of `rows`."""
-    from cluster.session import data_context
-
-    data_context()
-    tasks = [planned(view, rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
-    result = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        _Actor,
-        fn_constructor_args=(view.corpus, view.spec, sources),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(ACTORS, len(tasks))),
-    )
     parts: dict[str, list[np.ndarray]] = {s.row: [] for s in sources}
-    done = 0
-    with progress(len(rows), "embed", "windows") as bar:
-        for batch in result.iter_batches(batch_size=None, batch_format="numpy"):
-            if not np.array_equal(batch["row"], rows[done : done + len(batch["row"])]):
-                raise RuntimeError("windows came back in another order than was planned")
-            done += len(batch["row"])
-            for number, source in enumerate(sources):
-                parts[source.row].append(batch[str(number)])
-            bar.update(len(batch["row"]))
-    if done != len(rows):
-        raise RuntimeError(f"{len(rows)} windows were planned, {done} came back")
+    for batch in by_actors(view, rows, CHUNK, _Actor, (view.corpus, view.spec, sources), ACTORS):
+        for number, source in enumerate(sources):
+            parts[source.row].append(batch[str(number)])
     return {row: np.concatenate(found) for row, found in parts.items()}
 
 

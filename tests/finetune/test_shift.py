@@ -54,10 +54,10 @@ def options(folder: Path) -> Options:
 
 
 def both(
-    ray: Any, bundle: str, corpus: str, other: str, cache: Path, task: str = "heart_rate"
+    bundle: str, corpus: str, other: str, cache: Path, task: str = "heart_rate"
 ) -> tuple[held.Held, held.Held]:
     entrants, asked = entrants_of([opened(bundle)]), [(load_task(task), [])]
-    found = [held.held_by(entrants, open_corpus(c), asked, options(cache), ray)[0] for c in (corpus, other)]
+    found = [held.held_by(entrants, open_corpus(c), asked, options(cache))[0] for c in (corpus, other)]
     return found[0], found[1]
 
 
@@ -86,7 +86,7 @@ def test_a_figure_where_it_was_fitted_is_the_one_that_compare_gives(
 def test_the_probe_is_scikit_learns_on_the_first_corpus_alone(
     ray_session: Any, results: dict[str, Any], bundle: str, corpus: str, moving: str, out: Path
 ) -> None:
-    here, there = both(ray_session, bundle, corpus, moving, out.parent)
+    here, there = both(bundle, corpus, moving, out.parent)
     table = pq.read_table(out / "predictions.parquet").to_pandas()
     table = table[table["task"] == "heart_rate"]
     assert np.array_equal(table["start_s"], there.windows.start_s)
@@ -171,7 +171,7 @@ def test_a_claim_fails_where_a_baseline_is_better_or_the_loss_is_sure(
 def test_demographics_count_only_where_both_corpora_know_them(
     ray_session: Any, bundle: str, corpus: str, moving: str, out: Path
 ) -> None:
-    here, there = both(ray_session, bundle, corpus, moving, out.parent)
+    here, there = both(bundle, corpus, moving, out.parent)
     there.windows.record = here.windows.record[: len(there.windows.record)].copy()  # the same names, others
     ages = {}
     for of, shift_by in ((here, 0.0), (there, 40.0)):
@@ -203,7 +203,7 @@ def test_what_cannot_be_shifted_is_one_clear_line(
     ):
         with pytest.raises(PlethoraError, match=said):
             shift([bundle], *given, tasks, str(tmp_path / "out"), options(tmp_path))
-    here, there = both(ray_session, bundle, corpus, moving, out.parent)
+    here, there = both(bundle, corpus, moving, out.parent)
     two = np.flatnonzero(np.isin(there.windows.subject, np.unique(there.windows.subject)[:2]))
     few = replace(
         there, windows=part_of(there.windows, two), vectors={n: x[two] for n, x in there.vectors.items()}

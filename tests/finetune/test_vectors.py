@@ -46,7 +46,7 @@ def test_they_are_the_encoders_own_and_are_computed_once(
         vectors, "_computed", lambda view, new, *more: calls.append(len(new)) or plain(view, new, *more)
     )
     cache = str(tmp_path)
-    some = cached_vectors(places, rows[:40], sources(encoder), cache, ray_session)
+    some = cached_vectors(places, rows[:40], sources(encoder), cache)
     np.testing.assert_allclose(some["a"], encoder(places.views["a"].load(rows[:40])["ppg"]), atol=1e-5)
     assert places.pulses is not None
     wave = places.pulses.load(rows[:40])["ppg"][:, 0]
@@ -54,12 +54,12 @@ def test_they_are_the_encoders_own_and_are_computed_once(
     assert not np.allclose(some["a"], some["b"])
     assert calls == [40, 40] and len(list(tmp_path.iterdir())) == 3
 
-    again = cached_vectors(places, rows[:40], sources(encoder), cache, ray_session)
+    again = cached_vectors(places, rows[:40], sources(encoder), cache)
     assert calls == [40, 40]
     for name, x in some.items():
         np.testing.assert_array_equal(again[name], x)
 
-    more = cached_vectors(places, rows[20:60], sources(encoder), cache, ray_session)
+    more = cached_vectors(places, rows[20:60], sources(encoder), cache)
     assert calls == [40, 40, 20, 20]  # only what is new
     np.testing.assert_array_equal(more["a"][:20], some["a"][20:])
 
@@ -94,4 +94,4 @@ def test_a_corrupt_file_is_one_clear_line(
     view = places.views["a"]
     (tmp_path / f"{one[0].key(view.corpus, view.spec)}.parquet").write_bytes(b"not parquet")
     with pytest.raises(PlethoraError, match="is corrupt: delete it"):
-        cached_vectors(places, rows[:4], one, str(tmp_path), ray_session)
+        cached_vectors(places, rows[:4], one, str(tmp_path))
