@@ -233,13 +233,9 @@ def scaling(
     share: dict[str, float] = {"CPU": cpu}
     if gpu:
         share["GPU"] = gpu
-    elastic: Any = workers  # Ray's annotation does not know the range that it takes
-    return ScalingConfig(
-        num_workers=elastic,
-        use_gpu=bool(gpu),
-        resources_per_worker=share,
-        elastic_resize_monitor_interval_s=resize_every_s,
-    )
+    # Ray's annotations know neither the range nor how often to look
+    elastic: dict[str, Any] = {"num_workers": workers, "elastic_resize_monitor_interval_s": resize_every_s}
+    return ScalingConfig(**elastic, use_gpu=bool(gpu), resources_per_worker=share)
 
 
 def data_context(datasets: int = 1) -> Any:
