@@ -250,7 +250,7 @@ def chaos(given: argparse.Namespace, home: Path) -> int:
     told = home / "results.jsonl"
     if not (home / "corpus").exists():
         write_corpus(home / "corpus", shards=2, rows=6)
-    with World(home) as world:
+    with World(home, any(f.kind == "bucket" for f in fates)) as world:
         for zero in sorted({f.zero for f in fates}):
             unbroken(world, zero)
         for fate in fates:

@@ -46,8 +46,8 @@ def until(true: Callable[[], Any], seconds: float, what: str) -> Any:
 class World:
     """One head without CPUs of use and two machines that train; `with World(home) as world:`."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.disk = home, home / "disk"
+    def __init__(self, home: Path, bucket: bool = True) -> None:
+        self.home, self.disk, self.bucket = home, home / "disk", bucket
         self.proxy: Proxy | None = None
         self.machines: Any = None
 
@@ -60,7 +60,8 @@ class World:
             "PYTHONPATH": str(ROOT),
         }
         os.environ.pop("RAY_ADDRESS", None)
-        self._bucket()
+        if self.bucket:
+            self._bucket()
         import ray
         from ray.cluster_utils import Cluster
 
