@@ -108,23 +108,39 @@ class AttentionPool(nn.Module):
         return (score.softmax(dim=1).to(x_bnd.dtype)[..., None] * x_bnd).sum(dim=1)
 
 
+def fused(pooled: list[Tensor], fusion: nn.Module | None) -> Tensor:
+    """(B, D) vectors, one an image, as one."""
+    if fusion is None:
+        return pooled[0]
+    vectors = torch.stack(pooled, dim=1)
+    return fusion(vectors, vectors.new_ones(vectors.shape[:2], dtype=torch.bool))
+
+
 class VisionNet(nn.Module):
     """(B, 1, T) prepared windows, not normalised here -> (B, columns) float32.
 
     targets: {name: columns} in their order (1 for a number or a yes/no, k for k classes); a head each, on one
     backbone. Initial weights are a pure function of config, targets and seed. Parameters that do not train
-    have requires_grad False. PlethoraError: unknown backbone, weights that cannot be had, images that are too
-    small or too large.
+    have requires_grad False. `beside`: a network of the same backbone and seed, without adapters: its
+    backbone is shared. PlethoraError: unknown backbone, weights that cannot be had, images that are too small
+    or too large.
     """
 
-    def __init__(self, config: VisionConfig, targets: Mapping[str, int], seed: int) -> None:
+    def __init__(
+        self, config: VisionConfig, targets: Mapping[str, int], seed: int, beside: VisionNet | None = None
+    ) -> None:
         super().__init__()
         if not targets or min(targets.values()) < 1:
             raise PlethoraError("a network needs at least one target, each of at least one column")
         self.config, self.targets = config, dict(targets)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.backbone = Backbone(config.backbone, seed)
+            if beside is None:
+                self.backbone = Backbone(config.backbone, seed)
+                self.drawn = torch.get_rng_state()  # where those who share the backbone go on drawing
+            else:
+                self.backbone, self.drawn = beside.backbone, beside.drawn
+                torch.set_rng_state(self.drawn)
             self.sizes = self._sizes()
             dim = self.backbone.dim
             self.pool = AttentionPool(dim)
@@ -148,22 +164,28 @@ class VisionNet(nn.Module):
         self, x_bct: Tensor, samples_b: Tensor | None = None, uniform_b4: Tensor | None = None
     ) -> Tensor:
         """As `forward`, up to the pooled vector (B, D)."""
-        c = self.config.imaging
-        with full_precision(x_bct):
-            found = images(x_bct[:, 0], c, samples_b)
         pooled = []
-        for name, image in zip(c.transforms, found, strict=True):
-            if c.spec_augment and self.training and name != "recurrence":
-                if uniform_b4 is None:
-                    uniform_b4 = torch.rand(len(x_bct), 4, device=x_bct.device)
-                image = spec_augment(image, c, uniform_b4)
+        for image in self.images(x_bct, samples_b, uniform_b4):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "probe"):
                 tokens, valid = self.backbone(image)
             pooled.append(self.pool(tokens, valid))
-        if self.fusion is None:
-            return pooled[0]
-        vectors = torch.stack(pooled, dim=1)
-        return self.fusion(vectors, vectors.new_ones(vectors.shape[:2], dtype=torch.bool))
+        return fused(pooled, self.fusion)
+
+    def images(
+        self, x_bct: Tensor, samples_b: Tensor | None = None, uniform_b4: Tensor | None = None
+    ) -> list[Images]:
+        """What the backbone is shown, an entry a transform; in training with SpecAugment where it is on."""
+        c = self.config.imaging
+        with full_precision(x_bct):
+            found = images(x_bct[:, 0], c, samples_b)
+        if not (c.spec_augment and self.training):
+            return found
+        if uniform_b4 is None:
+            uniform_b4 = torch.rand(len(x_bct), 4, device=x_bct.device)
+        return [
+            image if name == "recurrence" else spec_augment(image, c, uniform_b4)
+            for name, image in zip(c.transforms, found, strict=True)
+        ]
 
     def columns(self, y_bk: Tensor) -> dict[str, Tensor]:
         """{target: its columns} of what `forward` gives, or of targets laid out alike."""

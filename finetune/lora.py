@@ -29,7 +29,7 @@ class SplitQKV(nn.Module):
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
         inner = fused.out_features // 3
-        where = {"device": fused.weight.device, "dtype": fused.weight.dtype}
+        where = {"device": "meta", "dtype": fused.weight.dtype}  # values come from `fused`: none are drawn
         for number, name in enumerate("qkv"):
             layer = nn.Linear(fused.in_features, inner, bias=fused.bias is not None, **where)
             at = slice(number * inner, (number + 1) * inner)
@@ -65,7 +65,7 @@ def add(vit: nn.Module, c: LoRAConfig) -> int:
             module.qkv_bias_separate = True  # timm then calls qkv; else it reads its weight, past the adapter
         fused = getattr(module, "qkv", None)
         if c.preset == "paper" and isinstance(fused, nn.Linear):
-            _replace(vit, f"{name}.qkv", SplitQKV(fused))
+            replace(vit, f"{name}.qkv", SplitQKV(fused))
     apart = any(isinstance(getattr(m, "q_proj", None), nn.Linear) for _, m in attentions)
     config = LoraConfig(
         r=c.r,
@@ -87,6 +87,16 @@ def add(vit: nn.Module, c: LoRAConfig) -> int:
     return sum(p.numel() for p in found.values())
 
 
+def take_out(vit: nn.Module) -> None:
+    """Takes the adapters out again, in place, unmerged. Layers that "paper" split stay split."""
+    from peft.tuners.lora import Linear
+
+    for name, module in list(vit.named_modules()):
+        if isinstance(module, Linear):
+            replace(vit, name, module.get_base_layer())
+    del vit.peft_config
+
+
 def merge(vit: nn.Module) -> None:
     """Adds the adapters to the weights they adapt and takes them out, in place: timm's own names and shapes
     again, the same function (in eval mode)."""
@@ -95,12 +105,12 @@ def merge(vit: nn.Module) -> None:
     for name, module in list(vit.named_modules()):
         if isinstance(module, Linear):
             module.merge()
-            _replace(vit, name, module.get_base_layer())
+            replace(vit, name, module.get_base_layer())
     for name, module in list(vit.named_modules()):
         if isinstance(module, SplitQKV):
-            _replace(vit, name, module.fused())
+            replace(vit, name, module.fused())
 
 
-def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
+def replace(root: nn.Module, name: str, new: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(root.get_submodule(parent), leaf, new)

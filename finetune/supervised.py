@@ -129,8 +129,11 @@ class _Supervised(ABC):
         one = self.tasks[0]
         return WindowSpec(signals=self.signals(), window_s=one.window_s, hop_s=one.hop_s, until_s=one.until_s)
 
+    def _heads(self) -> list[Head]:
+        return self.heads or [Head(task) for task in self.tasks]
+
     def modules(self) -> dict[str, nn.Module]:
-        heads = self.heads or [Head(task) for task in self.tasks]
+        heads = self._heads()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return {"net": Predictor(self.body(heads), heads, self.config.standardise)}
@@ -193,7 +196,7 @@ class _Supervised(ABC):
 
 
 class Vision(_Supervised):
-    Config = VisionRunConfig
+    Config: type[VisionRunConfig] = VisionRunConfig
 
     def _window_s(self) -> float:
         c = self.config

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import math
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from pretrain.curves import curves
 from pretrain.data import Data
 from pretrain.engine import load_trained
 from pretrain.export import export_onnx
-from pretrain.recipe import Encoder, Recipe
+from pretrain.recipe import Encoder, Recipe, Several
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,11 +43,14 @@ def publish(
     weights: {module: state dict without frozen parameters}; history: validations in order; plots: {name:
     PNG}; selected: which validation the weights are of ({"metric", "step", "value", "stopped"}), where the
     run chose.
-    The ONNX file of each mode and decoder is checked against torch (1e-4) before anything is published.
+    The ONNX file of each mode and decoder is checked against torch (1e-4) before anything is published. Of a
+    recipe of `Several` each module is published as <storage>/<name>/<module>/bundle, and then the best again.
     """
     uri = storage.join(run.storage, run.name, "bundle")
     if storage.exists(storage.join(uri, "_COMPLETE")):
         return uri
+    if isinstance(recipe, Several):
+        return _each(run, recipe, weights, data, history, ledger, plots, selected or {})
     modules = recipe.modules()
     for name, module in modules.items():
         load_trained(module, weights[name])
@@ -67,6 +71,46 @@ def publish(
         {"first": first, "last": last, "history": history, **({"selected": selected} if selected else {})},
         (dict(plots) if anyone else {}) | curves(history),
     )  # fmt: skip
+    return uri
+
+
+def _each(
+    run: RunConfig,
+    recipe: Several,
+    weights: Mapping[str, Mapping[str, "Tensor"]],
+    data: Data,
+    history: list[dict[str, float]],
+    ledger: Mapping[str, list[int]],
+    plots: Mapping[str, bytes],
+    selected: Mapping[str, Any],
+) -> str:
+    """Every module's bundle; last, at the run's own place, the one with the lowest selected figure (without
+    selection: the lowest last loss), which names the others' in its metrics.
+    """
+    figures = {name: [recipe.figures_alone(name, found) for found in history] for name in weights}
+    given = run.select.metric
+    metric = {"": "loss/net", "loss/*": "loss/net"}.get(given, given.removesuffix("/*"))
+    step = selected["step"] if selected else history[-1]["step"] if history else None
+    steps = step if isinstance(step, dict) else dict.fromkeys(weights, step)
+    values = {
+        name: next((f[metric] for f in found if f["step"] == steps[name]), None)
+        for name, found in figures.items()
+    }
+    order = {name: math.inf if value is None else value for name, value in values.items()}
+    best = min(order, key=lambda name: order[name])
+    for name, folder in [*((name, f"{run.name}/{name}") for name in weights), (best, run.name)]:
+        kind, method, alone = recipe.alone(name)
+        # as the run file of this module alone has it
+        own: dict[str, Any] = {"recipe": kind, "method": method, "name": folder, "optim_of": {}}
+        own |= {"optim": run.optim_for(name)}
+        own |= {"select": run.select.model_copy(update={"metric": metric if given else ""})}
+        chosen = {"metric": metric, "step": steps[name], "value": values[name], "stopped": ""}
+        if folder == run.name:
+            chosen |= {"module": name, "beside": values}
+        uri = publish(
+            run.model_copy(update=own), alone, recipe.weights_alone(name, weights[name]), data,
+            figures[name], ledger, plots if folder == run.name else {}, chosen if selected else None,
+        )  # fmt: skip
     return uri
 
 

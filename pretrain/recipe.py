@@ -158,6 +158,23 @@ class Tokened(Protocol):
         ...
 
 
+@runtime_checkable
+class Several(Protocol):
+    """What a recipe has as well whose modules are published apart, each as if it had been trained alone."""
+
+    def alone(self, name: str) -> tuple[str, dict[str, Any], Recipe]:
+        """The recipe that would train module `name` alone: its name, its [method], and itself."""
+        ...
+
+    def weights_alone(self, name: str, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """The weights of module `name` as that recipe's modules have them."""
+        ...
+
+    def figures_alone(self, name: str, found: Mapping[str, float]) -> dict[str, float]:
+        """A validation's figures as that recipe calls them; "loss/net" among them."""
+        ...
+
+
 _PARTS = ("Config", "windows", "modules", "frozen", "losses", "summary", "encoder")
 
 

@@ -21,42 +21,104 @@ from pretrain.recipe import StepResult
 Weights = dict[str, dict[str, Tensor]]  # by module, without what is frozen
 
 
-class Selection:
-    """The best validation so far and its weights. `told` is JSON and goes into every checkpoint, so that a
-    resumed run decides as the unbroken one; weights are kept by rank 0.
-    """
+class Best:
+    """The best validation so far by one figure. `told` is JSON."""
 
-    def __init__(self, config: Select, told: dict[str, Any], weights: Weights | None) -> None:
-        self.config, self.weights = config, weights
+    def __init__(self, metric: str, patience: int, told: dict[str, Any]) -> None:
+        self.metric, self.patience = metric, patience
         self.told: dict[str, Any] = told or {
             "step": None, "value": None, "train": None, "worse": 0, "sum": 0.0, "windows": 0.0, "stopped": "",
         }  # fmt: skip
         self.mine = torch.zeros(2, dtype=torch.float64)  # Σ training loss · windows, windows: since the merge
+
+    def trained(self, losses: list[Tensor], windows: int) -> None:
+        loss = torch.stack([x.detach().double() for x in losses]).sum()
+        self.mine = self.mine.to(loss.device) + torch.stack([loss, torch.ones_like(loss)]) * windows
+
+    def merge(self) -> None:
+        dist.all_reduce(self.mine)
+        total, windows = self.mine.tolist()
+        self.told["sum"] += total
+        self.told["windows"] += windows
+        self.mine = torch.zeros_like(self.mine)
+
+    def validated(self, step: int, found: Mapping[str, float], last: bool) -> bool:
+        """Whether this is the best so far."""
+        if self.metric not in found:
+            raise PlethoraError(
+                f"select.metric = {self.metric}: no such figure of validation; "
+                f"there are {', '.join(sorted(found))}"
+            )
+        self.merge()
+        value, told = found[self.metric], self.told
+        train = told["sum"] / told["windows"] if told["windows"] else math.nan
+        told["sum"] = told["windows"] = 0.0
+        if math.isfinite(value) and (told["value"] is None or value < told["value"]):
+            told |= {"step": step, "value": value, "train": train, "worse": 0}
+            return True
+        overfits = told["train"] is not None and train < told["train"]
+        told["worse"] = told["worse"] + 1 if overfits else 0
+        if not last and self.patience and told["worse"] >= self.patience:
+            told["stopped"] = (
+                f"overfitting: {self.metric} of validation has been above its best "
+                f"({told['value']:.4g} at step {told['step']}) for {told['worse']} validations, now "
+                f"{value:.4g}, while the training loss fell from {told['train']:.4g} to {train:.4g}: "
+                f"stopped at step {step}, the weights of step {told['step']} are published"
+            )
+        return False
+
+
+class Selection:
+    """The best validation so far and its weights, which rank 0 keeps. `told` is JSON and goes into every
+    checkpoint, so that a resumed run decides as the unbroken one.
+
+    A metric with `*` ("loss/*") is one figure a module, by its name: each module's weights are those of its
+    own best, one that overfits is settled, and the run ends once all are.
+    """
+
+    def __init__(self, config: Select, told: dict[str, Any], weights: Weights | None) -> None:
+        self.config, self.weights, self.apart = config, weights, "*" in config.metric
+        each: dict[str, Any] = (told or {}).get("each", {}) if self.apart else {"": told}
+        self.each = {name: self._best(name, one) for name, one in each.items()}
+
+    def _best(self, name: str, told: dict[str, Any]) -> Best:
+        return Best(self.config.metric.replace("*", name), self.config.patience, told)
 
     @property
     def on(self) -> bool:
         return bool(self.config.metric)
 
     @property
+    def told(self) -> dict[str, Any]:
+        each = {name: one.told for name, one in self.each.items()}
+        if not self.apart:
+            return each[""]
+        shown = {key: {name: told[key] for name, told in each.items()} for key in ("step", "value")}
+        return shown | {"stopped": self.stopped, "each": each}
+
+    @property
     def stopped(self) -> str:
         """Why the run ended early; "" while it has not."""
-        return str(self.told["stopped"])
+        why = {name: str(one.told["stopped"]) for name, one in self.each.items()}
+        if not self.apart:
+            return why[""]
+        return "; ".join(f"{n}: {w}" for n, w in why.items()) if why and all(why.values()) else ""
 
     def trained(self, results: list[StepResult], windows: int) -> None:
         """Count the micro-batches, of `windows` windows each, of a step that was applied."""
-        if self.on:
-            for result in results:
-                loss = torch.stack([x.detach().double() for x in result.losses.values()]).sum()
-                self.mine = self.mine.to(loss.device) + torch.stack([loss, torch.ones_like(loss)]) * windows
+        if not self.on:
+            return
+        for result in results:
+            if not self.apart:
+                self.each[""].trained(list(result.losses.values()), windows)
+                continue
+            for name, loss in result.losses.items():
+                self.each.setdefault(name, self._best(name, {})).trained([loss], windows)
 
     def merge(self) -> None:
         """Add up every rank's training losses; every rank calls it at the same step."""
-        if self.on:
-            dist.all_reduce(self.mine)
-            total, windows = self.mine.tolist()
-            self.told["sum"] += total
-            self.told["windows"] += windows
-            self.mine = torch.zeros_like(self.mine)
+        for one in self.each.values() if self.on else ():
+            one.merge()
 
     def validated(
         self, step: int, found: Mapping[str, float], weights: Callable[[], Weights], last: bool = False
@@ -68,26 +130,10 @@ class Selection:
         """
         if not self.on:
             return
-        if self.config.metric not in found:
-            raise PlethoraError(
-                f"select.metric = {self.config.metric}: no such figure of validation; "
-                f"there are {', '.join(sorted(found))}"
-            )
-        self.merge()
-        value, told = found[self.config.metric], self.told
-        train = told["sum"] / told["windows"] if told["windows"] else math.nan
-        told["sum"] = told["windows"] = 0.0
-        if math.isfinite(value) and (told["value"] is None or value < told["value"]):
-            kept = weights()
-            self.weights = kept if dist.get_rank() == 0 else None
-            told |= {"step": step, "value": value, "train": train, "worse": 0}
+        going = {name: one for name, one in self.each.items() if not one.told["stopped"]}
+        better = [name for name, one in going.items() if one.validated(step, found, last)]
+        if not better:
             return
-        overfits = told["train"] is not None and train < told["train"]
-        told["worse"] = told["worse"] + 1 if overfits else 0
-        if not last and self.config.patience and told["worse"] >= self.config.patience:
-            told["stopped"] = (
-                f"overfitting: {self.config.metric} of validation has been above its best "
-                f"({told['value']:.4g} at step {told['step']}) for {told['worse']} validations, now "
-                f"{value:.4g}, while the training loss fell from {told['train']:.4g} to {train:.4g}: "
-                f"stopped at step {step}, the weights of step {told['step']} are published"
-            )
+        kept = weights()
+        if dist.get_rank() == 0:
+            self.weights = (self.weights or kept) | {n: kept[n] for n in better} if self.apart else kept

@@ -72,9 +72,30 @@ def test_it_is_off_by_default_and_then_does_nothing() -> None:
     off = Selection(Select(), {}, None)
     off.trained([StepResult({"net": torch.tensor(1.0)})], 4)
     off.validated(1, {"loss/net": 1.0}, lambda: pytest.fail("no weights are wanted"))
-    assert not off.on and off.weights is None and off.mine.sum() == 0
+    assert not off.on and off.weights is None and off.each[""].mine.sum() == 0
 
 
 def test_a_figure_that_validation_lacks_is_named_with_those_it_has() -> None:
     with pytest.raises(PlethoraError, match=r"select.metric = mae: .* there are loss/net, mae/sbp"):
         Selection(Select(metric="mae"), {}, None).validated(1, {"loss/net": 1.0, "mae/sbp": 2.0}, dict)
+
+
+@pytest.mark.parametrize("after", [None, 2, 4, 6])
+def test_modules_chosen_apart_are_each_chosen_as_if_alone(after: int | None) -> None:
+    """One that overfits is settled, whatever it does later; the run goes on for the others."""
+    found = Selection(Select(metric="loss/*", patience=2), {}, None)
+    other = [5.0, 4.0, 3.0, 2.0, 2.5, 1.9, 1.8, 1.7]
+    for step, (value, train) in enumerate(zip(VALIDATION, TRAINING, strict=True), 1):
+        found.trained([StepResult({"a": torch.tensor(train), "b": torch.tensor(1.0)})], 4)
+        weights = {name: {"w": torch.tensor(float(step))} for name in "ab"}
+        found.validated(step, {"loss/a": value, "loss/b": other[step - 1]}, lambda w=weights: w)
+        if step == after:
+            found = Selection(found.config, json.loads(json.dumps(found.told)), found.weights)
+    alone = played(patience=2)
+    assert found.told["step"] == {"a": alone.told["step"], "b": 8} and not found.stopped
+    assert found.told["value"] == {"a": 3.0, "b": 1.7}
+    assert found.weights is not None and {n: int(w["w"]) for n, w in found.weights.items()} == {
+        "a": 3,
+        "b": 8,
+    }
+    assert found.told["each"]["a"]["stopped"] == alone.stopped.replace("loss/net", "loss/a")
