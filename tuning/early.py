@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 if TYPE_CHECKING:
+    from tuning.config import Scheduler
     from tuning.record import Trial
-    from tuning.space import Scheduler
 
 PROGRESS, SCORE = "progress", "score"
 END = 100.0

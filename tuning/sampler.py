@@ -18,9 +18,10 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from cluster.errors import PlethoraError
+from tuning.config import Spread, Values
 from tuning.early import SCORE, judged
 from tuning.record import Trial
-from tuning.space import Plan, Spread, Values, text
+from tuning.space import Plan, text
 
 STATES = {"done": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 

@@ -15,7 +15,8 @@ from cluster import session, storage
 from cluster.errors import PlethoraError
 from pretrain.config import RunConfig
 from tuning import record
-from tuning.space import Plan, Values, read, text
+from tuning.config import Values
+from tuning.space import Plan, read, text
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' own telemetry, and the record, say it
@@ -46,7 +47,9 @@ def search(path: str, sets: Sequence[str] = (), resume: bool = False) -> dict[st
     with session.session(needs.workers * plan.search.budget.concurrent, needs.actors) as ray:
         room = needs.room(plan, ray)
         journal = Journal(home, described(plan), resume)
-        if not storage.exists(storage.join(home, record.RESULT)):
+        if storage.exists(storage.join(home, record.RESULT)):
+            say(f"search {plan.search.name} is complete, and its choice was judged on the test subjects")
+        else:
             run(plan, journal, room)
             conclude(plan, journal)
     return told(journal)

@@ -11,8 +11,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from cluster import storage
 from cluster.errors import PlethoraError, user_message
 from pretrain.config import RunConfig
+from tuning.config import Objective
 from tuning.early import END, PROGRESS, SCORE
-from tuning.space import Objective
 
 
 class Tell(TuneReportCallback):
@@ -71,7 +71,7 @@ def finish(run: RunConfig, objectives: Sequence[Objective], score: str) -> dict[
     bundle = driver.launch(run, resume=True, callbacks=[Tell(score)])["bundle"]
     found = storage.read_json(storage.join(bundle, "metrics.json"))
     curve = [(int(each["step"]), {k: v for k, v in each.items() if k != "step"}) for each in found["history"]]
-    best = []
+    best: list[float | None] = []
     for objective in objectives:
         if objective.task:
             from tuning.objective import probe

@@ -10,10 +10,11 @@ from typing import Any
 
 from ray.tune import Callback, Stopper
 
+from tuning.config import Values
 from tuning.early import Asha, Median, Never
 from tuning.journal import Journal
 from tuning.record import Trial
-from tuning.space import Plan, Values
+from tuning.space import Plan
 from tuning.trial import reached
 
 

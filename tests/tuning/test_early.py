@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tuning.config import Scheduler
 from tuning.early import scheduler
 from tuning.record import Trial
-from tuning.space import Scheduler
 
 
 class Ray:

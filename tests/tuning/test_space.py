@@ -133,12 +133,18 @@ def test_a_key_is_asked_for_only_where_its_condition_holds(plan_of) -> None:
 
 LR = "[space]\noptim.lr = { loguniform = [1e-4, 1e-2] }\n"
 WRONG = {
-    "an unknown key": ("[space]\noptim.lrr = { uniform = [0.1, 0.2] }\n", ["`optim.lrr`", "`optim.lr`"]),
+    "an unknown key": (
+        "[space]\noptim.lrr = { uniform = [0.1, 0.2] }\n",
+        ["toml: space.optim.lrr: unknown", "`optim.lr`"],
+    ),
     "an unknown key of the method": (
         "[space]\nmethod.dropot = { uniform = [0.1, 0.2] }\n",
         ["space.method.dropot", "`dropout`"],
     ),
-    "a value of the wrong type": ("[space]\nbatch = { uniform = [1.5, 3.5] }\n", ["batch=1.5", "integer"]),
+    "a value of the wrong type": (
+        "[space]\nbatch = { uniform = [1.5, 3.5] }\n",
+        ["space.batch", "integer, not 1.5"],
+    ),
     "a batch that does not divide": ("workers = 5\n" + LR, ["batch = 12", "workers = 5"]),
     "reversed bounds": ("[space]\noptim.lr = { uniform = [2, 1] }\n", ["space.optim.lr", "lower bound"]),
     "equal bounds": ("[space]\nseed = { int = [2, 2] }\n", ["space.seed", "lower bound"]),
@@ -161,7 +167,7 @@ WRONG = {
     "a start outside": (LR + "[searcher]\nstart = [{ optim.lr = 1.0 }]\n", ["start", "optim.lr = 1.0"]),
     "a start of no key": (LR + "[searcher]\nstart = [{ optim.rl = 1.0 }]\n", ["`optim.rl`", "`optim.lr`"]),
     "no validation": ("validate_every = 0\n" + LR, ["validate_every = 0"]),
-    "a key of nothing": ("budgt = 3\n" + LR, ["`budgt`"]),
+    "a key of nothing": ("budgt = 3\n" + LR, ["`budgt`", "`budget`"]),
     "an unknown key of the search": (LR + "[budget]\ntrails = 3\n", ["`budget.trails`", "`budget.trials`"]),
     "a probe without a figure for ASHA": (
         "[objective]\ntask = 'heart_rate'\nmetric = 'mae'\nmode = 'min'\n" + LR,
