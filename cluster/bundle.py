@@ -8,21 +8,18 @@ never changes once complete; evaluations of it lie beside it. Nothing here loads
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import secrets
 import shutil
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
-import pydantic
-
-from cluster import config as configuration
-from cluster import storage
+from cluster import contract, storage
+from cluster.contract import VERSION as VERSION
+from cluster.contract import Description, Document
 from cluster.errors import PlethoraError
 
-VERSION = 1
 SUMS = "SHA256SUMS"
 MARK = "_COMPLETE"
 SUFFIXES = (".safetensors", ".json", ".onnx", ".png", ".parquet", ".md")
@@ -34,51 +31,6 @@ REQUIRED = (
     "preprocessing.json",
     "README.md",
 )
-
-
-class Input(pydantic.BaseModel):
-    """One input of a mode: its tensor is (batch, `channels`, samples) float32 at `rate` Hz."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
-    name: str
-    modality: str
-    rate: float
-    channels: int
-
-
-class File(pydantic.BaseModel):
-    """One ONNX file of a bundle."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
-    file: str
-
-
-class Mode(File):
-    """`file`: `inputs` → (batch, `dim`) float32."""
-
-    inputs: tuple[Input, ...] = pydantic.Field(min_length=1)
-    dim: int = pydantic.Field(gt=0)
-
-
-class Decoder(File):
-    """`file`: `inputs` → the signal `output`, (batch, channels, samples) float32."""
-
-    inputs: tuple[Input, ...] = pydantic.Field(min_length=1)
-    output: dict[str, Any]
-
-
-class Description(pydantic.BaseModel):
-    """What of `config.json` the contract fixes; the resolved run configuration lies beside it."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
-    version: Literal[1]
-    kind: Literal["encoder", "tokenizer", "adapter"]
-    modes: dict[str, Mode]
-    decoders: dict[str, Decoder] = {}
-
-    def files(self) -> dict[str, File]:
-        """All ONNX files, by the name of their mode or decoder."""
-        return {**self.modes, **self.decoders}
 
 
 # ---------------------------------------------------------------- writing
@@ -94,7 +46,7 @@ def publish(folder: Path, uri: str) -> None:
     for name in REQUIRED:
         if name not in names:
             raise PlethoraError(f"{folder}: `{name}` is missing: a bundle needs {', '.join(REQUIRED)}")
-    described = _described(storage.read_json(folder / "config.json"), str(folder / "config.json"))
+    described = contract.described(storage.read_json(folder / "config.json"), str(folder / "config.json"))
     for mode, about in described.files().items():
         if about.file not in names:
             raise PlethoraError(f"{folder}: mode `{mode}` names `{about.file}`, which is not there")
@@ -131,6 +83,7 @@ def _checked_names(folder: Path) -> list[str]:
         left.unlink()
     names = [name for name in storage.listing(folder) if name != SUMS]
     for name in names:
+        _no_link(str(folder), name)
         if not _allowed(name):
             raise PlethoraError(
                 f"{folder}: `{name}` has no place in a bundle: only {' '.join(SUFFIXES)} files may be"
@@ -140,6 +93,17 @@ def _checked_names(folder: Path) -> list[str]:
 
 def _sums_text(folder: Path, names: list[str]) -> bytes:
     return "".join(f"{_hash_of(folder / name)}  {name}\n" for name in sorted(names)).encode()
+
+
+def _no_link(uri: str, name: str) -> None:
+    """A link would make another file of this machine part of a bundle, or another bundle's part of this."""
+    at = Path(uri)
+    for part in PurePosixPath(name).parts:
+        at = at / part
+        if at.is_symlink():
+            raise PlethoraError(
+                f"{uri}: `{at.relative_to(uri)}` is a link, which no bundle may hold: put the file there"
+            )
 
 
 def _mark_of(sums: bytes) -> str:
@@ -154,14 +118,6 @@ def _hash_of(path: Path) -> str:
 def _allowed(name: str) -> bool:
     path = PurePosixPath(name)
     return path.suffix in SUFFIXES and not path.is_absolute() and ".." not in path.parts and "\\" not in name
-
-
-def _described(table: Any, where: str) -> Description:
-    if isinstance(table, dict) and isinstance(table.get("version"), int) and table["version"] > VERSION:
-        raise PlethoraError(
-            f"{where}: bundle version {table['version']} is newer than ours ({VERSION}): update Plethora"
-        )
-    return configuration.validate(Description, table, where)
 
 
 # ---------------------------------------------------------------- reading
@@ -197,6 +153,8 @@ def verify(uri: str) -> dict[str, Any]:
         if name not in sizes:
             raise PlethoraError(f"{uri}: `{name}` is listed in {SUMS} and missing")
     for name in sizes:
+        if not storage.is_remote(uri):
+            _no_link(uri, name)
         if name not in sums and name not in (SUMS, MARK):
             raise PlethoraError(f"{uri}: `{name}` is not listed in {SUMS}: it was added after publishing")
     for name, expected in sums.items():
@@ -204,7 +162,7 @@ def verify(uri: str) -> dict[str, Any]:
     kind = "evaluation"
     if "config.json" in sums:
         where = storage.join(uri, "config.json")
-        described = _described(storage.read_json(where), where)
+        described = contract.described(storage.read_json(where), where)
         _modes_are_there(described, sums, uri)
         kind = described.kind
     return {"uri": uri, "files": len(sums), "bytes": sum(sizes[name] for name in sums), "kind": kind}
@@ -254,12 +212,14 @@ class Bundle:
         self.uri = storage.normalise(uri)
         self._sums = _sums(self.uri)
         self._checked: dict[str, Path] = {}
-        self.config: dict[str, Any] = self._json("config.json")
-        self.described = _described(self.config, storage.join(self.uri, "config.json"))
+        self.config = self._json("config.json")
+        self.described = contract.described(self.config, storage.join(self.uri, "config.json"))
         _modes_are_there(self.described, self._sums, self.uri)
-        self.preprocessing: dict[str, Any] = self._json("preprocessing.json")
-        self.metrics: dict[str, Any] = self._json("metrics.json")
-        self.lineage: dict[str, Any] = self._json("lineage.json")
+        self.preprocessing = self._json("preprocessing.json")
+        self.metrics = self._json("metrics.json")
+        self.lineage = self._json("lineage.json")
+        contract.check_preparation(self.preprocessing, self.described.modalities, self.preprocessing.where)
+        contract.check_lineage(self.lineage, self.lineage.where)
 
     @property
     def hash(self) -> str:
@@ -267,11 +227,9 @@ class Bundle:
         lines = [f"{digest}  {name}\n" for name, digest in sorted(self._sums.items())]
         return _mark_of("".join(lines).encode())
 
-    def _json(self, name: str) -> dict[str, Any]:
-        table = json.loads(self.path(name).read_bytes())
-        if not isinstance(table, dict):
-            raise PlethoraError(f"{self.uri}: `{name}` must hold one JSON object")
-        return table
+    def _json(self, name: str) -> Document:
+        where = storage.join(self.uri, name)
+        return Document.of(storage.parse_json(self.path(name).read_bytes(), where), where)
 
     def path(self, name: str) -> Path:
         """The local path of file `name`, its bytes verified; a remote one is fetched into a cache once."""
@@ -285,6 +243,7 @@ class Bundle:
 
     def _local(self, name: str) -> Path:
         path = Path(self.uri, name)
+        _no_link(self.uri, name)
         with storage.clear_errors(str(path)):
             _compare(self.uri, name, _hash_of(path), self._sums[name])
         return path

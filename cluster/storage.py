@@ -185,10 +185,25 @@ def _clear_stale(parent: str, name: str) -> None:
 
 def read_json(uri: str | Path) -> Any:
     """The JSON document at `uri`."""
+    return parse_json(read_bytes(uri), str(uri))
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """The JSON document that `data`, read from `where`, holds."""
     try:
-        return json.loads(read_bytes(uri))
-    except ValueError as error:
-        raise PlethoraError(f"{uri}: not a JSON file: {error}") from None
+        return json.loads(data)
+    except RecursionError:
+        raise PlethoraError(f"{where}: not a JSON file that we would write: it is nested too deep") from None
+    except ValueError as error:  # also of text that is no UTF-8
+        raise PlethoraError(f"{where}: not a JSON file: {error}") from None
+
+
+def inside(folder: str | Path, name: str) -> Path:
+    """The path of `name` below a local `folder`; PlethoraError for a name that leads out of it."""
+    path = Path(folder, name)
+    if not path.resolve().is_relative_to(Path(folder).resolve()) or Path(name).is_absolute():
+        raise PlethoraError(f"`{name}` leads out of its folder: nobody honest names a file so; delete it")
+    return path
 
 
 def json_bytes(obj: Any) -> bytes:
@@ -253,7 +268,7 @@ def download(uri: str | Path, local_dir: str | Path) -> None:
         raise PlethoraError(f"{text}: nothing is there to download")
 
     def one(name: str) -> None:
-        target = folder / name
+        target = inside(folder, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         if is_remote(text):
             s3.get_file(join(text, name), target)

@@ -22,6 +22,7 @@ from finetune.targets import Head, Labels
 from pretrain.checkpoint import unflat
 from pretrain.engine import load_trained
 from pretrain.recipe import build as build_recipe
+from pretrain.trained import trusted, weights_of
 
 BATCH = 32
 
@@ -57,8 +58,6 @@ def open_adapter(uri: str, weights: str | None = None) -> Adapter:
 
     PlethoraError: no adapter is there, or the base is not the one that it was made on.
     """
-    from safetensors.torch import load_file
-
     found = bundles.open(uri)
     if found.config["kind"] != "adapter" or "targets" not in found.config:
         raise PlethoraError(
@@ -71,6 +70,7 @@ def open_adapter(uri: str, weights: str | None = None) -> Adapter:
             method["encoder"] = weights
         else:
             method["backbone"] = {**method.get("backbone", {}), "weights": weights}
+    trusted(found.config, f"{uri}/config.json")
     recipe: Any = build_recipe(run["recipe"], method, run.get("seed", 0))
     recipe.remember(found.config["targets"], f"{uri}/config.json")
     modules = recipe.modules()
@@ -80,7 +80,7 @@ def open_adapter(uri: str, weights: str | None = None) -> Adapter:
             f"{uri} was made on {wanted['name']} ({wanted['source']}, hash {wanted['hash'][:16]}), here is "
             f"{here['source']}, hash {here['hash'][:16]}: give the same one with --weights"
         )
-    state = unflat(load_file(found.path("model.safetensors")), modules)
+    state = unflat(weights_of(found), modules)
     try:
         load_trained(modules["net"], state["net"])
     except RuntimeError as error:

@@ -9,6 +9,7 @@ from cluster import bundle as bundles
 from cluster.errors import PlethoraError
 from datasets.schema import Corpus
 from datasets.signal import Signal, prepare
+from finetune.graph import Graph
 
 BATCH = 64
 
@@ -53,7 +54,8 @@ class BundleEncoder:
         self.max_s = min(float(k.get("max_s", k["window_s"])) for k in known)
         self.step_s = max(float(k["multiple_s"]) for k in known)
         self.short = "refuse" if any(k["short"] == "refuse" for k in known) else str(known[0]["short"])
-        self._session = self._open_session(threads)
+        file = str(entry["file"])
+        self._graph = Graph(self.bundle.path(file), f"{uri}/{file}", threads)
 
     @property
     def modality(self) -> str:
@@ -101,14 +103,6 @@ class BundleEncoder:
                     f"{corpus.uri} has {m} at {max(rates):g} Hz at most, {who} {_need(signal)}: "
                     "use another corpus or mode"
                 )
-
-    def _open_session(self, threads: int) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        path = self.bundle.path(self.bundle.config["modes"][self.mode]["file"])
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     @property
     def samples_step(self) -> int:
@@ -198,12 +192,16 @@ class BundleEncoder:
         given = self._by_modality(prepared)
         feed = {i["name"]: given[i["modality"]] for i in self.inputs}
         parts = [
-            self._session.run(None, {name: y[i : i + BATCH] for name, y in feed.items()})[0]
+            self._graph({name: y[i : i + BATCH] for name, y in feed.items()})
             for i in range(0, len(given[self.modalities[0]]), BATCH)
         ]
-        return finite(
-            np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32), self.bundle.uri
-        )
+        found = np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+        if found.shape != (len(given[self.modalities[0]]), self.dim):
+            raise PlethoraError(
+                f"{self._graph.where}: gives vectors of the shape {found.shape[1:]}, config.json promises "
+                f"{self.dim}: publish it again"
+            )
+        return finite(found, self.bundle.uri)
 
     def embed(self, x: Samples, rate: float | Mapping[str, float]) -> np.ndarray:
         """Raw (n, channels, T) at `rate` Hz (dicts of both by modality) → vectors (n, dim) float32. Errors:
@@ -273,15 +271,12 @@ def untrained(config: dict[str, Any], mode: str, seed: int) -> Run:
     """
     import torch
 
-    from cluster.config import validate
-    from pretrain.recipe import load
+    from pretrain.trained import recipe_of
 
-    run = config["run"]
-    recipe_class: Any = load(run["recipe"])
-    method = validate(recipe_class.Config, run.get("method", {}), "config.json of the bundle, run.method")
+    build = recipe_of(config, "config.json of the bundle")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        recipe = recipe_class(method, seed)
+        recipe = build(seed)
         found = recipe.encoder(recipe.modules()).modes[mode]
     module, order = found.module.eval(), [str(given["modality"]) for given in found.inputs]
 

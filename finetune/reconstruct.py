@@ -23,6 +23,7 @@ from finetune import metrics, probe, waveform
 from finetune.choose import seen_by_pretraining
 from finetune.embed import read_signals, same_time
 from finetune.encoder import BATCH, BundleEncoder, finite
+from finetune.graph import Graph
 from finetune.reconstruct_report import ROWS, write
 
 FIT = 6000  # windows that references are fitted on, spread over subjects
@@ -32,8 +33,6 @@ class Translator:
     """A bundle's decoder from `source` to `target`: prepared (n, 1, T) → (n, T') float32, z-scored."""
 
     def __init__(self, uri: str, source: str, target: str) -> None:
-        import onnxruntime
-
         self.bundle = bundles.open(uri)
         decoders = self.bundle.described.decoders
         name = f"{source}_to_{target}"
@@ -43,8 +42,8 @@ class Translator:
                 "use a bundle of a method that rebuilds signals, such as M2AE"
             )
         self.source, self.target = BundleEncoder(uri, source), BundleEncoder(uri, target)
-        path = self.bundle.path(decoders[name].file)
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        file, self._input = decoders[name].file, decoders[name].inputs[0].name
+        self._graph = Graph(self.bundle.path(file), f"{uri}/{file}")
         self.name, self.rate = name, float(decoders[name].output["rate"])
 
     @property
@@ -52,10 +51,8 @@ class Translator:
         return self.source.window_s
 
     def __call__(self, prepared: np.ndarray) -> np.ndarray:
-        feed = self._session.get_inputs()[0].name
         parts = [
-            self._session.run(["signal"], {feed: prepared[i : i + BATCH]})[0][:, 0]
-            for i in range(0, len(prepared), BATCH)
+            self._graph({self._input: prepared[i : i + BATCH]})[:, 0] for i in range(0, len(prepared), BATCH)
         ]
         return finite(np.concatenate(parts), self.bundle.uri)
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from cluster import bundle
 from cluster.config import validate
 from cluster.errors import PlethoraError
+from cluster.session import ROOT, memory_bytes
 from pretrain.recipe import Encoder, load
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def open_trained(uri: str) -> tuple[bundle.Bundle, Encoder]:
@@ -31,7 +37,6 @@ def open_modules(uri: str) -> tuple[bundle.Bundle, Any, dict[str, Any]]:
     does not hold that recipe's weights (an int8 bundle's, an adapter's).
     """
     import torch
-    from safetensors.torch import load_file
 
     found = bundle.open(uri)
     run = found.config.get("run", {})
@@ -41,11 +46,10 @@ def open_modules(uri: str) -> tuple[bundle.Bundle, Any, dict[str, Any]]:
             f"{uri} holds no weights that can be opened in torch (it is {what}): name the bundle it was made "
             "from"
         )
-    recipe_class: Any = load(run["recipe"])
-    method = validate(recipe_class.Config, run.get("method", {}), f"{uri}/config.json, run.method")
+    build, weights = recipe_of(found.config, f"{uri}/config.json"), weights_of(found)
     with torch.device("cpu"):
-        recipe = recipe_class(method, run.get("seed", 0))
-        modules, weights = recipe.modules(), load_file(found.path("model.safetensors"))
+        recipe = build(run.get("seed", 0))
+        modules = recipe.modules()
         for name, module in modules.items():
             own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
             try:
@@ -56,3 +60,60 @@ def open_modules(uri: str) -> tuple[bundle.Bundle, Any, dict[str, Any]]:
                     f"has them: {' '.join(str(error).split())[:200]}"
                 ) from None
     return found, recipe, modules
+
+
+def weights_of(found: bundle.Bundle) -> dict[str, Tensor]:
+    """The tensors of a bundle's ``model.safetensors``; PlethoraError when it holds something else."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(found.path("model.safetensors"))
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        said = (str(error).splitlines() or [""])[0][:200]
+        raise PlethoraError(
+            f"{found.uri}: model.safetensors holds no weights ({said}): do not use it"
+        ) from None
+
+
+def trusted(config: Mapping[str, Any], where: str) -> type:
+    """The recipe class that a bundle's config.json (read from ``where``) names.
+
+    The bundle may be a stranger's: only recipes of this checkout are imported, and others whose top-level
+    package the environment names in PLETHORA_RECIPES (separated by commas). Errors: PlethoraError.
+    """
+    run = config.get("run")
+    name = run.get("recipe") if isinstance(run, Mapping) else None
+    if not isinstance(name, str):
+        raise PlethoraError(f"{where}: run.recipe names no recipe: the bundle cannot be opened in torch")
+    package = name.partition(":")[0].partition(".")[0]
+    ours = package.isidentifier() and ((ROOT / package).is_dir() or (ROOT / f"{package}.py").is_file())
+    if not ours and package not in os.environ.get("PLETHORA_RECIPES", "").replace(" ", "").split(","):
+        raise PlethoraError(
+            f"{where}: its recipe {name} is no part of this checkout, and a bundle may not import anything "
+            f"else: set PLETHORA_RECIPES={package or 'PACKAGE'} if you trust that package"
+        )
+    return load(name)
+
+
+def recipe_of(config: Mapping[str, Any], where: str) -> Callable[[int], Any]:
+    """What makes the recipe that a bundle's config.json names (see ``trusted``) from a seed. PlethoraError
+    also for networks that would take more than half of this machine's memory.
+    """
+    import torch
+
+    recipe_class: Any = trusted(config, where)
+    method = validate(recipe_class.Config, config["run"].get("method", {}), f"{where}, run.method")
+
+    def build(seed: int) -> Any:
+        with torch.device("meta"):  # counts without memory
+            modules = recipe_class(method, seed).modules().values()
+        size = 4 * sum(p.numel() for module in modules for p in module.parameters())
+        if size > memory_bytes() / 2:
+            raise PlethoraError(
+                f"{where}: run.method asks for networks of {size / 2**30:,.0f} GiB, more than half of this "
+                "machine's memory"
+            )
+        return recipe_class(method, seed)
+
+    return build

@@ -60,7 +60,7 @@ class Root:
             return Path(self.uri)
 
         def copy(name: str) -> None:
-            target = folder / name
+            target = storage.inside(folder, name)
             if target.exists():
                 return
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,41 @@
+"""A bundle's ONNX file, run by onnxruntime on the CPU; whatever is wrong with it is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cluster.errors import PlethoraError
+
+
+class Graph:
+    """The model at `path`, called `where` in messages. Its file is a stranger's: it cannot read beside itself
+    (onnxruntime refuses weights outside the model's folder, and a bundle holds no such files), runs no code
+    of its own, and what it asks for in vain (an operator, more memory than there is) is a PlethoraError.
+    """
+
+    def __init__(self, path: Path, where: str, threads: int = 0) -> None:
+        import onnxruntime
+
+        self.where = where
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises a class of its own for each kind of failure
+            raise PlethoraError(f"{where}: onnxruntime cannot open this model ({_first(error)})") from None
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The first output for `feed`."""
+        try:
+            return np.asarray(self._session.run(None, dict(feed))[0])
+        except Exception as error:
+            raise PlethoraError(f"{self.where}: this model does not run ({_first(error)})") from None
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
