@@ -10,7 +10,7 @@ import pydantic
 from cluster.config import Config
 from datasets.schema import Corpus
 
-Side = Literal["train", "val", "test"]
+Side = Literal["train", "val", "test", "spare"]
 MADE_UP = "synthetic"  # nobody real lives in this id space
 
 
@@ -20,6 +20,8 @@ class Split(Config):
     seed: int = 0
     val: float = pydantic.Field(default=0.1, ge=0, lt=1)
     test: float = pydantic.Field(default=0.2, ge=0, lt=1)
+    # of those left to train on; the people of a smaller share are in every larger one, the others "spare"
+    train: float = pydantic.Field(default=1.0, gt=0, le=1)
 
     @pydantic.model_validator(mode="after")
     def _leaves_some(self) -> "Split":
@@ -34,7 +36,10 @@ def assign(subject: str, split: Split) -> Side:
     place = int.from_bytes(digest[:8], "big") / 2**64
     if place < split.val:
         return "val"
-    return "test" if place < split.val + split.test else "train"
+    if place < split.val + split.test:
+        return "test"
+    used = split.val + split.test + split.train * (1 - split.val - split.test)
+    return "train" if place < used or split.train == 1 else "spare"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,17 @@ def test_a_person_has_one_side_whatever_the_corpus_and_another_seed_deals_anew()
     assert 0.3 < moved / 5000 < 0.6
 
 
+def test_a_smaller_share_to_train_on_is_part_of_every_larger_one_and_moves_nobody_else():
+    sides = {share: {p: assign(p, Split(train=share)) for p in PEOPLE} for share in (0.1, 0.5, 1.0)}
+    trained = {share: {p for p, s in of.items() if s == "train"} for share, of in sides.items()}
+    assert trained[0.1] < trained[0.5] < trained[1.0]
+    assert len(trained[0.1]) / len(trained[1.0]) == pytest.approx(0.1, abs=0.02)
+    for side in ("val", "test"):
+        people = [{p for p, s in of.items() if s == side} for of in sides.values()]
+        assert people[0] == people[1] == people[2]
+    assert set(sides[0.1].values()) == {"train", "val", "test", "spare"} > set(sides[1.0].values())
+
+
 def test_shares_that_leave_nobody_to_train_on_are_refused():
     with pytest.raises(PlethoraError, match="leaves no subject to train on"):
         config.validate(Split, {"val": 0.5, "test": 0.5}, "run.toml")
