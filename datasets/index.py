@@ -224,6 +224,8 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
     """Verdicts of every window of the row groups named in `batch`."""
     found = []
     for shard, group in zip(batch["shard"].tolist(), batch["group"].tolist(), strict=True):
+        if group == 0:
+            corpus.check_shard(shard)  # page checksums tell accidents, this tells another file
         table = read(corpus, shard, group, spec)
         there = present(table, spec)
         required = there[[s.required for s in spec.signals]]

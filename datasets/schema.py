@@ -24,10 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
+from cluster.config import validate
+from cluster.contract import Document
 from cluster.errors import PlethoraError
+from datasets import trust
+from datasets.trust import MODALITIES as MODALITIES
 
 VERSION = 1
-MODALITIES = ("ppg", "ecg", "abp", "resp", "acc")
 MANIFEST, LABELS_FILE, REJECTS_FILE, SHARDS_DIR = "corpus.json", "labels.parquet", "rejects.parquet", "shards"
 DERIVED = "_derived"  # ends the name of a label that ingest computed from the waveforms or from given events
 KEY_VARIABLE = "PLETHORA_SUBJECT_KEY"
@@ -139,7 +142,7 @@ class Corpus:
     "hours": {modality: h}}.
     """
 
-    def __init__(self, uri: str, manifest: dict) -> None:
+    def __init__(self, uri: str, manifest: dict[str, Any]) -> None:
         self.uri, self.manifest = uri, manifest
 
     def __repr__(self) -> str:
@@ -175,6 +178,8 @@ class Corpus:
         """What `read` finds in file `name`: `rows` rows of columns of `known`, the `wanted` among them."""
         fs, root = self._filesystem
         where = storage.join(self.uri, name)
+        if not storage.is_remote(self.uri):
+            storage.inside(self.uri, name)
         try:
             with storage.clear_errors(where), fs.open_input_file(f"{root}/{name}") as source:
                 try:
@@ -195,7 +200,7 @@ class Corpus:
         filters = None if names is None else [("name", "in", list(names))]
         return self._read(
             LABELS_FILE,
-            lambda source: pq.read_table(source, filters=filters, page_checksum_verification=True),
+            lambda source: _side_table(source, filters),
             LABELS,
             LABELS.names,
             self._label_rows(names),
@@ -212,7 +217,7 @@ class Corpus:
         """Refused stretches (`REJECTS`)."""
         return self._read(
             REJECTS_FILE,
-            lambda source: pq.read_table(source, page_checksum_verification=True),
+            lambda source: _side_table(source, None),
             REJECTS,
             REJECTS.names,
             self.manifest.get("rejects_file", {}).get("rows"),
@@ -221,15 +226,43 @@ class Corpus:
     def read_row_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One row group of one shard, only the wanted columns (see `row_schema`)."""
         wanted = None if columns is None else list(columns)
+
+        def read(source: Any) -> pa.Table:
+            file = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+            trust.check_group(file, group, wanted)
+            table = file.read_row_group(group, columns=wanted)
+            trust.check_rows(table)
+            return table
+
         return self._read(
             self.shards[shard]["path"],
-            lambda source: pq.ParquetFile(
-                source, pre_buffer=True, page_checksum_verification=True
-            ).read_row_group(group, columns=wanted),
+            read,
             row_schema(MODALITIES),
             row_schema(self.modalities).names if wanted is None else wanted,
             self.shards[shard]["row_groups"][group],
         )
+
+    def check_shard(self, shard: int) -> None:
+        """Read every byte of a shard; PlethoraError when they are not those that the manifest vouches for."""
+        entry = self.shards[shard]
+        if entry.get("sha256") is None:
+            return
+        fs, root = self._filesystem
+        where, digest = storage.join(self.uri, entry["path"]), hashlib.sha256()
+        with storage.clear_errors(where), fs.open_input_stream(f"{root}/{entry['path']}") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+        if digest.hexdigest() != entry["sha256"]:
+            raise PlethoraError(
+                f"{where} is corrupt (its sha256 is not the manifest's): ingest it again, with --force"
+            )
+
+
+def _side_table(source: Any, filters: Any) -> pa.Table:
+    """Labels or rejects; ArrowInvalid when they would fill the memory."""
+    file = pq.ParquetFile(source, page_checksum_verification=True)
+    trust.check_table(file)
+    return pq.read_table(source, filters=filters, page_checksum_verification=True)
 
 
 def _check(table: pa.Table, known: pa.Schema, wanted: Iterable[str], rows: int | None) -> None:
@@ -258,4 +291,5 @@ def open_corpus(uri: str) -> Corpus:
         )
     if content_hash(manifest) != manifest.get("hash"):
         raise PlethoraError(f"{mark} was changed after it was written (its hash differs): ingest it again")
-    return Corpus(uri, manifest)
+    validate(trust.Manifest, manifest, mark)
+    return Corpus(uri, Document.of(manifest, mark))
