@@ -30,8 +30,7 @@ class Watch(Callback):
         self.lost = ""
         self.began: dict[str, float] = {}  # this session's clock, by trial
         self.before: dict[str, float] = {}  # seconds spent before it
-        self.deaths: dict[str, int] = {}
-        self.retries: dict[str, int] = {n: t.retries for n, t in journal.trials.items()}
+        self.retries = {n: t.retries for n, t in journal.trials.items()}  # before this start of the trial
 
     def begin(self, name: str, values: Values, command: str) -> None:
         """A trial was chosen, and waits for room."""
@@ -69,7 +68,7 @@ class Watch(Callback):
             self.tell(
                 name, step=result["step"], curve=curve, objective=objective or None,
                 steps=result["steps"],
-                retries=self.retries.get(name, 0) + self.deaths.get(name, 0) + result["restarts"],
+                retries=self.retries.get(name, 0) + result["restarts"],
             )  # fmt: skip
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -80,8 +79,8 @@ class Watch(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["trial"]
-        self.deaths[name] = self.deaths.get(name, 0) + 1
-        self.tell(name, retries=self.retries.get(name, 0) + self.deaths[name])
+        self.retries[name] = self.journal.trials[name].retries + 1
+        self.tell(name, retries=self.retries[name])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["trial"]
