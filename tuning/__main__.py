@@ -6,10 +6,13 @@ from cluster.cli import entry
 
 
 def main(argv: list[str]) -> dict | None:
+    if argv[:1] == ["report"]:
+        return report(argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m tuning",
         description="Search over run files: trials, early stopping, the best one's command; what is written "
-        "lies under <storage>/<name of the search>. docs/tuning.md explains the search file.",
+        "lies under <storage>/<name of the search>. docs/tuning.md explains the search file. "
+        "`python -m tuning report URI` writes search.html anew, also while a search runs.",
     )
     parser.add_argument("search", metavar="SEARCH.toml", help="the search, as in tuning/searches/")
     parser.add_argument(
@@ -27,6 +30,23 @@ def main(argv: list[str]) -> dict | None:
     from tuning.search import search
 
     return search(given.search, given.set, given.resume)
+
+
+def report(argv: list[str]) -> dict:
+    parser = argparse.ArgumentParser(
+        prog="python -m tuning report", description="Write search.html of a search, finished or not."
+    )
+    parser.add_argument("search", metavar="URI", help="its folder, <storage>/<name>")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line on stdout"
+    )
+    given = parser.parse_args(argv)
+
+    from tuning import report as pages
+
+    page = pages.report(given.search)
+    print(page)
+    return {"report": page}
 
 
 if __name__ == "__main__":

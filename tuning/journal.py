@@ -37,7 +37,7 @@ class Journal:
                         f"{_other(former.get(key), search[key])}; undo that, or give another name"
                     )
             self.spent = former.get("spent_s") or 0.0
-            self.search["started"] = former["started"]
+            self.search = former | search | {"started": former["started"]}
             self.trials = {trial.trial: trial for trial in record.read(home).trials}
         self.write()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tuning import record
 from tuning.config import Values
 from tuning.space import Plan, read, text
 
+COUNTABLE = 100_000
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' own telemetry, and the record, say it
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search as any command
@@ -41,6 +44,7 @@ def search(path: str, sets: Sequence[str] = (), resume: bool = False) -> dict[st
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     from tuning.journal import Journal
+    from tuning.report import report
 
     needs = Needs.of(plan)
     # a local Ray has logical CPUs for as many trials as may run at once
@@ -52,7 +56,7 @@ def search(path: str, sets: Sequence[str] = (), resume: bool = False) -> dict[st
         else:
             run(plan, journal, room)
             conclude(plan, journal)
-    return told(journal)
+    return told(journal, report(home))
 
 
 def run(plan: Plan, journal: Any, room: int) -> None:
@@ -80,6 +84,7 @@ def run(plan: Plan, journal: Any, room: int) -> None:
         return {"trial": name, "run": trial_run.model_dump(), "objective": objective, "score": score}
 
     points = Points(plan, journal.trials.values(), config_of, watch.refused)
+    journal.search["trials_planned"] = points.most
     ending = Ending(watch, own.budget.hours)
     with tempfile.TemporaryDirectory(prefix="plethora-tune-") as scratch:
         tune.Tuner(
@@ -124,6 +129,7 @@ def conclude(plan: Plan, journal: Any) -> None:
     storage.write_json(
         storage.join(journal.home, record.RESULT), {"best": best.trial, "front": front, **test}
     )
+    journal.search["ended"] = time.time()
     journal.write()
 
 
@@ -142,7 +148,7 @@ def front_of(done: Sequence[record.Trial], objectives: Sequence[record.Objective
     ]  # fmt: skip
 
 
-def told(journal: Any) -> dict[str, Any]:
+def told(journal: Any, page: str) -> dict[str, Any]:
     """What the command gives back."""
     found = record.read(journal.home)
     best = found.chosen()
@@ -150,9 +156,10 @@ def told(journal: Any) -> dict[str, Any]:
     states = {state: len(found.having(state)) for state in record.STATES if found.having(state)}
     say(f"best {best.trial}: {best.objective}")
     say(f"     {best.command}")
+    say(f"     {page}")
     return {
         "search": journal.home, "best": best.trial, "objective": best.objective, "command": best.command,
-        "bundle": best.bundle, "trials": states,
+        "bundle": best.bundle, "trials": states, "report": page,
         "test": found.result.test_metrics if found.result else {},
     }  # fmt: skip
 
@@ -168,12 +175,23 @@ def described(plan: Plan) -> dict[str, Any]:
         "fixed": list(plan.fixed),
         "objective": [o.model_dump() | {"name": o.name} for o in own.objective],
         "space": {key: spread.table() for key, spread in own.space.items()},
+        "grid_points": grid_points(plan),
+        "scaling": {"axes": list(own.scaling)} if own.scaling else {},
         "scheduler": own.scheduler.model_dump(),
         "searcher": own.searcher.model_dump(mode="json"),
         "budget": own.budget.model_dump(),
         "git_commit": commit() or "",
         "command": f"python -m tuning {shlex.join(sys.argv[1:])}",
     }
+
+
+def grid_points(plan: Plan) -> int | None:
+    """Points of the whole grid; None where a key has no steps, or they are too many to count."""
+    levels = [spread.levels() for spread in plan.search.space.values()]
+    counts = [len(each) for each in levels if each is not None]
+    if len(counts) < len(levels) or math.prod(counts) > COUNTABLE:
+        return None
+    return sum(1 for _ in plan.search.points())
 
 
 def command(plan: Plan, values: Values, name: str) -> str:
