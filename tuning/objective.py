@@ -1,0 +1,192 @@
+"""A trial's bundle judged by a probe on people whom the trial did not learn from: "val" as trials are
+compared, "test" once, for the one that was chosen.
+
+    [objective]
+    task = "heart_rate"                            # of finetune/tasks, or a TOML file
+    metric = "mae"
+    mode = "min"
+    damage = { motion = 1.0, dropouts = 0.2 }      # kinds and severities of finetune/corrupt.py; none: clean
+
+The linear probe of `python -m finetune evaluate` learns from clean windows of the run's training people and
+answers for windows of the others; of several kinds of damage the mean over them is the objective. Arrhythmia
+is a task: "alarm_truth", or one of your own with `where`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cluster import storage
+from cluster.errors import PlethoraError
+
+if TYPE_CHECKING:
+    from datasets.schema import Corpus
+    from finetune.choose import Places, Windows
+    from finetune.encoder import BundleEncoder
+    from finetune.task import Task
+    from pretrain.config import RunConfig
+    from tuning.config import Objective
+
+
+def probe(objective: Objective, run: RunConfig, bundle: str, part: str) -> float:
+    """The objective's metric on the windows of the run's `part` ("val", "test"), the mean over those of its
+    corpora that have the task's label. Needs Ray for windows that are not yet indexed.
+
+    PlethoraError: an adapter, a task or metric that does not exist, or too few people with labels.
+    """
+    from datasets.schema import open_corpus
+
+    task, damage = check(objective)
+    encoder = opened(bundle, task)
+    corpora = [open_corpus(uri) for uri in run.corpora]
+    labelled = [c for c in corpora if task.label in set(c.labels([task.label])["name"].to_pylist())]
+    if not labelled:
+        raise PlethoraError(
+            f"objective: no corpus of the run has the label {task.label!r} of task {task.name}: choose "
+            "another task, or a figure of validation"
+        )
+    values = []
+    for corpus in labelled:
+        held = Held.of(encoder, corpus, task, run, part)
+        values += [held.value(objective.metric, kind, severity) for kind, severity in damage.items()]
+    return float(np.mean(values))
+
+
+def check(objective: Objective) -> tuple[Task, dict[str, float]]:
+    """What is wrong with a probe before any trial, as a PlethoraError; else its task and its damage."""
+    from finetune.task import load_task
+
+    task = load_task(objective.task)
+    if objective.metric not in task.metrics:
+        raise PlethoraError(
+            f"objective: task {task.name} has no metric {objective.metric!r}, "
+            f"it has {', '.join(task.metrics)}"
+        )
+    return task, severities(objective.damage)
+
+
+def severities(damage: Mapping[str, Any]) -> dict[str, float]:
+    """{kind: severity} of an objective's `damage`; of none the clean windows: {"": 0}."""
+    from finetune.corrupt import KINDS
+
+    for kind, severity in damage.items():
+        if kind not in KINDS:
+            raise PlethoraError(f"objective.damage: no damage {kind!r}; there are {', '.join(KINDS)}")
+        if isinstance(severity, bool) or not isinstance(severity, int | float) or severity <= 0:
+            usual = ", ".join(f"{s:g}" for s in KINDS[kind].severities)
+            raise PlethoraError(
+                f"objective.damage.{kind} = {severity!r}: give a severity above 0 "
+                f"({KINDS[kind].unit}; {usual})"
+            )
+    return dict(damage) or {"": 0.0}
+
+
+def opened(bundle: str, task: Task) -> BundleEncoder:
+    """The bundle's encoder; of several modes the one of the task's signal, else PPG's."""
+    from cluster import bundle as bundles
+    from finetune.encoder import BundleEncoder
+
+    modes = bundles.open(bundle).config.get("modes", {})
+    if not modes:
+        raise PlethoraError(
+            f"objective: {bundle} is an adapter, which answers its own tasks alone: give a figure of "
+            'validation as the metric (as "mae/heart_rate"), without task'
+        )
+    asked = task.modality or "ppg"
+    return BundleEncoder(bundle, asked if len(modes) > 1 and asked in modes else None, threads=1)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Windows of one corpus, of the people who teach the probe and of those it is judged on (`judged`, (n,)
+    bool), with their vectors."""
+
+    encoder: BundleEncoder
+    task: Task
+    places: Places
+    windows: Windows
+    names: list[str]
+    vectors: np.ndarray
+    judged: np.ndarray
+    part: str
+
+    @staticmethod
+    def of(encoder: BundleEncoder, corpus: Corpus, asked: Task, run: RunConfig, part: str) -> Held:
+        from cluster.session import session
+        from datasets.schema import LABELS
+        from datasets.split import assign
+        from finetune.adapt import adapted
+        from finetune.choose import Seen, choose_windows, place
+        from finetune.task import classes
+
+        task, _ = adapted(asked, corpus)
+        labels = corpus.labels(task.labels) if task.labels else LABELS.empty_table()
+        with session(actors=1):
+            cache = storage.join(run.storage, "index")
+            places = replace(place(corpus, {"encoder": encoder}, task, cache), pulses=None)
+        # people whom the trial saw teach the probe; nobody whom it saw is judged
+        whole = choose_windows(places, task, labels, Seen("none"), "all", encoder.bundle.uri)
+        split = run.split.model_copy(update={"train": 1.0})  # probes learn from the same people in all trials
+        side = {subject: assign(subject, split) for subject in set(whole.subject)}
+        sides = np.array([side[subject] for subject in whole.subject])
+        windows = some(whole, np.flatnonzero((sides == "train") | (sides == part)))
+        judged = np.array([side[subject] == part for subject in windows.subject], bool)
+        learners = len(set(windows.subject[~judged]))
+        if not judged.any() or learners < 2:
+            raise PlethoraError(
+                f"objective: task {task.name} has labelled windows of {learners} training people and "
+                f"{len(set(windows.subject[judged]))} people of {part} in {corpus.uri}: change split.{part}, "
+                "or take another task"
+            )
+        found = Held(
+            encoder, task, places, windows, classes(labels, task), np.empty(0), judged, part
+        )  # fmt: skip
+        return replace(found, vectors=found.embed(places, windows.rows))
+
+    def embed(self, places: Places, rows: np.ndarray) -> np.ndarray:
+        """(n, d)"""
+        from finetune.lengths import fit, run_fitted
+        from finetune.vectors import vectors_at
+
+        run = partial(run_fitted, self.encoder, fit=fit(self.encoder, self.task.window_s))
+        return vectors_at(places, rows, {"encoder": {"encoder": run}})["encoder"]
+
+    def value(self, metric: str, kind: str, severity: float) -> float:
+        """The metric on the judged windows, damaged so ("": as they are)."""
+        from finetune import corrupt, metrics
+        from finetune.groups import pool
+        from finetune.table import answer_of
+
+        x, windows, judged = self.vectors, self.windows, self.judged
+        if kind:
+            places = corrupt.damaged(self.places, corrupt.recorded(self.places), kind, severity, seed=0)
+            x = x.copy()
+            x[judged] = self.embed(places, windows.rows[judged])
+        if self.task.level != "window":
+            windows, pooled, _ = pool(windows, {"x": x, "judged": judged[:, None].astype(float)}, self.task)
+            x, judged = pooled["x"], pooled["judged"][:, 0] > 0.5
+        answer = answer_of(self.task, windows, self.names or windows.names)
+        folds = [(np.flatnonzero(~judged), np.flatnonzero(judged))]
+        if not answer.at(folds[0][0]).can_be_scored() or not answer.at(folds[0][1]).can_be_scored():
+            raise PlethoraError(
+                f"objective: the people of train or {self.part} have windows of one class of task "
+                f"{self.task.name} only: change split.seed, or raise split.{self.part}"
+            )
+        predicted = answer.linear(x, windows.subject, folds, 0).predicted[judged]
+        base = answer.baseline(folds).predicted[judged]
+        who = windows.subject[judged]
+        weights = metrics.draw_weights(len(set(who)), draws=1)
+        return float(answer.at(folds[0][1]).drawn(predicted, base, who, weights)[metric][0])
+
+
+def some(windows: Windows, rows: np.ndarray) -> Windows:
+    """These of the windows."""
+    return replace(
+        windows, rows=windows.rows[rows], target=windows.target[rows], subject=windows.subject[rows],
+        record=windows.record[rows], start_s=windows.start_s[rows],
+    )  # fmt: skip
