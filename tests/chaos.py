@@ -32,8 +32,8 @@ from safetensors.torch import load_file  # noqa: E402
 
 from cluster import bundle, storage  # noqa: E402
 from pretrain import checkpoint  # noqa: E402
-from tests.chaos_faults import ENDS, FAULTS, LOSES_NOTHING, STEPS, Drawn, draw  # noqa: E402
-from tests.chaos_world import BUCKET, Lost, World, until  # noqa: E402
+from tests.chaos_faults import ENDS, FAULTS, LOSES_NOTHING, PACE_S, STEPS, Drawn, draw  # noqa: E402
+from tests.chaos_world import BUCKET, Lost, World, dies_with_us, until  # noqa: E402
 from tests.datasets.test_stream import write_corpus  # noqa: E402
 
 PATIENCE_S = 420  # for one run; a busy machine starts Ray's workers slowly
@@ -42,14 +42,16 @@ PATIENCE_S = 420  # for one run; a busy machine starts Ray's workers slowly
 class Run:
     """One run of the tiny network: its settings, its trail, its driver's process."""
 
-    def __init__(self, world: World, name: str, zero: int, where: str, elastic: bool = False) -> None:
+    def __init__(
+        self, world: World, name: str, zero: int, where: str, elastic: bool = False, pace_s: float = 0.1
+    ) -> None:
         self.world, self.name, self.where, self.elastic = world, name, where, elastic
         self.trail = world.home / f"{name}-trail"
         self.trail.unlink(missing_ok=True)
         self.home = storage.join(where, name)
         self.settings: dict[str, Any] = {
             "recipe": "tests.chaos_recipe:Paced",
-            "method": {"trail": str(self.trail)},
+            "method": {"trail": str(self.trail), "pace_s": pace_s},
             "corpus": str(world.home / "corpus"),
             "storage": where,
             "name": name,
@@ -72,7 +74,7 @@ class Run:
         address = self.world.machines.address
         with open(self.world.home / f"{self.name}.log", "ab") as log:
             command = [sys.executable, __file__, "--drive", str(order), "--address", address]
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, preexec_fn=dies_with_us)
 
     def steps(self) -> list[tuple[float, int, int]]:
         """(unix seconds, step, workers) of every step begun."""
@@ -117,7 +119,7 @@ def befall(world: World, drawn: Drawn) -> dict[str, Any]:
     storage.delete(storage.join(where, f"run-{drawn.number}"))
     elastic = drawn.kind == "elastic"
     reference = Run(world, f"unbroken-{drawn.zero}", drawn.zero, str(world.home / "runs"))
-    run = Run(world, f"run-{drawn.number}", drawn.zero, where, elastic)
+    run = Run(world, f"run-{drawn.number}", drawn.zero, where, elastic, PACE_S.get(drawn.kind, 0.1))
     begun = time.time()
     process = run.start()
     torn: list[str] = []
@@ -153,6 +155,8 @@ def befall(world: World, drawn: Drawn) -> dict[str, Any]:
     found["wall_s"] = round(time.time() - begun, 1)
     found["workers"] = sorted({workers for _, _, workers in steps})
     found["wrong"] += torn + compared(run, reference, elastic)
+    if elastic and 1 not in found["workers"]:
+        found["wrong"].append("it never went on with one worker")
     if drawn.kind in LOSES_NOTHING and found["lost"]:
         found["wrong"].append(f"{found['lost']} steps were done twice")
     return found
@@ -263,7 +267,7 @@ def chaos(given: argparse.Namespace, home: Path) -> int:
             while len(world.machines.worker_nodes) < 2:
                 world.add()
     newest = {(r["seed"], r["number"], r["kind"]): r for r in map(json.loads, told.read_text().splitlines())}
-    print("\n".join(table(list(newest.values()))))
+    print("\n".join(table(list(newest.values()))), flush=True)
     return int(any(r["wrong"] for r in newest.values()))
 
 
