@@ -129,10 +129,11 @@ def _evidence(
     quiet: str,
 ) -> list[str]:
     out = [f"{len(timed)} intervals over {clock(steady)} of steady training say so"]
-    worst = max(timed, key=lambda line: _of(line, f"train/time/{phase}"))
+    by_interval = [_shares([line])[0].get(phase, 0.0) for line in timed]
+    worst = max(range(len(timed)), key=by_interval.__getitem__)
     out.append(
-        f"{phase} took {_of(worst, f'train/time/{phase}'):.0%} of the interval that ended at step "
-        f"{worst['step']}, the most of all, and {shares.get(phase, 0.0):.0%} on the whole"
+        f"{phase} took {shares.get(phase, 0.0):.0%} of it, at most {by_interval[worst]:.0%}: of the interval "
+        f"that ended at step {timed[worst]['step']}"
     )
     mean = statistics.fmean(_of(line, "train/data_wait") for line in timed)
     most = statistics.fmean(_of(line, "train/data_wait_max") for line in timed)
@@ -153,7 +154,8 @@ def _evidence(
     starts = [line for line in timed if _of(line, "train/time/start")]
     wasted = [_of(line, "train/time/start") * _of(line, "train/interval_s") for line in starts]
     if starts:
-        out.append(f"started {len(starts)} times, {clock(sum(wasted))} until first batches in all")
+        times = "once" if len(starts) == 1 else f"{len(starts)} times"
+        out.append(f"started {times}, {clock(sum(wasted))} until first batches in all")
     skipped = _of(timed[-1], "train/skipped_steps")
     if skipped:
         out.append(f"{skipped:.0f} steps were skipped: a loss or gradient was not finite")

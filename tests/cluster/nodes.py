@@ -86,10 +86,10 @@ def nodes(more: int = 2, cpus: int = 2, env: Mapping[str, str] | None = None) ->
 
 
 def _free(count: int) -> list[str]:
-    """Ports that nobody listens on, from below those that Linux hands out itself."""
+    """Ports that nobody listens on, above those of Ray's workers and below those that Linux hands out."""
     found: list[str] = []
     while len(found) < count:
-        port = 12000 + secrets.randbelow(18000)
+        port = 20000 + secrets.randbelow(12000)
         with socket.socket() as probe:
             if str(port) not in found and probe.connect_ex(("127.0.0.1", port)) != 0:
                 found.append(str(port))

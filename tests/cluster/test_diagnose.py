@@ -71,7 +71,7 @@ def test_the_wait_for_the_first_batch_is_told_apart_from_waiting_for_data(tmp_pa
     found = diagnose(uri)
     assert found.bottleneck == "compute"
     assert found.shares["compute"] == pytest.approx(0.9)
-    assert any("started 1 times, 54s until first batches" in line for line in found.evidence)
+    assert any("started once, 54s until first batches" in line for line in found.evidence)
 
 
 def test_evidence_names_a_run_that_slows_down_a_worker_that_waits_and_skipped_steps(tmp_path: Path) -> None:
