@@ -9,7 +9,6 @@ patches, D features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,11 +87,9 @@ class Together(nn.Module):
                 inside = path.removeprefix("backbone.vit.")
                 self.layers[path] = SharedLinear(vit.get_submodule(inside), lora.dropout)
                 adapters.replace(vit, inside, self.layers[path])
-        vit.blocks[0].register_forward_pre_hook(self._repeat)  # until there, samples are the same for all
+        many = len(members)  # until the first block, samples are the same for all
+        vit.blocks[0].register_forward_pre_hook(lambda _, x: (x[0].repeat(many, 1, 1), *x[1:]))
         self.read = Readout(net)
-
-    def _repeat(self, block: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        return given[0].repeat(len(self.scales), 1, 1), *given[1:]
 
     def forward(
         self, given: Sequence[Adapter], x_bct: Tensor, uniform_b4: Tensor | None = None

@@ -12,7 +12,6 @@ from cluster.errors import PlethoraError
 from pretrain.config import RunConfig
 from pretrain.recipe import load
 from tests.test_docs import ROOT
-from tuning import objective
 from tuning.space import Plan, read
 
 SEARCHES = sorted((ROOT / "tuning" / "searches").glob("*.toml"))
@@ -67,7 +66,6 @@ def test_what_judges_is_there_and_scheduling_goes_by_what_is_known_in_time(plan:
     run = plan.run({}, "name=t")
     for asked in plan.search.objective:
         if asked.task:
-            objective.check(asked)
             assert run.split.val >= 0.2  # few people judge badly
     if plan.search.searcher.kind == "grid":
         assert len(list(plan.search.points())) == plan.search.budget.trials
