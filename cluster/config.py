@@ -19,12 +19,14 @@ from cluster.errors import PlethoraError
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 Keys = tuple[str, ...]
+LARGEST = 2**20  # bytes of a configuration file
+DEEPEST = 16  # keys in one --set
 
 
 class Config(pydantic.BaseModel):
-    """Base of every configuration: frozen, and no key that it does not know."""
+    """Base of every configuration: frozen, no unknown key, no number that is none (NaN, infinity)."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def load(path: str | Path, model: type[M], sets: Sequence[str] = ()) -> M:
@@ -102,7 +104,13 @@ def _chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def _parse(path: Path, named_in: str) -> dict[str, Any]:
     try:
+        if not path.is_dir() and path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST):
+            raise PlethoraError(
+                f"{path}: no TOML file{named_in}: a plain file of up to {LARGEST:,} bytes is one"
+            )
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise PlethoraError(f"{path}: not valid TOML: nested too deep") from None
     except FileNotFoundError:
         raise PlethoraError(f"{path}: no such file{named_in}") from None
     except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
@@ -140,10 +148,14 @@ def _split(item: str) -> tuple[Keys, str]:
             table: Any = tomllib.loads(item[:position] + " = 0")
         except tomllib.TOMLDecodeError:
             continue
+        except RecursionError:
+            raise wrong from None
         keys: list[str] = []
         while isinstance(table, dict):
             key, table = next(iter(table.items()))
             keys.append(key)
+        if len(keys) > DEEPEST:
+            raise wrong
         return tuple(keys), item[position + 1 :].strip()
     raise wrong
 
@@ -151,7 +163,7 @@ def _split(item: str) -> tuple[Keys, str]:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

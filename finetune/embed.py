@@ -15,6 +15,8 @@ from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
 from datasets.index import Index, build
+from datasets.readers.base import Refused
+from datasets.readers.columns import check_zip
 from datasets.schema import Corpus, open_corpus
 from datasets.windows import WindowSpec
 from finetune.encoder import BundleEncoder
@@ -93,6 +95,7 @@ def read_signals(path: str, modalities: Sequence[str]) -> dict[str, tuple[np.nda
     if not os.path.exists(path):
         raise PlethoraError(f"no file {path}: --input takes a corpus or an .npz with {wants} and rate")
     try:
+        check_zip(Path(path))
         with np.load(path, allow_pickle=False) as held:
             rate_of = {m: f"{m}_rate" if f"{m}_rate" in held.files else "rate" for m in modalities}
             needed = dict.fromkeys([*modalities, *rate_of.values()])
@@ -106,7 +109,7 @@ def read_signals(path: str, modalities: Sequence[str]) -> dict[str, tuple[np.nda
                     f"save it with np.savez(path, {save}, {rates})"
                 )
             found = {m: (held[m], held[rate_of[m]]) for m in modalities}
-    except (ValueError, OSError, zipfile.BadZipFile) as broken:
+    except (ValueError, OSError, zipfile.BadZipFile, MemoryError, Refused) as broken:
         raise PlethoraError(f"{path} cannot be read as plain arrays: {broken}") from broken
     return {m: _numbers(path, m, *found[m]) for m in modalities}
 

@@ -3,7 +3,7 @@
 from math import lcm
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config import Config
 from datasets.split import Split
@@ -12,7 +12,7 @@ from datasets.split import Split
 class Optim(Config):
     """AdamW and its schedule: linear warm-up, then cosine to `min_lr`; all in optimizer steps."""
 
-    lr: float = 1e-4
+    lr: float = Field(default=1e-4, ge=0)
     lr_reference_batch: int | None = None  # given: the rate is lr · √(batch / this), SIGMA's rule
     min_lr: float = 0.0
     warmup_epochs: float = 0.0
@@ -37,14 +37,14 @@ class Engine(Config):
 class Resources(Config):
     """Of one worker."""
 
-    gpu: float = 0
-    cpu: float = 1
+    gpu: float = Field(default=0, ge=0)
+    cpu: float = Field(default=1, ge=0)
 
 
 class Stream(Config):
     """The Ray Data side of a run."""
 
-    actors: int = 1  # transform actors a worker, a core each
+    actors: int = Field(default=1, ge=1)  # transform actors a worker, a core each
     shuffle_mb: float = Field(default=128, gt=0)  # prepared bytes shuffled together, over all workers
 
 
@@ -62,18 +62,22 @@ class RunConfig(Config):
 
     recipe: str  # "module:Class"
     method: dict[str, Any] = {}  # the recipe's own Config
-    corpus: str | dict[str, float]  # a URI, or URI = weight (expected share of windows)
+    corpus: (
+        str | Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    )  # a URI, or URI = weight (expected share of windows)
     storage: str = "out/runs"
     name: str
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     workers: Annotated[int, Field(ge=1)] | tuple[int, int] = 1  # [fewest, most]: as many as the cluster has
     resize_every_s: float = Field(default=60.0, ge=0)  # how often an elastic run looks for room to grow
     resources: Resources = Resources()
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
-    epoch_windows: int | None = None  # windows an epoch; default: the sum over corpora
+    epoch_windows: int | None = Field(default=None, ge=1)  # windows an epoch; default: the sum over corpora
     batch: int = Field(ge=1)
-    micro_batch: int | None = None  # windows a worker and backward pass; default: batch / workers
+    micro_batch: int | None = Field(
+        default=None, ge=1
+    )  # windows a worker and backward pass; default: batch / workers
     optim: Optim = Optim()
     optim_of: dict[str, dict[str, Any]] = {}  # per-module overrides of optim, by module name
     engine: Engine = Engine()
@@ -89,6 +93,16 @@ class RunConfig(Config):
     log_every: int = Field(default=10, ge=1)
     max_nonfinite: int = 10  # skipped steps in a row that stop the run
     max_failures: int = 3  # worker-group restarts
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        parts = name.split("/")
+        if not name.isprintable() or "\\" in name or any(not p or p.startswith(".") for p in parts):
+            raise ValueError(
+                f"name = {name!r} names no folder below storage: use letters, digits, - _ . and /"
+            )
+        return name
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

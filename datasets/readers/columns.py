@@ -2,6 +2,7 @@
 
 import csv
 import re
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from datasets.readers.sheets import delimiter_of
 
 ARRAYS = (".npz", ".h5", ".hdf5")
 NOTHING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]  # cells that hold no number and say so
+LARGEST = 8 * 2**30  # bytes that one variable of a file, or a text in it, may unpack to
 COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 
 
@@ -66,6 +68,8 @@ class _Arrays(Columns):
         """A variable, or this element's part of it."""
         try:
             value = self._file[name]
+            if hasattr(value, "is_virtual"):
+                _check_stored(name, value)
             return value[self._element] if self._element is not None else value[()]
         except ValueError as error:  # numpy: an array of Python objects would have to be unpickled
             raise Refused("unsupported", f"{name} cannot be read as plain numbers ({error})") from error
@@ -106,6 +110,7 @@ def opened(
         raise Refused("missing_file", f"{path.name} is not there")
     try:
         if path.suffix.lower() == ".npz":
+            check_zip(path)
             with np.load(path, allow_pickle=False) as file:
                 yield _Arrays(file, file.files, arrays, element)
         elif path.suffix.lower() in ARRAYS:
@@ -131,12 +136,34 @@ def opened(
         raise Refused("corrupt", f"{path.name} cannot be read ({_first_line(error)})") from error
 
 
+def check_zip(path: Path, most: int = LARGEST) -> None:
+    """Refused (corrupt): a zip archive (.npz, .xlsx) of which a member unpacks to more than `most` bytes."""
+    with zipfile.ZipFile(path) as held:
+        for member in held.infolist():
+            _check_size(f"{path.name}, {member.filename}", member.file_size, most)
+
+
+def _check_stored(name: str, value: Any) -> None:
+    """Refused: an HDF5 dataset whose samples lie in another file, or that claims more than it can hold."""
+    if value.external or value.is_virtual:
+        raise Refused("unsupported", f"{name} lies in another file: store its samples in this one")
+    _check_size(name, value.size * value.dtype.itemsize if value.size else 0)
+
+
+def _check_size(name: str, size: int, most: int = LARGEST) -> None:
+    if size > most:
+        raise Refused(
+            "corrupt", f"{name} unpacks to {size / 2**30:,.1f} GiB: no recording of ours is so large"
+        )
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, pa.ChunkedArray]]:
     file = pq.ParquetFile(path)
+    _check_size(path.name, 8 * file.metadata.num_rows)
     for field in file.schema_arrow:
         if pa.types.is_floating(field.type) or pa.types.is_integer(field.type):
             yield field.name, file.read([field.name])[field.name]

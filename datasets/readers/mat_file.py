@@ -154,7 +154,7 @@ class _Hdf5(MatFile):
         if self.elements and isinstance(at, h5py.Dataset) and at.dtype == h5py.ref_dtype:
             refs = at[()].ravel()  # a struct array: one reference an element
             at = self.h5[refs[self.element or 0]] if (self.element or 0) < len(refs) else None
-        if not isinstance(at, h5py.Dataset) or at.dtype.kind not in "biuf" or at.external:
+        if not isinstance(at, h5py.Dataset) or at.dtype.kind not in "biuf" or at.external or at.is_virtual:
             return None
         if at.size is None or "MATLAB_empty" in at.attrs:
             return None

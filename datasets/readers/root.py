@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -55,7 +55,13 @@ class Root:
         return "://" not in self.uri
 
     def fetch(self, names: Iterable[str], folder: Path) -> Path:
-        """A local folder that holds `names` below it: the root itself when it is local, else copies."""
+        """A local folder that holds `names` below it: the root itself when it is local, else copies.
+        PlethoraError for a name that leads out of the root; links below it are followed, see `_sizes`.
+        """
+        names = list(names)
+        for name in names:
+            if ".." in PurePosixPath(name).parts or name.startswith("/"):
+                raise PlethoraError(f"{self.uri}: `{name}` leads out of this folder: correct the descriptor")
         if self.local:
             return Path(self.uri)
 

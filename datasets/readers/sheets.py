@@ -3,12 +3,15 @@
 import csv
 import functools
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets.readers.base import Refused
+
+LARGEST = 256 * 2**20  # bytes of XML in a workbook: some million cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,10 @@ def _text(path: Path, delimiter: str | None) -> Iterator[list[str]]:
 def _workbook(path: Path, sheet: str | None) -> Iterator[list[str]]:
     import openpyxl
 
+    with zipfile.ZipFile(path) as held:
+        size = sum(member.file_size for member in held.infolist())
+    if size > LARGEST:
+        raise Refused("corrupt", f"{path.name} unpacks to {size / 2**20:,.0f} MiB: give large tables as CSV")
     book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
     try:
         if sheet is not None and sheet not in book.sheetnames:
