@@ -120,7 +120,8 @@ def _forest(
     """(importance of `keys` for `values` (n,), R² on trials not seen)."""
     coded = {name: _coded(key, [t.values[name] for t in trials]) for name, key in keys.items()}
     generator = np.random.default_rng([seed, len(trials), len(keys)])
-    count, names, drawn = len(trials), list(keys), []
+    count, names = len(trials), list(keys)
+    drawn: list[dict[str, float]] = []
     while len(drawn) < DRAWS:
         rows = generator.integers(count, size=count)
         if np.ptp(values[rows]) > 0:

@@ -103,9 +103,9 @@ def front(record: Record, members: list[Trial]) -> Panel:
             colour = BEST if trial is best else DONE if trial.state == "done" else STOPPED
             axis.scatter([x], [y], s=42 if trial is best else 18, color=colour, alpha=0.85, lw=0, zorder=3)
         points = sorted((t.at_end(one.name) or 0.0, t.at_end(two.name) or 0.0) for t in members)
-        x, y = zip(*points, strict=True)
+        across, up = zip(*points, strict=True)
         where = "post" if one.mode == "min" else "pre"
-        axis.step(x, y, where=where, color=INK, lw=1.2, zorder=2)
+        axis.step(across, up, where=where, color=INK, lw=1.2, zorder=2)
         for trial in members:
             place = (trial.at_end(one.name) or 0.0, trial.at_end(two.name) or 0.0)
             axis.annotate(trial.trial, place, xytext=(4, 4), textcoords="offset points", fontsize=7.5)

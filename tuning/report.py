@@ -290,8 +290,8 @@ def _goal(record: Record, number: int, found: Judged | str) -> Goal:
         for row in found.rows:
             label = f"{row.key} (where {row.among})" if row.among else row.key
             figures = f"{100 * row.value:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}]"
-            places = (100 * min(max(v, 0.0), 1.0) for v in (row.low, row.value, row.high))
-            weights.append(Weight(label, *places, figures, "better" if row.telling else "level"))
+            low, value, high = (100 * min(max(v, 0.0), 1.0) for v in (row.low, row.value, row.high))
+            weights.append(Weight(label, low, value, high, figures, "better" if row.telling else "level"))
     groups = [
         Group("Each key alone", f"A dot a trial: {about}.", [*pictures.slices(record, number)], "small")
     ]
@@ -351,10 +351,10 @@ def _scaling(record: Record) -> Group | None:
     )
     curve = f"{text(law.floor)} + {terms}" if law.sign > 0 else f"{text(law.floor)} − ({terms})"
     read = (
-        f"{objective.name} = {curve}, by least squares through {found.trials} finished trials (residual "
-        f"{text(found.rmse)}). With size without end it would come to {text(law.floor)} "
-        f"[{text(float(low))}, {text(float(high))}]. Bands and brackets: 95 %, trials drawn with replacement; "
-        "they know nothing of another law."
+        f"{objective.name} = {curve}, by least squares through {found.trials} finished trials "
+        f"(residual {text(found.rmse)}). With size without end it would come to {text(law.floor)} "
+        f"[{text(float(low))}, {text(float(high))}]. Bands and brackets: 95 %, trials drawn with "
+        "replacement; they know nothing of another law."
     )
     return Group("Scaling", read, [*pictures.scale(found, x[:, varied], y, objective)], "pairs")
 

@@ -2,6 +2,7 @@
 arXiv 2203.15556, approach 3), fitted by least squares, with what the drawn trials leave open.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -111,7 +112,7 @@ def _law(x: np.ndarray, y: np.ndarray, sign: float, start: Law | None = None) ->
 
     spread = float(np.sum((y - y.mean()) ** 2)) or 1.0
     if start is None:
-        steps = np.linspace(*np.log(SLOPES), 12 if count == 1 else 7)
+        steps = np.linspace(math.log(SLOPES[0]), math.log(SLOPES[1]), 12 if count == 1 else 7)
         grid = np.stack(np.meshgrid(*[steps] * count, indexing="ij"), axis=-1).reshape(-1, count)
         first = min(grid, key=cost)
     else:
