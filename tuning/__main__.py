@@ -6,13 +6,14 @@ from cluster.cli import entry
 
 
 def main(argv: list[str]) -> dict | None:
-    if argv[:1] == ["report"]:
-        return report(argv[1:])
+    if argv[:1] in (["report"], ["watch"]):
+        return of_search(*argv)
     parser = argparse.ArgumentParser(
         prog="python -m tuning",
         description="Search over run files: trials, early stopping, the best one's command; what is written "
         "lies under <storage>/<name of the search>. docs/tuning.md explains the search file. "
-        "`python -m tuning report URI` writes search.html anew, also while a search runs.",
+        "`python -m tuning report URI` writes search.html anew, `python -m tuning watch URI` follows a "
+        "search; both also while it runs, from anywhere that sees its storage.",
     )
     parser.add_argument("search", metavar="SEARCH.toml", help="the search, as in tuning/searches/")
     parser.add_argument(
@@ -32,19 +33,24 @@ def main(argv: list[str]) -> dict | None:
     return search(given.search, given.set, given.resume)
 
 
-def report(argv: list[str]) -> dict:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuning report", description="Write search.html of a search, finished or not."
-    )
+def of_search(verb: str, *argv: str) -> dict:
+    what = {
+        "report": "Write search.html of a search, finished or not.",
+        "watch": "Follow a search, started anywhere, until it ends. Ctrl-C leaves the search alone.",
+    }
+    parser = argparse.ArgumentParser(prog=f"python -m tuning {verb}", description=what[verb])
     parser.add_argument("search", metavar="URI", help="its folder, <storage>/<name>")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line on stdout"
     )
     given = parser.parse_args(argv)
+    if verb == "watch":
+        from tuning.table import watch
 
-    from tuning import report as pages
+        return watch(given.search)
+    from tuning.report import report
 
-    page = pages.report(given.search)
+    page = report(given.search)
     print(page)
     return {"report": page}
 

@@ -112,9 +112,8 @@ def _info(name: str, key: Key) -> Any:
         domain = Interval(min_value=key.low, max_value=key.high)
         return HParamInfo(name=name, type=DataType.Value("DATA_TYPE_FLOAT64"), domain_interval=domain)
     choices = [_plain(choice) for choice in key.choices]
-    kinds = {float: "FLOAT64", bool: "BOOL"}
-    same = {type(choice) for choice in choices}
-    kind = kinds.get(same.pop(), "STRING") if len(same) == 1 else "STRING"
+    same = {type(choice).__name__ for choice in choices}
+    kind = {"float": "FLOAT64", "bool": "BOOL"}.get(same.pop(), "STRING") if len(same) == 1 else "STRING"
     values = ListValue()
     values.extend([str(choice) if kind == "STRING" else choice for choice in choices])
     return HParamInfo(name=name, type=DataType.Value(f"DATA_TYPE_{kind}"), domain_discrete=values)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,10 @@ def run(plan: Plan, journal: Any, room: int) -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # misses the files of loggers that are off
 
     from pretrain import driver
+    from tuning.board import Board
     from tuning.early import scheduler
     from tuning.sampler import Points
+    from tuning.table import live
     from tuning.trial import trial
     from tuning.watch import Ending, Watch
 
@@ -86,7 +89,13 @@ def run(plan: Plan, journal: Any, room: int) -> None:
     points = Points(plan, journal.trials.values(), config_of, watch.refused)
     journal.search["trials_planned"] = points.most
     ending = Ending(watch, own.budget.hours)
-    with tempfile.TemporaryDirectory(prefix="plethora-tune-") as scratch:
+    board = Board(journal.home, record.search_of(journal.told()), journal.trials.values())
+    journal.listeners.append(board.told)
+    with (
+        tempfile.TemporaryDirectory(prefix="plethora-tune-") as scratch,
+        closing(board),
+        live(journal.record),
+    ):
         tune.Tuner(
             # the driver only waits: its workers, and the stream's actors, take the CPUs
             tune.with_resources(trial, {"CPU": 0.01}),
@@ -100,10 +109,10 @@ def run(plan: Plan, journal: Any, room: int) -> None:
                 failure_config=tune.FailureConfig(max_failures=own.budget.retries),
             ),
         ).fit()  # fmt: skip
-    if watch.lost:
-        raise PlethoraError(watch.lost)
-    for left in journal.having("running"):
-        watch.tell(left.trial, state="stopped", why=f"budget: {own.budget.hours:g} h are spent")
+        if watch.lost:
+            raise PlethoraError(watch.lost)
+        for left in journal.having("running"):
+            watch.tell(left.trial, state="stopped", why=f"budget: {own.budget.hours:g} h are spent")
 
 
 def conclude(plan: Plan, journal: Any) -> None:
@@ -123,29 +132,12 @@ def conclude(plan: Plan, journal: Any) -> None:
     test = on_test(
         plan, plan.run(best.values, f"storage={text(journal.home)}", f"name={best.run}"), best.bundle
     )
-    front = (
-        [t.trial for t in front_of(done, found.search.objective)] if len(plan.search.objective) > 1 else []
-    )
+    front = [t.trial for t in found.front()] if len(plan.search.objective) > 1 else []
     storage.write_json(
         storage.join(journal.home, record.RESULT), {"best": best.trial, "front": front, **test}
     )
     journal.search["ended"] = time.time()
     journal.write()
-
-
-def front_of(done: Sequence[record.Trial], objectives: Sequence[record.Objective]) -> list[record.Trial]:
-    """The trials that no other beats in every objective."""
-
-    def costs(trial: record.Trial) -> list[float]:
-        return [o.sign * (trial.at_end(o.name) or 0.0) for o in objectives]
-
-    return [
-        one for one in done
-        if not any(
-            all(a <= b for a, b in zip(costs(other), costs(one), strict=True)) and costs(other) != costs(one)
-            for other in done
-        )
-    ]  # fmt: skip
 
 
 def told(journal: Any, page: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pretrain.config import RunConfig
 from tests.conftest import ROOT
 from tests.datasets.test_stream import write_corpus
 from tuning import record
-from tuning.search import Needs, front_of, search
+from tuning.search import Needs, search
 from tuning.space import read
 
 BASE = """
@@ -164,10 +164,11 @@ def test_as_many_trials_run_at_once_as_there_is_room_for(ray_session, home: Path
 
 
 def test_the_front_of_two_objectives_is_what_no_other_beats() -> None:
-    objectives = [record.Objective("a", "min"), record.Objective("b", "max")]
+    objectives = (record.Objective("a", "min"), record.Objective("b", "max"))
     points = {"p": (1, 1), "q": (2, 5), "r": (2, 4), "s": (3, 5), "t": (4, 9)}
     trials = [record.Trial(n, "done", objective={"a": a, "b": b}) for n, (a, b) in points.items()]
-    assert [t.trial for t in front_of(trials, objectives)] == ["p", "q", "t"]
+    found = record.Record(record.Search("s", objectives, {}), tuple(trials))
+    assert [t.trial for t in found.front()] == ["p", "q", "t"]
 
 
 # ---------------------------------------------------------------- a minute each
