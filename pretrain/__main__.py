@@ -1,4 +1,4 @@
-"""python -m pretrain RUN.toml | index RUN.toml | import KIND CHECKPOINT --out URI"""
+"""python -m pretrain RUN.toml | plan RUN.toml --hours H | index RUN.toml | import KIND FILE --out URI"""
 
 import argparse
 
@@ -11,12 +11,17 @@ def main(argv: list[str]) -> dict | None:
         from pretrain.importing import run as importing
 
         return importing.main(argv[1:])
+    if argv[:1] == ["plan"]:
+        from pretrain.planning import command
+
+        return command.main(argv[1:])
     verb = argv.pop(0) if argv[:1] == ["index"] else "train"
     parser = argparse.ArgumentParser(
         prog=f"python -m pretrain{' index' if verb == 'index' else ''}",
         description={
             "train": "Pretrain as a run file says: index, stream, train, publish a bundle. "
             "`python -m pretrain index RUN.toml` only makes the window index; "
+            "`python -m pretrain plan --help` is about what a run would take and cost; "
             "`python -m pretrain import --help` is about weights that others published.",
             "index": "Make (or read) the window index of a run's corpora and count its windows.",
         }[verb],

@@ -246,6 +246,15 @@ class Masked:
             self._tokenizer = open_tokenizer(self.config.tokenizer, self.config)
         return {"tokenizer": self._tokenizer.eval().requires_grad_(False)}
 
+    def rehearsal(self) -> Masked:
+        """Itself; with the paper's tokenizer, untrained, where none is named yet: it costs the same."""
+        if self._tokenizer is not None or self.config.tokenizer:
+            return self
+        shared = {name: getattr(self.config, name) for name in Windows.model_fields}
+        paper = TokenizerConfig(**shared, codebook_size=self.config.codebook_size, kmeans=False)
+        with _seeded(self.seed):
+            return Masked(self.config, self.seed, tokens(paper))
+
     def losses(
         self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module], batch: dict, step: int
     ) -> StepResult:

@@ -1,0 +1,97 @@
+"""What a plan takes for true, each with where it comes from; any of it can be replaced."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import PlethoraError
+from datasets.windows import WindowSpec
+
+HERE = "here"  # the CPU of this machine, measured
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A number and why it is what it is."""
+
+    value: float
+    unit: str
+    why: str
+
+
+Assumptions = dict[str, Assumption]
+
+COMMON: Assumptions = {
+    "hours.row": Assumption(1.0, "h", "rows of a corpus are whole hours: less where signals break"),
+    "accepted": Assumption(1.0, "", "share of windows that pass the gates; `index` tells the true one"),
+    "prepare.share": Assumption(0.7, "", "of a core's time prepares, the rest reads (BIDMC: 0.7)"),
+    "compression": Assumption(0.75, "", "zstd on int16 samples, as BIDMC and CinC 2015 have it"),
+    "bucket.node_gb_s": Assumption(1.0, "GB/s", "what a machine reads of a bucket"),
+    "bucket.write_gb_s": Assumption(0.5, "GB/s", "what a checkpoint is written at, all ranks together"),
+    "start_s": Assumption(180.0, "s", "nodes are there; Ray, imports, first blocks"),
+}  # fmt: skip
+
+GPU: Assumptions = {
+    "gpu.matrix_share": Assumption(0.5, "", "of the peak that products and convolutions reach; not measured"),
+    "gpu.memory_share": Assumption(0.75, "", "of the memory speed that other kernels reach; not measured"),
+    "gpu.kernel_us": Assumption(8.0, "µs", "least time of a kernel started from Python; not measured"),
+    "gpu.link_share": Assumption(0.7, "", "of a link's speed in collectives, none hidden; not measured"),
+    "gpu.reserve_gb": Assumption(1.5, "GB", "CUDA context, NCCL and cuDNN work space; not measured"),
+    "gpu.fragments": Assumption(1.1, "", "what the allocator holds for a byte that is used; not measured"),
+}  # fmt: skip
+
+UNITS = {
+    "memory_gb": "GB", "bf16": "TFLOP/s", "fp32": "TFLOP/s", "memory_gb_s": "GB/s", "node": "GPUs",
+    "link_gb_s": "GB/s", "net_gb_s": "GB/s", "cores": "cores/GPU", "price_h": "US$/h",
+}  # fmt: skip
+
+
+def accelerators() -> dict[str, dict[str, float]]:
+    """The stored ones, by name."""
+    return tomllib.loads((Path(__file__).parent / "accelerators.toml").read_text(encoding="utf-8"))
+
+
+def assumptions(accelerator: str, spec: WindowSpec, given: Sequence[str]) -> Assumptions:
+    """All that a plan for `accelerator` rests on, with the ``name=value`` of `given` in place.
+
+    Errors: PlethoraError for an accelerator or a name that there is not, with the nearest.
+    """
+    found = dict(COMMON)
+    for signal in spec.signals:
+        rate = max(125.0, signal.min_rate, signal.rate if signal.modality != "ppg" else 0.0)
+        why = "Hz that recordings have, one channel, 16 bits a sample"
+        found[f"native.{signal.modality}"] = Assumption(rate, "Hz", why)
+    if accelerator == HERE:
+        why = "a local Ray, imports, the first blocks"
+        found["start_s"] = Assumption(30.0, "s", why)
+    else:
+        stored = accelerators()
+        if accelerator not in stored:
+            raise PlethoraError(
+                f"--accelerator {accelerator}: there is {', '.join(stored)} and {HERE} (this machine's CPU)"
+            )
+        found |= GPU
+        source = f"vendor's figure for {accelerator} (pretrain/planning/accelerators.toml)"
+        for key, value in stored[accelerator].items():
+            why = "price lists, round" if key == "price_h" else source
+            found[f"gpu.{key}"] = Assumption(float(value), UNITS[key], why)
+    for item in given:
+        name, _, text = item.partition("=")
+        if name not in found:
+            near = difflib.get_close_matches(name, found, 1)
+            hint = f", the nearest is {near[0]}" if near else ""
+            raise PlethoraError(f"--assume {item}: no such assumption{hint}; the plan lists all")
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not 0 <= value < float("inf"):
+            raise PlethoraError(
+                f"--assume {item}: give a number from 0 on, as in {name}={found[name].value:g}"
+            )
+        found[name] = Assumption(value, found[name].unit, "given")
+    return found

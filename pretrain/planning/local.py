@@ -1,0 +1,157 @@
+"""What this machine does a second: windows that a core prepares, and steps of the run's own engine on CPU."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import PlethoraError
+from cluster.session import ROOT
+from datasets.windows import TOGETHER, WindowSpec, empty, transform
+from pretrain.config import RunConfig
+
+SECONDS = 6.0  # of timed steps a worker; no fewer than three
+AHEAD = 2  # steps that may be prepared ahead
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Of one worker beside its fellows and the actors that feed them, all on this machine; seconds of wall
+    clock."""
+
+    step: float  # an optimizer step
+    forward: float  # a micro-batch without gradients
+
+
+def prepare_rate(spec: WindowSpec, native: dict[str, float], seconds: float = 1.0) -> float:
+    """Windows a second that one core here prepares from raw samples at `native` Hz a modality."""
+    return TOGETHER / _best(lambda: prepare(spec, native, TOGETHER), seconds)
+
+
+def prepare(spec: WindowSpec, native: dict[str, float], n: int) -> None:
+    """Prepare `n` made-up windows, as a transform actor does."""
+    out = empty(n, spec)
+    for s in spec.signals:
+        rate = native[s.modality]
+        time_s = np.arange(round(spec.window_s * rate))[:, None] / rate
+        wave = (1000 * np.sin(7.5 * time_s) + np.zeros(s.channels)).astype("<i2")
+        gain = np.full(n, rate), np.full(n, 1e-3), np.zeros(n)
+        transform([wave] * n, *gain, s, out[s.modality], np.arange(n))
+
+
+def copy_rate(spec: WindowSpec, seconds: float = 0.3) -> float:
+    """Windows a second that one core here copies out of prepared columns."""
+    n = max(1, int(8e6 / spec.bytes))
+    held = np.ones((n, spec.bytes), np.uint8)
+    order = np.random.default_rng(0).permutation(n)
+    return n / _best(lambda: held[order].tobytes(), seconds)
+
+
+def _best(work: Any, seconds: float) -> float:
+    """The least processor time of one call: other programs on the machine do not enter."""
+    work()
+    best, until = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < until:
+        began = time.process_time()
+        work()
+        best = min(best, time.process_time() - began)
+    return max(best, 1e-9)
+
+
+def steps(run: RunConfig, native: dict[str, float]) -> Steps:
+    """Time `run`'s own step in as many processes as it has workers, each on one thread, as Ray starts them,
+    each fed by a process that prepares its windows from samples at `native` Hz."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = {"run": run.model_dump(), "folder": folder, "native": native}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "pretrain.planning.local", json.dumps(job)],
+                env=os.environ | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(run.most),
+                                  "OMP_NUM_THREADS": "1"},
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for r in range(run.most)
+        ]  # fmt: skip
+        said = [rank.communicate() for rank in ranks]
+    for rank, (_, error) in zip(ranks, said, strict=True):
+        if rank.returncode:
+            last = (error.strip().splitlines() or ["no word"])[-1]
+            raise PlethoraError(f"timing a step of {run.name} on this machine failed: {last}")
+    told = [json.loads(text.strip().splitlines()[-1]) for text, _ in said]
+    return Steps(*(max(t[name] for t in told) for name in ("step", "forward")))
+
+
+def _feed(spec: WindowSpec, native: dict[str, float], share: int, ready: Any) -> None:
+    while True:
+        prepare(spec, native, share)
+        ready.put(True)
+
+
+def _rank(job: dict[str, Any]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from pretrain.engine import wrap
+    from pretrain.loop import optimize, validate
+    from pretrain.planning.probe import made_up
+    from pretrain.planning.rehearse import rehearsal
+
+    torch.set_num_threads(1)
+    run = RunConfig(**job["run"])
+    rank = int(os.environ["RANK"])
+    multiprocessing.set_start_method("fork")
+    dist.init_process_group("gloo", f"file://{job['folder']}/meeting", rank=rank, world_size=run.most)
+    device = torch.device("cpu")
+    recipe = rehearsal(run)
+    modules, frozen = recipe.modules(), recipe.frozen()
+    engines = {
+        name: wrap(name, m, run.optim_for(name), run.engine, run.micro, run.accumulation, device)
+        for name, m in modules.items()
+    }
+    rates = dict.fromkeys(engines, 1e-4)
+    micros = [made_up(recipe.windows(), run.micro)] * run.accumulation
+    late = 10**6  # a recipe's start-up steps are few
+    share = run.batch // run.most
+    ready: Any = multiprocessing.Queue(AHEAD)
+    args = (recipe.windows(), job["native"], share, ready)
+    feeder = multiprocessing.Process(target=_feed, args=args, daemon=True)
+    feeder.start()
+
+    def once(step: int) -> None:
+        ready.get()
+        optimize(recipe, engines, frozen, micros, late + step, rates, 0, rank)
+
+    for step in range(AHEAD + 1):
+        once(step)
+    began = time.perf_counter()
+    once(AHEAD + 1)
+    count = torch.tensor([max(3.0, SECONDS / (time.perf_counter() - began))])
+    dist.broadcast(count, 0)
+    number = int(count.item())
+    began = time.perf_counter()
+    for step in range(number):
+        once(AHEAD + 2 + step)
+    wall = (time.perf_counter() - began) / number
+    feeder.kill()
+    wrapped = {name: engine.module for name, engine in engines.items()}
+    began = time.perf_counter()
+    validate(recipe, wrapped, frozen, micros[:1], late, device)
+    print(json.dumps({"step": wall, "forward": time.perf_counter() - began}), flush=True)
+    dist.barrier()
+    os._exit(0)  # as in tests/pretrain/group.py: gloo's threads may still hold tensors
+
+
+if __name__ == "__main__":
+    _rank(json.loads(sys.argv[1]))

@@ -1,0 +1,82 @@
+"""Bytes that training takes at the peak on one worker, by ZeRO stage.
+
+In units of P, the parameters that train in float32 (4 bytes each; autocast keeps them so), over N workers:
+
+    stage   kept between steps                  in the backward pass, besides      in the update, besides
+    DDP     weights 1, Adam 2, buckets 1        gradients 1 where accumulated      gradients 1, scratch 1
+    ZeRO-1  weights 1, (master 1, Adam 2) / N   gradients 1 where accumulated      gradients 1, scratch 2 / N
+    ZeRO-2  weights 1, (master 1, Adam 2) / N   gradients 1 / N where accumulated  gradients, scratch 3 / N
+    ZeRO-3  (weights, master, gradients 1, Adam 2) / N   gathered weights 1        scratch 3 / N
+
+and in the backward pass what the micro-batch holds (`Cost.held`). Read off DeepSpeed 0.19's stage_1_and_2.py
+and stage3.py and torch's AdamW (foreach: one scratch copy) and Reducer; checked against resident memory of
+real ranks by `python -m tests.benchmarks.plan --memory`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.planning.probe import Cost
+
+STAGES = (0, 1, 2, 3)
+BUCKET = 4 * 500_000_000  # DeepSpeed's reduce_bucket_size in float32, laid whole on an accelerator
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes on one worker. `kept` all the time, `held` by a micro-batch, `update`: scratch of the optimizer;
+    `scratch`: gathered weights, gradients, buckets of the backward pass. The last three do not meet in full:
+    `total` is the larger moment.
+    """
+
+    kept: float
+    held: float
+    scratch: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        return self.kept + max(self.held + self.scratch, self.update)
+
+
+def peak(
+    cost: Cost, stage: int, workers: int, micro: int, accumulation: int, offload: bool = False,
+    laid: bool = True,
+) -> Peak:  # fmt: skip
+    """The peak of a worker of `workers` at ZeRO `stage`.
+
+    offload: optimizer state in host memory. laid: buckets that are only asked for count (an accelerator's
+    do; a CPU's pages are resident once they are written).
+    """
+    p, n = 4.0 * cost.parameters, workers
+    gradients, state = 0.0, 3 * p / n  # master copy and Adam's two moments
+    bucket = float(BUCKET) if laid else 0.0
+    if stage == 0:
+        kept, update, state = 2 * p, 2 * p, 2 * p
+        gradients, bucket = p, 0.0
+    elif stage == 1:
+        kept, update, gradients = p, p + 2 * p / n, p
+    elif stage == 2:
+        kept, update, gradients = p, 3 * p / n, p / n
+    else:
+        kept, update = 2 * p / n, 3 * p / n
+        gradients = p  # gathered weights
+    if not offload:
+        kept += state
+    elif stage:
+        update -= p / n  # the update's scratch is in host memory
+    grown = gradients if accumulation > 1 or stage == 3 else 0.0
+    return Peak(kept + cost.frozen, cost.held_at(micro), grown + bucket, update)
+
+
+def largest_micro(
+    cost: Cost, stage: int, workers: int, share: int, room: float, fragments: float = 1.0,
+    offload: bool = False, laid: bool = True,
+) -> int:  # fmt: skip
+    """The largest micro-batch that divides a worker's `share` of a batch and fits `room` bytes; 0: none."""
+    for micro in sorted((d for d in range(1, share + 1) if share % d == 0), reverse=True):
+        found = peak(cost, stage, workers, micro, share // micro, offload, laid)
+        if found.total * fragments <= room:
+            return micro
+    return 0

@@ -1,0 +1,174 @@
+"""What one micro-batch of a recipe costs, told by running it: a small one, on this machine's CPU.
+
+Every operation of losses and backward pass is looked at as it happens: what it computes, what it reads and
+writes, and which storage it leaves alive. Two sizes give a line over windows, so that a large micro-batch on
+a large accelerator need not be run to be known.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import flop_registry
+
+from datasets.windows import WindowSpec
+from pretrain.recipe import Recipe
+
+SIZES = (2, 6)  # windows of the two micro-batches
+
+
+class Meter(TorchDispatchMode):
+    """Counts, within, what operations cost: `kernels` [(floating point operations, bytes read and written)],
+    `live` and `peak` bytes of the storages that were made within and are still referred to.
+
+    Views and what only looks at shapes cost nothing. Scratch memory inside a kernel is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: list[tuple[float, float]] = []
+        self.live = self.peak = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        for x in given:
+            self._keep(x, made=False)
+        out = func(*args, **kwargs)
+        made = [x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]
+        for x in made:
+            self._keep(x)
+        self.peak = max(self.peak, self.live)
+        before = {x.untyped_storage()._cdata for x in given}
+        if func._schema.is_mutable or any(x.untyped_storage()._cdata not in before for x in made):
+            count = flop_registry.get(func.overloadpacket)
+            flops = count(*args, **kwargs, out_val=out) if count is not None else 0
+            moved = sum(x.numel() * x.element_size() for x in (*given, *made))
+            self.kernels.append((float(flops), float(moved)))
+        return out
+
+    def _keep(self, x: Tensor, made: bool = True) -> None:
+        storage = x.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes() if made else 0
+        self._known[key] = weakref.finalize(storage, self._drop, key, size)
+        self.live += size
+
+    def _drop(self, key: int, size: int) -> None:
+        del self._known[key]
+        self.live -= size
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a micro-batch of b windows on one worker, forward and backward, as lines over b: constant + slope ·
+    b. Bytes `held` at the peak are activations and temporaries, without parameters and their gradients.
+
+    kernels: [(flops, bytes moved)] pairs of lines, one a kind of operation in order: ((f0, f1), (m0, m1)).
+    """
+
+    trained: dict[str, int]  # module: parameters that train
+    frozen: int  # bytes of what does not
+    held: tuple[float, float]
+    kernels: tuple[tuple[tuple[float, float], tuple[float, float]], ...]
+
+    def held_at(self, windows: int) -> float:
+        return self.held[0] + self.held[1] * windows
+
+    @property
+    def flops(self) -> float:
+        """A window, forward and backward."""
+        return sum(flops[1] for flops, _ in self.kernels)
+
+    @property
+    def moved(self) -> float:
+        """Bytes a window that kernels read and write."""
+        return sum(moved[1] for _, moved in self.kernels)
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.trained.values())
+
+
+def probe(recipe: Recipe, bf16: bool, sizes: tuple[int, int] = SIZES) -> Cost:
+    """Run `recipe` on made-up windows of two sizes, with fresh weights, under bfloat16 autocast or not."""
+    modules, frozen = recipe.modules(), recipe.frozen()
+    for module in modules.values():
+        module.train()
+    spec = recipe.windows()
+    runs = []
+    for number, size in enumerate((sizes[0], *sizes)):  # the first one warms up, and leaves gradients behind
+        meter = Meter()
+        batch = made_up(spec, size)
+        with meter:
+            _once(recipe, modules, frozen, batch, bf16)
+        if number:
+            runs.append((size, meter.peak, meter.kernels))
+    (b1, p1, k1), (b2, p2, k2) = runs
+    slope = (p2 - p1) / (b2 - b1)
+    fixed = [p for f in frozen.values() for p in (*f.parameters(), *f.buffers())]
+    for module in modules.values():
+        fixed += [p for p in module.parameters() if not p.requires_grad] + list(module.buffers())
+    return Cost(
+        trained={n: sum(p.numel() for p in m.parameters() if p.requires_grad) for n, m in modules.items()},
+        frozen=sum(p.numel() * p.element_size() for p in fixed),
+        held=(max(p1 - slope * b1, 0.0), slope),
+        kernels=_lines(b1, k1, b2, k2),
+    )
+
+
+def made_up(spec: WindowSpec, size: int) -> dict[str, Tensor]:
+    """A batch of random walks in the shape that `spec` asks for."""
+    generator = torch.Generator().manual_seed(0)
+    batch: dict[str, Tensor] = {
+        s.modality: torch.randn(size, s.channels, round(spec.window_s * s.rate), generator=generator).cumsum(
+            -1
+        )
+        for s in spec.signals
+    }
+    batch |= {f"has_{m}": torch.ones(size, dtype=torch.bool) for m in spec.optional}
+    ids = torch.arange(size)
+    return batch | {"window": ids, "subject": ids, "step": torch.zeros(size, dtype=torch.int64)}
+
+
+def _once(
+    recipe: Recipe,
+    modules: Mapping[str, nn.Module],
+    frozen: Mapping[str, nn.Module],
+    batch: dict[str, Tensor],
+    bf16: bool,
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        result = recipe.losses(modules, frozen, batch, 10**9)
+    for loss in result.losses.values():
+        loss.backward()
+
+
+def _lines(
+    b1: int, first: list[tuple[float, float]], b2: int, second: list[tuple[float, float]]
+) -> tuple[tuple[tuple[float, float], tuple[float, float]], ...]:
+    """A line over windows for each kernel; where the two runs differ in their kernels (a random choice), one
+    line for all that lie between.
+    """
+    head = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if bool(a[0]) != bool(b[0])),
+                min(len(first), len(second)))  # fmt: skip
+    pairs = [(a, b) for a, b in zip(first[:head], second[:head], strict=True)]
+    rest = [tuple(sum(k[i] for k in run[head:]) for i in (0, 1)) for run in (first, second)]
+    if any(rest[1]):
+        pairs.append((rest[0], rest[1]))  # type: ignore[arg-type]
+
+    def line(a: float, b: float) -> tuple[float, float]:
+        slope = max((b - a) / (b2 - b1), 0.0)
+        return max(a - slope * b1, 0.0), slope
+
+    return tuple((line(a[0], b[0]), line(a[1], b[1])) for a, b in pairs)
