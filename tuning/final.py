@@ -20,7 +20,9 @@ def on_test(plan: Plan, run: RunConfig, bundle: str) -> dict[str, Any]:
     from pretrain import driver
 
     run = driver.located(run)
-    last = storage.read_json(storage.join(bundle, "metrics.json"))["history"][-1]
+    told = storage.read_json(storage.join(bundle, "metrics.json"))
+    published = (told.get("selected") or told["history"][-1])["step"]  # whose weights these are
+    last = next(each for each in told["history"] if each["step"] == published)
     metrics: dict[str, dict[str, Any]] = {}
     figures, windows, subjects = figures_on(run, bundle, "test")
     for objective in plan.search.objective:

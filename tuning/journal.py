@@ -62,6 +62,10 @@ class Journal:
         """The search as it is now."""
         return Record(record.search_of(self.told()), tuple(self.trials.values()), None, self.home)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune keeps a copy of its callbacks, which nobody reads: what shows the search cannot be in it
+        return vars(self) | {"listeners": []}
+
     def having(self, *states: str) -> list[Trial]:
         return [trial for trial in self.trials.values() if trial.state in states]
 

@@ -71,6 +71,8 @@ def finish(run: RunConfig, objectives: Sequence[Objective], score: str) -> dict[
     bundle = driver.launch(run, resume=True, callbacks=[Tell(score)])["bundle"]
     found = storage.read_json(storage.join(bundle, "metrics.json"))
     curve = [(int(each["step"]), {k: v for k, v in each.items() if k != "step"}) for each in found["history"]]
+    # where the run publishes its best weights, what came after them is not what it is worth
+    worth = [each for each in curve if each[0] <= (found.get("selected") or {}).get("step", each[0])]
     best: list[float | None] = []
     for objective in objectives:
         if objective.task:
@@ -78,7 +80,7 @@ def finish(run: RunConfig, objectives: Sequence[Objective], score: str) -> dict[
 
             best.append(probe(objective, run, bundle, "val"))
         else:
-            best.append(reached(objective, curve))
+            best.append(reached(objective, worth))
     step, figures = curve[-1]
     last = validated({"step": step, "steps": step, "figures": figures}, score)
     return last | {"bundle": bundle, "best": best, "curve": curve, "facts": facts(bundle)}
