@@ -12,16 +12,16 @@ from cluster.errors import PlethoraError
 from tuning import record
 from tuning.record import Record, Trial
 
-SAME = ("base", "fixed", "objective", "space")  # what a search that goes on must not change
+SAME = ("run", "objective", "space")  # what a search that goes on must not change
 
 
 class Journal:
     """`<home>/search.json` and `trials.jsonl`, which holds the newest line of each trial. `listeners` are
-    called after each change."""
+    told each trial that changed."""
 
     def __init__(self, home: str, search: dict[str, Any], resume: bool) -> None:
         self.home, self.trials = home, dict[str, Trial]()
-        self.listeners: list[Callable[[], None]] = []
+        self.listeners: list[Callable[[Trial], None]] = []
         self.search, self.since, self.spent = search | {"started": time.time()}, time.monotonic(), 0.0
         where = storage.join(home, record.SEARCH)
         if storage.exists(where):
@@ -47,7 +47,7 @@ class Journal:
         self.trials[name] = replace(known, **changes)
         self.write()
         for listener in self.listeners:
-            listener()
+            listener(self.trials[name])
         return self.trials[name]
 
     def write(self) -> None:

@@ -137,7 +137,7 @@ def test_a_search_that_exists_is_not_begun_anew(found, home: Path) -> None:
 
 
 def test_a_search_goes_on_only_over_the_space_that_it_began_with(found, home: Path) -> None:
-    with pytest.raises(PlethoraError, match=r"another fixed.*steps=13"):
+    with pytest.raises(PlethoraError, match=r"another run: steps was 12 and is 13"):
         search(str(home / "search.toml"), sets(home, "whole", "steps=13"), resume=True)
 
 
