@@ -70,8 +70,8 @@ class Watch:
                 told.set("indexed_windows", n, corpus=uri, verdict=verdict)
             for modality, hours in manifest.get("counts", {}).get("hours", {}).items():
                 told.set("kept_hours", hours, corpus=uri, modality=modality)
-            for modality, reasons in manifest.get("rejects", {}).items():
-                for reason, hours in reasons.items():
+                refused = manifest.get("rejects", {}).get(modality) or {"none": 0.0}
+                for reason, hours in refused.items():
                     told.set("refused_hours", hours, corpus=uri, modality=modality, reason=reason)
 
     @contextlib.contextmanager

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import ROOT
+
 
 def program(name: str = "prometheus") -> str | None:
     """`prometheus` or `promtool`, None where there is none."""
@@ -49,6 +51,10 @@ class Prometheus:
         found = self.ask("query_range", query=expression, **window)["result"]
         return [one for one in found if any(value != "NaN" for _, value in one["values"])]
 
+    def rules(self) -> list[dict[str, Any]]:
+        """The rules of infra/prometheus, with their state and the error of their last evaluation."""
+        return [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
+
 
 @contextlib.contextmanager
 def prometheus(folder: Path, ports: tuple[int, ...]) -> Iterator[Prometheus]:
@@ -61,7 +67,8 @@ def prometheus(folder: Path, ports: tuple[int, ...]) -> Iterator[Prometheus]:
     targets = ", ".join(f"'127.0.0.1:{one}'" for one in ports)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prometheus.yml").write_text(
-        "global: {scrape_interval: 2s}\n"
+        "global: {scrape_interval: 2s, evaluation_interval: 5s}\n"
+        f"rule_files: ['{ROOT}/infra/prometheus/rules.yaml']\n"
         f"scrape_configs: [{{job_name: ray, static_configs: [{{targets: [{targets}]}}]}}]\n"
     )
     words = [found, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
