@@ -97,7 +97,7 @@ def picture(axes: Sequence[Axis], lines: Sequence[Line], upright: bool) -> Marku
     if upright:
         wide, tall, left, right, top, bottom = 348, 26 + 58 * count, 14, 74 if absent else 14, 26, 32
     else:
-        wide, tall, left, right, top, bottom = 1048, 380, 60, 70, 46, 52 if absent else 20
+        wide, tall, left, right, top, bottom = 1048, 380, 16, 60, 46, 52 if absent else 20
     across, along = (
         (tall - top - bottom, wide - left - right) if upright else (wide - left - right, tall - top - bottom)
     )
@@ -125,9 +125,7 @@ def picture(axes: Sequence[Axis], lines: Sequence[Line], upright: bool) -> Marku
             parts.append(f'<text class="name" x="{left - 12}" y="{y0 - 9:.1f}">{escape(axis.title)}</text>')
         else:
             low = 16 if number % 2 and count > 5 else 32
-            parts.append(
-                f'<text class="name" x="{x0:.1f}" y="{low}" text-anchor="middle">{escape(axis.title)}</text>'
-            )
+            parts.append(_label(x0, low, axis.title, "name", True, number / max(count - 1, 1)))
         if axis.absent:
             x, y = at(number, None)
             parts.append(_label(x, y + 13 if upright else y + 14, axis.absent, "tick", True, 0.5))

@@ -19,8 +19,11 @@ UNITS = {"parameters": "parameters", "hours": "hours of recordings"}
 def curves(record: Record, number: int = 0) -> Panel | None:
     """The objective at every validation, a line a trial; a stopped one ends in a cross."""
     objective, best = record.search.objective[number], record.chosen()
-    told = [(t, t.curve_of(objective.name)) for t in record.trials]
-    told = [(t, points) for t, points in told if points]
+    told = [(t, points) for t in record.trials if (points := t.curve_of(objective.name))]
+    judged = record.search.scheduler.get("metric")
+    if not told and judged:  # a probe is known at the end only
+        objective = Objective(judged, record.search.scheduler.get("mode") or "min")
+        told = [(t, points) for t in record.trials if (points := t.curve_of(judged))]
     if not any(len(points) > 1 for _, points in told):
         return None
     with panel(wide=5.2, tall=3.3) as (figure, axis):
@@ -33,6 +36,7 @@ def curves(record: Record, number: int = 0) -> Panel | None:
             if trial.state in ("stopped", "failed"):
                 axis.plot(steps[-1], values[-1], "x", color=STOPPED, ms=4.5, mew=1.2, zorder=2)
         _kept_in_sight(axis, [v for _, points in told for _, v in points], objective)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(xlabel="step", ylabel=f"{objective.title}, validation")
         picture = inline(figure, f"Learning curves of {objective.name}")
     return Panel(objective.name, picture, f"{_way(objective)} is better.")

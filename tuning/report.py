@@ -132,7 +132,10 @@ def verdict(record: Record, judged: list[Judged | str], spent: Spending) -> list
             for t in record.having("done")
             if t is not best and t.at_end(objective.name) is not None
         ]
-        lead = f"; the next finished trial is {min(rivals):.2g} behind" if rivals and min(rivals) >= 0 else ""
+        lead = ""
+        if rivals and min(rivals) >= 0:
+            behind = f"{min(rivals):.2g} behind" if min(rivals) else "as good"
+            lead = f"; the next finished trial is {behind}"
         said.append(
             f"Best: {best.trial}, {_figures(record, best)} on validation subjects{lead}. "
             "The best of many looks better there than it is; figures on test subjects do not."
@@ -178,7 +181,8 @@ def facts(record: Record) -> list[str]:
     if search.command:
         lines.append(f"Started by: {search.command}")
     if search.git_commit:
-        lines.append(f"Commit {search.git_commit[:12]}.")
+        changed = ", with changes that are not in it" if search.git_commit.endswith("-dirty") else ""
+        lines.append(f"Commit {search.git_commit[:12]}{changed}.")
     return lines
 
 
@@ -193,7 +197,8 @@ def _told(key: Any) -> str:
 
 def _settings(given: dict[str, Any]) -> str:
     head = [str(given["kind"])] if given.get("kind") else []
-    rest = [f"{k} {text(v)}" for k, v in given.items() if k != "kind" and v not in (None, "", (), [], {})]
+    shown = {k: f"{len(v)} given points" if k == "start" else text(v) for k, v in given.items() if v}
+    rest = [f"{k} {v}" for k, v in shown.items() if k != "kind"]
     return ", ".join(head + rest) or "as by default"
 
 
@@ -292,9 +297,8 @@ def _goal(record: Record, number: int, found: Judged | str) -> Goal:
             figures = f"{100 * row.value:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}]"
             low, value, high = (100 * min(max(v, 0.0), 1.0) for v in (row.low, row.value, row.high))
             weights.append(Weight(label, low, value, high, figures, "better" if row.telling else "level"))
-    groups = [
-        Group("Each key alone", f"A dot a trial: {about}.", [*pictures.slices(record, number)], "small")
-    ]
+    shown = f"A dot a trial: {importance.comparable(record, objective.name)[2]}."
+    groups = [Group("Each key alone", shown, [*pictures.slices(record, number)], "small")]
     curves = pictures.curves(record, number)
     if curves is not None:
         read = "A line a trial. Grey with a cross: stopped or failed. Thick: the chosen one."

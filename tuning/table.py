@@ -59,10 +59,10 @@ def _terminal(look: Callable[[], Record], over: threading.Event) -> None:
     from rich.live import Live
 
     console = Console(stderr=True)
-    with Live(table(look()), console=console, auto_refresh=False) as screen:
+    with Live(table(look(), console.width), console=console, auto_refresh=False) as screen:
         while True:
             last = over.wait(REFRESH_S)
-            screen.update(table(look()), refresh=True)
+            screen.update(table(look(), console.width), refresh=True)
             if last:
                 return
 
@@ -103,7 +103,7 @@ def eta(record: Record) -> float | None:
     return min(left, max(hours * 3600 - (record.search.spent_s or 0.0), 0.0)) if hours else left
 
 
-def table(record: Record) -> Any:
+def table(record: Record, width: int) -> Any:
     """The headline above a table: trials at work, then the best of those that ended."""
     from rich import box
     from rich.console import Group
@@ -120,10 +120,17 @@ def table(record: Record) -> Any:
         figures = ["" if (v := trial.at_end(o.name)) is None else text(v) for o in goals]
         lines.append([MARKS[trial.state], trial.trial, *figures, step, clock(trial.spent_s), told])
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(header[:-1]):
-        wide = max(len(line[number]) for line in [header, *lines])
-        grid.add_column(name, no_wrap=True, min_width=wide, justify="left" if number < 2 else "right")
-    grid.add_column(header[-1], no_wrap=True, overflow="ellipsis")
+    widths = [max(len(line[number]) for line in [header, *lines]) for number in range(len(header))]
+    room = max(width - sum(widths[:-1]) - 3 * len(header), 6)
+    for number, (name, wide) in enumerate(zip(header, widths, strict=True)):
+        side: Any = "left" if number in (0, 1, len(header) - 1) else "right"
+        grid.add_column(
+            name,
+            no_wrap=True,
+            overflow="ellipsis",
+            justify=side,
+            width=min(wide, room) if name == "values" else wide,
+        )
     for trial, line in zip(rows(record), lines, strict=True):
         look = {"stopped": "dim", "failed": "red"}.get(trial.state, "")
         grid.add_row(*map(Text, line), style="bold green" if trial is best else look)
