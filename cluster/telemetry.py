@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import gauges, storage
 from cluster.cli import Progress, plain, progress
 from cluster.gauges import Gauges
+from cluster.mirror import Mirror
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 JSONL = "metrics.jsonl"
 PUT_EVERY_S = 0.5
 FLUSH_EVERY_S = 2.0
-UPLOAD_EVERY_S = 30.0
 
 
 class _Slot:
@@ -122,18 +119,8 @@ class Telemetry:
     def __init__(self, uri: str, start_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.uri = storage.normalise(uri)
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        if storage.is_remote(self.uri):
-            self._temporary = tempfile.TemporaryDirectory(prefix="plethora-telemetry-")
-            self._pool = ThreadPoolExecutor(1)
-            self._folder = Path(self._temporary.name)
-        else:
-            self._folder = Path(self.uri)
-            self._folder.mkdir(parents=True, exist_ok=True)
-        self._sent: dict[str, tuple[int, float]] = {}
-        self._pending: Any = None
+        self._mirror = Mirror(uri)
+        self.uri, self._folder = self._mirror.uri, self._mirror.folder
         self._lines = self._folder / JSONL
         self._lines.write_bytes(_kept(self.uri, start_step))
         self._file = self._lines.open("r+b")
@@ -141,7 +128,7 @@ class Telemetry:
         self._last: tuple[int, int, dict[str, Any]] | None = None  # step, offset, content of the last line
         self._events = SummaryWriter(str(self._folder), purge_step=start_step or None)
         self.gauges = Gauges(self.uri.split("/")[-2])
-        self._flushed_at = self._uploaded_at = time.monotonic()
+        self._flushed_at = time.monotonic()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Tell numbers at `step`; a second call at the same step adds to its line."""
@@ -169,39 +156,20 @@ class Telemetry:
     def flush(self) -> None:
         """All that was told is on the storage when this returns."""
         self._events.flush()
-        if self._pool is not None:
-            self._pool.submit(self._send).result()
+        self._mirror.flush()
 
     def close(self) -> None:
         """Flush and stop; the writer cannot be used afterwards."""
         self._events.close()
         self._file.close()
-        if self._pool is not None:
-            self._pool.submit(self._send).result()
-            self._pool.shutdown()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._mirror.close()
 
     def _maybe_send(self) -> None:
         now = time.monotonic()
         if now - self._flushed_at >= FLUSH_EVERY_S:
             self._flushed_at = now
             self._events.flush()
-        if self._pool is not None and now - self._uploaded_at >= UPLOAD_EVERY_S:
-            self._uploaded_at = now
-            if self._pending is not None and self._pending.done():
-                self._pending.result()  # a failed upload is told, not swallowed
-            if self._pending is None or self._pending.done():
-                self._pending = self._pool.submit(self._send)
-
-    def _send(self) -> None:
-        for name in storage.listing(self._folder):
-            path = self._folder / name
-            stat = path.stat()
-            mark = (stat.st_size, stat.st_mtime)
-            if self._sent.get(name) != mark:
-                storage.write_bytes(storage.join(self.uri, name), path.read_bytes())
-                self._sent[name] = mark
+        self._mirror.tick()
 
 
 def _kept(uri: str, start_step: int) -> bytes:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cluster import storage, telemetry
-from cluster.telemetry import Telemetry, make_board, put
+from cluster import mirror, storage
+from cluster.telemetry import Board, Telemetry, make_board, put
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -98,7 +98,7 @@ def test_what_was_flushed_is_on_the_store_before_the_run_ends(uri: str) -> None:
 def test_an_upload_that_fails_is_told(store: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     from cluster.errors import PlethoraError
 
-    monkeypatch.setattr(telemetry, "UPLOAD_EVERY_S", 0.0)
+    monkeypatch.setattr(mirror, "UPLOAD_EVERY_S", 0.0)
     told = Telemetry(f"s3://plethora/{uuid.uuid4().hex}/telemetry")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "revoked-meanwhile")
     with pytest.raises(PlethoraError, match=r"refuses the signature|denies access"):
@@ -124,7 +124,7 @@ def test_a_board_shows_in_the_driver_what_a_worker_puts(
     board = make_board()
 
     @ray_session.remote
-    def work(board: telemetry.Board) -> None:
+    def work(board: Board) -> None:
         for step in range(1, 21):
             time.sleep(0.02)
             put(board, step, 20, {"loss": 1.0 / step})
