@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def search(path: str, sets: Sequence[str] = (), resume: bool = False) -> dict[st
 
     needs = Needs.of(plan)
     # a local Ray has logical CPUs for as many trials as may run at once
-    with session.session(needs.workers * plan.search.budget.concurrent, needs.actors) as ray:
+    with session.session(needs.most * plan.search.budget.concurrent, needs.actors) as ray:
         room = needs.room(plan, ray)
         journal = Journal(home, described(plan), resume)
         if storage.exists(storage.join(home, record.RESULT)):
@@ -209,17 +210,23 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+@dataclass(frozen=True)
 class Needs:
-    """What the largest trial of a search asks of the machine."""
+    """What the largest trial of a search asks of the machine. `most`: workers that it can use, where it can
+    do with fewer (`workers`)."""
 
-    def __init__(self, workers: int, actors: int, cpu: float, gpu: float) -> None:
-        self.workers, self.actors, self.cpu, self.gpu = workers, actors, cpu, gpu
+    workers: int
+    most: int
+    actors: int
+    cpu: float
+    gpu: float
 
     @classmethod
     def of(cls, plan: Plan) -> Needs:
         runs = list(_runs(plan))
         return cls(
-            max(run.most for run in runs), max(run.stream.actors for run in runs),
+            max(run.fewest for run in runs), max(run.most for run in runs),
+            max(run.stream.actors for run in runs),
             max(run.resources.cpu for run in runs), max(run.resources.gpu for run in runs),
         )  # fmt: skip
 
