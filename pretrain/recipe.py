@@ -175,6 +175,21 @@ class Several(Protocol):
         ...
 
 
+@runtime_checkable
+class Foreseeing(Protocol):
+    """What a recipe has as well that can be told once about each window, when windows are materialised, in
+    place of at every step: its batches may then carry those columns.
+    """
+
+    def foreseen(self) -> str:
+        """Names all that the columns depend on beside the window; "" where there are none."""
+        ...
+
+    def foresee(self, frozen: Mapping[str, nn.Module], batch: dict) -> dict[str, Tensor]:
+        """{column: (B, …)} of a batch of windows."""
+        ...
+
+
 _PARTS = ("Config", "windows", "modules", "frozen", "losses", "summary", "encoder")
 
 

@@ -16,14 +16,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cluster.config import Config
+from cluster import storage
 from cluster.errors import PlethoraError
-from datasets.windows import Signal, WindowSpec
+from datasets.windows import WindowSpec
 from pretrain import figures, masking
 from pretrain.layers import keyed_normal, keyed_uniform, minmax, patches
 from pretrain.losses import Distance, advantage, masked_cross_entropy, reinforce
 from pretrain.quantizer import Quantizer
-from pretrain.recipe import Encoder, Mode, StepResult
+from pretrain.recipe import Encoder, StepResult
+from pretrain.recipes.sigma_windows import Windows
 from pretrain.sigma_net import Pooled, Student, Teacher, Tokens, code_decoder, conv_encoder
 from pretrain.trained import open_modules
 
@@ -32,58 +33,6 @@ log = logging.getLogger(__name__)
 # what a keyed draw is for: the second part of its key, after the seed
 _SCALE, _NOISE, _CODEBOOK, _GUMBEL, _UNMASK, _START, _RANDOM = range(1, 8)
 _VALIDATION = -1  # in place of the step: every validation pass draws the same numbers
-
-
-class Windows(Config):
-    """What both stages must agree on."""
-
-    window_s: float = Field(240.0, gt=0)  # paper; no overlap
-    hop_s: float | None = None  # none: window_s
-    rate: float = 50.0  # paper, Hz
-    band: tuple[float, float] = (0.5, 8.0)  # code, Hz: Butterworth, zero-phase, at the native rate
-    order: int = 2  # code
-    patch: int = 100  # paper: 2 s; samples
-    min_quality: float = 0.0  # ours: lowest periodicity of a window; 0 = no gate, as in the paper
-
-    @property
-    def samples(self) -> int:
-        """Samples of a window at ``rate``."""
-        return round(self.window_s * self.rate)
-
-    @property
-    def patches(self) -> int:
-        """Whole patches of a window."""
-        return self.samples // self.patch
-
-    def spec(self) -> WindowSpec:
-        """The windows as the stream cuts them; normalisation is left to the network."""
-        signal = Signal(modality="ppg", rate=self.rate, band=self.band, order=self.order)
-        return WindowSpec(
-            signals=(signal,), window_s=self.window_s, hop_s=self.hop_s, min_quality=self.min_quality
-        )
-
-    def encoder(self, module: nn.Module, dim: int, patches: int, kind: Literal["encoder", "tokenizer"]):
-        """The published encoder around ``module``, (B, 1, T) -> (B, dim) for 1 to ``patches`` patches."""
-        mode = Mode(
-            module=module,
-            inputs=[{"name": "ppg", "modality": "ppg", "rate": self.rate, "channels": 1}],
-            dim=dim,
-            min_samples=self.patch,
-            step_samples=self.patch,
-            max_samples=patches * self.patch,
-        )
-        preprocessing = {
-            "rate": self.rate,
-            "band": list(self.band),
-            "order": self.order,
-            "kind": "butterworth",
-            "window_s": self.window_s,
-            "min_s": self.patch / self.rate,
-            "short": "reflect",
-            "normalise": "none",  # min-max is inside the network
-            "unit": "any",
-        }
-        return Encoder(modes={"ppg": mode}, kind=kind, preprocessing={"ppg": preprocessing})
 
 
 class TokenizerConfig(Windows):
@@ -246,6 +195,21 @@ class Masked:
             self._tokenizer = open_tokenizer(self.config.tokenizer, self.config)
         return {"tokenizer": self._tokenizer.eval().requires_grad_(False)}
 
+    def foreseen(self) -> str:
+        """Which tokenizer names the patches, and what weighs the priors; "" without a published one."""
+        if not self.config.tokenizer:
+            return ""
+        mark = storage.join(self.config.tokenizer, "_COMPLETE")
+        known = storage.read_bytes(mark).decode() if storage.exists(mark) else self.config.tokenizer
+        return f"{known}/{self.config.patch}/{self.config.beta}"
+
+    def foresee(self, frozen: Mapping[str, nn.Module], batch: dict) -> dict[str, Tensor]:
+        """{"codes" (B, N) int32, "prior" (B, N) float32} of windows, which no step changes."""
+        tokenizer, x = frozen["tokenizer"], batch["ppg"]
+        assert isinstance(tokenizer, Tokens)
+        prior = masking.priors(patches(minmax(x), self.config.patch), self.config.beta)
+        return {"codes": tokenizer.codes(x).int(), "prior": prior}
+
     def rehearsal(self) -> Masked:
         """Itself; with the paper's tokenizer, untrained, where none is named yet: it costs the same."""
         if self._tokenizer is not None or self.config.tokenizer:
@@ -261,10 +225,8 @@ class Masked:
         c, x, ids = self.config, batch["ppg"], batch["window"]
         training = torch.is_grad_enabled()
         at = step if training else _VALIDATION
-        tokenizer = frozen["tokenizer"]
-        assert isinstance(tokenizer, Tokens)
-        targets = tokenizer.codes(x)
-        prior = masking.priors(patches(minmax(x), c.patch), c.beta)
+        foreseen = batch if "codes" in batch else self.foresee(frozen, batch)
+        targets, prior = foreseen["codes"].long(), foreseen["prior"]
         logits = self.alpha * masking.zscore(prior)
         if self.has_teacher:
             logits = logits + modules["teacher"](x).float()

@@ -1,0 +1,64 @@
+"""What both of SIGMA's stages must agree on: windows, patches, the encoder published around them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from cluster.config import Config
+from datasets.windows import Signal, WindowSpec
+from pretrain.recipe import Encoder, Mode
+
+
+class Windows(Config):
+    """What both stages must agree on."""
+
+    window_s: float = Field(240.0, gt=0)  # paper; no overlap
+    hop_s: float | None = None  # none: window_s
+    rate: float = 50.0  # paper, Hz
+    band: tuple[float, float] = (0.5, 8.0)  # code, Hz: Butterworth, zero-phase, at the native rate
+    order: int = 2  # code
+    patch: int = 100  # paper: 2 s; samples
+    min_quality: float = 0.0  # ours: lowest periodicity of a window; 0 = no gate, as in the paper
+
+    @property
+    def samples(self) -> int:
+        """Samples of a window at ``rate``."""
+        return round(self.window_s * self.rate)
+
+    @property
+    def patches(self) -> int:
+        """Whole patches of a window."""
+        return self.samples // self.patch
+
+    def spec(self) -> WindowSpec:
+        """The windows as the stream cuts them; normalisation is left to the network."""
+        signal = Signal(modality="ppg", rate=self.rate, band=self.band, order=self.order)
+        return WindowSpec(
+            signals=(signal,), window_s=self.window_s, hop_s=self.hop_s, min_quality=self.min_quality
+        )
+
+    def encoder(self, module: nn.Module, dim: int, patches: int, kind: Literal["encoder", "tokenizer"]):
+        """The published encoder around ``module``, (B, 1, T) -> (B, dim) for 1 to ``patches`` patches."""
+        mode = Mode(
+            module=module,
+            inputs=[{"name": "ppg", "modality": "ppg", "rate": self.rate, "channels": 1}],
+            dim=dim,
+            min_samples=self.patch,
+            step_samples=self.patch,
+            max_samples=patches * self.patch,
+        )
+        preprocessing = {
+            "rate": self.rate,
+            "band": list(self.band),
+            "order": self.order,
+            "kind": "butterworth",
+            "window_s": self.window_s,
+            "min_s": self.patch / self.rate,
+            "short": "reflect",
+            "normalise": "none",  # min-max is inside the network
+            "unit": "any",
+        }
+        return Encoder(modes={"ppg": mode}, kind=kind, preprocessing={"ppg": preprocessing})
