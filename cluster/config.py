@@ -183,7 +183,11 @@ def _as_text(error: pydantic.ValidationError, data: dict[str, Any], raw: dict[Ke
     for problem in error.errors(include_url=False):
         keys = tuple(str(part) for part in problem["loc"])
         for known in [
-            known for known in raw if problem["type"] == "string_type" and keys[: len(known)] == known
+            known
+            for known in raw
+            if problem["type"] == "string_type"
+            and keys[: len(known)] == known
+            and not isinstance(problem["input"], dict | list)
         ]:
             _put(data, known, raw.pop(known), "")
             mended = True
