@@ -147,6 +147,7 @@ class Search(Config):
     scheduler: Scheduler = Scheduler()
     searcher: Searcher = Searcher()
     budget: Budget = Budget()
+    track: tuple[Literal["mlflow", "wandb"], ...] = ()  # shown there, too: see tuning/trackers.py
     scaling: tuple[str, ...] = ()  # facts of a trial that a scaling curve is drawn over: parameters, hours
 
     def order(self) -> list[str]:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from cluster import session, storage
 from cluster.errors import PlethoraError
 from pretrain.config import RunConfig
-from tuning import record
+from tuning import record, trackers
 from tuning.config import Values
 from tuning.space import Plan, read, text
 
@@ -41,6 +41,7 @@ def search(path: str, sets: Sequence[str] = (), resume: bool = False) -> dict[st
     what is wrong in the file, or with the machine, before anything starts; an objective that does not exist.
     """
     plan = read(path, sets)
+    trackers.check(plan.search.track)
     home = storage.join(plan.run({}, "name=t").storage, plan.search.name)
     home = storage.normalise(home)
     for name, value in _QUIET.items():
@@ -90,13 +91,17 @@ def run(plan: Plan, journal: Any, room: int) -> None:
     points = Points(plan, journal.trials.values(), config_of, watch.refused)
     journal.search["trials_planned"] = points.most
     ending = Ending(watch, own.budget.hours)
-    board = Board(journal.home, record.search_of(journal.told()), journal.trials.values())
-    journal.listeners.append(board.told)
-    with (
-        tempfile.TemporaryDirectory(prefix="plethora-tune-") as scratch,
-        closing(board),
-        live(journal.record),
-    ):
+    began = record.search_of(journal.told())
+    shown = [
+        Board(journal.home, began, journal.trials.values()),
+        *trackers.open_all(own.track, journal.home, began),
+    ]
+    journal.listeners += [each.told for each in shown]
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="plethora-tune-"))
+        for each in shown:
+            stack.callback(each.close)
+        stack.enter_context(live(journal.record))
         tune.Tuner(
             # the driver only waits: its workers, and the stream's actors, take the CPUs
             tune.with_resources(trial, {"CPU": 0.01}),
