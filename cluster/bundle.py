@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cluster import contract, storage
+from cluster import contract, storage, terms
 from cluster.contract import VERSION as VERSION
 from cluster.contract import Description, Document
 from cluster.errors import PlethoraError
@@ -40,7 +40,7 @@ def publish(folder: Path, uri: str) -> None:
     """Check the finished files of `folder` against the contract and publish them at `uri`.
 
     Writes SHA256SUMS into `folder`. PlethoraError for a missing or foreign file, a config.json outside the
-    contract, or a `uri` that is published already.
+    contract, a source whose terms forbid it (see cluster/terms.py), or a `uri` that is published already.
     """
     names = _checked_names(folder)
     for name in REQUIRED:
@@ -53,6 +53,9 @@ def publish(folder: Path, uri: str) -> None:
     for name in names:
         if name.endswith(".json"):
             storage.read_json(folder / name)
+    lineage = Document.of(storage.read_json(folder / "lineage.json"), f"{folder}/lineage.json")
+    contract.check_lineage(lineage, lineage.where)
+    terms.check([*lineage.get("corpora", []), *lineage.get("inherited", [])], storage.normalise(uri))
     _publish(folder, names, uri)
 
 

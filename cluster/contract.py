@@ -109,6 +109,7 @@ class Trained(_Part):
 
 class Lineage(_Part):
     corpora: tuple[Trained, ...] = ()
+    inherited: tuple[dict[str, Any], ...] = ()
 
 
 class Document(dict[str, Any]):

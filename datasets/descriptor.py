@@ -12,6 +12,7 @@ import pydantic
 
 from cluster.config import Config, load
 from cluster.errors import PlethoraError
+from cluster.terms import Audience
 from datasets.schema import DERIVED, MODALITIES
 from datasets.validity import Limits
 
@@ -205,6 +206,7 @@ class Descriptor(Config):
     terms: str
     citation: str
     access: str
+    models: Audience | None = None  # who may have a model of it; None: anyone where access begins with "open"
     reader: str
     records: str  # regular expression over paths below the root, with a group `record`
     id_space: str

@@ -112,6 +112,7 @@ def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root:
         "terms": descriptor.terms,
         "citation": descriptor.citation,
         "access": descriptor.access,
+        **({"models": descriptor.models} if descriptor.models else {}),
         "key_id": key_id,
         "id_space": descriptor.id_space,
         "subjects_published": descriptor.subjects_published,

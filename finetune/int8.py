@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster import bundle as bundles
-from cluster import storage
+from cluster import storage, terms
 from cluster.errors import PlethoraError
 from datasets.index import Index
 from datasets.schema import Corpus
@@ -111,6 +111,7 @@ def _write(
     lineage = {
         "corpora": [_calibrated_on(corpus, parts)],
         "parents": [{"uri": parent.uri, "hash": _hash(parent)}],
+        "inherited": terms.inherited(parent.lineage),
         "seeds": parent.lineage.get("seeds", {}),
         "git_commit": commit(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -137,6 +138,7 @@ def _calibrated_on(corpus: Corpus, parts: Mapping[str, Sample]) -> dict[str, Any
         "uri": corpus.uri, "weight": 1.0, "use": "calibration of int8",
         "windows": {side: part.windows for side, part in parts.items()},
         **{key: corpus.manifest[key] for key in told},
+        "name": corpus.manifest.get("name", ""), "models": terms.audience(corpus.manifest),
         "access": corpus.manifest.get("access", "unknown"), "subjects": subjects,
     }  # fmt: skip
 

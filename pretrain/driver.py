@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import session, storage, telemetry
+from cluster import session, storage, telemetry, terms
 from cluster.durable import durable
 from cluster.errors import PlethoraError
 from pretrain import checkpoint
 from pretrain.config import RunConfig
 from pretrain.data import Data, open_data
+from pretrain.lineage import corpora, inherited
 from pretrain.recipe import Recipe, build
 
 
@@ -40,6 +41,7 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
 
     with session.session(run.fewest if run.resources.gpu else run.most, run.stream.actors, run.resources.gpu):
         data = open_data(run, recipe)
+        terms.check([*corpora(data), *inherited(run)], bundle)  # before, not after, it is paid for
         for line in summary(run, recipe, data, start):
             say(line)
         board = telemetry.make_board()

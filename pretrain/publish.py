@@ -1,16 +1,15 @@
 """The end of a run: weights → a bundle that downstream can use with onnxruntime alone."""
 
-import hashlib
 import importlib.metadata
 import json
 import math
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster import bundle, storage
+from cluster import bundle, redact, storage
 from pretrain import card
 from pretrain.checkpoint import flat
 from pretrain.config import RunConfig
@@ -18,6 +17,7 @@ from pretrain.curves import curves
 from pretrain.data import Data
 from pretrain.engine import load_trained
 from pretrain.export import export_onnx
+from pretrain.lineage import corpora, inherited, parents
 from pretrain.recipe import Encoder, Recipe, Several
 
 if TYPE_CHECKING:
@@ -58,11 +58,12 @@ def publish(
     counts = {name: sum(p.numel() for p in m.parameters() if p.requires_grad) for name, m in modules.items()}
     first, last = (history[0], history[-1]) if history else ({}, {})
     lineage: dict[str, Any] = {
-        "corpora": data.lineage(),
+        "corpora": corpora(data),
         "windows_seen": {key: count for key, (count, _) in ledger.items()},
         "windows": data.spec.model_dump(mode="json"),
         "seeds": {"run": run.seed, "split": run.split.seed},
         "parents": parents(run),
+        "inherited": inherited(run),
     }
     # recipes draw windows of held-out people: they go along only where anyone may have those
     anyone = all(corpus.get("access") == "open" for corpus in lineage["corpora"])
@@ -165,7 +166,8 @@ def write_bundle(
             "lineage": {**lineage, **made},
         }
         for name, content in documents.items():
-            (folder / f"{name}.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+            text = json.dumps(redact.clean(content), indent=1, sort_keys=True)
+            (folder / f"{name}.json").write_text(text + "\n")
         (folder / "plots").mkdir()
         for name, png in plots.items():
             (folder / "plots" / f"{name}.png").write_bytes(png)
@@ -194,28 +196,6 @@ def describe(encoder: Encoder) -> dict[str, dict[str, Any]]:
                 "normalise": "in the model",  # bundle contract, version 1
             }
     return out
-
-
-def parents(run: RunConfig) -> list[dict[str, str]]:
-    """What the run's method names: bundles (a frozen tokenizer, a teacher) with the hash of their SHA256SUMS,
-    and files of weights with their own.
-    """
-    found = []
-    for value in _leaves(run.method):
-        if isinstance(value, str) and storage.exists(mark := storage.join(value, "_COMPLETE")):
-            found.append({"uri": value, "hash": storage.read_bytes(mark).decode().strip()})
-        elif isinstance(value, str) and Path(value).suffix not in ("", ".toml") and Path(value).is_file():
-            found.append({"uri": value, "hash": hashlib.sha256(Path(value).read_bytes()).hexdigest()})
-    return found
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
-    if inner is None:
-        yield value
-    else:
-        for each in inner:
-            yield from _leaves(each)
 
 
 def commit() -> str | None:

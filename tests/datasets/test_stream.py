@@ -48,7 +48,7 @@ def write_corpus(folder: Path, shards: int = 3, groups: int = 2, rows: int = 2, 
         )
     manifest = {"version": 1, "modalities": ["ppg"], "shards": entries, "key_id": f"{first}"}
     manifest |= dict.fromkeys(("source", "licence", "terms", "citation", "id_space"), "test")
-    manifest |= {"subjects_published": True}
+    manifest |= {"subjects_published": True, "access": "open"}
     (folder / "corpus.json").write_text(json.dumps(manifest | {"hash": content_hash(manifest)}))
     return str(folder)
 

@@ -1,4 +1,4 @@
-"""Hostile corpora, sealed so that their hash agrees: each is refused with one line, and no memory is filled."""
+"""Hostile corpora, sealed so that their hash agrees: each is refused with one line, and memory stays free."""
 
 import hashlib
 import json
