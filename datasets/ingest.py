@@ -95,7 +95,10 @@ def plan(sources: Sequence[Source], key: bytes, id_space: str, shard_bytes: int 
 
 def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root: Root) -> dict[str, Any]:
     """The manifest's descriptive part. `input` is the fingerprint of all that decides the corpus' content."""
-    seen = hashlib.sha256(json.dumps(descriptor.model_dump(mode="json"), sort_keys=True).encode())
+    told = descriptor.model_dump(mode="json")
+    if descriptor.models is None:
+        del told["models"]  # it came later: corpora of before stay what they are
+    seen = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     seen.update(key_id.encode())
     for source in sources:
         seen.update(json.dumps([source.record, source.subject, source.files, source.digest]).encode())
