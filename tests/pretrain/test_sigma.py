@@ -66,6 +66,20 @@ def test_validation_hides_the_same_patches_at_every_step():
     assert torch.equal(masks(masked(), batch(), 4, False), masks(masked(), batch(), 9, False))
 
 
+def test_runs_are_compared_on_the_same_masks_whatever_they_train_with():
+    """Else hiding little would look like knowing much."""
+    data, seen = batch(12), []
+    for config in ({"mask_ratio": 0.3, "masking": "random"}, {"mask_ratio": 0.8, "masking": "both"}):
+        trainer = Trainer(masked(**config))
+        student, taken = trainer.modules["student"].eval(), []
+        student.register_forward_pre_hook(lambda module, args, to=taken: to.append(args[1]))
+        with torch.no_grad():
+            trainer.losses(data, 0)
+        seen.append(taken)
+    (hid_little, common), (hid_much, also_common) = seen
+    assert hid_little.float().mean() < hid_much.float().mean() and torch.equal(common, also_common)
+
+
 def test_the_masking_mode_decides_who_chooses():
     with_teacher = {"student", "teacher"}
     expected = {
