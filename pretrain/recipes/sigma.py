@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 # what a keyed draw is for: the second part of its key, after the seed
 _SCALE, _NOISE, _CODEBOOK, _GUMBEL, _UNMASK, _START, _RANDOM = range(1, 8)
 _VALIDATION = -1  # in place of the step: every validation pass draws the same numbers
+_COMMON = 0.5  # share that the random masks of validation hide, whatever a run trains with
 
 
 class TokenizerConfig(Windows):
@@ -263,8 +264,9 @@ class Masked:
             log["teacher_entropy"] = masking.entropy(logits.detach()).mean()
             log["reward_std"] = per_window.detach().std(unbiased=False)
         if not training:
-            # a mask that no mode chose, on which modes can be compared
-            common = self._edit(self._draw(torch.zeros_like(prior), ids, _RANDOM, at), ids, _RANDOM, at - 1)
+            # a mask that neither mode nor ratio chose, on which those can be compared
+            order = self._draw(torch.zeros_like(prior), ids, _RANDOM, at, _COMMON)
+            common = self._edit(order, ids, _RANDOM, at - 1)
             plain = modules["student"](x, common, common)
             log["loss_random_mask"] = masked_cross_entropy(plain, targets[common], common)[1]
             counts["accuracy_random_mask"] = _share((plain.argmax(dim=-1) == targets[common]).float())
@@ -276,9 +278,9 @@ class Masked:
             figures={"masks": lambda: figures.masks(x, prior, mask, hit, logits, c.patch, c.rate)},
         )
 
-    def _draw(self, logits: Tensor, ids: Tensor, purpose: int, at: int) -> Tensor:
+    def _draw(self, logits: Tensor, ids: Tensor, purpose: int, at: int, ratio: float | None = None) -> Tensor:
         n = logits.shape[1]
-        k = max(1, int(n * self.config.mask_ratio))
+        k = max(1, int(n * (ratio or self.config.mask_ratio)))
         return masking.draw(logits.detach(), keyed_uniform(ids, n, self.seed, purpose, at), k)
 
     def _edit(self, order: Tensor, ids: Tensor, purpose: int, at: int) -> Tensor:
