@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cluster import storage
+from cluster import redact, storage
 from cluster.errors import PlethoraError
 from datasets.stream import batches, dataset
 from pretrain import checkpoint
@@ -50,6 +50,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
 
     from pretrain.leaving import Notice, leave
 
+    redact.install()  # what Ray logs of this worker, too
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     asked = RunConfig(**config["run"])
     run = asked.at(world)
