@@ -68,6 +68,11 @@ class Points(Searcher):
             return min(self.search.budget.trials, sum(1 for _ in self.search.points()))
         return self.search.budget.trials
 
+    @property
+    def over(self) -> bool:
+        """Whether no trial is left to run."""
+        return not self.again and self.begun >= self.most
+
     def suggest(self, trial_id: str) -> Any:
         while True:
             if self.again:

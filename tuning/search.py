@@ -90,6 +90,8 @@ def run(plan: Plan, journal: Any, room: int) -> None:
 
     points = Points(plan, journal.trials.values(), config_of, watch.refused)
     journal.search["trials_planned"] = points.most
+    if points.over:  # the driver died between the last trial and the choice
+        return
     ending = Ending(watch, own.budget.hours)
     began = record.search_of(journal.told())
     shown = [

@@ -90,6 +90,14 @@ def test_a_search_that_was_broken_off_draws_what_the_unbroken_one_does(plan_of, 
     assert [t.trial for t in again] == [t.trial for t in whole[cut:]]
 
 
+def test_it_is_over_when_every_trial_has_ended(plan_of) -> None:
+    plan = plan_of("budget.trials=3", "searcher.kind=random")
+    whole = drawn(plan)
+    assert points(plan, tuple(whole)).over
+    assert not points(plan, tuple(whole[:2])).over
+    assert not points(plan, (*whole[:2], replace(whole[2], state="running"))).over
+
+
 def test_a_trial_that_was_running_comes_first_with_its_name_and_values(plan_of) -> None:
     plan = plan_of("budget.trials=5", "searcher.kind=random")
     whole = drawn(plan)
