@@ -330,6 +330,13 @@ def render(
             " `lineage.json` lists the subjects seen, as keyed hashes, so that an evaluation can leave them "
             "out."
         )
+    handed = {entry.get("hash"): entry for entry in lineage.get("inherited", [])}
+    for entry in handed.values():
+        terms += f" Through what it was made from, those of {entry.get('name') or entry.get('source')} bind, "
+        terms += f"too ({entry.get('licence')}): {entry.get('terms')}"
+    for entry in [*lineage.get("corpora", []), *handed.values()]:
+        if entry.get("models") == "approved":
+            terms += f" **For those alone whom {entry.get('name')} ({entry.get('source')}) has approved.**"
     parts += [
         "## Training",
         _corpora(lineage),

@@ -14,7 +14,7 @@ from datasets import index, judge
 from datasets.descriptor import read_descriptor
 from datasets.schema import open_corpus
 from datasets.windows import Signal, WindowSpec
-from pretrain import driver, lineage
+from pretrain import card, driver, lineage
 from pretrain.config import RunConfig
 from pretrain.data import Data
 from tests.datasets.test_stream import write_corpus
@@ -90,6 +90,22 @@ def test_terms_are_handed_down_through_bundles(tmp_path: Path) -> None:
     kit.edit_json(folder / "lineage.json", lambda table: table.update(inherited=handed))
     with pytest.raises(PlethoraError, match="closed forbids"):
         bundle.publish(folder, uri)
+
+
+def test_the_card_tells_the_terms_that_were_handed_down_and_whom_it_is_for(tmp_path: Path) -> None:
+    handed = [{"name": "mesa", "source": "sleepdata", "licence": "agreement", "terms": "No sharing.", "hash": "1",
+               "models": "approved"}]  # fmt: skip
+    folder = Path(tiny.make_bundle(tmp_path / "made", str(tmp_path / "b")))
+    parts = [
+        json.loads((folder / f"{n}.json").read_text())
+        for n in ("config", "preprocessing", "lineage", "metrics")
+    ]
+    plain = card.render(*parts)
+    parts[2]["inherited"] = handed
+    told = card.render(*parts)
+    assert "mesa" not in plain
+    assert "those of mesa bind, too (agreement): No sharing." in told
+    assert "**For those alone whom mesa (sleepdata) has approved.**" in told
 
 
 def restricted(folder: Path, **change: Any) -> str:
