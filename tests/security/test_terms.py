@@ -95,8 +95,8 @@ def test_terms_are_handed_down_through_bundles(tmp_path: Path) -> None:
 def test_the_card_tells_the_terms_that_were_handed_down_and_whom_it_is_for(tmp_path: Path) -> None:
     handed = [
         {
-            "name": "mesa", "source": "sleepdata", "licence": "agreement", "terms": "No sharing.", "hash": "1",
-            "models": "approved",
+            "name": "mesa", "source": "sleepdata", "licence": "agreement", "terms": "No sharing.",
+            "hash": "1", "models": "approved",
         }
     ]  # fmt: skip
     folder = Path(tiny.make_bundle(tmp_path / "made", str(tmp_path / "b")))
