@@ -81,7 +81,10 @@ def test_steps_of_different_lengths_are_compared_by_their_share() -> None:
 
 def test_a_conditional_key_is_judged_among_the_trials_that_have_it() -> None:
     record = drawn.search(20)
-    row = judged(record)["method.stft.n_fft"]
+    found = importance.judge(record)
+    assert isinstance(found, Judged)
+    assert sorted(row.key for row in found.rows) == sorted(record.search.space)
+    row = next(row for row in found.rows if row.key == "method.stft.n_fft")
     having = [t for t in record.having("done", "stopped") if "method.stft.n_fft" in t.values]
     assert row.trials == len(having)
     assert row.among == "method.transform = stft"
