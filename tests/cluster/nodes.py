@@ -55,7 +55,7 @@ def nodes(more: int = 2, cpus: int = 2, env: Mapping[str, str] | None = None) ->
     ports = [rest[3 * n : 3 * n + 3] for n in range(more + 1)]
     common = ["--block", "--object-store-memory", str(150 * 2**20), "--node-ip-address", "127.0.0.1"]
     head = ["--head", "--port", gcs, "--dashboard-port", dashboard, "--dashboard-host", "127.0.0.1"]
-    head += ["--ray-client-server-port", client, "--temp-dir", folder, "--include-dashboard", "true"]
+    head += ["--ray-client-server-port", client, "--include-dashboard", "true"]
     url = f"http://127.0.0.1:{dashboard}"
     started: list[psutil.Popen] = []
     try:
@@ -63,7 +63,8 @@ def nodes(more: int = 2, cpus: int = 2, env: Mapping[str, str] | None = None) ->
             words = [*head, "--num-cpus", "0"] if n == 0 else ["--address", f"127.0.0.1:{gcs}"]
             words += [] if n == 0 else ["--num-cpus", str(cpus)]
             words += ["--dashboard-agent-listen-port", agent, "--metrics-export-port", metrics]
-            words += ["--runtime-env-agent-port", runtime]
+            # a folder each, as machines have: in one, a node replaces the job's checkout under the job's feet
+            words += ["--runtime-env-agent-port", runtime, "--temp-dir", f"{folder}/{n}"]
             words = [f"{python}/ray", "start", *common, *words]
             with open(Path(folder, f"node-{n}.log"), "wb") as log:
                 started.append(
@@ -71,7 +72,7 @@ def nodes(more: int = 2, cpus: int = 2, env: Mapping[str, str] | None = None) ->
                 )
             if n == 0:
                 _answers(url, token, folder, started[0])
-        _alive(url, token, folder, more + 1)
+        _alive(url, token, folder, started)
         mine = {k: v for k, v in base.items() if not k.startswith("RAY_raylet")}
         yield Nodes(
             url=url,
@@ -115,17 +116,18 @@ def _answers(url: str, token: str, folder: str, head: psutil.Popen) -> None:
     raise RuntimeError(f"the head did not start: {Path(folder, 'node-0.log').read_text()[-3000:]}")
 
 
-def _alive(url: str, token: str, folder: str, wanted: int) -> None:
+def _alive(url: str, token: str, folder: str, started: list[psutil.Popen]) -> None:
     ends = time.monotonic() + START_S
     told = ""
-    while time.monotonic() < ends:
+    while time.monotonic() < ends and not any(process.poll() is not None for process in started):
         with contextlib.suppress(urllib.error.URLError, OSError, KeyError, ValueError):
             told = _get(f"{url}/api/v0/nodes", token).decode()
             rows = json.loads(told)["data"]["result"]["result"]
-            if sum(row["state"] == "ALIVE" for row in rows) >= wanted:
+            if sum(row["state"] == "ALIVE" for row in rows) >= len(started):
                 return
         time.sleep(0.5)
-    raise RuntimeError(f"nodes are missing: {told[:2000]}; their logs are in {folder}")
+    said = {log.name: log.read_text()[-1500:] for log in Path(folder).glob("node-*.log")}
+    raise RuntimeError(f"nodes are missing: {told[:1000]}; they said {said}")
 
 
 def _end(started: list[psutil.Popen]) -> None:
