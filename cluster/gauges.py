@@ -7,10 +7,12 @@ translated by `of`; the rest is set by name.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 PREFIX = "plethora"
+REPEAT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,19 @@ def of(name: str) -> tuple[str, dict[str, str]]:
 
 
 class Gauges:
-    """The gauges of one run, set from one of its processes; nothing happens where Ray does not run."""
+    """The gauges of one run, set from one of its processes; nothing happens where Ray does not run.
 
-    def __init__(self, run: str) -> None:
-        self.run = run
+    A thread repeats what was set until `close`: Ray drops a gauge that was not set for two of its reports
+    (20 s), and a validation, a slow step or a number told once at the start last longer.
+    """
+
+    def __init__(self, run: str, repeat_s: float = REPEAT_S) -> None:
+        self.run, self.repeat_s = run, repeat_s
         self._known: dict[str, Any] = {}
+        self._last: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._repeater: threading.Thread | None = None
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
         """Set gauge `name` of `GAUGES`; KeyError for another name or labels that are not its own."""
@@ -108,4 +118,23 @@ class Gauges:
                 f"{PREFIX}_{name}", about.about, tag_keys=("run", *about.labels)
             )
             self._known[name].set_default_tags({"run": self.run})
-        self._known[name].set(float(value), tags=labels)
+        with self._lock:
+            self._last[name, tuple(sorted(labels.items()))] = float(value)
+            self._known[name].set(float(value), tags=labels)
+        if self._repeater is None:
+            self._repeater = threading.Thread(target=self._repeat, name="plethora-gauges", daemon=True)
+            self._repeater.start()
+
+    def _repeat(self) -> None:
+        import ray
+
+        while not self._over.wait(self.repeat_s) and ray.is_initialized():
+            with self._lock:
+                for (name, labels), value in self._last.items():
+                    self._known[name].set(value, tags=dict(labels))
+
+    def close(self) -> None:
+        """Stop repeating: the run's gauges end soon after."""
+        self._over.set()
+        if self._repeater is not None:
+            self._repeater.join()

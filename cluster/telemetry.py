@@ -162,6 +162,7 @@ class Telemetry:
         """Flush and stop; the writer cannot be used afterwards."""
         self._events.close()
         self._file.close()
+        self.gauges.close()
         self._mirror.close()
 
     def _maybe_send(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -30,6 +31,29 @@ from cluster.gauges import GAUGES, Gauges, of
 def test_every_number_that_a_run_tells_has_a_gauge(told: str, gauge: str, labels: dict[str, str]) -> None:
     assert of(told) == (gauge, labels)
     assert set(labels) == set(GAUGES[gauge].labels)
+
+
+def test_what_was_set_once_is_repeated_until_the_end_for_ray_forgets_it(ray_session: Any) -> None:
+    heard = []
+
+    class Ear:
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            heard.append((value, tags))
+
+    told = Gauges("run", repeat_s=0.01)
+    told._known["kept_hours"] = Ear()
+    told.set("kept_hours", 1.5, corpus="c", modality="ppg")
+    told.set("kept_hours", 2.5, corpus="c", modality="ecg")
+    while len(heard) < 6:
+        time.sleep(0.01)
+    told.close()
+    first = (1.5, {"corpus": "c", "modality": "ppg"})
+    second = (2.5, {"corpus": "c", "modality": "ecg"})
+    assert heard.count(first) >= 2 and heard.count(second) >= 2
+    assert len(heard) == heard.count(first) + heard.count(second)
+    before = len(heard)
+    time.sleep(0.1)
+    assert len(heard) == before, "it ends with close"
 
 
 def test_a_gauge_that_nobody_knows_or_other_labels_are_refused(ray_session: Any) -> None:
