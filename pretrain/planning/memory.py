@@ -6,7 +6,8 @@ In units of P, the parameters that train in float32 (4 bytes each; autocast keep
     DDP     weights 1, Adam 2, buckets 1        gradients 1 where accumulated      gradients 1, scratch 1
     ZeRO-1  weights 1, (master 1, Adam 2) / N   gradients 1 where accumulated      gradients 1, scratch 2 / N
     ZeRO-2  weights 1, (master 1, Adam 2) / N   gradients 1 / N where accumulated  gradients, scratch 3 / N
-    ZeRO-3  (weights, master, gradients 1, Adam 2) / N   gathered weights 1        scratch 3 / N
+    ZeRO-3  (weights, master, gradients 1, Adam 2) / N   gathered weights 1,       scratch 3 / N
+                                                         N > 1: all-gather 1, bucket 1
 
 and in the backward pass what the micro-batch holds (`Cost.held`). Read off DeepSpeed 0.19's stage_1_and_2.py
 and stage3.py and torch's AdamW (foreach: one scratch copy) and Reducer; checked against resident memory of
@@ -61,7 +62,8 @@ def peak(
         kept, update, gradients = p, 3 * p / n, p / n
     else:
         kept, update = 2 * p / n, 3 * p / n
-        gradients = p  # gathered weights
+        gradients = p * (2 if n > 1 else 1)  # gathered weights, and the all-gather they come from
+        bucket = bucket * len(cost.trained) or p * (n > 1)  # one a module, kept; a CPU's once it is written
     if not offload:
         kept += state
     elif stage:

@@ -100,7 +100,7 @@ def plan(
     spec = recipe.windows()
     given = assumptions(accelerator, spec, assume)
     bf16 = run.engine.precision == "bf16-autocast" or (run.engine.precision == "auto" and accelerator != HERE)
-    cost = probe(recipe, bf16)
+    cost = probe(recipe, bf16, run.most)
     native = {s.modality: given[f"native.{s.modality}"].value for s in spec.signals}
     work = _work(run, spec, hours, native, given, getattr(recipe, "config", None))
     prepare = local.prepare_rate(spec, native) * given["prepare.share"].value
@@ -254,8 +254,8 @@ def _around(planned: Planned, run: RunConfig, step_s: float, forward_s: float, c
     """Seconds of a whole run: the steps, and all that stands around them."""
     work, given = planned.work, planned.given
     validations = 2 + work.steps // run.validate_every if run.validate_every else 0
-    chunks = -(-run.validate_windows // run.most // run.micro)
-    checked = validations * max(chunks, 1) * forward_s
+    held_out = min(run.validate_windows, work.windows * run.split.val)
+    checked = validations * held_out / run.most / run.micro * forward_s
     state = 12.0 * planned.cost.parameters
     saves = 1 + work.steps // run.checkpoint_every
     saved = saves * state / (1e9 * given["bucket.write_gb_s"].value)

@@ -8,11 +8,13 @@ a large accelerator need not be run to be known.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -100,8 +102,30 @@ class Cost:
         return sum(self.trained.values())
 
 
-def probe(recipe: Recipe, bf16: bool, sizes: tuple[int, int] = SIZES) -> Cost:
-    """Run `recipe` on made-up windows of two sizes, with fresh weights, under bfloat16 autocast or not."""
+def probe(recipe: Recipe, bf16: bool, workers: int = 1, sizes: tuple[int, int] = SIZES) -> Cost:
+    """Run `recipe` on made-up windows of two sizes, with fresh weights, under bfloat16 autocast or not, as
+    one of `workers`: gathered tensors have their size, synchronised layers take their way.
+    """
+    with _among(workers):
+        return _probe(recipe, bf16, sizes)
+
+
+@contextmanager
+def _among(workers: int) -> Iterator[None]:
+    """A process group of so many, of which only this one is there: its collectives return at once."""
+    if workers == 1 or dist.is_initialized():
+        yield
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=workers, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _probe(recipe: Recipe, bf16: bool, sizes: tuple[int, int]) -> Cost:
     modules, frozen = recipe.modules(), recipe.frozen()
     for module in modules.values():
         module.train()

@@ -2,7 +2,8 @@
 
 Each rank is a process of its own in a gloo group, with the run's own engine (DeepSpeed or DDP), and makes a
 few steps through the loop's `optimize`. Its figure is the high-water mark of resident memory (VmHWM, reset
-after imports and the start of the group) less what was resident then. glibc is told to give freed blocks
+after imports, the start of the group and a plain micro-batch, for which libraries load and
+compile what they keep) less what was resident then. glibc is told to give freed blocks
 back at once, so that the mark is that of live memory.
 """
 
@@ -43,6 +44,15 @@ def _pages(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def _warm(recipe: Any, micro: int) -> None:
+    """One plain micro-batch: what libraries load, compile and keep for themselves is there afterwards."""
+    from pretrain.planning.probe import made_up
+
+    result = recipe.losses(recipe.modules(), recipe.frozen(), made_up(recipe.windows(), micro), 0)
+    for loss in result.losses.values():
+        loss.backward()
+
+
 def _rank(job: dict[str, Any]) -> None:
     import gc
 
@@ -61,8 +71,7 @@ def _rank(job: dict[str, Any]) -> None:
     run = RunConfig(**job["run"])
     recipe = rehearsal(run)
     _deepspeed(device)
-    x = torch.randn(64, 64)
-    (x @ x).sum()
+    _warm(recipe, job["micro"])
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     base = _pages("VmRSS")

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster import config, storage
+from datasets.schema import open_corpus
 from pretrain.config import RunConfig
 from tests.benchmarks.table import ROOT, show
 
-SIZES = (("pretrain/runs/anyppg/v3.toml", 8), ("pretrain/runs/sigma/pro.toml", 4))
+SIZES = (("pretrain/runs/sigma/base.toml", 12), ("pretrain/runs/sigma/pro.toml", 2))
 TINY = "pretrain/runs/sigma/tiny_tokenizer.toml"
 
 
@@ -55,7 +56,7 @@ def held(given: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for path, micro in SIZES:
         run = config.load(ROOT / path, RunConfig, ["corpus=none"])
-        cost = probe(rehearsal(run), bf16=False)
+        cost = probe(rehearsal(run), bf16=False, workers=2)
         for stage in (0, 1, 2, 3) if given.only is None else (given.only,):
             table = run.model_dump() | {"engine": run.engine.model_dump() | {"zero_stage": stage}}
             for accumulation in (1, 2):
@@ -84,7 +85,8 @@ def timed(given: argparse.Namespace) -> None:
         sets = [f'corpus="{given.corpus}"', f'storage="{given.storage}"', f"workers={workers}",
                 f"steps={given.steps}", f'name="{name}"', "validate_every=100"]  # fmt: skip
         run = config.load(ROOT / TINY, RunConfig, sets)
-        planned = plan(run, 50, None, "here")
+        hours = open_corpus(given.corpus).manifest["counts"]["hours"]["ppg"]
+        planned = plan(run, hours, None, "here")
         point, before = planned.chosen["raw"], planned.given["start_s"].value
         began = time.perf_counter()
         subprocess.run(
