@@ -313,17 +313,9 @@ def _front(record: Record) -> tuple[Panel, Table] | None:
     if not members:
         return None
     goals = record.search.objective
-    body = [
-        [t.trial, *(text_or_dash(t.at_end(o.name)) for o in goals), *(text(v) for v in t.values.values())]
-        for t in members
-    ]
-    keys = list(members[0].values)
-    if any(list(t.values) != keys for t in members):  # conditional keys: not all have the same
-        body = [[*line[: 1 + len(goals)], _said(t.values)] for line, t in zip(body, members, strict=True)]
-        keys = ["values"]
-    return pictures.front(record, members), Table(
-        "On the front", ["", *(o.title for o in goals), *keys], body
-    )
+    body = [[t.trial, *(text_or_dash(t.at_end(o.name)) for o in goals), _said(t.values)] for t in members]
+    table = Table("On the front", ["", *(o.title for o in goals), "values"], body)
+    return pictures.front(record, members), table
 
 
 def _said(values: dict[str, Any]) -> str:
