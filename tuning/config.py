@@ -140,7 +140,7 @@ class Spread(Config):
 class Search(Config):
     """The search's own keys."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     base: str
     objective: tuple[Objective, ...] = Field(min_length=1, max_length=2)
     space: dict[str, Spread]
