@@ -31,6 +31,9 @@ PORT = 8265
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STOP_S = 60.0
 _LOST = 30  # seconds that the head may be away while a job is followed
+# (package, verb) of the commands that train what their file names and take --resume, and of all that read one
+_RESUME = {("pretrain", ""), ("finetune", "vision"), ("tuning", "")}
+_READ_RUN_FILES = _RESUME | {("pretrain", "index"), ("pretrain", "materialize")}
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,14 @@ def command(argv: Sequence[str]) -> Command:
     if not file.is_relative_to(session.ROOT):
         raise PlethoraError(f"{files[0]} does not travel with the checkout {session.ROOT}: put it inside")
     words[words.index(files[0])] = file.relative_to(session.ROOT).as_posix()
-    if not _makes_a_run(words):
+    verb = words[3] if words[3].isalpha() else ""
+    if (words[2], verb) not in _READ_RUN_FILES:
         return Command(tuple(words))
     table = config.read_toml(file, _sets(words))
     _shared(table, files[0])
+    if (words[2], verb) not in _RESUME:
+        return Command(tuple(words))
     return Command(tuple(words), str(table.get("name", "")), str(table.get("storage", "")))
-
-
-def _makes_a_run(words: Sequence[str]) -> bool:
-    """Whether the command trains what its run file names, and takes --resume."""
-    if words[2] == "finetune":
-        return words[3] == "vision"
-    return words[2] == "tuning" or (words[2] == "pretrain" and words[3].endswith(".toml"))
 
 
 def _sets(words: Sequence[str]) -> list[str]:

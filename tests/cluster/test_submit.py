@@ -29,6 +29,11 @@ def test_a_run_is_called_as_its_file_or_the_command_says() -> None:
     assert found.argv == tuple(words)
     assert command([*words, "--set", "name=mine"]).run == "mine"
     assert command([*words, "--set=name=mine"]).run == "mine"
+    assert command([*words[:3], "--resume", *words[3:]]).run == "sigma-pro"
+    assert (
+        command(["python", "-m", "tuning", "tuning/searches/prior_weight.toml", *SHARED]).run
+        == "prior-weight"
+    )
 
 
 def test_a_run_file_is_named_from_the_checkout_wherever_one_stands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +44,7 @@ def test_a_run_file_is_named_from_the_checkout_wherever_one_stands(monkeypatch: 
 
 def test_commands_that_make_no_run_have_no_name() -> None:
     corpus = "datasets/corpora/bidmc.toml"
-    for words in (["cluster", "doctor"], ["pretrain", "index", PRO], ["datasets", "ingest", corpus]):
+    for words in (["cluster", "doctor"], ["pretrain", "index", PRO, *SHARED], ["datasets", "ingest", corpus]):
         assert command(["python", "-m", *words]).run == ""
 
 
