@@ -1,7 +1,5 @@
 """The record of a search → search.html: one file that needs nothing else, at any moment of the search."""
 
-
-
 from pathlib import Path
 from typing import Any
 
