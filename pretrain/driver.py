@@ -1,5 +1,6 @@
 """The driver's side of a run: check, index, start the workers, watch, report."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,6 +105,10 @@ def trainer(run: RunConfig, board: Any, callbacks: Sequence[Any] = ()) -> Any:
     # An elastic run starts as many workers as have room: their share then holds the transform actors', or
     # workers would take every CPU and starve their own stream. (With GPUs, these set the number.)
     shared = run.elastic and not run.resources.gpu
+    if run.elastic:
+        # Just after a machine's death Ray still counts it; what it then plans finds no room, and this is how
+        # long it looks (60 s by default) before it counts again.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     return TorchTrainer(
         loop,
         train_loop_config={

@@ -13,6 +13,7 @@ and no step lost where a notice was given.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -148,9 +149,7 @@ def befall(world: World, drawn: Drawn) -> dict[str, Any]:
         over.set()
         peeper.join()
     steps = run.steps()
-    at = max((step for t, step, _ in steps if t <= struck), default=0)
-    beyond = [t for t, step, _ in steps if t > struck and step > at]
-    found["recovery_s"] = round((beyond[0] if beyond else time.time()) - struck, 1)
+    found["recovery_s"] = recovery(steps, struck, time.time())
     found["lost"] = len(steps) - len({step for _, step, _ in steps})
     found["wall_s"] = round(time.time() - begun, 1)
     found["workers"] = sorted({workers for _, _, workers in steps})
@@ -160,6 +159,15 @@ def befall(world: World, drawn: Drawn) -> dict[str, Any]:
     if drawn.kind in LOSES_NOTHING and found["lost"]:
         found["wrong"].append(f"{found['lost']} steps were done twice")
     return found
+
+
+def recovery(steps: list[tuple[float, int, int]], struck: float, ended: float) -> float:
+    """Seconds of the longest wait for a step that was not there yet, after the fault."""
+    first: dict[int, float] = {}
+    for t, step, _ in steps:
+        first.setdefault(step, t)
+    after = sorted(t for t in first.values() if t > struck) or [ended]
+    return round(max(b - a for a, b in itertools.pairwise([struck, *after])), 1)
 
 
 def compared(run: Run, reference: Run, elastic: bool) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from cluster import storage
 from pretrain import driver
 from pretrain.config import RunConfig
-from tests.chaos import Run, compared, table, unwhole
+from tests.chaos import Run, compared, recovery, table, unwhole
 from tests.chaos_faults import FAULTS, STEPS, draw, kill_actor, stop_worker, terminate_worker
 from tests.chaos_world import World, until
 from tests.datasets.test_stream import write_corpus
@@ -66,6 +66,22 @@ def test_a_run_that_stands_still_loses_an_actor_and_is_told_to_leave_ends_as_the
     newest = tmp_path / "runs" / "broken" / snapshot["checkpoint_results"][-1]["checkpoint_dir_name"]
     (newest / "loop.json").write_text("{}")
     assert "torn checkpoint" in unwhole(broken.home)[0]
+
+
+def test_recovery_is_the_longest_wait_for_a_new_step_after_the_fault() -> None:
+    killed = [
+        (10.0, 0, 2),
+        (11.0, 1, 2),
+        (12.0, 2, 2),
+        (30.0, 1, 2),
+        (31.0, 2, 2),
+        (32.0, 3, 2),
+        (33.0, 4, 2),
+    ]
+    assert recovery(killed, struck=12.5, ended=40.0) == 19.5  # steps done again count as waiting
+    warned = [(10.0, 0, 2), (11.0, 1, 2), (14.0, 2, 2), (15.0, 3, 2)]
+    assert recovery(warned, struck=10.5, ended=40.0) == 3.0
+    assert recovery(killed[:3], struck=12.5, ended=40.0) == 27.5  # it struck after the last step
 
 
 @pytest.mark.parametrize(("wrong", "says"), [([], "1 of 1 hold"), (["torn"], "0 of 1 hold")])
