@@ -91,11 +91,18 @@ def restore(
 
 def verify(folder: Path) -> None:
     """Every file is there and is the one that a rank saved; PlethoraError names the first that is not."""
+    wrong = f"in checkpoint {folder} is not what was saved: delete that folder and resume"
     known: dict[str, str] = {}
     manifests = {p.name: p for p in folder.glob("manifest-*.json")}
-    for manifest in manifests.values():
-        known |= json.loads(manifest.read_text())
+    for name, manifest in manifests.items():
+        try:
+            known |= json.loads(manifest.read_bytes())
+        except (ValueError, TypeError):
+            raise PlethoraError(f"{name} {wrong}") from None
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - manifests.keys()
+    for name, digest in known.items():
+        if name in found and _sha256(folder / name) != digest:
+            raise PlethoraError(f"{name} {wrong}")
     lost = sorted(known.keys() - found)
     if STATE in known and not lost:
         workers = json.loads((folder / STATE).read_text())["workers"]
@@ -108,11 +115,6 @@ def verify(folder: Path) -> None:
         )
     for name in sorted(found - known.keys()):
         raise PlethoraError(f"{name} does not belong to checkpoint {folder}: delete it, and resume")
-    for name, digest in known.items():
-        if _sha256(folder / name) != digest:
-            raise PlethoraError(
-                f"{name} in checkpoint {folder} is not what was saved: delete that folder and resume"
-            )
 
 
 def committed(uri: str) -> int | None:
