@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 class Shelf:
     """Where the windows of a `plan.Source` lie, in the same order: all (n,). `subject` is a 64-bit name,
     `has` (uint8) tells in bit i whether signal i of the spec is used. `target` (n, k) float32, NaN where
-    unknown: what a method that learns from labels wants of each window.
+    unknown: what a method that learns from labels wants of each window. `prepared`, with each window's
+    `place` (n,) in its file: read materialised windows (datasets.prepared) in place of the corpus.
     """
 
     corpus: Corpus
@@ -40,6 +41,8 @@ class Shelf:
     subject: np.ndarray
     has: np.ndarray
     target: np.ndarray | None = None
+    prepared: Any = None
+    place: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from cluster.errors import PlethoraError
 from datasets.index import Shelf, gather
 from datasets.plan import Block, Plan
+from datasets.prepared import gather as gather_prepared
 from datasets.windows import WindowSpec
 
 if TYPE_CHECKING:
@@ -46,13 +47,18 @@ class Reader:
         block = Block(**{name: int(column[0]) for name, column in batch.items()})
         rows = self.plan.rows(block)
         place: dict[str, np.ndarray] = {}
-        named = ("shard", "group", "row", "offset_s", "has")
+        prepared = [shelf.prepared for shelf in self.shelves]
+        there = ("place",) if prepared[0] is not None else ("row", "offset_s")
+        named = ("shard", "group", "has", *there)
         carried = ("subject", *(["target"] if self.shelves[0].target is not None else []))
         for name in (*named, *carried):
             columns = [getattr(shelf, name) for shelf in self.shelves]
             place[name] = _pick(columns, rows.source, rows.position)
         more = {name: place.pop(name) for name in carried}
-        windows = gather([s.corpus for s in self.shelves], rows.source, **place, spec=self.spec)
+        if prepared[0] is not None:
+            windows = gather_prepared(prepared, rows.source, **place, spec=self.spec)
+        else:
+            windows = gather([s.corpus for s in self.shelves], rows.source, **place, spec=self.spec)
         return windows | {
             "window": _pick([s.ids for s in self.plan.sources], rows.source, rows.position),
             **more,

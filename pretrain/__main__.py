@@ -15,15 +15,17 @@ def main(argv: list[str]) -> dict | None:
         from pretrain.planning import command
 
         return command.main(argv[1:])
-    verb = argv.pop(0) if argv[:1] == ["index"] else "train"
+    verb = argv.pop(0) if argv[:1] in (["index"], ["materialize"]) else "train"
     parser = argparse.ArgumentParser(
-        prog=f"python -m pretrain{' index' if verb == 'index' else ''}",
+        prog=f"python -m pretrain{'' if verb == 'train' else f' {verb}'}",
         description={
             "train": "Pretrain as a run file says: index, stream, train, publish a bundle. "
             "`python -m pretrain index RUN.toml` only makes the window index; "
             "`python -m pretrain plan --help` is about what a run would take and cost; "
             "`python -m pretrain import --help` is about weights that others published.",
             "index": "Make (or read) the window index of a run's corpora and count its windows.",
+            "materialize": "Write a run's windows as fixed-shape columns under its storage, with what its "
+            "recipe tells of each (token ids, priors); train on them with --set stream.materialised=true.",
         }[verb],
     )
     parser.add_argument("run", metavar="RUN.toml", help="the run, as in pretrain/runs/")
@@ -44,6 +46,10 @@ def main(argv: list[str]) -> dict | None:
     run = config.load(given.run, RunConfig, given.set)
     from pretrain import driver  # torch and Ray take seconds: a mistake in the run file is told before
 
+    if verb == "materialize":
+        from pretrain.materialize import materialize
+
+        return materialize(run)
     return driver.launch(run, given.resume) if verb == "train" else driver.index(run)
 
 

@@ -46,6 +46,7 @@ class Stream(Config):
 
     actors: int = Field(default=1, ge=1)  # transform actors a worker, a core each
     shuffle_mb: float = Field(default=128, gt=0)  # prepared bytes shuffled together, over all workers
+    materialised: bool = False  # read what `python -m pretrain materialize` wrote, no transform
 
 
 class Select(Config):

@@ -1,5 +1,6 @@
 """From a run file to its windows: indexes, the training plan, the validation windows, the subjects seen."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,13 +8,14 @@ import numpy as np
 
 from cluster import storage
 from cluster.errors import PlethoraError
-from datasets import index
+from datasets import index, prepared
 from datasets.index import Index, Shelf
 from datasets.plan import Plan, steps_for
+from datasets.prepared import Prepared
 from datasets.schema import open_corpus
 from datasets.windows import WindowSpec
 from pretrain.config import RunConfig
-from pretrain.recipe import Labelled, Recipe
+from pretrain.recipe import Foreseeing, Labelled, Recipe
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,15 @@ class Data:
     (at each start of the worker group) and every worker do.
 
     targets: of a recipe that learns from labels, one array an index, (its windows, k) float32, NaN where
-    unknown; windows without any are in no part.
+    unknown; windows without any are in no part. prepared: one an index, where training reads materialised
+    windows.
     """
 
     run: RunConfig
     spec: WindowSpec
     indexes: list[Index]
     targets: list[np.ndarray] | None = None
+    prepared: list[Prepared] | None = None
 
     def rows(self, number: int, part: str | None) -> np.ndarray:
         """Rows of index `number` that `part` ("train", "val", "test"; None: all) has to learn or judge by."""
@@ -73,6 +77,8 @@ class Data:
                     f"take it out of corpus, or ask for shorter windows"
                 )
             source, shelf = found.source(rows, weight)
+            if self.prepared is not None:
+                shelf = replace(shelf, prepared=self.prepared[number], place=prepared.places(found, rows))
             if self.targets is not None:
                 shelf = replace(shelf, target=self.targets[number][rows])
             sources.append(source)
@@ -152,15 +158,33 @@ def _turn(names: np.ndarray) -> np.ndarray:
     return turn
 
 
+def where_prepared(run: RunConfig, recipe: Recipe, found: Index) -> str:
+    """Where the materialised windows of one corpus lie: named by its hash, the spec's, and what the recipe
+    foresees of them.
+    """
+    name = f"{found.corpus.hash[:16]}-{found.spec.hash}"
+    if told := foreseen(recipe):
+        name += f"-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    return storage.join(run.storage, "windows", name)
+
+
+def foreseen(recipe: Recipe) -> str:
+    """What the columns depend on that `recipe` foresees of a window; "": it foresees none."""
+    return recipe.foreseen() if isinstance(recipe, Foreseeing) else ""
+
+
 def open_data(run: RunConfig, recipe: Recipe) -> Data:
     """Index every corpus of the run (cached under `storage`/index), and find the targets that the recipe
     learns from, if it does.
     """
     spec, cache = recipe.windows(), storage.join(run.storage, "index")
     indexes = [index.build(open_corpus(uri), spec, cache) for uri in run.corpora]
+    there = None
+    if run.stream.materialised:
+        there = [prepared.open_prepared(where_prepared(run, recipe, found), found) for found in indexes]
     if not isinstance(recipe, Labelled):
-        return Data(run, spec, indexes)
+        return Data(run, spec, indexes, prepared=there)
     targets = [np.asarray(recipe.targets(found.corpus, found.table), np.float32) for found in indexes]
-    data = Data(run, spec, indexes, targets)
+    data = Data(run, spec, indexes, targets, there)
     recipe.told(data.targets_of("train"))
     return data
