@@ -28,7 +28,7 @@ class Watch:
     The time since the last word is split into phases, told as shares ``train/time/<phase>``: start (until the
     first batch is there), data (waiting for it, mean over workers), validation, checkpoint, exchange (the
     gradients' all-reduce, from a message timed at the start: an upper bound, for it overlaps with the
-    backward pass), straggle (the slowest worker's forward passes beyond the mean), and compute, the rest.
+    backward pass), straggle (the slowest worker's forward passes beyond the median), and compute, the rest.
     """
 
     def __init__(
@@ -81,10 +81,13 @@ class Watch:
         try:
             yield
         finally:
-            spent = time.perf_counter() - began
-            self.spent["start" if phase == "data" and self.done == self.first else phase] += spent
+            now = time.perf_counter()
+            if phase == "data" and self.done == self.first:
+                self.spent["start"] = now - self.since
+            else:
+                self.spent[phase] += now - began
             if phase == "checkpoint":
-                self.saved_s = spent
+                self.saved_s = now - began
 
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
@@ -120,20 +123,21 @@ class Watch:
         telemetry.put(self.board, step, self.steps, self.shown)
 
     def _times(self) -> dict[str, float]:
-        passed = time.perf_counter() - self.since
+        now = time.perf_counter()
         if self.events:
             self.events[-1][1].synchronize()
             self.spent["forward"] += sum(a.elapsed_time(b) for a, b in self.events) / 1000
             self.events.clear()
-        mine = torch.tensor([self.spent[p] for p in _PHASES], device=self.device)
+        mine = torch.tensor([now - self.since, *(self.spent[p] for p in _PHASES)], device=self.device)
         every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(every, mine)
-        by_rank = torch.stack(every)
+        passed, by_rank = float(torch.stack(every)[:, 0].mean()), torch.stack(every)[:, 1:]
         mean = dict(zip(_PHASES, by_rank.mean(dim=0).tolist(), strict=True))
         most = dict(zip(_PHASES, by_rank.max(dim=0).values.tolist(), strict=True))
+        usual = float(by_rank[:, _PHASES.index("forward")].median())  # of two: the faster one's
         share = {phase: mean[phase] / passed for phase in ("start", "data", "validation", "checkpoint")}
         left = max(0.0, 1.0 - sum(share.values()))
-        share["straggle"] = min(left, (most["forward"] - mean["forward"]) / passed)
+        share["straggle"] = min(left, (most["forward"] - usual) / passed)
         share["exchange"] = min(left - share["straggle"], self.exchange_s * self.stepped / passed)
         share["compute"] = left - share["straggle"] - share["exchange"]
         speed = self.windows / passed
@@ -142,7 +146,7 @@ class Watch:
         if self.tokens:
             out["tokens_per_s"] = speed * self.tokens
         self.spent = dict.fromkeys(_PHASES, 0.0)
-        self.windows, self.stepped, self.since = 0, 0, time.perf_counter()
+        self.windows, self.stepped, self.since = 0, 0, now
         return out | {f"time/{phase}": value for phase, value in share.items()}
 
     def validated(self, step: int, values: dict[str, float], figures: Mapping[str, Any]) -> None:
