@@ -15,7 +15,7 @@ from cluster.diagnose import Diagnosis, diagnose
 from tests.pretrain.group import together
 
 PLANTED = ("data", "compute", "straggle", "exchange", "validation", "checkpoint")
-STEPS, NAP_S = 9, 0.04
+STEPS, NAP_S = 9, 0.06
 
 
 def worker(rank: int, world: int, folder: Path) -> None:
@@ -31,23 +31,23 @@ def worker(rank: int, world: int, folder: Path) -> None:
         data: Any = SimpleNamespace(indexes=[index])
         watch.begin(data, {"net": nn.Linear(size, size, device="meta")}, torch.device("cpu"))
 
-        def nap(kind: str, only: int | None = None, planted: str = planted, rank: int = rank) -> None:
-            if planted == kind and only in (None, rank):
-                time.sleep(NAP_S)
+        def nap(kind: str, here: bool = True, seconds: float = NAP_S, planted: str = planted) -> None:
+            if planted == kind and here:
+                time.sleep(seconds)
 
         for step in range(1, STEPS + 1):
             with watch.spending("data"):
                 time.sleep(0.2 if step == 1 else 0)  # the stream starts
                 nap("data")
             with watch.forward():
-                nap("straggle", only=1)
+                nap("straggle", here=rank == 1)
             nap("compute")
             dist.barrier()
             watch.step(step, run.batch)
             if step % 3 == 0:
                 watch.log(step, {"loss/net": 0.5})
                 with watch.spending("validation"):
-                    nap("validation")
+                    nap("validation", seconds=10 * NAP_S)  # once in three steps, and the last is not told
                     watch.validated(step, {"loss/net": 0.4}, {})
             if planted == "checkpoint":
                 with watch.spending("checkpoint"):
