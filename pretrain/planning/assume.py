@@ -32,6 +32,7 @@ COMMON: Assumptions = {
     "compression": Assumption(0.75, "", "zstd on int16 samples, as BIDMC and CinC 2015 have it"),
     "bucket.node_gb_s": Assumption(1.0, "GB/s", "what a machine reads of a bucket"),
     "bucket.write_gb_s": Assumption(0.5, "GB/s", "what a checkpoint is written at, all ranks together"),
+    "checkpoint.commit_s": Assumption(2.0, "s", "Ray Train looks for reports every 2 s"),
     "start_s": Assumption(180.0, "s", "nodes are there; Ray, imports, first blocks"),
 }  # fmt: skip
 

@@ -25,8 +25,8 @@ AHEAD = 2  # steps that may be prepared ahead
 
 @dataclass(frozen=True)
 class Steps:
-    """Of one worker beside its fellows and the actors that feed them, all on this machine; seconds of wall
-    clock."""
+    """Of one worker beside its fellows and the actors that feed them, all on this machine: seconds of
+    processor time, which other programs on the machine do not enter."""
 
     step: float  # an optimizer step
     forward: float  # a micro-batch without gradients
@@ -140,15 +140,15 @@ def _rank(job: dict[str, Any]) -> None:
     count = torch.tensor([max(3.0, SECONDS / (time.perf_counter() - began))])
     dist.broadcast(count, 0)
     number = int(count.item())
-    began = time.perf_counter()
+    began = time.process_time()
     for step in range(number):
         once(AHEAD + 2 + step)
-    wall = (time.perf_counter() - began) / number
+    spent = (time.process_time() - began) / number
     feeder.kill()
     wrapped = {name: engine.module for name, engine in engines.items()}
-    began = time.perf_counter()
+    began = time.process_time()
     validate(recipe, wrapped, frozen, micros[:1], late, device)
-    print(json.dumps({"step": wall, "forward": time.perf_counter() - began}), flush=True)
+    print(json.dumps({"step": spent, "forward": time.process_time() - began}), flush=True)
     dist.barrier()
     os._exit(0)  # as in tests/pretrain/group.py: gloo's threads may still hold tensors
 

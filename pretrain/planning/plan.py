@@ -126,7 +126,7 @@ def plan(
         given["cpu.step_s"] = Assumption(
             timed.step,
             "s",
-            f"a step of {run.most} worker(s), timed here just now, windows prepared beside",
+            f"a step of {run.most} worker(s), processor time, timed here just now, windows prepared beside",
         )
         planned.chosen["raw"] = _point_here(planned, timed)
         return planned
@@ -258,9 +258,9 @@ def _around(planned: Planned, run: RunConfig, step_s: float, forward_s: float, c
     checked = validations * held_out / run.most / run.micro * forward_s
     state = 12.0 * planned.cost.parameters
     saves = 1 + work.steps // run.checkpoint_every
-    saved = saves * state / (1e9 * given["bucket.write_gb_s"].value)
+    a_save = state / (1e9 * given["bucket.write_gb_s"].value) + given["checkpoint.commit_s"].value
     indexed = work.windows / (planned.prepare * cores)
-    return given["start_s"].value + indexed + checked + saved + work.steps * step_s
+    return given["start_s"].value + indexed + checked + saves * a_save + work.steps * step_s
 
 
 def _point(planned: Planned, run: RunConfig, form: str) -> Point:
@@ -287,7 +287,8 @@ def _point(planned: Planned, run: RunConfig, form: str) -> Point:
 
 
 def _point_here(planned: Planned, timed: local.Steps) -> Point:
-    run = planned.run
-    seconds = _around(planned, run, timed.step, timed.forward, os.cpu_count() or 1)
-    accumulation = run.accumulation
-    return Point(run.most, run.micro, accumulation, timed.step, timed.step, seconds, "this machine", 0.0)
+    run, cores = planned.run, os.cpu_count() or 1
+    shared = (run.most * timed.step + run.batch / planned.prepare) / cores  # where workers outnumber cores
+    step = max(timed.step, shared)
+    seconds = _around(planned, run, step, timed.forward, cores)
+    return Point(run.most, run.micro, run.accumulation, step, timed.step, seconds, "this machine", 0.0)
