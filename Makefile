@@ -1,7 +1,7 @@
 # The two commands: `make demo` runs the main job, `make test` the tests. Both build .venv when it is missing.
 PYTHON := .venv/bin/python
 OUT ?= out
-.PHONY: demo test test-s3 lint bench clean
+.PHONY: demo test test-s3 lint bench sbom audit clean
 
 .venv/.ready: requirements.lock
 	python3 -m venv .venv
@@ -28,6 +28,15 @@ bench: .venv/.ready
 	$(PYTHON) -m tests.benchmarks.transform
 	$(PYTHON) -m tests.benchmarks.step
 	$(PYTHON) -m tests.benchmarks.stream
+	$(PYTHON) -m tests.benchmarks.start
+
+# what is installed, as CycloneDX JSON; and what is known against it (needs a vulnerability service)
+sbom: .venv/.ready
+	mkdir -p $(OUT)
+	.venv/bin/uv tool run --from cyclonedx-bom cyclonedx-py environment $(PYTHON) --output-reproducible --of JSON -o $(OUT)/sbom.json
+
+audit: .venv/.ready
+	.venv/bin/uv tool run pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict
 
 clean:
 	rm -rf $(OUT)
