@@ -156,7 +156,7 @@ def _vision(commands: Any) -> None:
 
 def _images(commands: Any) -> None:
     def work(given: argparse.Namespace) -> dict[str, Any]:
-        from finetune.image_sheet import sheet
+        from finetune.reports.image_sheet import sheet
 
         return sheet(given.corpus, given.out, given.set, given.windows, seed=given.seed)
 
@@ -326,7 +326,7 @@ def _held(one: argparse.ArgumentParser) -> None:
 
 
 def _held_options(given: argparse.Namespace) -> Any:
-    from finetune.table import Options
+    from finetune.evaluation.table import Options
 
     return Options(
         allow_overlap=given.allow_overlap, folds=given.folds, seed=given.seed, window_s=given.window_s,
@@ -349,7 +349,7 @@ def _table(one: argparse.ArgumentParser) -> None:
 
 
 def _chosen(given: argparse.Namespace) -> dict[str, Any]:
-    """`_table` as fields of `finetune.table.Options`."""
+    """`_table` as fields of `finetune.evaluation.table.Options`."""
     return {
         "allow_overlap": given.allow_overlap, "published_protocol": given.published_protocol,
         "split": given.split, "window_s": given.window_s, "few_shot": not given.no_few_shot,

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from cluster import bundle as bundles
 from cluster import storage
-from finetune import classes, metrics
+from finetune import metrics
 from finetune.adapter import Adapter, Held, held_out
+from finetune.evaluation import classes
 from finetune.targets import Head
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from cluster import storage
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
-from finetune import bloodpressure, comparison, outputs
 from finetune.encoder import BundleEncoder
 from finetune.evaluate import about
+from finetune.reports import bloodpressure, comparison, outputs
 from finetune.study import Entrant, Options, study
 from finetune.task import load_task
 

@@ -18,12 +18,12 @@ from datasets.index import Index, build
 from datasets.schema import Corpus, open_corpus
 from datasets.split import Split
 from datasets.windows import WindowSpec
-from finetune import compress_report
-from finetune.choose import seen_by_any, seen_by_pretraining
 from finetune.compare import compare, opened
 from finetune.encoder import BundleEncoder
-from finetune.int8 import publish_int8, sample, split_of
-from finetune.quantize import Graph, fidelity
+from finetune.evaluation.choose import seen_by_any, seen_by_pretraining
+from finetune.networks.int8 import publish_int8, sample, split_of
+from finetune.networks.quantize import Graph, fidelity
+from finetune.reports import compress_report
 from finetune.task import load_task
 from pretrain.config import RunConfig
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 from cluster import bundle as bundles
 from cluster import storage
 from datasets.schema import open_corpus
-from finetune import bloodpressure, parts, plots, report
 from finetune.encoder import BundleEncoder
+from finetune.reports import bloodpressure, parts, plots, report
 from finetune.study import BASELINES, Entrant, Options, Outcome, study
 from finetune.task import load_task
 

@@ -18,9 +18,10 @@ from cluster import storage
 from cluster.errors import PlethoraError
 from cluster.session import session
 from datasets.schema import Corpus, open_corpus
-from finetune import metrics, priors_report
-from finetune.choose import Seen, Windows, choose_windows, place
+from finetune import metrics
 from finetune.encoder import BundleEncoder
+from finetune.evaluation.choose import Seen, Windows, choose_windows, place
+from finetune.reports import priors_report
 from finetune.task import Task, load_task, whole_record
 from finetune.task import classes as class_names
 

@@ -20,9 +20,11 @@ from cluster.session import session
 from datasets.index import Index, build
 from datasets.schema import Corpus, open_corpus
 from datasets.windows import WindowSpec
-from finetune import features, identify, inversion, metrics, privacy_card, privacy_plots, probe
-from finetune.choose import HANDCRAFTED, Seen, seen_by_pretraining
+from finetune import metrics, probe
 from finetune.encoder import BundleEncoder, pooled, untrained
+from finetune.evaluation import features, identify, inversion
+from finetune.evaluation.choose import HANDCRAFTED, Seen, seen_by_pretraining
+from finetune.reports import privacy_card, privacy_plots
 
 CHUNK = 256  # windows in memory at once
 WINDOW_S = 30.0  # longest default window: a third of a short recording should hold several

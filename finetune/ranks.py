@@ -1,7 +1,7 @@
 """The recipe of adapters of several ranks trained at once: `finetune.supervised:Vision` with `ranks`.
 
 Every adapter is a module of its own, with its own engine, and is published as the bundle that a run of that
-rank alone gives, down to its run file: see finetune/ranks_net.py for how they share one backbone.
+rank alone gives, down to its run file: see finetune/networks/ranks_net.py for how they share one backbone.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from cluster.errors import PlethoraError
 from finetune import targets
-from finetune.lora import LoRAConfig
-from finetune.ranks_net import Adapter, Together
+from finetune.networks.lora import LoRAConfig
+from finetune.networks.ranks_net import Adapter, Together
+from finetune.networks.tuned import Predictor
 from finetune.supervised import Vision, VisionRunConfig, scatter
-from finetune.tuned import Predictor
 from pretrain.recipe import Encoder, StepResult
 
 

@@ -19,12 +19,13 @@ from cluster.session import session
 from datasets.index import Index, build
 from datasets.schema import open_corpus
 from datasets.windows import WindowSpec
-from finetune import metrics, probe, waveform
-from finetune.choose import seen_by_pretraining
+from finetune import metrics, probe
 from finetune.embed import read_signals, same_time
 from finetune.encoder import BATCH, BundleEncoder, finite
+from finetune.evaluation import waveform
+from finetune.evaluation.choose import seen_by_pretraining
 from finetune.graph import Graph
-from finetune.reconstruct_report import ROWS, write
+from finetune.reports.reconstruct_report import ROWS, write
 
 FIT = 6000  # windows that references are fitted on, spread over subjects
 

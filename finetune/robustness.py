@@ -14,19 +14,21 @@ from cluster import storage
 from cluster.errors import PlethoraError
 from cluster.session import session
 from datasets.schema import open_corpus
-from finetune import corrupt, metrics, robustness_report
-from finetune.adapt import adapted
+from finetune import metrics
 from finetune.compare import entrants_of, opened
 from finetune.evaluate import about
-from finetune.groups import pool
-from finetune.held import Entrant, Held, held_by, runs, suits
-from finetune.kinds import Answer
+from finetune.evaluation import corrupt
+from finetune.evaluation.adapt import adapted
+from finetune.evaluation.groups import pool
+from finetune.evaluation.held import Entrant, Held, held_by, runs, suits
+from finetune.evaluation.kinds import Answer
+from finetune.evaluation.rows import Row, probed, rows_of
+from finetune.evaluation.table import Drawn, Options, note_handcrafted, row_labels
+from finetune.evaluation.vectors import vectors_at
 from finetune.probe import Folds
-from finetune.rows import Row, probed, rows_of
-from finetune.table import Drawn, Options, note_handcrafted, row_labels
+from finetune.reports import robustness_report
 from finetune.task import classes as class_names
 from finetune.task import demographics, load_task
-from finetune.vectors import vectors_at
 
 
 @dataclass(frozen=True)

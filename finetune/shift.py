@@ -19,13 +19,14 @@ from cluster.errors import PlethoraError
 from cluster.session import session
 from datasets.schema import Corpus, open_corpus
 from datasets.split import corpus_subjects, overlap
-from finetune import metrics, probe, shift_report
-from finetune.adapt import adapted
+from finetune import metrics, probe
 from finetune.compare import entrants_of, opened
 from finetune.evaluate import about
-from finetune.held import Entrant, Held, held_by, suits
-from finetune.rows import Row, probed, rows_of
-from finetune.table import Drawn, Options, note_handcrafted, row_labels, table
+from finetune.evaluation.adapt import adapted
+from finetune.evaluation.held import Entrant, Held, held_by, suits
+from finetune.evaluation.rows import Row, probed, rows_of
+from finetune.evaluation.table import Drawn, Options, note_handcrafted, row_labels, table
+from finetune.reports import shift_report
 from finetune.task import Task, demographics, load_task
 from finetune.task import classes as class_names
 

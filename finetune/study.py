@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from cluster.session import session
 from datasets.schema import Corpus
-from finetune.adapt import adapted
-from finetune.given import read_split
-from finetune.held import Entrant, held_by, suits
-from finetune.lengths import fit
-from finetune.table import BASELINES, Options, Outcome, outcome
+from finetune.evaluation.adapt import adapted
+from finetune.evaluation.given import read_split
+from finetune.evaluation.held import Entrant, held_by, suits
+from finetune.evaluation.lengths import fit
+from finetune.evaluation.table import BASELINES, Options, Outcome, outcome
 from finetune.task import Task
 
 __all__ = ["BASELINES", "Entrant", "Options", "Outcome", "study"]

@@ -21,11 +21,11 @@ from cluster.errors import PlethoraError
 from datasets.schema import Corpus
 from datasets.windows import Signal, WindowSpec
 from finetune import targets
-from finetune.backbone import VisionConfig, VisionNet
 from finetune.encoder import BundleEncoder
+from finetune.networks.backbone import VisionConfig, VisionNet
+from finetune.networks.tuned import Predictor, Tuned
 from finetune.targets import Head
 from finetune.task import load_task
-from finetune.tuned import Predictor, Tuned
 from pretrain.layers import count, keyed_uniform
 from pretrain.recipe import Encoder, Mode, StepResult
 from pretrain.recipes.anyppg import prepared

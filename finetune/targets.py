@@ -15,7 +15,7 @@ from torch import Tensor
 from cluster.config import validate
 from cluster.errors import PlethoraError
 from datasets.schema import Corpus
-from finetune.adapt import adapted
+from finetune.evaluation.adapt import adapted
 from finetune.task import CLASSES, Task, classes, window_targets
 
 LEARNT = ("regression", *CLASSES)
@@ -76,7 +76,7 @@ def placed(tasks: Sequence[Task], window_s: float | None, hop_s: float | None) -
         change: dict[str, Any] = {"short_s": None}
         if window_s is not None and window_s != task.window_s:
             change["window_s"] = window_s
-            if task.hop_s is not None:  # as finetune.adapt does: the same overlap
+            if task.hop_s is not None:  # as finetune.evaluation.adapt does: the same overlap
                 change["hop_s"] = window_s * task.hop_s / task.window_s
             if task.until_s is not None and task.until_s < window_s:
                 raise PlethoraError(

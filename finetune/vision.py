@@ -66,7 +66,7 @@ def merge(bundle: str, out: str, weights: str | None = None) -> dict[str, Any]:
     prepared samples to the predictions, with the images computed inside and LoRA added to its weights.
     """
     from finetune.adapter import open_adapter
-    from finetune.backbone import VisionNet
+    from finetune.networks.backbone import VisionNet
     from pretrain.publish import write_bundle
 
     adapter = open_adapter(bundle, weights)

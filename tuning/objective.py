@@ -5,7 +5,7 @@ compared, "test" once, for the one that was chosen.
     task = "heart_rate"                            # of finetune/tasks, or a TOML file
     metric = "mae"
     mode = "min"
-    damage = { motion = 1.0, dropouts = 0.2 }      # kinds and severities of finetune/corrupt.py; none: clean
+    damage = { motion = 1.0, dropouts = 0.2 }      # as in finetune/evaluation/corrupt.py; none: clean
 
 The linear probe of `python -m finetune evaluate` learns from clean windows of the run's training people and
 answers for windows of the others; of several kinds of damage the mean over them is the objective. Arrhythmia
@@ -26,8 +26,8 @@ from cluster.errors import PlethoraError
 
 if TYPE_CHECKING:
     from datasets.schema import Corpus
-    from finetune.choose import Places, Windows
     from finetune.encoder import BundleEncoder
+    from finetune.evaluation.choose import Places, Windows
     from finetune.task import Task
     from pretrain.config import RunConfig
     from tuning.config import Objective
@@ -72,7 +72,7 @@ def check(objective: Objective) -> tuple[Task, dict[str, float]]:
 
 def severities(damage: Mapping[str, Any]) -> dict[str, float]:
     """{kind: severity} of an objective's `damage`; of none the clean windows: {"": 0}."""
-    from finetune.corrupt import KINDS
+    from finetune.evaluation.corrupt import KINDS
 
     for kind, severity in damage.items():
         if kind not in KINDS:
@@ -120,8 +120,8 @@ class Held:
         from cluster.session import session
         from datasets.schema import LABELS
         from datasets.split import assign
-        from finetune.adapt import adapted
-        from finetune.choose import Seen, choose_windows, place
+        from finetune.evaluation.adapt import adapted
+        from finetune.evaluation.choose import Seen, choose_windows, place
         from finetune.task import classes
 
         task, _ = adapted(asked, corpus)
@@ -150,17 +150,18 @@ class Held:
 
     def embed(self, places: Places, rows: np.ndarray) -> np.ndarray:
         """(n, d)"""
-        from finetune.lengths import fit, run_fitted
-        from finetune.vectors import vectors_at
+        from finetune.evaluation.lengths import fit, run_fitted
+        from finetune.evaluation.vectors import vectors_at
 
         run = partial(run_fitted, self.encoder, fit=fit(self.encoder, self.task.window_s))
         return vectors_at(places, rows, {"encoder": {"encoder": run}})["encoder"]
 
     def value(self, metric: str, kind: str, severity: float) -> float:
         """The metric on the judged windows, damaged so ("": as they are)."""
-        from finetune import corrupt, metrics
-        from finetune.groups import pool
-        from finetune.table import answer_of
+        from finetune import metrics
+        from finetune.evaluation import corrupt
+        from finetune.evaluation.groups import pool
+        from finetune.evaluation.table import answer_of
 
         x, windows, judged = self.vectors, self.windows, self.judged
         if kind:

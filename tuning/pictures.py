@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune.panels import Panel
-from finetune.svg import HANDCRAFTED, INK, MID, RULE, SERIES, inline, panel
+from finetune.reports.panels import Panel
+from finetune.reports.svg import HANDCRAFTED, INK, MID, RULE, SERIES, inline, panel
 from tuning import importance, scaling
 from tuning.parallel import text, ticks
 from tuning.record import Objective, Record, Trial

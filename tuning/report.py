@@ -5,8 +5,8 @@ from typing import Any
 
 from cluster import storage
 from cluster.cli import clock
-from finetune.page import filled
-from finetune.parts import Table
+from finetune.reports.page import filled
+from finetune.reports.parts import Table
 from tuning import importance
 from tuning.importance import Judged
 from tuning.parallel import text

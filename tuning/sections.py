@@ -9,9 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from cluster.cli import clock
-from finetune.page import Group
-from finetune.panels import Panel
-from finetune.parts import Table
+from finetune.reports.page import Group
+from finetune.reports.panels import Panel
+from finetune.reports.parts import Table
 from tuning import importance, parallel, pictures, scaling
 from tuning.importance import Judged
 from tuning.parallel import text

@@ -19,8 +19,9 @@ import numpy as np
 
 from cluster.cli import entry
 from datasets.ingest import ingest
-from finetune import classes, held, metrics, table
+from finetune import metrics
 from finetune.compare import compare
+from finetune.evaluation import classes, held, table
 from tests.benchmarks.table import show
 from tests.finetune.tiny import make_bundle
 

@@ -9,8 +9,8 @@ import pytest
 
 from cluster.errors import PlethoraError
 from datasets.schema import LABELS
-from finetune import adapt, lengths
 from finetune.encoder import BundleEncoder
+from finetune.evaluation import adapt, lengths
 from finetune.task import load_task
 
 

@@ -9,8 +9,16 @@ from torch import nn
 
 from cluster.config import validate
 from cluster.errors import PlethoraError
-from finetune.backbone import NAMES, AttentionPool, Backbone, BackboneConfig, VisionConfig, VisionNet, create
 from finetune.imaging import Images
+from finetune.networks.backbone import (
+    NAMES,
+    AttentionPool,
+    Backbone,
+    BackboneConfig,
+    VisionConfig,
+    VisionNet,
+    create,
+)
 
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 2}
 PREFIX = {"vit_tiny_patch16_224": 1, "vit_small_patch16_dinov3": 5, "siglip2": 0}

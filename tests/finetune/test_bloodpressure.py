@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from datasets.schema import LABELS
-from finetune import bloodpressure
+from finetune.reports import bloodpressure
 from finetune.task import Task
 
 SBP = Task(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from finetune import classes, metrics
+from finetune import metrics
+from finetune.evaluation import classes
 
 
 @pytest.fixture

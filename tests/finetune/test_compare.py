@@ -14,10 +14,12 @@ from datasets.index import build
 from datasets.schema import LABELS, open_corpus
 from datasets.split import corpus_subjects
 from datasets.windows import WindowSpec
-from finetune import choose, comparison, study
+from finetune import study
 from finetune.compare import compare
 from finetune.encoder import BundleEncoder
 from finetune.evaluate import evaluate
+from finetune.evaluation import choose
+from finetune.reports import comparison
 from finetune.task import load_task
 from tests.finetune import tiny
 

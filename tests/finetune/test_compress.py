@@ -18,10 +18,11 @@ from datasets.schema import open_corpus
 from datasets.split import Split, assign, corpus_subjects
 from datasets.windows import WindowSpec
 from finetune import compress as command
-from finetune import compress_report, int8, quantize
 from finetune.compress import compress, held_out, student_run
 from finetune.encoder import BundleEncoder
-from finetune.quantize import Graph, fidelity, quantised
+from finetune.networks import int8, quantize
+from finetune.networks.quantize import Graph, fidelity, quantised
+from finetune.reports import compress_report
 from pretrain.trained import open_trained
 
 WINDOW_S = 20.0

@@ -7,9 +7,9 @@ import pytest
 from scipy.signal import find_peaks
 
 from datasets.schema import open_corpus
-from finetune import corrupt
-from finetune.choose import place
 from finetune.encoder import BundleEncoder
+from finetune.evaluation import corrupt
+from finetune.evaluation.choose import place
 from finetune.task import load_task
 
 RATE = 100.0

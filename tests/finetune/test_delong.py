@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from finetune import classes, delong, metrics
+from finetune import metrics
+from finetune.evaluation import classes, delong
 
 
 def pairs(hot: np.ndarray, score: np.ndarray) -> np.ndarray:

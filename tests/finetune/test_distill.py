@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cluster.errors import PlethoraError
-from finetune.distill import Distill, DistillConfig, Standard
 from finetune.encoder import BundleEncoder, untrained
+from finetune.networks.distill import Distill, DistillConfig, Standard
 from pretrain import recipe as contract
 from pretrain.export import export_onnx
 from pretrain.recipe import build
@@ -93,7 +93,7 @@ def test_the_student_is_published_with_its_teachers_preprocessing_and_its_own_tw
     assert made.encoder(made.modules()).preprocessing == teacher.bundle.preprocessing
     assert made.windows().signals == teacher.signals
     method = {"teacher": bundle, "filters": [16, 32], "blocks": [1, 1], "stem": 16}
-    run = untrained({"run": {"recipe": "finetune.distill:Distill", "method": method}}, "ppg", 0)
+    run = untrained({"run": {"recipe": "finetune.networks.distill:Distill", "method": method}}, "ppg", 0)
     assert run(np.random.default_rng(0).normal(size=(3, 1, 500)).astype(np.float32)).shape == (3, teacher.dim)
 
 
@@ -121,7 +121,7 @@ def test_parameters_can_be_counted_without_memory(bundle: str) -> None:
 def test_a_student_without_a_teacher_that_fits_is_refused(method: dict, says: str, pair_bundle: str) -> None:
     given = {k: pair_bundle if v == "PAIR" else v for k, v in method.items()}
     with pytest.raises(PlethoraError, match=says):
-        build("finetune.distill:Distill", given, 0).windows()
+        build("finetune.networks.distill:Distill", given, 0).windows()
 
 
 def test_a_bundle_whose_weights_do_not_fit_its_recipe_cannot_teach(

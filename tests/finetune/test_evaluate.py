@@ -14,8 +14,8 @@ from cluster import bundle as bundles
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
 from datasets.split import corpus_subjects
-from finetune.choose import seen_by_pretraining
 from finetune.evaluate import LABELS, evaluate
+from finetune.evaluation.choose import seen_by_pretraining
 from tests.finetune import tiny
 
 ROOT = Path(__file__).parents[2]

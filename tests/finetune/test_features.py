@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from finetune import features
+from finetune.evaluation import features
 
 RATE, SECONDS = 50.0, 30.0
 AT = {name: i for i, name in enumerate(features.NAMES)}

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import PlethoraError
-from finetune import given
-from finetune.table import Options, outcome
+from finetune.evaluation import given
+from finetune.evaluation.table import Options, outcome
 from finetune.task import load_task
 from tests.finetune.test_tasks import answers, corpus_of, entrant, knowing, windows_of
 

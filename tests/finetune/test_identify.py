@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from finetune import identify
+from finetune.evaluation import identify
 from finetune.metrics import draw_weights
 
 

@@ -9,7 +9,7 @@ from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
 from datasets.windows import Signal, WindowSpec
 from finetune.__main__ import main
-from finetune.image_sheet import _windows
+from finetune.reports.image_sheet import _windows
 
 SPEC = WindowSpec(signals=(Signal(modality="ppg", rate=40, band=(0.5, 8.0)),), window_s=10)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune import inversion
+from finetune.evaluation import inversion
 from finetune.probe import grouped_folds
 
 FITS = pytest.mark.parametrize("name", list(inversion.DECODERS))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster import storage
-from finetune import bloodpressure, longform
+from finetune.reports import bloodpressure, longform
 from tests.finetune import told
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from cluster.errors import PlethoraError
-from finetune import lora
-from finetune.backbone import NAMES, create
-from finetune.lora import LoRAConfig, SplitQKV
+from finetune.networks import lora
+from finetune.networks.backbone import NAMES, create
+from finetune.networks.lora import LoRAConfig, SplitQKV
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 2}
 FAMILIES = ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb"]

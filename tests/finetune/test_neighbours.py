@@ -5,7 +5,8 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from finetune import neighbours, probe
+from finetune import probe
+from finetune.evaluation import neighbours
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(200, 4)) * [1, 10, 0.1, 3]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune import bloodpressure, comparison, maps, page, panels, parts
-from finetune.report import signed, with_interval
-from finetune.svg import THEME, inline, panel
+from finetune.reports import bloodpressure, comparison, maps, page, panels, parts
+from finetune.reports.report import signed, with_interval
+from finetune.reports.svg import THEME, inline, panel
 from tests.finetune import told
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}

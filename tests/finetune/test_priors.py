@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 
 from cluster.errors import PlethoraError
-from finetune import priors, priors_report
-from finetune.choose import Windows
+from finetune import priors
+from finetune.evaluation.choose import Windows
+from finetune.reports import priors_report
 from finetune.task import load_task
 from pretrain.recipes.sigma import Masked, MaskedConfig
 

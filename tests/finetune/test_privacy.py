@@ -20,10 +20,11 @@ from datasets.judge import schema
 from datasets.schema import Corpus, open_corpus
 from datasets.split import corpus_subjects
 from datasets.windows import WindowSpec
-from finetune import inversion, privacy_card, privacy_plots
 from finetune import privacy as command
 from finetune.__main__ import main
 from finetune.encoder import BundleEncoder
+from finetune.evaluation import inversion
+from finetune.reports import privacy_card, privacy_plots
 from tests.finetune import tiny
 
 ROOT = Path(__file__).parents[2]

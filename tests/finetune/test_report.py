@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune import plots, report
+from finetune.reports import plots, report
 
 
 def results(low: float, high: float, **changed: Any) -> dict[str, Any]:

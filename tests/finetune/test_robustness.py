@@ -10,13 +10,14 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from cluster.errors import PlethoraError
-from finetune import corrupt, robustness_report
 from finetune.compare import compare
-from finetune.kinds import Numbers
+from finetune.evaluation import corrupt
+from finetune.evaluation.kinds import Numbers
+from finetune.evaluation.rows import Row
+from finetune.evaluation.table import Options
 from finetune.probe import grouped_folds
+from finetune.reports import robustness_report
 from finetune.robustness import everywhere, robustness
-from finetune.rows import Row
-from finetune.table import Options
 
 KINDS = ["motion", "wander", "inverted"]
 

@@ -16,11 +16,12 @@ from sklearn.preprocessing import StandardScaler
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
 from datasets.synthetic import synthesize
-from finetune import held, shift_report
 from finetune.compare import compare, entrants_of, opened
-from finetune.given import part_of
+from finetune.evaluation import held
+from finetune.evaluation.given import part_of
+from finetune.evaluation.table import Options
+from finetune.reports import shift_report
 from finetune.shift import _alike, _demographics, _outcome, _same_classes, shift
-from finetune.table import Options
 from finetune.task import load_task
 
 SEX = (

@@ -11,10 +11,11 @@ import pytest
 
 from cluster.errors import PlethoraError
 from datasets.schema import LABELS
-from finetune import choose, fewshot, metrics, table
+from finetune import metrics
 from finetune import task as tasks
-from finetune.kinds import Answer, Classes, Labels, Numbers
-from finetune.table import Options, outcome
+from finetune.evaluation import choose, fewshot, table
+from finetune.evaluation.kinds import Answer, Classes, Labels, Numbers
+from finetune.evaluation.table import Options, outcome
 from finetune.task import Task, load_task
 
 PEOPLE, WINDOWS = 40, 2  # windows a record; two records a subject

@@ -8,12 +8,12 @@ import pytest
 
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
-from finetune import features, vectors
-from finetune.choose import Places, place
 from finetune.encoder import BundleEncoder
-from finetune.lengths import fit
+from finetune.evaluation import features, vectors
+from finetune.evaluation.choose import Places, place
+from finetune.evaluation.lengths import fit
+from finetune.evaluation.vectors import Source, cached_vectors
 from finetune.task import load_task
-from finetune.vectors import Source, cached_vectors
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetune import waveform
+from finetune.evaluation import waveform
 
 RATE, T = 125.0, 1250
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.errors import PlethoraError
-from finetune import weights
-from finetune.backbone import Backbone, BackboneConfig, create
+from finetune.networks import weights
+from finetune.networks.backbone import Backbone, BackboneConfig, create
 
 TINY = "vit_tiny_patch16_224"
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 2}

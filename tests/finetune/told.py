@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune import classes, comparison, metrics
+from finetune import metrics
+from finetune.evaluation import classes
+from finetune.reports import comparison
 
 ROWS = {
     "a": "a", "b": "b", "a, untrained": "a, untrained", "b, untrained": "b, untrained",

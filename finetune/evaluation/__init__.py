@@ -1,0 +1,1 @@
+"""Probes, baselines and tables: how a bundle is judged on people it never saw."""

@@ -1,0 +1,266 @@
+"""Which windows an evaluation is about: on people whom pretraining did not see, labelled, and such that every
+encoder asked can take them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from cluster import bundle as bundles
+from cluster.errors import PlethoraError
+from datasets import split
+from datasets.index import Index, build, read
+from datasets.judge import judge
+from datasets.schema import Corpus
+from datasets.signal import Signal
+from datasets.windows import WindowSpec
+from finetune.encoder import BundleEncoder
+from finetune.evaluation import multilabel
+from finetune.task import Task, excluded, window_targets
+
+HANDCRAFTED = Signal(modality="ppg", rate=50.0, band=(0.5, 8.0))  # what features.handcrafted takes
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Whom of an evaluation corpus pretraining saw: kind "none", "shared" or "unknown", and why."""
+
+    kind: str
+    subjects: frozenset[str] = frozenset()
+    why: tuple[str, ...] = ()
+
+
+@dataclass
+class Windows:
+    """The windows that are evaluated: rows of the index, targets (in the task's unit, the number of a class,
+    or (n, labels) of several `names`), subject, record, start. unlabelled: subjects with good signals of whom
+    no window has a usable label.
+    """
+
+    rows: np.ndarray
+    target: np.ndarray
+    subject: np.ndarray
+    record: np.ndarray
+    start_s: np.ndarray
+    refused: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    unlabelled: int = 0
+
+
+@dataclass(frozen=True)
+class Places:
+    """Windows of one length and placement that hold every signal of every encoder. `views` (by encoder) and
+    `pulses` (for handcrafted features; None where the corpus has no PPG) are the same windows, row by row.
+    """
+
+    index: Index
+    views: dict[str, Index]
+    pulses: Index | None
+
+    def refused_by(self) -> dict[str, dict[str, int]]:
+        """{encoder: {reason: windows}} that it cannot take."""
+        found = {name: Counter(view.table["verdict"].to_pylist()) for name, view in self.views.items()}
+        return {name: {v: n for v, n in sorted(c.items()) if v != "ok"} for name, c in found.items()}
+
+    def verdicts(self) -> list[str]:
+        """Of each window: ok where every encoder takes it, else why the first that does not refuses."""
+        columns = [view.table["verdict"].to_pylist() for view in self.views.values()]
+        return [next((v for v in said if v != "ok"), "ok") for said in zip(*columns, strict=True)]
+
+
+def seen_by_pretraining(bundle: bundles.Bundle, corpus: Corpus) -> Seen:
+    """Overlap of the bundle's lineage, parents included, with a corpus."""
+    subjects: set[str] = set()
+    kinds: list[str] = []
+    why: list[tuple[str, str]] = []
+    for entry, problem in _lineage(bundle, set()):
+        if entry is None:
+            kinds.append("unknown")
+            why.append(("unknown", problem))
+            continue
+        found = split.overlap(
+            entry["subjects"], entry["key_id"], entry["id_space"], entry["subjects_published"], corpus
+        )
+        kinds.append(found.kind)
+        subjects |= found.shared
+        why.append((found.kind, f"{entry['uri']}: {found.why}"))
+        if found.kind == "unknown" and entry["hash"] == corpus.hash:
+            subjects |= set(entry["subjects"])  # the same files: their names match, whatever they stand for
+    kind = _worst(kinds)
+    reasons = dict.fromkeys(reason for of, reason in why if of == kind)
+    return Seen(kind, frozenset(subjects), tuple(reasons))
+
+
+def seen_by_any(found: Iterable[Seen]) -> Seen:
+    """Overlap of several bundles together: everyone whom one of them saw."""
+    known = list(found)
+    kind = _worst([s.kind for s in known])
+    why = dict.fromkeys(reason for s in known if s.kind == kind for reason in s.why)
+    return Seen(kind, frozenset().union(*(s.subjects for s in known)), tuple(why))
+
+
+def _worst(kinds: list[str]) -> str:
+    return next((k for k in ("unknown", "shared") if k in kinds), "none")
+
+
+def _lineage(bundle: bundles.Bundle, done: set[str]) -> list[tuple[dict | None, str]]:
+    """Corpus entries of a bundle and its parents; (None, why) for a parent that cannot be read."""
+    entries: list[tuple[dict | None, str]] = [(entry, "") for entry in bundle.lineage.get("corpora", [])]
+    if not entries:  # weights that were imported, or a foreign bundle
+        entries.append((None, f"{bundle.uri}: lineage.json names no corpus"))
+    for parent in bundle.lineage.get("parents", []):
+        uri = parent["uri"]
+        if uri in done:
+            continue
+        done.add(uri)
+        try:
+            entries += _lineage(bundles.open(uri), done)
+        except PlethoraError as error:
+            entries.append((None, f"parent bundle {uri} cannot be read ({error})"))
+    return entries
+
+
+def place(
+    corpus: Corpus, encoders: Mapping[str, BundleEncoder], task: Task, cache: str | None = None
+) -> Places:
+    """Where the task's windows lie, and what each encoder says to each. Needs Ray. `cache`: a URI where the
+    index is kept.
+
+    Encoders that take the same signals prepared alike share a view. PlethoraError when one cannot use the
+    corpus.
+    """
+    signals: dict[str, Signal] = {}
+    for encoder in encoders.values():
+        encoder.check(corpus)
+        for signal in encoder.signals:
+            signals.setdefault(signal.modality, signal)
+
+    def spec(of: Iterable[Signal]) -> WindowSpec:
+        return WindowSpec(signals=tuple(of), window_s=task.window_s, hop_s=task.hop_s, until_s=task.until_s)
+
+    index = build(corpus, spec(signals.values()), cache)
+    views = {index.spec: index}
+    for encoder in encoders.values():
+        own = spec(encoder.signals)
+        if own not in views:
+            views[own] = relocated(index, own, judged=True)
+    pulses = relocated(index, spec([HANDCRAFTED]), judged=False) if "ppg" in corpus.modalities else None
+    return Places(index, {name: views[spec(e.signals)] for name, e in encoders.items()}, pulses)
+
+
+def relocated(index: Index, spec: WindowSpec, judged: bool) -> Index:
+    """The same windows, row by row, as `spec` sees them: their place among its rows, and its verdicts
+    ("absent" where it has no row that holds one; without `judged` all others are ok).
+    """
+    table, modalities = index.table, [s.modality for s in spec.signals]
+    shard, group, record = (table[c].to_numpy(zero_copy_only=False) for c in ("shard", "group", "record"))
+    start, n = table["start_s"].to_numpy(), table.num_rows
+    row, offset, verdict = np.zeros(n, np.int32), np.zeros(n), np.full(n, "absent", object)
+    if modalities == [s.modality for s in index.spec.signals]:
+        row, offset = table["row"].to_numpy().copy(), table["offset_s"].to_numpy().copy()
+        verdict[:] = "ok"
+        if not judged:
+            return Index(index.corpus, spec, _with(table, row, offset, verdict))
+    for s, g in sorted(set(zip(shard.tolist(), group.tolist(), strict=True))):
+        which = np.flatnonzero((shard == s) & (group == g))
+        rows = read(index.corpus, s, g, spec)
+        at, shift = _within(rows, record[which], start[which], spec.window_s)
+        row[which], offset[which] = np.maximum(at, 0), shift
+        there = at >= 0
+        verdict[which] = np.where(there, "ok", "absent")
+        if judged and there.any():
+            said = judge(rows, at[there], shift[there], spec)["verdict"]
+            verdict[which[there]] = said.to_numpy(zero_copy_only=False)
+    return Index(index.corpus, spec, _with(table, row, offset, verdict))
+
+
+def _within(
+    rows: pa.Table, record: np.ndarray, start: np.ndarray, window_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) row of `rows` that holds each window, -1 where none does, and the window's offset in it."""
+    begin, seconds = rows["start_s"].to_numpy(), rows["duration_s"].to_numpy()
+    name = np.asarray(rows["record"].to_pylist(), object)
+    at, offset = np.full(len(record), -1), np.zeros(len(record))
+    for i, (r, s) in enumerate(zip(record, start, strict=True)):
+        # the millisecond is that of datasets.windows.grid
+        holds = (name == r) & (begin <= s + 1e-3) & (s + window_s <= begin + seconds + 2e-3)
+        if holds.any():
+            at[i] = int(np.argmax(holds))
+            offset[i] = max(s - begin[at[i]], 0.0)
+    return at, offset
+
+
+def _with(table: pa.Table, row: np.ndarray, offset: np.ndarray, verdict: np.ndarray) -> pa.Table:
+    columns = {"row": pa.array(row), "offset_s": pa.array(offset), "verdict": pa.array(verdict.tolist())}
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, values)
+    return table
+
+
+def policy(seen: Seen, subjects: str, allow_overlap: bool, corpus: Corpus, who: str) -> str:
+    """ "unseen" or "all": whether subjects that pretraining saw are left out. PlethoraError when they are to
+    be kept without `allow_overlap` and somebody is known to be shared.
+
+    Leaving them out (the default) needs no leave: nobody whom pretraining saw is then in a figure, and a
+    corpus of which pretraining saw a part is still worth its other part.
+    """
+    if subjects == "all" and seen.subjects and not allow_overlap:
+        raise PlethoraError(
+            f"pretraining of {who} saw {len(seen.subjects)} subjects of {corpus.uri}: leave them out "
+            "(--subjects unseen), or --allow-overlap for flattering figures, marked as such"
+        )
+    return "all" if allow_overlap else subjects
+
+
+def choose_windows(
+    places: Places, task: Task, labels: pa.Table, seen: Seen, subjects: str, who: str
+) -> Windows:
+    """Windows with a good signal and a good label, of subjects that pretraining did not see (or of all)."""
+    index, verdict = places.index, np.asarray(places.verdicts(), object)
+    refused = Counter(f"signal: {v}" for v in verdict.tolist() if v != "ok")
+    rows = np.flatnonzero(verdict == "ok")
+    part = index.table.take(pa.array(rows))
+    subject = np.asarray(part["subject"].to_pylist(), object)
+    left_out = {"subjects": 0, "windows": 0}
+    if subjects == "unseen" and seen.subjects:
+        known = np.isin(subject, list(seen.subjects))
+        left_out = {"subjects": len(set(subject[known])), "windows": int(known.sum())}
+        if known.all() and len(known):
+            raise PlethoraError(
+                f"pretraining of {who} saw all {left_out['subjects']} subjects of {index.corpus.uri}: "
+                "evaluate on another corpus (--allow-overlap gives flattering figures, marked as such)"
+            )
+        rows, subject, part = rows[~known], subject[~known], part.filter(pa.array(~known))
+    record = np.asarray(part["record"].to_pylist(), object)
+    start = part["start_s"].to_numpy()
+    names, target, refusal = _targets(labels, record.tolist(), start.tolist(), task)
+    refused.update(r for r in refusal.tolist() if r)
+    good = np.isfinite(target).reshape(len(target), -1).all(axis=1)
+    if not good.any():
+        reasons = ", ".join(f"{r} {n}" for r, n in sorted(refused.items())) or "no stretch is long enough"
+        raise PlethoraError(
+            f"no window of {index.corpus.uri} is left for task {task.name} ({task.window_s:g} s): {reasons}"
+        )
+    if task.kind == "multi-label":
+        kept = multilabel.common(target[good], subject[good], names, task)
+        names, target = [names[k] for k in kept], target[:, kept]
+    return Windows(
+        rows[good], target[good], subject[good].astype(str), record[good].astype(str), start[good],
+        dict(sorted(refused.items())), left_out, names, len(set(subject) - set(subject[good])),
+    )  # fmt: skip
+
+
+def _targets(
+    labels: pa.Table, record_n: list[str], start_n: list[float], task: Task
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of labels (of several a window, else []), targets and refusals of windows."""
+    if task.kind == "multi-label":
+        return multilabel.window_codes(labels, record_n, start_n, task)
+    if task.kind == "retrieval":
+        refusal = excluded(labels, record_n, task)
+        return [], np.where(refusal == "", 0.0, np.nan), refusal
+    return [], *window_targets(labels, record_n, start_n, task)

@@ -1,0 +1,140 @@
+"""What the user brings as files: one predefined split of the subjects, predictions of other models."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster import storage
+from cluster.errors import PlethoraError
+from finetune.evaluation.choose import Windows
+from finetune.evaluation.kinds import Answer, Classes
+from finetune.probe import Folds
+from finetune.task import Task
+
+NEAR_S = 1e-3  # two windows of a record that begin within this are the same window
+
+
+def read_split(path: str) -> dict[str, str]:
+    """{subject or record: "train" or "test"} of a JSON file {"train": [...], "test": [...]}; "val", which a
+    probe has no other use for, joins "train". PlethoraError: no such file, another shape, a name twice.
+    """
+    if not Path(path).is_file():
+        raise PlethoraError(f"--split {path}: no such file")
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as broken:
+        raise PlethoraError(f"--split {path}: not JSON ({broken})") from None
+    parts = ("train", "val", "test")
+    shaped = isinstance(told, dict) and all(
+        isinstance(told.get(p, []), list) and all(isinstance(n, str) for n in told.get(p, [])) for p in parts
+    )
+    if not shaped or not told.get("train") or not told.get("test"):
+        raise PlethoraError(
+            f'--split {path}: must be {{"train": [...], "test": [...]}}, lists of subjects or of records'
+        )
+    sides: dict[str, str] = {}
+    for part in parts:
+        for name in told.get(part, []):
+            side = "test" if part == "test" else "train"
+            if sides.setdefault(name, side) != side:
+                raise PlethoraError(f"--split {path}: {name} is in both train and test")
+    return sides
+
+
+def split_windows(windows: Windows, sides: dict[str, str], path: str) -> tuple[Windows, np.ndarray]:
+    """The windows that the split names (others count as refused), and whether each is a test window, (n,).
+
+    PlethoraError when a subject is on both sides, or a side is empty.
+    """
+    side = np.array(
+        [sides.get(s) or sides.get(r) or "" for s, r in zip(windows.subject, windows.record, strict=True)],
+        object,
+    )
+    both = set(windows.subject[side == "train"]) & set(windows.subject[side == "test"])
+    if both:
+        raise PlethoraError(
+            f"--split {path}: records of subject {min(both)} are in both train and test ({len(both)} such "
+            "subjects): figures would be of people that the probe knows"
+        )
+    for name in ("train", "test"):
+        if not (side == name).any():
+            raise PlethoraError(
+                f"--split {path}: no window left to evaluate is of a {name} subject or record"
+            )
+    named = side != ""
+    refused = dict(windows.refused)
+    if not named.all():
+        refused["not in the split"] = int((~named).sum())
+    return replace(part_of(windows, np.flatnonzero(named)), refused=refused), side[named] == "test"
+
+
+def part_of(windows: Windows, rows: np.ndarray) -> Windows:
+    return replace(
+        windows, rows=windows.rows[rows], target=windows.target[rows], subject=windows.subject[rows],
+        record=windows.record[rows], start_s=windows.start_s[rows],
+    )  # fmt: skip
+
+
+def given_folds(answer: Answer, subject_n: np.ndarray, test_n: np.ndarray, path: str) -> Folds:
+    """One fold. PlethoraError: fewer than two training subjects, or a class that a side lacks."""
+    train, test = np.flatnonzero(~test_n), np.flatnonzero(test_n)
+    if len(set(subject_n[train])) < 2:
+        raise PlethoraError(f"--split {path}: train has one subject with labels: inner folds need two")
+    if isinstance(answer, Classes):
+        for k, name in enumerate(answer.names):
+            people = len(set(subject_n[train][answer.y[train] == k]))
+            if people < 2 or not (answer.y[test] == k).any():
+                raise PlethoraError(
+                    f"--split {path}: class {name!r} has {people} subjects in train and "
+                    f"{len(set(subject_n[test][answer.y[test] == k]))} in test: needed are 2 and 1"
+                )
+    return [(train, test)]
+
+
+def read_predictions(path: str, task: Task, names: list[str], windows: Windows) -> np.ndarray:
+    """A model's predictions of these windows, (n,) or (n, columns of `classes.one_hot`), NaN where the file
+    has none.
+
+    The file is Parquet with columns record, start_s, and one called like the task (numbers in its unit, or
+    the probability of "it"); of several classes or labels one each, "<task>: <class>". That they are out of
+    sample is for whoever made it to see to.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = (
+        [task.name] if len(names) < 3 and task.kind != "multi-label" else [f"{task.name}: {n}" for n in names]
+    )
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+    except (pa.ArrowException, OSError) as broken:
+        raise PlethoraError(f"--predictions {path}: cannot be read as Parquet ({broken})") from None
+    missing = [c for c in ("record", "start_s", *columns) if c not in table.column_names]
+    if missing:
+        raise PlethoraError(
+            f"--predictions {path}: no column {missing[0]!r} (it has {', '.join(table.column_names)})"
+        )
+    values = np.stack([np.asarray(table[c].to_numpy(), np.float64) for c in columns], axis=1)
+    if task.kind != "regression":
+        known = values[np.isfinite(values)]
+        if known.size and (known.min() < 0 or known.max() > 1):
+            raise PlethoraError(f"--predictions {path}: {columns[0]!r} must be probabilities, from 0 to 1")
+    places = _places(table["record"].to_pylist(), table["start_s"].to_pylist(), path)
+    found = np.full((len(windows.record), len(columns)), np.nan)
+    for i, (record, start) in enumerate(zip(windows.record, windows.start_s, strict=True)):
+        cell = round(start / NEAR_S)
+        at = next((places[record, c] for c in (cell, cell - 1, cell + 1) if (record, c) in places), None)
+        if at is not None:
+            found[i] = values[at]
+    return found[:, 0] if task.kind == "regression" else found
+
+
+def _places(records: list[Any], starts: list[Any], path: str) -> dict[tuple[str, int], int]:
+    places: dict[tuple[str, int], int] = {}
+    for i, (record, start) in enumerate(zip(records, starts, strict=True)):
+        if places.setdefault((record, round(start / NEAR_S)), i) != i:
+            raise PlethoraError(f"--predictions {path}: two predictions of {record} at {start:g} s")
+    return places

@@ -1,0 +1,145 @@
+"""Several labels a window (diagnoses): which there are, a probe a label on shared folds, AUROC of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.errors import PlethoraError
+from finetune import metrics, probe
+from finetune.evaluation import classes
+from finetune.probe import Columns, Folds, Probed
+from finetune.task import Task, excluded, named_labels
+
+NONE = "none"  # the text of a label that says: asked, and nothing was found
+ABOVE = (0.7, 0.8)
+
+
+def window_codes(
+    labels: pa.Table, record_n: Sequence[str], start_n: Sequence[float], task: Task
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of the labels, (n, labels) 0 or 1, and the refusal (n,) of each window; refused ones are NaN.
+
+    A label holds where it covers `aggregate.coverage` of the window or more (one without times covers its
+    whole record). A window under no label at all is "no label": nobody has asked. The text "none" says that
+    somebody has. Names are cut to `digits` characters.
+    """
+    named = named_labels(labels, task.label, task)
+    refusal = excluded(labels, record_n, task)
+    spans: dict[str, list[tuple[float, float, str]]] = {}
+    columns = (named[c].to_pylist() for c in ("record", "start_s", "end_s", "text"))
+    for record, start, end, text in zip(*columns, strict=True):
+        if text:
+            code = text if text == NONE else text.replace(".", "")[: task.digits]
+            whole = (-np.inf if start is None else start, np.inf if end is None else end)
+            spans.setdefault(record, []).append((*whole, code))
+    names = sorted({code for found in spans.values() for *_, code in found} - {NONE})
+    if not names:
+        raise PlethoraError(f"label {task.label!r} of the corpus names nothing: task {task.name} needs texts")
+    place = {name: i for i, name in enumerate(names)}
+    hot = np.full((len(record_n), len(names)), np.nan)
+    for i, (record, start) in enumerate(zip(record_n, start_n, strict=True)):
+        if refusal[i]:
+            continue
+        if record not in spans:
+            refusal[i] = "no label"
+            continue
+        shared = np.zeros(len(names))
+        asked = False
+        for low, high, code in spans[record]:
+            seconds = min(high, start + task.window_s) - max(low, start)
+            if seconds > 1e-9:
+                asked = True
+                if code != NONE:
+                    shared[place[code]] = max(shared[place[code]], seconds)
+        if not asked:
+            refusal[i] = "no label"
+            continue
+        hot[i] = shared >= task.aggregate.coverage * task.window_s - 1e-6
+    return names, hot, refusal
+
+
+def common(hot_nk: np.ndarray, subject_n: np.ndarray, names: Sequence[str], task: Task) -> np.ndarray:
+    """Columns with enough subjects that have the label and enough that do not. PlethoraError: none has."""
+    least = task.min_positives
+    kept = [
+        k
+        for k in range(len(names))
+        if len(set(subject_n[hot_nk[:, k] == 1])) >= least and len(set(subject_n[hot_nk[:, k] == 0])) >= least
+    ]
+    if not kept:
+        most = max(len(set(subject_n[hot_nk[:, k] == 1])) for k in range(len(names)))
+        raise PlethoraError(
+            f"none of the {len(names)} labels of task {task.name} has {least} subjects with it and {least} "
+            f"without (the commonest has {most}): use a larger corpus, or lower min_positives"
+        )
+    return np.array(kept)
+
+
+def probe_each(
+    x_nd: np.ndarray,
+    hot_nk: np.ndarray,
+    subject_n: np.ndarray,
+    folds: Folds,
+    seed: int,
+    subsets: Sequence[Columns] | None = None,
+) -> Probed:
+    """(n, labels) out-of-fold probabilities: a logistic probe a label. Where a fold's training part holds too
+    few subjects with or without the label to choose by, its prevalence.
+    """
+    found = prevalence(hot_nk, folds).predicted
+    for k in range(hot_nk.shape[1]):
+        for train, test in folds:
+            sides = [len(set(subject_n[train][hot_nk[train, k] == v])) for v in (0, 1)]
+            if min(sides) >= 2:
+                one = probe.logistic_probe(x_nd, hot_nk[:, k], subject_n, [(train, test)], seed, subsets)
+                found[test, k] = one.predicted[test, 0]
+    return Probed(found, ())
+
+
+def prevalence(hot_nk: np.ndarray, folds: Folds) -> Probed:
+    """How common each label is among the training windows."""
+    found = np.full(hot_nk.shape, np.nan)
+    for train, test in folds:
+        found[test] = hot_nk[train].mean(0)
+    return Probed(found, ())
+
+
+def drawn_each(
+    hot_nk: np.ndarray, predicted: np.ndarray, base: np.ndarray, subject_n: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """{"auroc", "auprc"}: (labels, 1 + draws); NaN where a draw lacks a side."""
+    scores = classes.evidence(predicted, base)
+    auroc, auprc = classes.ranked(hot_nk == 1, scores, subject_n, weights)
+    return {"auroc": auroc, "auprc": auprc}
+
+
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the labels that a draw can score."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(0) / known.sum(0)
+
+
+def label_tables(
+    hot_nk: np.ndarray,
+    names: Sequence[str],
+    predicted: Mapping[str, np.ndarray],
+    subject_n: np.ndarray,
+    weights: np.ndarray,
+) -> dict[str, Any]:
+    """{"per_label": {row: [{"label", "positives", "auroc"}]}, "above": {row: {"0.7": n, "0.8": n}}};
+    positives are subjects.
+    """
+    positives = [len(set(subject_n[hot_nk[:, k] == 1])) for k in range(len(names))]
+    per_label, above = {}, {}
+    for row, p in predicted.items():
+        auroc = drawn_each(hot_nk, p, predicted["mean"], subject_n, weights)["auroc"]
+        per_label[row] = [
+            {"label": name, "positives": count, "auroc": asdict(metrics.interval(v))}
+            for name, count, v in zip(names, positives, auroc, strict=True)
+        ]
+        above[row] = {f"{level:g}": int(np.sum(auroc[:, 0] > level)) for level in ABOVE}
+    return {"per_label": per_label, "above": above}

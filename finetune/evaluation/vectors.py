@@ -1,0 +1,266 @@
+"""Windows → vectors of every row of a table (encoders, their untrained twins, handcrafted features): computed
+once by Ray Data actors, and kept in a cache by what they depend on.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster import storage
+from cluster.cli import progress
+from cluster.errors import PlethoraError
+from datasets.index import Index
+from datasets.schema import Corpus
+from datasets.windows import WindowSpec
+from finetune.embed import by_actors
+from finetune.encoder import BundleEncoder, Run, untrained
+from finetune.evaluation import features
+from finetune.evaluation.choose import HANDCRAFTED, Places
+from finetune.evaluation.lengths import Fit, run_fitted
+
+CHUNK = 256  # windows in one call of an actor
+ACTORS = 2
+ROOT = Path(__file__).resolve().parents[2]
+CODE = (
+    "datasets",
+    "pretrain",
+    "finetune/encoder.py",
+    *(f"finetune/evaluation/{m}.py" for m in ("features", "lengths")),
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a row's vectors come from: a mode of a bundle as published, or its network before training, or
+    (without a bundle) handcrafted features. `view` names the encoder whose windows they are.
+    """
+
+    row: str
+    view: str = ""
+    uri: str = ""
+    mode: str = ""
+    hash: str = ""  # of the bundle
+    fit: Fit | None = None
+    untrained: bool = False
+    seed: int = 0
+
+    def key(self, corpus: Corpus, spec: WindowSpec) -> str:
+        """Names all that the vectors depend on: bundle, corpus, windows, and the code that turns one into the
+        other.
+        """
+        told = asdict(self)
+        for name in ("row", "view", "uri"):
+            del told[name]
+        parts = {**told, "corpus": corpus.hash, "windows": spec.hash, "code": code()}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=1)
+def code() -> str:
+    """Hash of the files between samples and vectors: a changed filter or network never meets old vectors."""
+    digest = hashlib.sha256()
+    for name in CODE:
+        path = ROOT / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_folder() -> str:
+    """Where vectors are kept when no other place is named: for this user alone, beside fetched bundles."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plethora" / "vectors"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return str(folder)
+
+
+def cached_vectors(
+    places: Places, rows: np.ndarray, sources: Sequence[Source], cache: str
+) -> dict[str, np.ndarray]:
+    """{row name: (n, d)} of these rows of the index; handcrafted features are NaN where a window holds no
+    PPG. What the cache (a URI) lacks is computed and added to it.
+    """
+    record, start = _names(places.index, rows)
+    found: dict[str, np.ndarray] = {}
+    groups: dict[str, list[Source]] = {}
+    kept: dict[str, dict[tuple[str, float], int]] = {}
+    files, known = {}, {}
+    for source in sources:
+        view = _view(places, source)
+        files[source.row] = storage.join(cache, f"{source.key(view.corpus, view.spec)}.parquet")
+        kept[source.row], known[source.row] = _read(files[source.row])
+        groups.setdefault(view.spec.hash + str(source.view == ""), []).append(source)
+    for group in groups.values():
+        view = _view(places, group[0])
+        there = view.table["verdict"].take(pa.array(rows)).to_numpy(zero_copy_only=False) == "ok"
+        names = list(zip(record, start, strict=True))
+        lacking = [
+            s for s in group if any(t and n not in kept[s.row] for n, t in zip(names, there, strict=True))
+        ]
+        if lacking:
+            new = [i for i, n in enumerate(names) if there[i] and any(n not in kept[s.row] for s in lacking)]
+            made = _computed(view, rows[new], lacking)
+            for source in lacking:
+                vectors = (
+                    np.concatenate([known[source.row], made[source.row]])
+                    if kept[source.row]
+                    else made[source.row]
+                )
+                labels = [*kept[source.row], *(names[i] for i in new)]
+                _write(files[source.row], labels, vectors)
+                kept[source.row] = {name: i for i, name in enumerate(labels)}
+                known[source.row] = vectors
+        for source in group:
+            x = np.full((len(rows), known[source.row].shape[1]), np.nan, known[source.row].dtype)
+            at = [kept[source.row][n] for n, t in zip(names, there, strict=True) if t]
+            x[there] = known[source.row][at]
+            found[source.row] = x
+    return {source.row: found[source.row] for source in sources}
+
+
+def _names(index: Index, rows: np.ndarray) -> tuple[list[str], list[float]]:
+    part = index.table.take(pa.array(rows))
+    return part["record"].to_pylist(), np.round(part["start_s"].to_numpy(), 6).tolist()
+
+
+def _view(places: Places, source: Source) -> Index:
+    if source.view:
+        return places.views[source.view]
+    assert places.pulses is not None
+    return places.pulses
+
+
+# ---------------------------------------------------------------- computing
+
+
+class _Actor:
+    """A Ray Data actor: the places of some windows → every source's vectors of them, loaded once."""
+
+    def __init__(self, corpus: Corpus, spec: WindowSpec, sources: Sequence[Source]) -> None:
+        self.corpus, self.spec, self.sources = corpus, spec, sources
+        self.runs = [_run(source) for source in sources]
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        task = {name: np.asarray(column[0]) for name, column in batch.items()}
+        rows = task.pop("rows")
+        loaded = Index(self.corpus, self.spec, pa.table(task)).load(np.arange(len(rows)))
+        prepared: Any = loaded
+        if len(self.spec.signals) == 1:
+            prepared = loaded[self.spec.signals[0].modality]
+        found = {"row": rows}
+        for number, (source, run) in enumerate(zip(self.sources, self.runs, strict=True)):
+            found[str(number)] = run_fitted(run, prepared, source.fit) if source.fit else run(prepared)
+        return found
+
+
+def _run(source: Source) -> Run:
+    """What turns prepared windows into a source's vectors."""
+    if not source.uri:
+        return lambda x: features.handcrafted(np.asarray(x)[:, 0], HANDCRAFTED.rate)
+    encoder = BundleEncoder(source.uri, source.mode, threads=1)
+    if not source.untrained:
+        return encoder
+    import torch
+
+    torch.set_num_threads(1)
+    return untrained(encoder.bundle.config, source.mode, source.seed)
+
+
+def _computed(view: Index, rows: np.ndarray, sources: list[Source]) -> dict[str, np.ndarray]:
+    """{row name: (n, d)} by Ray Data actors, in the order of `rows`."""
+    parts: dict[str, list[np.ndarray]] = {s.row: [] for s in sources}
+    for batch in by_actors(view, rows, CHUNK, _Actor, (view.corpus, view.spec, sources), ACTORS):
+        for number, source in enumerate(sources):
+            parts[source.row].append(batch[str(number)])
+    return {row: np.concatenate(found) for row, found in parts.items()}
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def _read(file: str) -> tuple[dict[tuple[str, float], int], np.ndarray]:
+    """{(record, start_s): place} and the vectors of a cache file; nothing where there is none."""
+    import pyarrow.parquet as pq
+
+    if not storage.exists(file):
+        return {}, np.zeros((0, 0))
+    try:
+        source = pa.BufferReader(storage.read_bytes(file))
+        table = pq.read_table(source, page_checksum_verification=True).combine_chunks()
+        width = table.schema.field("embedding").type.list_size
+        flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        names = zip(table["record"].to_pylist(), table["start_s"].to_pylist(), strict=True)
+    except (pa.ArrowException, OSError, KeyError) as broken:
+        raise PlethoraError(f"{file} is corrupt: delete it, the next run makes it again") from broken
+    return {name: i for i, name in enumerate(names)}, flat.reshape(-1, width)
+
+
+def _write(file: str, names: list[tuple[str, float]], vectors: np.ndarray) -> None:
+    import pyarrow.parquet as pq
+
+    flat = pa.array(np.ascontiguousarray(vectors).ravel())
+    table = pa.table(
+        {
+            "record": pa.array([name for name, _ in names], pa.string()),
+            "start_s": pa.array([start for _, start in names], pa.float64()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    storage.write_bytes(file, sink.getvalue().to_pybytes())
+
+
+# ---------------------------------------------------------------- in this process
+
+
+def vectors_at(
+    places: Places, rows: np.ndarray, runs: Mapping[str, Mapping[str, Run]]
+) -> dict[str, np.ndarray]:
+    """{row name: (n, d)} of these rows of the index: each of `runs` ({encoder: {row name: run}}) on its
+    encoder's view, and handcrafted features (NaN where a window holds no PPG); memory is bounded. In this
+    process and without a cache: for windows that are no corpus's own (damaged ones).
+    """
+    found: dict[str, list[np.ndarray]] = {name: [] for own in runs.values() for name in own}
+    if places.pulses is not None:
+        found["handcrafted"] = []
+    with progress(len(rows), "embed", "windows") as bar:
+        for low in range(0, len(rows), CHUNK):
+            part = rows[low : low + CHUNK]
+            loaded: dict[int, Any] = {}
+            for encoder, own in runs.items():
+                view = places.views[encoder]
+                if id(view) not in loaded:
+                    loaded[id(view)] = _samples(view, part)
+                for name, run in own.items():
+                    found[name].append(run(loaded[id(view)]))
+            if places.pulses is not None:
+                found["handcrafted"].append(_handcrafted(places.pulses, part))
+            bar.update(len(part))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _samples(view: Index, rows: np.ndarray) -> Any:
+    """Prepared windows: (n, C, T), or a dict by modality where the view holds several."""
+    loaded = view.load(rows)
+    return loaded[view.spec.signals[0].modality] if len(view.spec.signals) == 1 else loaded
+
+
+def _handcrafted(pulses: Index, rows: np.ndarray) -> np.ndarray:
+    found = np.full((len(rows), len(features.NAMES)), np.nan)
+    verdict = pulses.table["verdict"].take(pa.array(rows)).to_numpy()
+    there = np.flatnonzero(verdict == "ok")
+    if len(there):
+        waves = pulses.load(rows[there])["ppg"][:, 0]
+        found[there] = features.handcrafted(waves, HANDCRAFTED.rate)
+    return found

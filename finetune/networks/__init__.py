@@ -1,0 +1,1 @@
+"""What trains or shrinks: backbones, LoRA, students, int8."""

@@ -1,0 +1,1 @@
+"""Pages, figures and cards: how what was found is told."""
