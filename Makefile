@@ -1,7 +1,7 @@
 # The two commands: `make demo` runs the main job, `make test` the tests. Both build .venv when it is missing.
 PYTHON := .venv/bin/python
 OUT ?= out
-.PHONY: demo test test-s3 lint bench sbom audit clean
+.PHONY: demo test test-s3 lint bench chaos sbom audit clean
 
 .venv/.ready: requirements.lock
 	python3 -m venv .venv
@@ -29,6 +29,10 @@ bench: .venv/.ready
 	$(PYTHON) -m tests.benchmarks.step
 	$(PYTHON) -m tests.benchmarks.stream
 	$(PYTHON) -m tests.benchmarks.start
+
+# twenty runs against faults drawn from a seed
+chaos: .venv/.ready
+	$(PYTHON) tests/chaos.py --runs 20 --seed 1
 
 # what is installed, as CycloneDX JSON; and what is known against it (needs a vulnerability service)
 sbom: .venv/.ready

