@@ -128,7 +128,8 @@ def picture(axes: Sequence[Axis], lines: Sequence[Line], upright: bool) -> Marku
             parts.append(_label(x0, low, axis.title, "name", True, number / max(count - 1, 1)))
         if axis.absent:
             x, y = at(number, None)
-            parts.append(_label(x, y + 13 if upright else y + 14, axis.absent, "tick", True, 0.5))
+            place = 0.5 if upright else number / max(count - 1, 1)
+            parts.append(_label(x, y + 13 if upright else y + 14, axis.absent, "tick", True, place))
     kind = "upright" if upright else "flat"
     head = f'<svg viewBox="0 0 {wide} {tall}" class="parallel {kind}" role="img"'
     head += ' aria-label="Parallel coordinates of all trials">'

@@ -45,7 +45,8 @@ def m2ae(tmp_path_factory: pytest.TempPathFactory, paired: str) -> str:
     corpus = open_corpus(paired)
     seen = sorted(set(corpus.read_row_group(0, 0, ["subject"])["subject"].to_pylist()))[:3]
     about = tiny.lineage(corpus.manifest, seen)["corpora"]
-    data = SimpleNamespace(lineage=lambda: about, spec=recipe.windows())
+    indexes = [SimpleNamespace(corpus=corpus)]
+    data = SimpleNamespace(lineage=lambda: about, indexes=indexes, spec=recipe.windows())
     weights = {name: module.state_dict() for name, module in recipe.modules().items()}
     return publish(run, recipe, weights, data, [], {}, {})  # type: ignore[arg-type]
 
