@@ -23,7 +23,7 @@ from cluster.errors import PlethoraError
 Transform = Literal["stft", "complex", "recurrence"]
 TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 PAIRS = 2_000_000  # recurrence: pairs of samples (times three channels) worked on at once
-POINTS = 20_000  # STFT: samples worked on at once, so that they stay in the processor's cache
+POINTS = 40_000  # STFT: samples worked on at once, so that they stay in the processor's cache
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -239,11 +239,19 @@ def _spectrum(x: Tensor, c: Imaging, hann: Tensor, n_b: Tensor | None) -> tuple[
 def _logs(v: Tensor, c: Imaging, valid: Tensor | None, decibel: float) -> Tensor:
     """log(v + eps), in place, in the unit of `c.log` (dB: `decibel` · log10), floored, z-scored."""
     unit = decibel / math.log(10) if c.log == "db" else 1.0
-    v = v.add_(c.eps).log_()  # z takes the unit away again, so the floor and z's own 1e-6 go by it instead
+    v = _log_(v.add_(c.eps))  # z takes the unit away again, so the floor and z's own 1e-6 go by it instead
     if c.floor is not None:
         seen = v if valid is None else v.masked_fill(~valid, -torch.inf)
-        v = torch.maximum(v, seen.amax(dim=(-2, -1), keepdim=True) - c.floor / unit)
+        v = v.clamp_(min=seen.amax(dim=(-2, -1), keepdim=True) - c.floor / unit)
     return _zscore(v, valid, small=1e-6 / unit)
+
+
+def _log_(v: Tensor) -> Tensor:
+    """The natural logarithm, in place: on a CPU by NumPy, which takes a third of torch's time for float32."""
+    if v.device.type != "cpu" or torch.compiler.is_exporting():
+        return v.log_()
+    np.log(v.numpy(), out=v.numpy())
+    return v
 
 
 def _zscore(v: Tensor, valid: Tensor | None, over: int = 2, small: float = 1e-6) -> Tensor:
