@@ -105,7 +105,9 @@ def outcome(
     if not people_names:
         wanted = " or ".join(task.demographics)
         notes["demographics"] = f"the corpus has no {wanted}" if wanted else "the task names none"
-    given = {_stem(p): read_predictions(p, task, names, windows) for p in options.predictions}
+    given = {
+        row: read_predictions(path, task, names, windows) for row, path in named(options.predictions).items()
+    }
     level = level_of(windows, vectors | {PEOPLE: people}, task)
     learn, who = level.learn, level.learn.subject
     given = {n: level.scored(level.learnt(p)) for n, p in given.items()}
@@ -163,8 +165,21 @@ def answer_of(task: Task, windows: Windows, names: Sequence[str]) -> Answer:
     return Classes(windows.target, names) if names else Numbers(windows.target)
 
 
-def _stem(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2].rpartition(".")[0] or path
+def named(predictions: Sequence[str]) -> dict[str, str]:
+    """{row: file} of given predictions: named after the file, and its folder where two files have one name.
+
+    PlethoraError: that does not tell them apart either.
+    """
+    parts = [path.rstrip("/").split("/") for path in predictions]
+    stems = [each[-1].rpartition(".")[0] or each[-1] for each in parts]
+    rows = [
+        stem if stems.count(stem) == 1 else " ".join([*each[-2:-1], stem])
+        for stem, each in zip(stems, parts, strict=True)
+    ]
+    twice = next((path for row, path in zip(rows, predictions, strict=True) if rows.count(row) > 1), None)
+    if twice is not None:
+        raise PlethoraError(f"--predictions {twice}: another file has the same name: rename one of them")
+    return dict(zip(rows, predictions, strict=True))
 
 
 def _tested(
@@ -215,7 +230,7 @@ def row_labels(
     if task.kind != "retrieval":
         labels |= {f"{e.name}, k-NN": f"{e.label}, k-NN" for e in entrants}
         labels |= {f"{e.name} + demographics": f"{e.label} + demographics" for e in entrants}
-    labels |= {_stem(p): f"{_stem(p)} (given predictions)" for p in predictions}
+    labels |= {row: f"{row} (given predictions)" for row in named(predictions)}
     labels |= BASELINES
     if task.kind == "retrieval":
         return {n: v for n, v in labels.items() if "demographics" not in n} | {"mean": "A guess"}

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import PlethoraError
 from finetune.evaluation import given
-from finetune.evaluation.table import Options, outcome
+from finetune.evaluation.table import Options, named, outcome
 from finetune.task import load_task
 from tests.finetune.test_tasks import answers, corpus_of, entrant, knowing, windows_of
 
@@ -122,3 +122,11 @@ def test_predictions_that_do_not_fit_are_one_clear_line(tmp_path: Path) -> None:
     twice = predictions(tmp_path, WINDOWS.target, np.repeat(everyone[:2], 2))
     with pytest.raises(PlethoraError, match="two predictions of s00_1 at 0 s"):
         told(predictions=(twice,))
+
+
+def test_files_of_one_name_are_rows_of_their_own(tmp_path: Path) -> None:
+    assert named(["a/one.parquet", "two.parquet"]) == {"one": "a/one.parquet", "two": "two.parquet"}
+    files = [str(tmp_path / run / "predictions.parquet") for run in ("stft", "fusion")]
+    assert named(files) == {"stft predictions": files[0], "fusion predictions": files[1]}
+    with pytest.raises(PlethoraError, match="another file has the same name"):
+        named(["x/a/p.parquet", "y/a/p.parquet"])
