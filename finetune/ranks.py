@@ -19,6 +19,7 @@ from finetune.networks.lora import LoRAConfig
 from finetune.networks.ranks_net import Adapter, Together
 from finetune.networks.tuned import Predictor
 from finetune.supervised import Vision, VisionRunConfig, scatter
+from pretrain.engine import load_trained
 from pretrain.recipe import Encoder, StepResult
 
 
@@ -142,7 +143,12 @@ class Ranks(Vision):
         ]
 
     def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
-        raise NotImplementedError("each rank is published by `alone`")
+        """Of the first of `modules`, as a run of its rank alone gives it; publishing asks for each."""
+        name, member = next(iter(modules.items()))
+        alone = self.alone(name)[2]
+        nets = alone.modules()
+        load_trained(nets["net"], self.weights_alone(name, member.state_dict())["net"])
+        return alone.encoder(nets)
 
     # -- each as if trained alone (pretrain.recipe.Several)
 

@@ -7,6 +7,7 @@ batches or more data are comparable.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ class _Earlier:
     trial_id: str
 
 
-class _Told:
+class _Told(ABC):
     """Beside a scheduler of Tune: `why` = {trial id: why it was stopped}. A trial at its last step is let
     alone, for its bundle is yet to come, and a score that is no number is not compared."""
 
@@ -46,8 +47,9 @@ class _Told:
         if judged(result):
             super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
 
+    @abstractmethod
     def reason(self, trial: Any, result: dict[str, Any]) -> str:
-        raise NotImplementedError
+        """Why this result is not good enough to go on."""
 
 
 class Asha(_Told, ASHAScheduler):

@@ -120,10 +120,7 @@ class Points(Searcher):
             self.study.tell(trial, state=TrialState.PRUNED)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a search goes on from its record."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search goes on from its record")
+        """Nothing: a search goes on from its record, and is never restored."""
 
     # -- Optuna
 

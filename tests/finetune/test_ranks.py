@@ -71,6 +71,24 @@ def test_loss_and_first_gradients_are_those_of_each_rank_alone_dropout_included(
     assert all(p.grad is None and not p.requires_grad for p in frozen["net"].parameters())
 
 
+def test_the_encoder_of_a_rank_holds_its_own_weights() -> None:
+    recipe = ranks()
+    modules = recipe.modules()
+    with torch.no_grad():
+        for p in modules["r3"].parameters():
+            p.add_(0.05)
+    encoder = recipe.encoder({"r3": modules["r3"]})
+    net = recipe.alone("r3")[2].modules()["net"]
+    trained = [p for p in net.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for p, own in zip(trained, modules["r3"].tensors, strict=True):
+            p.copy_(own)
+        x = batch(0)["ppg"]
+        torch.testing.assert_close(encoder.modes["ppg"].module.eval()(x), net.eval()(x))
+        plain = recipe.encoder({"r3": recipe.modules()["r3"]}).modes["ppg"].module.eval()(x)
+    assert not torch.allclose(net(x), plain)
+
+
 def test_the_backbone_is_there_once_and_images_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = ranks()
     modules, frozen = recipe.modules(), recipe.frozen()
