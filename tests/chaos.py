@@ -290,6 +290,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--drive", help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
+    strange = set(filter(None, given.only.split(","))) - set(FAULTS)
+    if strange:
+        parser.error(f"--only {', '.join(sorted(strange))}: the kinds are {', '.join(FAULTS)}")
     if given.drive:
         return drive(given.drive, given.address)
     if given.home:
