@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster import session, storage
 from cluster.errors import PlethoraError
+from datasets.schema import open_corpus
 from pretrain.config import RunConfig
 from tuning import record, trackers
 from tuning.config import Values
@@ -42,7 +43,10 @@ def search(path: str, sets: Sequence[str] = (), resume: bool = False) -> dict[st
     """
     plan = read(path, sets)
     trackers.check(plan.search.track)
-    home = storage.join(plan.run({}, "name=t").storage, plan.search.name)
+    base = plan.run({}, "name=t")
+    for uri in base.corpora:
+        open_corpus(uri)  # one that is not there would fail every trial, one after the other
+    home = storage.join(base.storage, plan.search.name)
     home = storage.normalise(home)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
