@@ -3,20 +3,33 @@
 Everything works on many windows at once, (…, samples), in any unit; no loop over windows.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import scipy  # its parts load at first use: processes that only plan or pass windows on start sooner
 
 QRS_HZ = (5.0, 20.0)  # where QRS complexes stand out of P, T, drift and muscle
+REACH = 2.5  # times a band's top: what lies above is under a thousandth
+TOP_HZ = REACH * 40.0  # nothing above it is looked at
 BLOCK_S = 1.5  # holds a beat down to 40 a minute
 SLOPE_S = 0.1  # about as long as a QRS complex
 TAPER_S = 0.25
+TOGETHER = 16  # windows at a time, so that they stay in the processor's cache
 # A fifth of a second that moves by less than this share of the window's range. Of the CinC windows in which
 # two beat detectors agree 0.1 % are over a quarter flat; with 1 % it would be 2 % (isoelectric lines).
 FLAT_S, FLAT_RANGE = 0.2, 0.002
 # The gate's limits, see `sound`.
 QRS_SHARE, KURTOSIS, CONTRAST, BASELINE = 0.35, 3.5, 3.0, 0.7
+
+
+class Spectrum(NamedTuple):
+    """Of windows (…, n) without their straight line, tapered at both ends, up to TOP_HZ."""
+
+    x: np.ndarray  # (…, bins) complex
+    f: np.ndarray  # (bins,) Hz
+    n: int
 
 
 class Indices(NamedTuple):
@@ -37,8 +50,11 @@ def inverted(x: np.ndarray, rate: float) -> np.ndarray:
     convention, exact under negation, not a diagnosis: a lead that truly points down (aVR, an S wave deeper
     than its R) is turned as well, so that every window shows its largest QRS deflection upward.
     """
-    y, at = _band(*_spectrum(x, rate), *QRS_HZ)
-    blocks = _blocks(y, at)
+    return _upside_down(_spectrum(x, rate))
+
+
+def _upside_down(spectrum: Spectrum) -> np.ndarray:
+    blocks = _blocks(*_band(spectrum, *QRS_HZ))
     largest = np.abs(blocks).argmax(axis=-1)[..., None]
     return np.median(np.take_along_axis(blocks, largest, axis=-1)[..., 0], axis=-1) < 0
 
@@ -51,36 +67,45 @@ def flat_share(x: np.ndarray, rate: float) -> np.ndarray:
     """
     n = x.shape[-1]
     size = max(1, min(round(FLAT_S * rate), n))
-    highest = scipy.ndimage.maximum_filter1d(x, size, axis=-1)
-    spread = highest.astype(np.float64) - scipy.ndimage.minimum_filter1d(x, size, axis=-1)
-    still = spread <= FLAT_RANGE * np.ptp(x.astype(np.float64), axis=-1, keepdims=True)
-    whole = still[..., size // 2 : size // 2 + n - size + 1]  # stretches by their first sample
-    rest = np.zeros((*x.shape[:-1], size - 1), bool)
-    covered = _sums(np.concatenate([rest, whole, rest], axis=-1), size) > 0
-    return covered.mean(axis=-1)
+    spread = np.subtract(_running(x, size, np.maximum), _running(x, size, np.minimum), dtype=np.float64)
+    whole = np.subtract(x.max(axis=-1, keepdims=True), x.min(axis=-1, keepdims=True), dtype=np.float64)
+    still = spread <= FLAT_RANGE * whole  # stretches by their first sample
+    padded = np.zeros((*x.shape[:-1], n + size - 1), bool)
+    padded[..., size - 1 : n] = still
+    return np.count_nonzero(_running(padded, size, np.logical_or), axis=-1) / n
 
 
 def indices(x: np.ndarray, rate: float) -> Indices:
     """Quality indices of ECG windows (…, samples) at `rate` Hz (at least 80)."""
-    spectrum, f, n = _spectrum(x, rate)
-    power = spectrum.real**2 + spectrum.imag**2
+    return _indices(_spectrum(x, rate))
+
+
+def _indices(spectrum: Spectrum) -> Indices:
+    f = spectrum.f
+    seen = spectrum.x[..., : np.searchsorted(f, 40, side="right")]
+    power = seen.real**2 + seen.imag**2
+
+    def between(low: float, high: float) -> np.ndarray:
+        return power[..., max(1, np.searchsorted(f, low)) : np.searchsorted(f, high, side="right")].sum(
+            axis=-1
+        )
 
     def share(low: float, high: float, start: float) -> np.ndarray:
-        inside = power[..., (f >= low) & (f <= high)].sum(axis=-1)
-        whole = power[..., (f >= start) & (f <= 40) & (f > 0)].sum(axis=-1)
-        return inside / np.where(whole > 0, whole, 1)
+        whole = between(start, 40)
+        return between(low, high) / np.where(whole > 0, whole, 1)
 
-    y, _ = _band(spectrum, f, n, 1, 40)
-    y = y - y.mean(axis=-1, keepdims=True)
-    spread = (y**2).mean(axis=-1)
-    qrs, at = _band(spectrum, f, n, *QRS_HZ)
+    y, _ = _band(spectrum, 1, 40)
+    y -= y.mean(axis=-1, keepdims=True)
+    y *= y  # a product: NumPy's power of 4 takes thirty times as long
+    spread = y.mean(axis=-1)
+    qrs, at = _band(spectrum, *QRS_HZ)
     slope = np.sqrt(np.maximum(_sums(np.diff(qrs, axis=-1) ** 2, max(1, round(SLOPE_S * at))), 0))
     usual = np.median(slope, axis=-1)
     beats = np.median(_blocks(slope, at).max(axis=-1), axis=-1)
     return Indices(
         share(5, 15, 5),
         share(1, 40, 0),
-        (y**4).mean(axis=-1) / np.where(spread > 0, spread**2, 1),
+        (y * y).mean(axis=-1) / np.where(spread > 0, spread**2, 1),
         beats / np.where(usual > 0, usual, np.inf),
     )
 
@@ -95,7 +120,10 @@ def sound(x: np.ndarray, rate: float) -> np.ndarray:
     the median over blocks of 1.5 s, so that a spike, which any kurtosis loves, does not make an ECG.
     The limits are set on BIDMC and CinC 2015 against the agreement of two beat detectors (docs/data.md).
     """
-    i = indices(x, rate)
+    return _passes(indices(x, rate))
+
+
+def _passes(i: Indices) -> np.ndarray:
     return (
         (i.qrs_share >= QRS_SHARE)
         & (i.kurtosis >= KURTOSIS)
@@ -104,28 +132,51 @@ def sound(x: np.ndarray, rate: float) -> np.ndarray:
     )
 
 
-def _spectrum(x: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """Half spectrum of x (…, n) without its straight line, tapered over TAPER_S at both ends; Hz; n.
+def looks(x: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """(`inverted`, `sound`) of windows (n, channels, samples): (n, channels) bool each, from one spectrum."""
+    turned, passes = np.zeros(x.shape[:-1], bool), np.zeros(x.shape[:-1], bool)
+    for low in range(0, len(x), TOGETHER):
+        at = slice(low, low + TOGETHER)
+        spectrum = _spectrum(x[at], rate)
+        turned[at], passes[at] = _upside_down(spectrum), _passes(_indices(spectrum))
+    return turned, passes
+
+
+def _spectrum(x: np.ndarray, rate: float) -> Spectrum:
+    """Half spectrum of x (…, n) without its straight line, tapered over TAPER_S at both ends.
 
     Ends that differ would be a step in a circular signal, and a step looks like a beat.
     """
     n = x.shape[-1]
+    taper, line, lines = _tapered(n, float(rate))
+    y = np.subtract(x, x[..., :1], dtype=np.float64)  # a constant becomes exact zeros
+    fitted = (y[..., None, :] @ line) @ lines
+    y *= taper
+    bins = lines.shape[-1]
+    found = scipy.fft.rfft(y, axis=-1)[..., :bins] - fitted[..., 0, :]
+    return Spectrum(found, np.arange(bins) * rate / n, n)
+
+
+@lru_cache(maxsize=16)
+def _tapered(n: int, rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The taper (n,), what fits a mean and a slope to a window (n, 2), and these two tapered, as spectra."""
     t = np.linspace(-1, 1, n)
-    x = x - x.mean(axis=-1, keepdims=True)
-    x = x - (x @ t / (t @ t))[..., None] * t
     edge = np.sin(np.linspace(0, np.pi / 2, max(2, min(round(TAPER_S * rate), n // 4)))) ** 2
     taper = np.ones(n)
     taper[: len(edge)], taper[-len(edge) :] = edge, edge[::-1]
-    return scipy.fft.rfft(x * taper, axis=-1), np.arange(n // 2 + 1) * rate / n, n
+    bins = min(n // 2 + 1, int(np.searchsorted(np.arange(n // 2 + 1) * rate / n, TOP_HZ)) + 1)
+    fit = np.stack([np.full(n, 1 / n), t / (t @ t)], axis=1)
+    return taper, fit, scipy.fft.rfft(np.stack([taper, t * taper]), axis=-1)[:, :bins]
 
 
-def _band(spectrum: np.ndarray, f: np.ndarray, n: int, low: float, high: float) -> tuple[np.ndarray, float]:
+def _band(spectrum: Spectrum, low: float, high: float) -> tuple[np.ndarray, float]:
     """What lies between `low` and `high` Hz, zero-phase (…, m), and its rate: the lowest that holds it."""
-    keep = min(len(f), int(np.searchsorted(f, 2.5 * high)) + 1)
+    f, n = spectrum.f, spectrum.n
+    keep = min(len(f), int(np.searchsorted(f, REACH * high)) + 1)
     gain = np.zeros(keep)
     gain[1:] = 1 / ((1 + (low / f[1:keep]) ** 8) * (1 + (f[1:keep] / high) ** 8))
     m = min(n, 2 * (keep - 1))
-    return scipy.fft.irfft(spectrum[..., :keep] * gain, m, axis=-1), float(f[1]) * m
+    return scipy.fft.irfft(spectrum.x[..., :keep] * gain, m, axis=-1), float(f[1]) * m
 
 
 def _blocks(y: np.ndarray, rate: float) -> np.ndarray:
@@ -135,8 +186,18 @@ def _blocks(y: np.ndarray, rate: float) -> np.ndarray:
     return y[..., : count * size].reshape(*y.shape[:-1], count, size)
 
 
+def _running(x: np.ndarray, size: int, of: Callable[..., np.ndarray]) -> np.ndarray:
+    """`of` (a maximum, a minimum, an or) over every `size` neighbours: (…, n) → (…, n - size + 1)."""
+    width = 1
+    while 2 * width <= size:
+        x = of(x[..., :-width], x[..., width:])
+        width *= 2
+    rest = size - width
+    return of(x[..., :-rest], x[..., rest:]) if rest else x
+
+
 def _sums(x: np.ndarray, size: int) -> np.ndarray:
     """Sums over every `size` neighbours: (…, n) → (…, n - size + 1)."""
-    kind = np.int64 if x.dtype == bool else np.float64
-    total = np.concatenate([np.zeros((*x.shape[:-1], 1), kind), x.cumsum(axis=-1, dtype=kind)], axis=-1)
+    total = np.zeros((*x.shape[:-1], x.shape[-1] + 1))
+    np.cumsum(x, axis=-1, out=total[..., 1:])
     return total[..., size:] - total[..., :-size]

@@ -47,13 +47,13 @@ def judge(table: pa.Table, row: np.ndarray, offset: np.ndarray, spec: WindowSpec
             which = low + np.flatnonzero(there[number, low : low + TOGETHER])
             cuts, gain = cut(table, row[which], offset[which], sig, spec.window_s)
             windows = np.empty((len(which), sig.channels, round(spec.window_s * sig.rate)), np.float32)
+            # turned or not, a window passes the same gates
+            transform(cuts, *gain, sig.model_copy(update={"upright": False}), windows, np.arange(len(which)))
+            sound = None
             if sig.upright:
-                plain = sig.model_copy(update={"upright": False})
-                transform(cuts, *gain, plain, windows, np.arange(len(which)))
-                turned[number, which] = ecg.inverted(windows.astype(np.float64), sig.rate).any(axis=1)
-            else:
-                transform(cuts, *gain, sig, windows, np.arange(len(which)))
-            q, verdict[number, which] = verdicts(windows, sig, spec, _flat(cuts, gain[0], sig))
+                upside_down, sound = ecg.looks(windows, sig.rate)
+                turned[number, which] = upside_down.any(axis=1)
+            q, verdict[number, which] = verdicts(windows, sig, spec, _flat(cuts, gain[0], sig), sound)
             if number == 0:
                 quality[which] = q
     return _columns(quality, verdict, turned, spec)

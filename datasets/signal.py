@@ -127,9 +127,10 @@ def periodicity(x: np.ndarray, rate: float) -> np.ndarray:
     """
     n = x.shape[-1]
     x = x - x.mean(axis=-1, keepdims=True)
-    spectrum = scipy.fft.rfft(x, scipy.fft.next_fast_len(2 * n), axis=-1)
     lags = np.arange(int(0.3 * rate), min(int(2.0 * rate), n - 1) + 1)
-    r = scipy.fft.irfft(spectrum.real**2 + spectrum.imag**2, axis=-1)
+    size = scipy.fft.next_fast_len(n + int(lags.max(initial=0)), real=True)  # no lag that counts wraps round
+    spectrum = scipy.fft.rfft(x, size, axis=-1)
+    r = scipy.fft.irfft(spectrum.real**2 + spectrum.imag**2, size, axis=-1)
     energy = r[..., :1]
     r = r[..., lags] * (n / (n - lags)) / np.where(energy > 0, energy, 1)
     # A lag counts only where the curve turns there: a slow wave is high at the shortest lag without being

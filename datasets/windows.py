@@ -205,10 +205,14 @@ def transform(
 
 
 def verdicts(
-    windows: np.ndarray, sig: Signal, spec: WindowSpec, flat_share: np.ndarray | float = 0.0
+    windows: np.ndarray,
+    sig: Signal,
+    spec: WindowSpec,
+    flat_share: np.ndarray | float = 0.0,
+    sound: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(quality (n,) float32, verdict (n,) str) of prepared windows (n, channels, samples) of one signal, of
-    whose raw samples `flat_share` (n,) are flat.
+    whose raw samples `flat_share` (n,) are flat; sound: (n, channels) bool, `ecg.sound` of them where known.
 
     Quality is `signal.periodicity` of the spec's first signal, NaN for others. Verdicts: `ok`, `nan` (not
     finite), `flat` (constant, or more of it flat than `sig.max_flat`), `quality` (not what `sig.gate` wants,
@@ -223,6 +227,6 @@ def verdicts(
         quality = np.full(len(windows), np.nan, np.float32)
     poor = quality < spec.min_quality
     if sig.gate == "ecg":
-        poor |= ~ecg.sound(known.astype(np.float64), sig.rate).all(axis=1)
+        poor |= ~(ecg.looks(known, sig.rate)[1] if sound is None else sound).all(axis=1)
     verdict = np.where(~finite, "nan", np.where(flat, "flat", np.where(poor, "quality", "ok")))
     return quality, verdict

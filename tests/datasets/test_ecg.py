@@ -19,6 +19,7 @@ from cluster.errors import PlethoraError
 from datasets import ecg
 from datasets.signal import Signal, prepare, samples
 from datasets.zerophase import design
+from tests.benchmarks import looped
 
 ANYPPG = Signal(modality="ecg", rate=500.0, band=(0.5, None), order=5, notch=50.0)
 
@@ -152,6 +153,32 @@ def test_the_indices_equal_their_definitions() -> None:
         sos = scipy_signal.butter(4, [1, 40], "bandpass", fs=500, output="sos")
         y = scipy_signal.sosfiltfilt(sos, w)
         assert found.kurtosis[i] == pytest.approx(((y - y.mean()) ** 4).mean() / y.var() ** 2, rel=0.05)
+
+
+def test_both_answers_from_one_spectrum_are_those_of_each_alone() -> None:
+    rng = np.random.default_rng(5)
+    x = np.stack([beats(10, 250, bpm, int(bpm)) * side for bpm in (45, 80, 120) for side in (1, -1)])
+    x = prepare(np.concatenate([x, rng.normal(size=(14, 2500))])[:, None], 250, ANYPPG).astype(float)
+    x = np.concatenate([x, np.full((1, 1, 5000), 5.0)])
+    turned, passes = ecg.looks(x, 500)
+    np.testing.assert_array_equal(turned, ecg.inverted(x, 500))
+    np.testing.assert_array_equal(passes, ecg.sound(x, 500))
+    assert turned[:6, 0].tolist() == [False, True] * 3 and passes[:6].all() and not passes[6:].any()
+    assert not turned[-1, 0]  # a constant has no side
+
+
+def test_polarity_and_gates_of_real_windows_are_those_of_a_loop(data) -> None:
+    wfdb = pytest.importorskip("wfdb")
+    for folder, name, rate in (("bidmc", "bidmc13", 125), ("cinc2015", "a123l", 250)):
+        record = wfdb.rdrecord(str(data / folder / name), physical=False)
+        raw = record.d_signal[: 24 * 10 * rate, record.sig_name.index("II")].astype("<i2").reshape(24, -1)
+        x = prepare(raw[:, None], rate, ANYPPG).astype(float)
+        turned, passes = ecg.looks(x, 500)
+        flat = ecg.flat_share(raw[:, None], rate)
+        for i in range(24):
+            assert turned[i, 0] == looped.inverted(x[i, 0], 500)
+            assert passes[i, 0] == looped.sound(x[i, 0], 500)
+            assert flat[i, 0] == pytest.approx(looped.flat_share(raw[i, :, None], rate), abs=1e-12)
 
 
 def test_beats_pass_the_gate_and_noise_tremor_drift_spikes_and_pulse_waves_do_not() -> None:
