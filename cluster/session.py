@@ -143,10 +143,7 @@ def _reach(address: str) -> None:
 
 
 def _start(ray: Any, workers: int, actors: int) -> None:
-    before = os.environ.get("PYTHONPATH")
-    # Workers inherit it: they find our packages (and our `datasets` first) whatever folder the driver is in.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
-    try:
+    with _inherited():
         for attempt in range(1, STARTS + 1):
             others = set(_children())
             try:
@@ -171,11 +168,33 @@ def _start(ray: Any, workers: int, actors: int) -> None:
                     ) from error
                 # its 15 s and 30 s limits are fixed in its code, and a busy machine exceeds them
                 print("Ray did not come up in 30 s, the machine is busy: trying again", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _inherited() -> Iterator[None]:
+    """What Ray's processes, and the workers that they start, inherit from this one.
+
+    PYTHONPATH: they find our packages (and our `datasets` first) whatever folder the driver is in. Loopback:
+    Ray listens on 127.0.0.1 alone where it deems a machine not made for clusters, by default one with Windows
+    or macOS; else its ports answer on every interface. Ray's import has read it, so it is told there, too.
+    """
+    from ray._private import ray_constants
+
+    names = ("PYTHONPATH", ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+    before = {name: os.environ.get(name) for name in names}
+    path = before["PYTHONPATH"]
+    values = (os.pathsep.join([str(ROOT), *([path] if path else [])]), "0")
+    os.environ.update(zip(names, values, strict=True))
+    for_clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
     finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        ray_constants.ENABLE_RAY_CLUSTER = for_clusters
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _children() -> list[psutil.Process]:

@@ -28,6 +28,19 @@ def test_tokens_are_on_and_there_are_cpus_for_workers_their_actors_and_a_spare(r
     assert ray_session.cluster_resources()["CPU"] >= 2 * (1 + 3) + 1
 
 
+def test_nothing_of_a_local_session_listens_beyond_loopback(ray_session: Any) -> None:
+    ray_session.get(ray_session.remote(lambda: None).remote())
+    ours = psutil.Process()
+    ports = [
+        (process.name(), port.laddr.ip)
+        for process in (ours, *ours.children(recursive=True))
+        for port in process.net_connections(kind="inet")
+        if port.status == psutil.CONN_LISTEN
+    ]
+    assert len(ports) > 4, "Ray's servers are seen"
+    assert [name for name, ip in ports if ip.removeprefix("::ffff:") != "127.0.0.1"] == []
+
+
 def test_workers_import_our_packages_and_our_datasets(ray_session: Any) -> None:
     def where() -> list[str]:
         import cluster
@@ -97,6 +110,7 @@ entry(main)
 
 def _joined(ray_session: Any, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the session is on loopback alone, so who joins must be
     env |= {"RAY_ADDRESS": ray_session.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT), **settings}
     return subprocess.run(
         [sys.executable, "-c", JOIN],
