@@ -212,7 +212,7 @@ def metrics(a_nd: Tensor, b_nd: Tensor) -> dict[str, Tensor]:
     for name, logits in (("ab", cosine), ("ba", cosine.T)):
         ahead = (~(logits < logits.diagonal()[:, None])).sum(dim=1) - 1  # NaN is a miss, too
         found |= {f"recall{k}_{name}": (ahead < k).to(a_nd.dtype).sum() / max(n, 1) for k in (1, 5)}
-    found["chance"] = a_nd.new_tensor(1.0 / max(n, 1))
+    found["chance"] = a_nd.new_full((), 1.0 / max(n, 1))
     found["alignment"] = (a_nd - b_nd).square().sum(dim=1).sum() / max(n, 1)
     found["uniformity"] = (uniformity(a_nd) + uniformity(b_nd)) / 2
     return found
@@ -223,3 +223,17 @@ def uniformity(x_nd: Tensor) -> Tensor:
     if len(x_nd) < 2:
         return x_nd.new_zeros(())
     return F.pdist(x_nd).square().mul(-2).exp().mean().log()
+
+
+@torch.no_grad()
+def spread(a_nd: Tensor, b_nd: Tensor, valid_n: Tensor) -> dict[str, Tensor]:
+    """Alignment and uniformity as in ``metrics`` over the valid unit rows, whose number the host need not
+    know."""
+    first, second = torch.triu_indices(len(a_nd), len(a_nd), 1, device=a_nd.device)
+    pair = valid_n[first] & valid_n[second]
+    apart = []
+    for x in (a_nd, b_nd):
+        near = torch.where(pair, F.pdist(x).square().mul(-2).exp(), 0.0).sum() / pair.sum()
+        apart.append(torch.where(pair.any(), near, 1.0).log())
+    gap = torch.where(valid_n, (a_nd - b_nd).square().sum(dim=1), 0.0).sum()
+    return {"alignment": gap / valid_n.sum().clamp_min(1), "uniformity": (apart[0] + apart[1]) / 2}

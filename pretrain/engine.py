@@ -156,7 +156,8 @@ class DeepSpeedEngine:
         self.module.step()
         applied = bool(self.module.was_step_applied())
         self.buffers.settle(applied)
-        return applied, float(self.module.get_global_grad_norm() or 0.0)
+        norm = self.module.get_global_grad_norm()
+        return applied, 0.0 if norm is None else float(norm)
 
     def save(self, folder: Path) -> None:
         self.module.save_checkpoint(

@@ -76,7 +76,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 def global_mean(x: Tensor) -> Tensor:
     """Mean of x over all its elements on all ranks, without gradient: a () float32 tensor."""
     x = x.detach().float()
-    total = sum_over_ranks(torch.stack([x.sum(), x.new_tensor(float(x.numel()))]))
+    total = sum_over_ranks(torch.stack([x.sum(), x.new_full((), x.numel())]))
     return total[0] / total[1]
 
 

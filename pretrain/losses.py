@@ -46,18 +46,22 @@ def mean_where(x_b: Tensor, kept_b: Tensor, over_ranks: bool) -> Tensor:
     return torch.where(kept_b, x_b, 0.0).sum() * world / total.clamp_min(1.0)
 
 
-def masked_cross_entropy(logits_mv: Tensor, targets_m: Tensor, mask_bn: Tensor) -> tuple[Tensor, Tensor]:
+def masked_cross_entropy(
+    logits_mv: Tensor, targets_bn: Tensor, mask_bn: Tensor, at_m: Tensor
+) -> tuple[Tensor, Tensor]:
     """-> per-window mean cross-entropy over its hidden patches (B,), 0 where none is, and their mean ().
 
-    logits_mv, targets_m: the hidden patches in the order of ``x[mask_bn]``. A mean of window means does not
-    depend on how the batch is split over ranks; a mean over patches would, as windows hide unlike many.
+    at_m int64: of which patches, as places among all B * N, the logits are: all hidden ones, none twice, and
+    maybe others, which do not count. So shapes do not depend on the mask, and the host need not wait for it.
+    A mean of window means does not depend on how the batch is split over ranks; a mean over patches would, as
+    windows hide unlike many.
     """
     with full_precision(logits_mv):
-        each = F.cross_entropy(logits_mv.float(), targets_m, reduction="none")
-        rows = mask_bn.nonzero()[:, 0]
-        hidden = mask_bn.sum(dim=1)
-        sums = torch.zeros(len(mask_bn), device=each.device).index_add(0, rows, each)
-        per_window = sums / hidden.clamp_min(1)
+        each = F.cross_entropy(logits_mv.float(), targets_bn.flatten()[at_m], reduction="none")
+        each = torch.where(mask_bn.flatten()[at_m], each, 0.0)
+        sums = torch.zeros(len(mask_bn), device=each.device)
+        sums = sums.index_add(0, at_m // mask_bn.shape[1], each)
+        per_window = sums / mask_bn.sum(dim=1).clamp_min(1)
         return per_window, per_window.mean()
 
 

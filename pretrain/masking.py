@@ -87,6 +87,12 @@ def to_mask(order_bk: Tensor, n: int) -> Tensor:
     return empty.scatter(1, order_bk, True)
 
 
+def places(order_bk: Tensor, n: int) -> Tensor:
+    """(B, K) ids -> (B * K,) int64: the drawn patches as places among all B * n, ascending."""
+    rows = torch.arange(len(order_bk), device=order_bk.device)[:, None]
+    return (order_bk.sort(dim=1).values + rows * n).flatten()
+
+
 def edit(mask_bn: Tensor, uniform_bn: Tensor, unmask: float, max_run: int) -> Tensor:
     """The environment: shows each hidden patch again with probability ``unmask``, then shows every
     (max_run + 1)-th patch of a longer hidden run. (B, N) bool -> (B, N) bool."""

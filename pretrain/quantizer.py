@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vector_quantize_pytorch import VectorQuantize
 
 from pretrain.layers import full_precision, sum_over_ranks
 
@@ -48,6 +47,8 @@ class Quantizer(nn.Module):
     """
 
     def __init__(self, dim: int, size: int, decay: float, kmeans: bool, dead_share: float) -> None:
+        from vector_quantize_pytorch import VectorQuantize  # networks without a codebook run without it
+
         super().__init__()
         self.size = size
         self.dead_share = dead_share

@@ -103,9 +103,7 @@ class Tokens(nn.Module):
         """The running mean spectrum, (P,), which the decoder need not learn; zeros with centre=False."""
         if self.centre and self.training:
             total = sum_over_ranks(amplitude_bnp.sum(dim=(0, 1)))
-            patches_ = sum_over_ranks(
-                total.new_tensor(float(amplitude_bnp.shape[0] * amplitude_bnp.shape[1]))
-            )
+            patches_ = sum_over_ranks(total.new_full((), amplitude_bnp.shape[0] * amplitude_bnp.shape[1]))
             weight = torch.where(self.spectra_seen > 0, 0.01, 1.0)
             self.mean_spectrum.lerp_(total / patches_, weight)
             self.spectra_seen.fill_(1.0)
@@ -126,13 +124,11 @@ class Student(nn.Module):
         self.head = nn.Linear(dim, codes)
         self.head.apply(initialise)
 
-    def forward(
-        self, x_bct: Tensor, mask_bn: Tensor, wanted_bn: Tensor, start_b: Tensor | None = None
-    ) -> Tensor:
-        """(B, 1, T), hidden patches (B, N) bool -> logits (M, V) of the M wanted patches, in the order of
-        ``x[wanted]``. start_b (B,): where in the table of positions each window starts."""
+    def forward(self, x_bct: Tensor, mask_bn: Tensor, at_m: Tensor, start_b: Tensor | None = None) -> Tensor:
+        """(B, 1, T), hidden patches (B, N) bool -> logits (M, V) of the patches ``at_m``, int64 places among
+        all B * N. start_b (B,): where in the table of positions each window starts."""
         features = self.encoder(patches(minmax(x_bct), self.patch), mask_bn, start_b)
-        return self.head(features[wanted_bn])
+        return self.head(features.flatten(0, 1).index_select(0, at_m))
 
 
 class Teacher(nn.Module):

@@ -67,7 +67,7 @@ class _Normalise(torch.autograd.Function):
         dims = [0, 2] if x.ndim == 3 else [0]
         rows = x.numel() // x.shape[1]
         reduce = sum_over_ranks if over_ranks else _same
-        total = reduce(torch.cat([x.sum(dims), x.new_tensor([float(rows)])]))
+        total = reduce(torch.cat([x.sum(dims), x.new_full((1,), rows)]))
         count = total[-1]
         mean = total[:-1] / count.clamp_min(1)
         centred = x - _row(mean, x)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cluster.config import Config
 from datasets.windows import Signal, WindowSpec
 from pretrain import figures
-from pretrain.contrastive import Negatives, held_out, info_nce, metrics, unit
+from pretrain.contrastive import Negatives, held_out, info_nce, spread, unit
 from pretrain.layers import keyed_normal, keyed_uniform
 from pretrain.losses import mean_where
 from pretrain.m2ae_net import Fingerprint, M2AENet, Translate, scaled
@@ -173,8 +173,7 @@ class M2AE:
             if training:
                 terms[name] = info_nce(a, b, scale, valid, others, c.negatives)
                 if name == "cross":
-                    seen = metrics(unit(a.detach()[valid]), unit(b.detach()[valid]))
-                    log |= {key: seen[key] for key in ("alignment", "uniformity")}
+                    log |= spread(unit(a.detach()), unit(b.detach()), valid)
             else:
                 terms[name], found = held_out(a, b, scale, subject, c.gallery, valid)
             found = {_named(k): v for k, v in found.items() if name == "cross"}

@@ -233,33 +233,31 @@ class Masked:
             logits = logits + modules["teacher"](x).float()
         order = self._draw(logits, ids, _GUMBEL, at)
         mask = self._edit(order, ids, _UNMASK, at)
-        wanted = mask if c.visible == 0 else torch.ones_like(mask)
+        everywhere = torch.arange(mask.numel(), device=x.device)
+        wanted = masking.places(order, mask.shape[1]) if c.visible == 0 else everywhere
         guess = modules["student"](x, mask, wanted, self._start(ids, at) if training else None)
-        hidden = mask[wanted]
-        per_window, loss = masked_cross_entropy(guess[hidden], targets[mask], mask)
+        per_window, loss = masked_cross_entropy(guess, targets, mask, wanted)
         losses = {"student": loss}
         if c.visible > 0:
-            shown = masked_cross_entropy(guess[~hidden], targets[~mask], ~mask)[1]
-            losses["student"] = loss + c.visible * shown
+            losses["student"] = loss + c.visible * masked_cross_entropy(guess, targets, ~mask, wanted)[1]
         if self.has_teacher:
             exact = c.policy == "plackett_luce"
             log_prob = masking.plackett_luce_log_prob if exact else masking.softmax_sum_log_prob
             reward = advantage(per_window, leave_one_out=exact, over_ranks=training)
             losses["teacher"] = reinforce(log_prob(logits, order), reward)
 
-        hit = torch.zeros_like(prior)
-        hit[mask] = (guess[hidden].argmax(dim=-1) == targets[mask]).float()
+        hit = _hits(guess, targets, mask, wanted)
         peaked = mask & (prior > prior.mean(dim=1, keepdim=True))
         shares = {
-            "accuracy": _share(hit[mask]),
-            "accuracy_peaked": _share(hit[peaked]),
-            "accuracy_flat": _share(hit[mask & ~peaked]),
+            "accuracy": _share(hit, mask),
+            "accuracy_peaked": _share(hit, peaked),
+            "accuracy_flat": _share(hit, mask & ~peaked),
         }
-        counts = {**shares, "codes": _histogram(targets[mask], c.codebook_size)}
+        counts = {**shares, "codes": _histogram(targets, c.codebook_size, mask)}
         log: dict[str, Tensor | float] = {name: s[0] / s[1].clamp_min(1) for name, s in shares.items()}
         log["loss_hidden"] = loss.detach()
         log["hidden"] = mask.float().mean()
-        log["hidden_prior"] = prior[mask].mean() - prior.mean()
+        log["hidden_prior"] = torch.where(mask, prior, 0.0).sum() / mask.sum() - prior.mean()
         if self.has_teacher:
             log["teacher_entropy"] = masking.entropy(logits.detach()).mean()
             log["reward_std"] = per_window.detach().std(unbiased=False)
@@ -267,10 +265,11 @@ class Masked:
             # a mask that neither mode nor ratio chose, on which those can be compared
             order = self._draw(torch.zeros_like(prior), ids, _RANDOM, at, _COMMON)
             common = self._edit(order, ids, _RANDOM, at - 1)
-            plain = modules["student"](x, common, common)
-            log["loss_random_mask"] = masked_cross_entropy(plain, targets[common], common)[1]
-            counts["accuracy_random_mask"] = _share((plain.argmax(dim=-1) == targets[common]).float())
-            counts["codes_random_mask"] = _histogram(targets[common], c.codebook_size)
+            wanted = masking.places(order, common.shape[1])
+            plain = modules["student"](x, common, wanted)
+            log["loss_random_mask"] = masked_cross_entropy(plain, targets, common, wanted)[1]
+            counts["accuracy_random_mask"] = _share(_hits(plain, targets, common, wanted), common)
+            counts["codes_random_mask"] = _histogram(targets, c.codebook_size, common)
         return StepResult(
             losses=losses,
             log=log,
@@ -352,13 +351,23 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _histogram(ids: Tensor, size: int) -> Tensor:
-    return torch.bincount(ids.flatten(), minlength=size)
+def _hits(guess_mv: Tensor, targets_bn: Tensor, mask_bn: Tensor, at_m: Tensor) -> Tensor:
+    """(B, N) float32: 1 where a hidden patch was told right; places as in ``masked_cross_entropy``."""
+    right = (guess_mv.argmax(dim=-1) == targets_bn.flatten()[at_m]).float()
+    return mask_bn * right.new_zeros(mask_bn.numel()).index_copy(0, at_m, right).view_as(mask_bn)
 
 
-def _share(hits: Tensor) -> Tensor:
+def _histogram(ids: Tensor, size: int, among: Tensor | None = None) -> Tensor:
+    """(size,) int64. Not ``bincount``, for which a GPU's host waits to learn its length."""
+    ones = torch.ones_like(ids) if among is None else among.to(ids.dtype)
+    return ids.new_zeros(size).index_add(0, ids.flatten(), ones.flatten())
+
+
+def _share(hits: Tensor, among: Tensor | None = None) -> Tensor:
     """(2,): how many hits, of how many."""
-    return torch.stack([hits.sum(), hits.new_tensor(float(hits.numel()))])
+    if among is None:
+        return torch.stack([hits.sum(), hits.new_full((), hits.numel())])
+    return torch.stack([torch.where(among, hits, 0.0).sum(), among.sum().to(hits.dtype)])
 
 
 def _ratio(share: Tensor) -> float:

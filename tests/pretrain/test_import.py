@@ -121,8 +121,9 @@ def test_the_student_computes_what_the_reference_does_also_of_hidden_patches() -
     net, reference = modules["student"], authors.Reference(state)
     x = signal(PATCH * COUNT)
     hidden = np.array([[True, False, True, False, False], [False, False, False, True, True]])
+    at = torch.from_numpy(hidden.flatten().nonzero()[0])
     with torch.no_grad():
-        found = net(torch.from_numpy(x), torch.from_numpy(hidden), torch.from_numpy(hidden))
+        found = net(torch.from_numpy(x), torch.from_numpy(hidden), at)
     wanted = []
     for w, h in zip(authors.unit_range(x.astype(float))[:, 0], hidden, strict=True):
         wanted.append(reference._linear("lm_head", reference.student(w, PATCH, HEADS, h))[h])

@@ -29,10 +29,12 @@ def test_the_distance_is_the_papers_l1_or_the_codes_mse(kind, wanted):
 def test_masked_cross_entropy_means_over_a_windows_hidden_patches_then_over_windows():
     draw = torch.Generator().manual_seed(0)
     mask = torch.tensor([[True, False, True], [False, True, False], [False, False, False]])
-    logits, targets = torch.randn(3, 5, generator=draw), torch.tensor([4, 0, 2])
-    per_window, loss = losses.masked_cross_entropy(logits, targets, mask)
-    each = -logits.log_softmax(1)[torch.arange(3), targets]
-    wanted = torch.stack([(each[0] + each[1]) / 2, each[2], torch.tensor(0.0)])
+    targets = torch.tensor([[4, 3, 0], [1, 2, 0], [0, 0, 1]])
+    at = torch.tensor([0, 2, 3, 4, 8])  # the hidden ones, and two that are shown
+    logits = torch.randn(5, 5, generator=draw)
+    per_window, loss = losses.masked_cross_entropy(logits, targets, mask, at)
+    each = -logits.log_softmax(1)[torch.arange(5), targets.flatten()[at]]
+    wanted = torch.stack([(each[0] + each[1]) / 2, each[3], torch.tensor(0.0)])
     torch.testing.assert_close(per_window, wanted)
     torch.testing.assert_close(loss, wanted.mean())
 
@@ -41,7 +43,11 @@ def test_masked_cross_entropy_of_a_batch_is_the_mean_over_its_halves():
     draw = torch.Generator().manual_seed(1)
     mask = torch.rand(8, 10, generator=draw) < 0.5
     logits, targets = torch.randn(8, 10, 6, generator=draw), torch.randint(0, 6, (8, 10), generator=draw)
-    part = lambda s: losses.masked_cross_entropy(logits[s][mask[s]], targets[s][mask[s]], mask[s])[1]
+
+    def part(s: slice) -> torch.Tensor:
+        at = mask[s].flatten().nonzero()[:, 0]
+        return losses.masked_cross_entropy(logits[s].flatten(0, 1)[at], targets[s], mask[s], at)[1]
+
     torch.testing.assert_close(part(slice(None)), (part(slice(0, 4)) + part(slice(4, 8))) / 2)
 
 
