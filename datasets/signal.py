@@ -32,11 +32,11 @@ class Signal(Config):
     gate: Literal["none", "ecg"] = "none"  # "ecg": `ecg.sound`
 
 
-def prepare(x: np.ndarray, native_rate: float, sig: Signal) -> np.ndarray:
+def prepare(x: np.ndarray, native_rate: float, sig: Signal, scale: np.ndarray | None = None) -> np.ndarray:
     """Filter at the native rate, then resample, turn upright, normalise: each only as `sig` says.
 
-    x: (n, channels, samples) at `native_rate` Hz, any unit, finite. Returns (n, channels, round(samples /
-    native_rate * sig.rate)) float32, contiguous. The order is SIGMA's (arXiv 2601.21031, released preset):
+    x: (n, channels, samples) at `native_rate` Hz, any unit, finite; scale: (n,), what the resampled windows
+    are multiplied by. Returns (n, channels, round(samples / native_rate * sig.rate)) float32, contiguous. The order is SIGMA's (arXiv 2601.21031, released preset):
     resampling before filtering moves the result by up to 0.19 of its range. Raises PlethoraError when the
     band does not fit under half the native rate.
     """
@@ -49,6 +49,8 @@ def prepare(x: np.ndarray, native_rate: float, sig: Signal) -> np.ndarray:
     else:  # the same, in two transforms
         _check_band(sig.band, rate)
         y = zerophase.design(rate, sig.band, sig.order, n, samples(n, native_rate, sig.rate), notch)(y)
+    if scale is not None:
+        y = y * scale[:, None, None]
     if sig.upright:
         y = y * np.where(ecg.inverted(y, sig.rate), -1.0, 1.0)[..., None]
     return np.ascontiguousarray(normalise(y, sig.normalise), dtype=np.float32)

@@ -33,11 +33,14 @@ class ZeroPhase:
         bit: products run window by window (a stack of matmuls), so resuming with other blocks changes
         nothing.
         """
-        spectrum = scipy.fft.rfft(x, axis=-1)[..., : len(self.gain)] * self.gain
+        spectrum = scipy.fft.rfft(x, axis=-1)[..., : len(self.gain)]
+        spectrum *= self.gain
         edges = x[..., None, : len(self.head)] @ self.head
         if len(self.tail):
             edges = edges + x[..., None, -len(self.tail) :] @ self.tail
-        return scipy.fft.irfft(spectrum, self.m, axis=-1) + (edges @ self.u)[..., 0, :]
+        y = scipy.fft.irfft(spectrum, self.m, axis=-1)
+        y += (edges @ self.u)[..., 0, :]
+        return y
 
 
 NOTCH_Q = 30.0  # of the mains notch: its -3 dB width is a thirtieth of its frequency
