@@ -36,9 +36,9 @@ def prepare(x: np.ndarray, native_rate: float, sig: Signal, scale: np.ndarray | 
     """Filter at the native rate, then resample, turn upright, normalise: each only as `sig` says.
 
     x: (n, channels, samples) at `native_rate` Hz, any unit, finite; scale: (n,), what the resampled windows
-    are multiplied by. Returns (n, channels, round(samples / native_rate * sig.rate)) float32, contiguous. The order is SIGMA's (arXiv 2601.21031, released preset):
-    resampling before filtering moves the result by up to 0.19 of its range. Raises PlethoraError when the
-    band does not fit under half the native rate.
+    are multiplied by. Returns (n, channels, round(samples / native_rate * sig.rate)) float32, contiguous. The
+    order is SIGMA's (arXiv 2601.21031, released preset): resampling before filtering moves the result by up
+    to 0.19 of its range. Raises PlethoraError when the band does not fit under half the native rate.
     """
     y = np.asarray(x, dtype=np.float64)
     n, rate, notch = y.shape[-1], float(native_rate), _notch(sig, native_rate)
