@@ -80,7 +80,9 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         micros = []
         for _ in range(run.accumulation):
             with watch.spending("data"):
-                micros.append({name: x.to(device) for name, x in next(stream).items()})
+                batch = next(stream)
+            seen.add(batch)
+            micros.append(moved(batch, device))
         rates = {
             name: learning_rate(run.optim_for(name), step, data.steps, data.epoch_steps, run.batch)
             for name in engines
@@ -88,9 +90,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         applied, norms, results = optimize(
             recipe, engines, frozen, micros, step, rates, run.seed, rank, watch.forward
         )
-        for batch, result in zip(micros, results, strict=True):
+        for result in results:
             means.add(result, run.micro)
-            seen.add(batch)
         if applied:
             selection.trained(results, run.micro)
 
@@ -148,10 +149,9 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     from pretrain import publish  # ONNX and matplotlib: needed once, by one rank
 
     selected = {k: v for k, v in selection.told.items() if k in ("step", "value", "stopped")}
-    uri = publish.publish(
-        asked, recipe, weights, data, state.history, state.ledger, watch.plots,
-        {"metric": run.select.metric} | selected if selection.on else {},
-    )  # fmt: skip
+    chosen = {"metric": run.select.metric} | selected if selection.on else None
+    trained = publish.Trained(weights, data, state.history, state.ledger, watch.plots, chosen)
+    uri = publish.publish(asked, recipe, trained)
     return {"bundle": uri, "stopped": selection.stopped}
 
 
@@ -213,6 +213,13 @@ def validate(
     for module in wrapped.values():
         module.train()
     return found | recipe.summary(counts), figures
+
+
+def moved(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """`batch` on `device`; a GPU's is copied out of pinned memory while the host goes on."""
+    if device.type != "cuda":
+        return {name: x.to(device) for name, x in batch.items()}
+    return {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}
 
 
 def all_finite(losses: Mapping[str, Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,21 +29,22 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def publish(
-    run: RunConfig,
-    recipe: Recipe,
-    weights: Mapping[str, Mapping[str, "Tensor"]],
-    data: Data,
-    history: list[dict[str, float]],
-    ledger: Mapping[str, list[int]],
-    plots: Mapping[str, bytes],
-    selected: Mapping[str, Any] | None = None,
-) -> str:
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves to publish."""
+
+    weights: Mapping[str, Mapping[str, "Tensor"]]  # {module: state dict without frozen parameters}
+    data: Data
+    history: list[dict[str, float]]  # validations in order
+    ledger: Mapping[str, list[int]]
+    plots: Mapping[str, bytes]  # {name: PNG}
+    # which validation the weights are of ({"metric", "step", "value", "stopped"}), where the run chose
+    selected: Mapping[str, Any] | None = None
+
+
+def publish(run: RunConfig, recipe: Recipe, trained: Trained) -> str:
     """Write and publish <storage>/<name>/bundle; its URI. One that is complete already is left as it is.
 
-    weights: {module: state dict without frozen parameters}; history: validations in order; plots: {name:
-    PNG}; selected: which validation the weights are of ({"metric", "step", "value", "stopped"}), where the
-    run chose.
     The ONNX file of each mode and decoder is checked against torch (1e-4) before anything is published. Of a
     recipe of `Several` each module is published as <storage>/<name>/<module>/bundle, and then the best again.
     """
@@ -50,16 +52,18 @@ def publish(
     if storage.exists(storage.join(uri, "_COMPLETE")):
         return uri
     if isinstance(recipe, Several):
-        return _each(run, recipe, weights, data, history, ledger, plots, selected or {})
+        return _each(run, recipe, trained)
     modules = recipe.modules()
     for name, module in modules.items():
-        load_trained(module, weights[name])
+        load_trained(module, trained.weights[name])
         module.eval()
     counts = {name: sum(p.numel() for p in m.parameters() if p.requires_grad) for name, m in modules.items()}
+    history, data = trained.history, trained.data
     first, last = (history[0], history[-1]) if history else ({}, {})
+    selected = {"selected": trained.selected} if trained.selected else {}
     lineage: dict[str, Any] = {
         "corpora": corpora(data),
-        "windows_seen": {key: count for key, (count, _) in ledger.items()},
+        "windows_seen": {key: count for key, (count, _) in trained.ledger.items()},
         "windows": data.spec.model_dump(mode="json"),
         "seeds": {"run": run.seed, "split": run.split.seed},
         "parents": parents(run),
@@ -68,30 +72,22 @@ def publish(
     # recipes draw windows of held-out people: they go along only where anyone may have those
     anyone = all(corpus.get("access") == "open" for corpus in lineage["corpora"])
     write_bundle(
-        uri, recipe.encoder(modules), weights, counts, run.model_dump(mode="json"), lineage,
-        {"first": first, "last": last, "history": history, **({"selected": selected} if selected else {})},
-        (dict(plots) if anyone else {}) | curves(history),
+        uri, recipe.encoder(modules), trained.weights, counts, run.model_dump(mode="json"), lineage,
+        {"first": first, "last": last, "history": history, **selected},
+        (dict(trained.plots) if anyone else {}) | curves(history),
     )  # fmt: skip
     return uri
 
 
-def _each(
-    run: RunConfig,
-    recipe: Several,
-    weights: Mapping[str, Mapping[str, "Tensor"]],
-    data: Data,
-    history: list[dict[str, float]],
-    ledger: Mapping[str, list[int]],
-    plots: Mapping[str, bytes],
-    selected: Mapping[str, Any],
-) -> str:
+def _each(run: RunConfig, recipe: Several, trained: Trained) -> str:
     """Every module's bundle; last, at the run's own place, the one with the lowest selected figure (without
     selection: the lowest last loss), which names the others' in its metrics.
     """
-    figures = {name: [recipe.figures_alone(name, found) for found in history] for name in weights}
+    weights, selected = trained.weights, trained.selected
+    figures = {name: [recipe.figures_alone(name, found) for found in trained.history] for name in weights}
     given = run.select.metric
     metric = {"": "loss/net", "loss/*": "loss/net"}.get(given, given.removesuffix("/*"))
-    step = selected["step"] if selected else history[-1]["step"] if history else None
+    step = selected["step"] if selected else trained.history[-1]["step"] if trained.history else None
     steps = step if isinstance(step, dict) else dict.fromkeys(weights, step)
     values = {
         name: next((f[metric] for f in found if f["step"] == steps[name]), None)
@@ -108,10 +104,14 @@ def _each(
         chosen = {"metric": metric, "step": steps[name], "value": values[name], "stopped": ""}
         if folder == run.name:
             chosen |= {"module": name, "beside": values}
-        uri = publish(
-            run.model_copy(update=own), alone, recipe.weights_alone(name, weights[name]), data,
-            figures[name], ledger, plots if folder == run.name else {}, chosen if selected else None,
-        )  # fmt: skip
+        its = replace(
+            trained,
+            weights=recipe.weights_alone(name, weights[name]),
+            history=figures[name],
+            plots=trained.plots if folder == run.name else {},
+            selected=chosen if selected else None,
+        )
+        uri = publish(run.model_copy(update=own), alone, its)
     return uri
 
 

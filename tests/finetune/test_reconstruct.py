@@ -15,7 +15,7 @@ from datasets.synthetic import synthesize
 from finetune.__main__ import main
 from finetune.reconstruct import Translator, _references, reconstruct
 from pretrain.config import RunConfig
-from pretrain.publish import publish
+from pretrain.publish import Trained, publish
 from pretrain.recipes.m2ae import M2AE, M2AEConfig
 from tests.finetune import tiny
 
@@ -48,7 +48,7 @@ def m2ae(tmp_path_factory: pytest.TempPathFactory, paired: str) -> str:
     indexes = [SimpleNamespace(corpus=corpus)]
     data = SimpleNamespace(lineage=lambda: about, indexes=indexes, spec=recipe.windows())
     weights = {name: module.state_dict() for name, module in recipe.modules().items()}
-    return publish(run, recipe, weights, data, [], {}, {})  # type: ignore[arg-type]
+    return publish(run, recipe, Trained(weights, data, [], {}, {}))  # type: ignore[arg-type]
 
 
 def test_a_corpus_gives_a_table_beside_references_pictures_and_waveforms(
