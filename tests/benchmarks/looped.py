@@ -6,6 +6,7 @@ patch. Filters are designed once a rate.
 """
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -178,6 +179,6 @@ def record(path: str, out: str, channels: list[str], stretch_s: float = 10.0) ->
             continue
         kept.append(np.stack(filled).astype(np.float32))
         rates.append(heart_rate(filled[1], rate))
-    numerics = wfdb.rdrecord(path + "n")
-    np.savez(out, x=np.array(kept), hr=np.array(rates), numerics=numerics.p_signal)
+    numerics = wfdb.rdrecord(path + "n").p_signal if Path(path + "n.hea").exists() else []
+    np.savez(out, x=np.array(kept), hr=np.array(rates), numerics=numerics)
     return len(kept)
