@@ -8,6 +8,7 @@ end has none, since a doubtful label does more harm than a missing one.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage, signal
@@ -57,10 +58,13 @@ def _level(envelope: np.ndarray, rate: float) -> np.ndarray:
 
 def _band(x: np.ndarray, rate: float, low: float | None, high: float) -> np.ndarray:
     """Zero-phase Butterworth band-pass (low-pass where `low` is None); `high` gives way at low rates."""
-    high = min(high, 0.45 * rate)
-    sos = signal.butter(2, high if low is None else (low, high), "low" if low is None else "band", fs=rate,
-                        output="sos")  # fmt: skip
-    return signal.sosfiltfilt(sos, x)
+    return signal.sosfiltfilt(_sections(rate, low, min(high, 0.45 * rate)), x)
+
+
+@lru_cache(maxsize=64)
+def _sections(rate: float, low: float | None, high: float) -> np.ndarray:
+    edges, kind = (high, "low") if low is None else ((low, high), "band")
+    return signal.butter(2, edges, kind, fs=rate, output="sos")
 
 
 def qrs_energy(x: np.ndarray, rate: float) -> np.ndarray:
@@ -123,13 +127,15 @@ def rates(events: np.ndarray, start: np.ndarray, stop: np.ndarray, within: tuple
     """
     low, high = np.searchsorted(events, start), np.searchsorted(events, stop)
     out = np.full(len(start), np.nan)
-    longest = 60 / within[0]
-    for k in np.flatnonzero(high - low >= 3):
-        inside = events[low[k] : high[k]]
-        rate = 60 * (len(inside) - 1) / (inside[-1] - inside[0])
-        gaps = np.diff(inside, prepend=start[k], append=stop[k])
-        if within[0] <= rate <= within[1] and gaps.max() <= longest:
-            out[k] = rate
+    k = np.flatnonzero(high - low >= 3)
+    if not len(k):
+        return out
+    low, last = low[k], high[k] - 1
+    rate = 60 * (last - low) / (events[last] - events[low])
+    gaps = np.append(np.diff(events), 0.0)  # the zero: the last event has a place, too
+    inside = np.maximum.reduceat(gaps, np.stack([low, last], axis=1).ravel())[::2]
+    widest = np.maximum.reduce([inside, events[low] - start[k], stop[k] - events[last]])
+    out[k] = np.where((rate >= within[0]) & (rate <= within[1]) & (widest <= 60 / within[0]), rate, np.nan)
     return out
 
 
@@ -142,12 +148,20 @@ def heart_rate(x: np.ndarray, rate: float, start: np.ndarray, stop: np.ndarray) 
     a, b = _peaks(envelope, rate, 0.4), qrs_length(x, rate)
     bpm = rates(a, start, stop, HR_RANGE)
     bpm[agreement_of_beats(a, b, start, stop) < AGREE] = np.nan
-    for k in np.flatnonzero(np.isfinite(bpm)):
-        beats = np.rint(a[(a >= start[k]) & (a < stop[k])] * rate).astype(int)
-        usual = np.median(envelope[round(start[k] * rate) : round(stop[k] * rate)])
-        if np.median(envelope[beats]) < CONTRAST * usual:
-            bpm[k] = np.nan
+    k = np.flatnonzero(np.isfinite(bpm))
+    beats = _medians(envelope[np.rint(a * rate).astype(int)], *np.searchsorted(a, [start[k], stop[k]]))
+    usual = _medians(envelope, *np.round([start[k] * rate, stop[k] * rate]).astype(int))
+    bpm[k[beats < CONTRAST * usual]] = np.nan
     return bpm
+
+
+def _medians(x: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """Medians of x[start:stop], (k,), those of one length together."""
+    out = np.full(len(start), np.nan)
+    for size in np.unique(stop - start):
+        alike = stop - start == size
+        out[alike] = np.median(x[start[alike][:, None] + np.arange(size)], axis=1)
+    return out
 
 
 def pulses(x: np.ndarray, rate: float) -> Pulses:

@@ -4,14 +4,14 @@ Single-segment and multi-segment records alike (`wfdb_layout`). Samples are the 
 through floats, so that they go into the corpus unchanged; floats only where gains change between segments.
 """
 
+import copy
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import wfdb
-from wfdb.io._signal import INVALID_SAMPLE_VALUE
+from wfdb.io._signal import INVALID_SAMPLE_VALUE, _rd_segment
 
 from datasets.descriptor import Descriptor, Signal
 from datasets.readers import base
@@ -111,9 +111,7 @@ def _read(folder: Path, piece: Piece, channels: Sequence[int]) -> Any:
     try:
         for name in signal_files(piece) if compressed else ():
             _check_flac(folder / name, piece)
-        record = wfdb.rdrecord(
-            str(folder / piece.stem), channels=list(channels), physical=False, smooth_frames=False
-        )
+        record = _samples_of(folder, piece, list(channels))
         sums = record.calc_checksum(expanded=True)
     except Refused:
         raise
@@ -122,6 +120,31 @@ def _read(folder: Path, piece: Piece, channels: Sequence[int]) -> Any:
     for name, computed, stated in zip(record.sig_name, sums, record.checksum, strict=True):
         if stated is not None and (computed - stated) % 65536:
             raise Refused("corrupt", f"the checksum of channel {name} does not hold")
+    return record
+
+
+def _samples_of(folder: Path, piece: Piece, channels: list[int]) -> Any:
+    """What `wfdb.rdrecord` makes of raw channels, without reading the header a second time: parsing it takes
+    as long as unpacking 8 minutes of four signals.
+    """
+    record = copy.deepcopy(piece.header)
+    if record.sig_len is None:
+        record.sig_len = piece.frames
+    record.check_read_inputs(0, record.sig_len, channels, False, False, 64)
+    names = ("file_name", "fmt", "n_sig", "sig_len", "byte_offset", "samps_per_frame", "skew", "init_value")
+    record.e_d_signal = _rd_segment(
+        **{name: getattr(record, name) for name in names},
+        dir_name=str((folder / piece.stem).parent),
+        pn_dir=None,
+        sampfrom=0,
+        sampto=record.sig_len,
+        channels=channels,
+        ignore_skew=False,
+        no_file=False,
+        sig_data=None,
+        return_res=64,
+    )
+    record._arrange_fields(channels=channels, sampfrom=0, smooth_frames=False)
     return record
 
 

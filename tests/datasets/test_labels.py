@@ -255,3 +255,24 @@ def test_a_task_may_name_a_derived_label():
     task = load_task("heart_rate").model_copy(update={"label": "hr_derived"})
     target, refusal = window_targets(label_table("s", "r", [derived]), ["r", "r"], [0.0, 30.0], task)
     assert target.tolist() == [71.0, 71.0] and refusal.tolist() == ["", ""]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rates_and_medians_are_those_of_a_loop_over_stretches(seed):
+    rng = np.random.default_rng(seed)
+    events = np.sort(rng.uniform(0, 95, rng.integers(0, 160)))
+    start = np.arange(10) * 9.5
+    stop = start + 9.5
+    want = np.full(10, np.nan)
+    for k in range(10):
+        inside = events[(events >= start[k]) & (events < stop[k])]
+        if len(inside) >= 3:
+            rate = 60 * (len(inside) - 1) / (inside[-1] - inside[0])
+            gaps = np.diff(np.concatenate([[start[k]], inside, [stop[k]]]))
+            if 25 <= rate <= 80 and gaps.max() <= 60 / 25:
+                want[k] = rate
+    np.testing.assert_array_equal(labels.rates(events, start, stop, (25, 80)), want)
+    x, low = rng.normal(size=300), rng.integers(0, 200, 10)
+    high = low + rng.integers(1, 90, 10)
+    each = [np.median(x[a:b]) for a, b in zip(low, high, strict=True)]
+    np.testing.assert_array_equal(labels._medians(x, low, high), each)

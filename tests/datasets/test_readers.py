@@ -11,6 +11,7 @@ from cluster.errors import PlethoraError
 from datasets.descriptor import read_descriptor
 from datasets.readers import wfdb as reader
 from datasets.readers.base import Refused, Root
+from datasets.readers.wfdb_layout import read_layout
 from tests.datasets import recordings
 from tests.datasets.recordings import DESCRIPTOR, waves, write_record
 
@@ -224,3 +225,25 @@ def test_bidmc_subjects_are_mimic_ids_and_fewer_than_records(data):
     sources = reader.scan(Root(str(data / "bidmc")), known)
     assert all(s.subject.startswith("s") and s.subject[1:].isdigit() for s in sources)
     assert len({s.subject for s in sources}) < len(sources)
+
+
+def test_samples_are_those_of_wfdb_itself_on_real_records(data):
+    for folder, stem, channels in (
+        ("bidmc", "bidmc03", [1, 0]),
+        ("bidmc", "bidmc03n", [0]),
+        ("cinc2015", "a123l", [2, 3]),
+    ):
+        layout = read_layout(f"{stem}.hea", lambda _, at=data / folder: at, _sizes(data / folder, stem))
+        before = repr(vars(layout.pieces[0].header))
+        found = reader._read(data / folder, layout.pieces[0], channels)
+        want = wfdb.rdrecord(
+            str(data / folder / stem), channels=channels, physical=False, smooth_frames=False
+        )
+        assert found.sig_name == want.sig_name and found.adc_gain == want.adc_gain
+        for a, b in zip(found.e_d_signal, want.e_d_signal, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert repr(vars(layout.pieces[0].header)) == before
+
+
+def _sizes(folder, stem):
+    return {p.name: p.stat().st_size for p in folder.glob(f"{stem}.*")}
