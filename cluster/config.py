@@ -11,7 +11,7 @@ import tomllib
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
@@ -28,10 +28,13 @@ class Config(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    # Keys of the top of which one is given: one of a file or a --set takes the place of another's below it.
+    EITHER: ClassVar[tuple[str, ...]] = ()
+
 
 def load(path: str | Path, model: type[M], sets: Sequence[str] = ()) -> M:
     """The TOML file at `path` (with its ``extends``), then the ``a.b=v`` of `sets`, checked as a `model`."""
-    data, origins, raw = _merged(Path(path), sets)
+    data, origins, raw = _merged(Path(path), sets, getattr(model, "EITHER", ()))
     while True:
         try:
             return _checked(model, data)
@@ -70,12 +73,22 @@ def _checked(model: type[M], data: dict[str, Any]) -> M:
 # ---------------------------------------------------------------- reading
 
 
-def _merged(path: Path, sets: Sequence[str]) -> tuple[dict[str, Any], dict[Keys, str], dict[Keys, str]]:
+def _merged(
+    path: Path, sets: Sequence[str], either: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[Keys, str], dict[Keys, str]]:
     """The merged table, where each leaf came from, and the unparsed text of each set key."""
     origins: dict[Keys, str] = {}
     data: dict[str, Any] = {}
+
+    def clear(coming: set[str]) -> None:
+        for key in either if coming.intersection(either) else ():
+            data.pop(key, None)
+            origins.pop((key,), None)
+
     for file, table in _chain(path):
+        clear(set(table))
         _merge(data, table, (), str(file), origins)
+    clear({_split(item)[0][0] for item in sets})
     raw: dict[Keys, str] = {}
     for item in sets:
         keys, text = _split(item)

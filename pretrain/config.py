@@ -61,6 +61,8 @@ class Select(Config):
 class RunConfig(Config):
     """One run. `batch` counts windows an optimizer step over all workers; accumulation is derived."""
 
+    EITHER = ("steps", "epochs")
+
     recipe: str  # "module:Class"
     method: dict[str, Any] = {}  # the recipe's own Config
     corpus: (
@@ -108,7 +110,7 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
+            raise ValueError("give steps or epochs, one of them")
         if self.select.patience and not self.select.metric:
             raise ValueError("select.patience needs select.metric: the figure of validation to watch")
         if self.select.metric and not self.validate_every:

@@ -101,6 +101,25 @@ def test_later_sets_win(file: Path) -> None:
     assert config.load(file, Run, ["steps=6", "steps=8"]).steps == 8
 
 
+def test_one_of_two_keys_takes_the_place_of_the_other_from_a_file_below(tmp_path: Path) -> None:
+    class Timed(Config):
+        EITHER = ("steps", "epochs")
+        steps: int | None = None
+        epochs: float | None = None
+        batch: int = 1
+
+    low, high = tmp_path / "low.toml", tmp_path / "high.toml"
+    low.write_text("epochs = 3.0\nbatch = 2\n")
+    high.write_text('extends = "low.toml"\nsteps = 5\n')
+    assert config.load(high, Timed) == Timed(steps=5, batch=2)
+    assert config.load(low, Timed, ["steps=7"]) == Timed(steps=7, batch=2)
+    assert config.load(high, Timed, ["epochs=1"]) == Timed(epochs=1, batch=2)
+    assert config.load(high, Timed, ["batch=4"]) == Timed(steps=5, batch=4)
+    assert config.load(low, Timed, ["steps=7", "epochs=1"]) == Timed(steps=7, epochs=1, batch=2), (
+        "which one is meant is the model's to ask"
+    )
+
+
 def test_a_model_is_frozen_and_validates_back_to_itself(file: Path) -> None:
     run = config.load(file, Run, ["engine.kind=ddp"])
     with pytest.raises(pydantic.ValidationError):

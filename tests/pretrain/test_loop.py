@@ -143,7 +143,7 @@ def test_a_missing_corpus_is_one_clear_line(ray_session, home) -> None:
     [
         ({"batch": 15}, "batch = 15 does not divide over workers = 2"),
         ({"micro_batch": 3}, "micro_batch = 3 does not divide a worker's share of 8 windows"),
-        ({"steps": None}, "give either steps or epochs"),
+        ({"steps": None}, "give steps or epochs, one of them"),
     ],
 )
 def test_a_run_file_that_cannot_work_says_why(home, more: dict, says: str) -> None:
