@@ -86,10 +86,10 @@ class M2AENet(nn.Module):
         clean: Mapping[str, Tensor],
         view: Mapping[str, Tensor],
         hidden: Mapping[str, Tensor],
-        has: Mapping[str, Tensor],
+        has: Mapping[str, Tensor] | None,
     ) -> dict[str, dict[str, Tensor]]:
         """By modality, patches (B, N, P) of the clean window and of its augmented view, ``hidden`` (B, N)
-        patches of that view, ``has`` (B,) → by modality
+        patches of that view, ``has`` (B,) (none: all are there; attention then needs no mask) → by modality
 
         print, print_view    (B, projection): projected fingerprints of each modality alone, clean and of
                              the view with its hidden patches.
@@ -120,8 +120,10 @@ class M2AENet(nn.Module):
         return out
 
 
-def fuse(tokens: Mapping[str, Tensor], has: Mapping[str, Tensor]) -> Tensor:
-    """Mean over the modalities that are there, moment by moment: (B, N, D)."""
+def fuse(tokens: Mapping[str, Tensor], has: Mapping[str, Tensor] | None) -> Tensor:
+    """Mean over the modalities that are there (none: all), moment by moment: (B, N, D)."""
+    if has is None:
+        return torch.stack(list(tokens.values())).mean(dim=0)
     weights = {m: has[m].to(t.dtype)[:, None, None] for m, t in tokens.items()}
     total = torch.stack([weights[m] * t for m, t in tokens.items()]).sum(dim=0)
     return total / torch.stack(list(weights.values())).sum(dim=0).clamp_min(1.0)

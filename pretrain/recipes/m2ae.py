@@ -145,6 +145,7 @@ class M2AE:
         training = torch.is_grad_enabled()
         at = step if training else _VALIDATION
         has = {m: batch.get(f"has_{m}", torch.ones_like(subject, dtype=torch.bool)) for m in NAMES}
+        told = any(f"has_{m}" in batch for m in NAMES)
         length, start = stretches(batch["window"], c, self.seed, at)
         # a stretch changes the delay between the signals, which is to be learned as it is
         as_is = length == 1
@@ -155,7 +156,7 @@ class M2AE:
             {m: self._view(clean[m], batch["window"], at, 2 * i + j) for i, m in enumerate(NAMES)}
             for j in (0, 1)
         )
-        out = modules["m2ae"](whole if training else clean, view, hidden, has)
+        out = modules["m2ae"](whole if training else clean, view, hidden, has if told else None)
 
         # what is contrasted: one modality with the other, and a window with its view
         both = has["ppg"] & has["ecg"]
