@@ -65,7 +65,7 @@ def encode(samples: Samples) -> tuple[np.ndarray, float, float]:
     its range in 65,534 steps: error at most 8e-6 of the range. Missing samples become 0.
     """
     x, missing = samples.x_tc, samples.missing
-    known = x[~missing]
+    known = x[~missing] if missing.any() else x
     if not known.size:
         return np.zeros(x.shape, "<i2"), samples.scale, samples.offset
     low, high = known.min(), known.max()
@@ -73,7 +73,7 @@ def encode(samples: Samples) -> tuple[np.ndarray, float, float]:
     if np.issubdtype(x.dtype, np.integer) and int(high) - int(low) <= 65535:
         fits = INT16.min <= low and high <= INT16.max
         shift = 0 if fits else int(low) + 32768
-        coded = x.astype(np.int64) - shift
+        coded = x.astype(np.int64) - shift if shift or missing.any() else x
         offset += shift * scale
     else:
         step = (float(high) - float(low)) / 65534 or 1.0

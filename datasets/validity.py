@@ -24,8 +24,11 @@ class Limits:
 
 def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Starts and stops (half-open) of the runs of True in a 1-D mask."""
-    edges = np.diff(np.concatenate(([0], mask.astype(np.int8), [0])))
-    return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    if not len(mask):
+        return np.zeros(0, int), np.zeros(0, int)
+    edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
+    ends = np.concatenate(([0] * bool(mask[0]), edges, [len(mask)] * bool(mask[-1]))).astype(int)
+    return ends[::2], ends[1::2]
 
 
 def mark(length: int, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
@@ -65,7 +68,9 @@ def bridge(x_tc: np.ndarray, missing: np.ndarray, longest: float) -> tuple[np.nd
 
 def constant(x: np.ndarray, valid: np.ndarray, shortest: float) -> np.ndarray:
     """Mask of the stretches of a channel (T,) that hold one exact value for at least `shortest` samples."""
-    same = (x[1:] == x[:-1]) & valid[1:] & valid[:-1]
+    same = x[1:] == x[:-1]
+    same &= valid[1:]
+    same &= valid[:-1]
     starts, stops = runs(same)
     stops = stops + 1  # n equal steps are n + 1 equal samples
     keep = stops - starts >= shortest
@@ -81,7 +86,7 @@ def on_rail(x: np.ndarray, valid: np.ndarray, rail: float, shortest: float) -> n
     """
     if not valid.any():
         return np.zeros(len(x), bool)
-    known = x[valid]
+    known = x if valid.all() else x[valid]
     low, high = float(known.min()), float(known.max())
     if low == high:
         return np.zeros(len(x), bool)
