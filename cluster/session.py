@@ -45,14 +45,14 @@ _SAID_OTHERWISE = {
 
 
 @contextlib.contextmanager
-def session(workers: int = 0, actors: int = 2, gpu: float = 0) -> Iterator[Any]:
+def session(workers: int = 0, actors: int = 2, gpu: float = 0, cpu: float = 1) -> Iterator[Any]:
     """Ray for a `with` block, which gets the `ray` module: joined if there is one, else a local one.
 
     An initialised Ray is used as it is; RAY_ADDRESS is joined (this checkout travels as working directory,
     unless a Ray job brought it already); else a local Ray starts with a logical CPU for each of `workers`,
     for the `actors` of each, and a spare, for fewer would starve the stream for ever. Only what was started
-    here is shut down. Token authentication stays on. PlethoraError when the cluster cannot be joined, or a
-    GPU is asked for (`gpu` a worker) where there is none.
+    here is shut down. Token authentication stays on. PlethoraError when the cluster cannot be joined, a
+    GPU is asked for (`gpu` a worker) where there is none, or more CPUs (`cpu`) than this machine has.
     """
     ray = quiet_ray()
     if ray.is_initialized():
@@ -62,7 +62,7 @@ def session(workers: int = 0, actors: int = 2, gpu: float = 0) -> Iterator[Any]:
     if address not in ("", "local"):
         _join(ray, address)
     else:
-        _start(ray, workers, actors)
+        _start(ray, workers, actors, cpu)
     try:
         if gpu and workers and ray.cluster_resources().get("GPU", 0) < gpu * workers:
             have = ray.cluster_resources().get("GPU", 0)
@@ -142,14 +142,20 @@ def _reach(address: str) -> None:
         socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_S).close()
 
 
-def _start(ray: Any, workers: int, actors: int) -> None:
+def _start(ray: Any, workers: int, actors: int, cpu: float = 1) -> None:
+    cpus = max(os.cpu_count() or 1, max(workers, 1) * (1 + actors) + 1)
+    if cpu > 1 and workers * (cpu + actors) + 1 > cpus:
+        raise PlethoraError(
+            f"resources.cpu = {cpu:g} for {workers} workers, beside {workers * actors} transform actors, is "
+            f"more than this machine's {os.cpu_count()} CPUs: set resources.cpu = 1, or join a cluster"
+        )
     with _inherited():
         for attempt in range(1, STARTS + 1):
             others = set(_children())
             try:
                 ray.init(
                     address="local",
-                    num_cpus=max(os.cpu_count() or 1, max(workers, 1) * (1 + actors) + 1),
+                    num_cpus=cpus,
                     object_store_memory=object_store_bytes(),
                     include_dashboard=False,
                     logging_level=logging.WARNING,

@@ -40,7 +40,9 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
     for name in checkpoint.collect(home):
         say(f"run {run.name}: removed {name}, which was never committed")
 
-    with session.session(run.fewest if run.resources.gpu else run.most, run.stream.actors, run.resources.gpu):
+    asked = run.resources
+    workers = run.fewest if asked.gpu else run.most
+    with session.session(workers, run.stream.actors, asked.gpu, asked.cpu):
         data = open_data(run, recipe)
         terms.check([*corpora(data), *inherited(run)], bundle)  # before, not after, it is paid for
         for line in summary(run, recipe, data, start):
@@ -119,7 +121,10 @@ def trainer(run: RunConfig, board: Any, callbacks: Sequence[Any] = ()) -> Any:
         },
         torch_config=TorchConfig(backend="nccl" if run.resources.gpu else "gloo"),
         scaling_config=session.scaling(
-            run.workers, run.resources.gpu, 1 + run.stream.actors * shared, run.resize_every_s
+            run.workers,
+            run.resources.gpu,
+            run.resources.cpu + run.stream.actors * shared,
+            run.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
             name=run.name,

@@ -95,6 +95,11 @@ def test_a_start_that_fails_leaves_no_process_and_is_tried_again(monkeypatch: py
         sessions._start(Busy(), workers=1, actors=1)
 
 
+def test_more_cpus_a_worker_than_this_machine_has_is_one_clear_line() -> None:
+    with pytest.raises(PlethoraError, match="cpu = 640 for 2 workers, beside 4 transform actors"):
+        sessions._start(None, workers=2, actors=2, cpu=640)
+
+
 JOIN = """
 from cluster.cli import entry
 from cluster.session import session

@@ -55,3 +55,19 @@ def test_what_dead_writers_leave_is_removed_and_nothing_else(tmp_path: Path) -> 
     assert checkpoint.collect(str(tmp_path)) == sorted(name.split("/")[0] for name in left)
     found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert found == sorted(kept)
+
+
+@pytest.mark.parametrize(("workers", "asked"), [(2, 3.0), ((1, 2), 3.0 + 2)])
+def test_a_worker_gets_the_cpus_that_the_run_names_and_an_elastic_one_those_of_its_stream(
+    workers: int | tuple[int, int], asked: float, tmp_path: Path
+) -> None:
+    given = {
+        "workers": workers,
+        "batch": 4,
+        "resources": {"cpu": 3.0},
+        "stream": {"actors": 2},
+        "storage": str(tmp_path),
+    }
+    run = RunConfig.model_validate(RUN.model_dump() | given)
+    scaling = driver.trainer(run, None).scaling_config
+    assert (scaling.num_workers, scaling.resources_per_worker) == (workers, {"CPU": asked})
