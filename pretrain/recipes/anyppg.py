@@ -7,6 +7,7 @@ over all workers, so a run with accumulation has fewer than its ``batch``.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from cluster import storage
 from cluster.config import Config
 from cluster.errors import PlethoraError
 from datasets.windows import Signal, WindowSpec
@@ -183,6 +185,21 @@ class AnyPPG:
             window = torch.zeros(1, 1, round(self.config.window_s * self.config.ecg_rate))
             return teacher.eval().cpu()(window).shape[1]
 
+    def foreseen(self) -> str:
+        """Which frozen ECG encoder; "" where none is named, and one is trained along."""
+        uri = self.config.ecg_teacher
+        if not uri:
+            return ""
+        if uri.lower().endswith(CHECKPOINTS):
+            return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+        mark = storage.join(uri, "_COMPLETE")
+        return storage.read_bytes(mark).decode() if storage.exists(mark) else uri
+
+    def foresee(self, frozen: Mapping[str, nn.Module], batch: dict) -> dict[str, Tensor]:
+        """{"ecg_features" (B, D) float32}: what the frozen encoder says of windows, which no step changes. It
+        does two thirds of a step's arithmetic."""
+        return {"ecg_features": frozen["ecg"](batch["ecg"]).float()}
+
     def losses(
         self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module], batch: dict, step: int
     ) -> StepResult:
@@ -191,7 +208,8 @@ class AnyPPG:
         ecg = batch["ecg"]
         if "ecg" in frozen:
             with torch.no_grad():
-                ecg = frozen["ecg"](ecg)
+                foreseen = batch if "ecg_features" in batch else self.foresee(frozen, batch)
+            ecg = foreseen["ecg_features"]
         a, b, scale = modules["pair"](batch["ppg"], ecg, valid)
         if not torch.is_grad_enabled():
             loss, found = held_out(a, b, scale, subject, c.gallery, valid)

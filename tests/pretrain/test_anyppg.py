@@ -248,3 +248,25 @@ def test_windows_are_prepared_as_the_paper_says() -> None:
     assert (ecg.modality, ecg.rate, ecg.band, ecg.order) == ("ecg", 500, (0.5, None), 5)
     assert ecg.notch == 50 and ecg.upright and ecg.gate == "ecg" and ecg.max_flat == ppg.max_flat == 0.25
     assert ppg.required and ecg.required and ppg.normalise == ecg.normalise == "none"
+
+
+def test_a_step_on_foreseen_features_of_a_frozen_ecg_encoder_asks_it_nothing_and_has_its_loss() -> None:
+    config = AnyPPGConfig.model_validate(SMALL)
+    method = AnyPPG(config, 0, teacher=config.ecg_net())
+    modules, teacher, data = method.modules(), method.frozen(), batch(0)
+    few = {name: x[:6] for name, x in data.items()}
+    asked = method.losses(modules, teacher, few, 3).losses["pair"]
+    with torch.no_grad():
+        told = {name: x[:6] for name, x in method.foresee(teacher, data).items()}
+    assert told["ecg_features"].shape == (6, 32) and told["ecg_features"].dtype == torch.float32
+    given = method.losses(modules, {"ecg": torch.nn.Identity()}, few | told, 3).losses["pair"]
+    torch.testing.assert_close(given, asked, rtol=1e-5, atol=1e-5)
+
+
+def test_features_are_named_by_the_encoder_they_come_from(tmp_path) -> None:
+    for name, content in (("a.pt", b"one"), ("b.pt", b"two"), ("c.pt", b"one")):
+        (tmp_path / name).write_bytes(content)
+    teachers = [str(tmp_path / name) for name in ("a.pt", "b.pt", "c.pt")]
+    names = [AnyPPG(AnyPPGConfig(ecg_teacher=uri), 0).foreseen() for uri in teachers]
+    assert names[0] == names[2] != names[1] and all(names)
+    assert AnyPPG(AnyPPGConfig(), 0).foreseen() == ""
