@@ -106,11 +106,10 @@ def goals(rows: list[dict[str, Any]]) -> dict[str, bool]:
         said[f"{what}: at least {transform.LOOP:g} times the loop ({times:.1f})"] = times >= transform.LOOP
         least = f"{what}: at most {transform.KERNEL:g} times the kernel's time ({beyond:.2f})"
         said[least] = beyond <= transform.KERNEL
-    for kind, most in (("images", transform.IMAGES), ("outputs", transform.TOLERANCE)):
-        some = [
-            r["apart"] for r in rows if r["apart"] != "" and (kind == "images") == ("vision" in r["what"])
-        ]
-        said[f"{kind} equal to {most:g} ({max(some):.1e})"] = max(some) <= most
+    for what, most in transform.TOLERANCE.items():
+        apart = [row["apart"] for row in rows if row["what"] == what and row["apart"] != ""]
+        if apart:
+            said[f"{what}: equal to {most:g} ({max(apart):.1e})"] = max(apart) <= most
     return said
 
 

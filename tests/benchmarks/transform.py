@@ -34,7 +34,10 @@ from tests.benchmarks import looped
 from tests.benchmarks.imaging import one as image
 
 LOOP, KERNEL = 8.0, 2.0  # goals: times the loop; of the kernel's time at most
-TOLERANCE, IMAGES = 1e-5, 1e-4  # of a window's, an image's largest value; of verdicts: the share that differs
+# Of a window's largest value; of verdicts the share that differs. Images and priors are float32 throughout,
+# and the skewness of a nearly flat patch rests on rounded samples.
+TOLERANCE = {"sigma": 1e-5, "sigma + priors": 1e-3, "anyppg": 1e-5, "anyppg index": 1e-3}
+TOLERANCE |= {"vision stft": 1e-4, "vision recurrence": 1e-4}
 SIGMA = Windows()
 ANYPPG = AnyPPGConfig()
 PICTURES = Imaging()
