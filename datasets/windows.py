@@ -222,9 +222,10 @@ def verdicts(
     finite), `flat` (constant, or more of it flat than `sig.max_flat`), `quality` (not what `sig.gate` wants,
     or the first signal's periodicity is under `spec.min_quality`).
     """
-    finite = np.isfinite(windows).all(axis=(1, 2))
-    flat = (np.ptp(windows, axis=-1).min(axis=-1) <= 0) | (flat_share > sig.max_flat)
-    known = np.where(finite[:, None, None], windows, 0)
+    low, high = windows.min(axis=-1), windows.max(axis=-1)  # what is not finite shows in one of them
+    finite = (np.isfinite(low) & np.isfinite(high)).all(axis=1)
+    flat = (low == high).any(axis=1) | (flat_share > sig.max_flat)
+    known = windows if finite.all() else np.where(finite[:, None, None], windows, 0)
     if sig == spec.signals[0]:
         quality = periodicity(known[:, 0], sig.rate).astype(np.float32)
     else:
