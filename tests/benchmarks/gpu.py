@@ -34,6 +34,7 @@ from tests.benchmarks.gpu_steps import (
     PAIRS,
     SIGMA,
     Anyppg,
+    DropPath,
     PlainAnyppg,
     PlainSigma,
     Sigma,
@@ -64,7 +65,7 @@ def main() -> None:
     if given.quick:
         given.steps, given.rounds = 1, 1
     if compiled:
-        torch._dynamo.config.recompile_limit = 64  # drop-path rates differ from block to block
+        torch._dynamo.config.recompile_limit = 64
     size, mib, tries = (256, 16, 2) if given.quick or device.type == "cpu" else (8192, 1024, 10)
     matmul, memory = flops.peak_matmul(device, size, tries), flops.peak_copy(device, mib, tries)
     peak = vendor(device) or matmul
@@ -170,8 +171,10 @@ def compile_blocks(step: Step) -> Step:
     """Each transformer block, or the whole of a network that has none, in place."""
     for module in step.modules.values():
         blocks = [m for m in module.modules() if isinstance(m, Block)]
-        for block in blocks or [module]:
-            block.compile(dynamic=False)
+        for block in blocks:
+            block.drop_path = DropPath(block.drop_path.p).to(step.device)  # type: ignore[assignment]
+        for part in blocks or [module]:
+            part.compile(dynamic=False)
     return step
 
 

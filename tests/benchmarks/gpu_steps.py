@@ -96,6 +96,23 @@ class Step:
         return norms
 
 
+class DropPath(nn.Module):
+    """`layers.DropPath` with its rate in a tensor: blocks that differ in it alone compile to one graph
+    (torch 2.13 makes a graph for every float: 18 of pro's blocks, 2 with this)."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.drops = p > 0.0
+        self.register_buffer("p", torch.tensor(p), persistent=False)
+        self.register_buffer("kept", torch.tensor(1.0 - p), persistent=False)
+
+    def forward(self, x_bnd: Tensor) -> Tensor:
+        if not self.drops or not self.training:
+            return x_bnd
+        keep = torch.rand(x_bnd.shape[0], 1, 1, device=x_bnd.device) >= self.p
+        return x_bnd * keep.to(x_bnd.dtype) / self.kept.to(x_bnd.dtype)
+
+
 def sigma_nets(s: Shape) -> dict[str, nn.Module]:
     """The student and the teacher with fresh weights."""
     encoder = conv_encoder(

@@ -11,11 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.config import read_toml, validate
+from pretrain import layers
 from pretrain.layers import count
 from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig
 from pretrain.recipes.sigma import Masked, MaskedConfig
 from tests.benchmarks import flops
-from tests.benchmarks.gpu_steps import SIGMA, Anyppg, Shape, Sigma, Step, sigma_nets
+from tests.benchmarks.gpu_steps import SIGMA, Anyppg, DropPath, Shape, Sigma, Step, sigma_nets
 from tests.benchmarks.table import ROOT
 
 CPU = torch.device("cpu")
@@ -94,6 +95,15 @@ def test_the_step_of_anyppg_has_the_loss_of_the_recipe() -> None:
     config = AnyPPGConfig(**NET, ecg_filters=NET["filters"], ecg_blocks=NET["blocks"])
     batch = {"ppg": step.ppg, "ecg": step.ecg, "subject": torch.arange(4), "window": torch.arange(4)}
     assert_same(AnyPPG(config, 0), step, batch)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.05, 0.15])
+def test_a_drop_path_that_compiles_once_drops_the_same(p: float) -> None:
+    x, found = torch.randn(64, 3, 4), []
+    for net in (layers.DropPath(p), DropPath(p)):
+        torch.manual_seed(3)
+        found.append(net(x))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 @pytest.fixture(params=SIGMA)
