@@ -127,7 +127,9 @@ def batches(
     Raises PlethoraError when a batch is not the one that the position calls for: training on would silently
     skip or repeat data.
     """
-    given = data.iter_torch_batches(batch_size=size, drop_last=True, prefetch_batches=2)
+    # On the host: the positions checked here and counted by the ledger would else be fetched back from a
+    # GPU, each time after all that it was told to do.
+    given = data.iter_torch_batches(batch_size=size, drop_last=True, prefetch_batches=2, device="cpu")
     for number, batch in enumerate(given):
         want = first_step + number // per_step
         if not bool((batch["step"] == want).all()):

@@ -219,7 +219,8 @@ def moved(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor
     """`batch` on `device`; a GPU's is copied out of pinned memory while the host goes on."""
     if device.type != "cuda":
         return {name: x.to(device) for name, x in batch.items()}
-    return {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}
+    host = {name: x if x.is_cuda else x.pin_memory() for name, x in batch.items()}
+    return {name: x.to(device, non_blocking=True) for name, x in host.items()}
 
 
 def all_finite(losses: Mapping[str, Tensor]) -> Tensor:

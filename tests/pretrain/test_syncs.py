@@ -24,6 +24,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from datasets.stream import batches
 from tests.pretrain.group import together
 from tests.pretrain.test_recipe_contract import RECIPES, batch
 
@@ -192,6 +193,19 @@ def test_the_tokenizers_codebook_is_what_it_waits_for(two_ranks: None) -> None:
     assert "vector_quantize_pytorch" in str(told.traceback[-1].path) or any(
         "vector_quantize_pytorch" in str(entry.path) for entry in told.traceback
     )
+
+
+def test_batches_come_to_the_host_where_their_positions_are_checked_and_counted() -> None:
+    """Ray would move them to the GPU, from which reading a position waits for the whole step before."""
+    asked: dict[str, Any] = {}
+
+    class Data:
+        def iter_torch_batches(self, **how: Any) -> Iterator[dict[str, Tensor]]:
+            asked.update(how)
+            yield {"step": torch.tensor([4, 4])}
+
+    assert next(iter(batches(Data(), 2, 4, 1)))["step"].tolist() == [4, 4]  # type: ignore[arg-type]
+    assert asked["device"] == "cpu"
 
 
 @pytest.mark.parametrize(
