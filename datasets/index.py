@@ -5,7 +5,6 @@ hash.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
+from datasets.ahead import Ahead
 from datasets.join import join
 from datasets.judge import judge, schema
 from datasets.plan import Source
@@ -144,25 +144,27 @@ def gather(
     """
     out = empty(len(row), spec)
     places, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)
-    for number, (s, sh, g) in enumerate(places.T.tolist()):
+    wanted = [(corpora[s], sh, g, spec) for s, sh, g in places.T.tolist()]
+    for number, table in enumerate(read.each(wanted)):
         which = np.flatnonzero(inverse.ravel() == number)
-        table = read(corpora[s], sh, g, spec)
         used = (has[which] >> np.arange(len(spec.signals))[:, None] & 1) == 1
         extract(table, row[which], offset_s[which], spec, out, which, used)
     return out
 
 
-@lru_cache(maxsize=8)
-def read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:
+def _read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:
     """The rows of a row group as `spec` sees them: those with all its required modalities and at least one,
-    joined across borders that only other modalities make. The index counts rows of this table. The last few
-    are kept (some 16 MiB each): planned blocks that follow each other meet inside a row group, and parts of a
-    large block share theirs.
+    joined across borders that only other modalities make. The index counts rows of this table.
     """
     there = [s.modality for s in spec.signals if s.modality in corpus.modalities]
     lacking = [s.modality for s in spec.signals if s.modality not in there]
     columns = [c for c in spec.columns if c.split("_")[0] not in lacking]
     return join(corpus.read_row_group(shard, group, columns), there, [m for m in spec.optional if m in there])
+
+
+# The last few are kept (some 16 MiB each): planned blocks that follow each other meet inside a row group, and
+# parts of a large block share theirs.
+read = Ahead(_read, 8)
 
 
 def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:

@@ -13,7 +13,7 @@ window.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import gcd
 
@@ -108,6 +108,12 @@ class Plan:
             for part in range(parts):
                 for worker in ranks:
                     yield Block(span, worker, part, parts, first, last)
+
+    def after(self, block: Block) -> Block | None:
+        """The same worker's next block, None after the last one."""
+        if block.part + 1 < block.parts:
+            return replace(block, part=block.part + 1)
+        return next(replace(self, start=block.last).blocks(block.rank), None)
 
     def _fits(self, rows: int) -> bool:
         return rows == 1 or rows * self.window_bytes <= BLOCK_BYTES

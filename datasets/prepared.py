@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ import pyarrow as pa
 from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
+from datasets.ahead import Ahead
 from datasets.index import Index
 from datasets.windows import WindowSpec
 
@@ -161,8 +161,7 @@ def open_prepared(uri: str, index: Index) -> Prepared:
     return Prepared(storage.normalise(uri), columns, tuple((s, g, n) for s, g, n in counts))
 
 
-@lru_cache(maxsize=8)
-def _read(prepared: Prepared, shard: int, group: int) -> dict[str, np.ndarray]:
+def _load(prepared: Prepared, shard: int, group: int) -> dict[str, np.ndarray]:
     """{column: (windows, …)} of one file, without a copy where its samples lie together."""
     import pyarrow.parquet as pq
 
@@ -172,7 +171,7 @@ def _read(prepared: Prepared, shard: int, group: int) -> dict[str, np.ndarray]:
         table = pq.read_table(data, page_checksum_verification=True)
         out = {}
         for name, kind, shape in prepared.columns:
-            column = table[name].combine_chunks()
+            column = _whole(table[name])
             buffer = column.buffers()[1]
             size = np.dtype(kind).itemsize * int(np.prod(shape))
             if column.type != pa.binary(size):
@@ -186,6 +185,14 @@ def _read(prepared: Prepared, shard: int, group: int) -> dict[str, np.ndarray]:
     return out
 
 
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array; combine_chunks would copy a single chunk, too."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+read = Ahead(_load, 8)
+
+
 def gather(
     prepared: list[Prepared], source: np.ndarray, shard: np.ndarray, group: np.ndarray, place: np.ndarray,
     has: np.ndarray, spec: WindowSpec,
@@ -193,9 +200,8 @@ def gather(
     """As `datasets.index.gather`, of materialised windows: `place` (n,) is each one's place in its file."""
     out = {name: np.empty((len(place), *shape), kind) for name, kind, shape in prepared[0].columns}
     files, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)
-    for number, (s, sh, g) in enumerate(files.T.tolist()):
+    for number, held in enumerate(read.each([(prepared[s], sh, g) for s, sh, g in files.T.tolist()])):
         which = np.flatnonzero(inverse.ravel() == number)
-        held = _read(prepared[s], sh, g)
         for name, values in out.items():
             values[which] = held[name][place[which]]
     for bit, signal in enumerate(spec.signals):

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster.errors import PlethoraError
-from datasets.index import Shelf, gather
-from datasets.plan import Block, Plan
-from datasets.prepared import gather as gather_prepared
+from datasets import index, prepared
+from datasets.ahead import THREADS
+from datasets.index import Shelf
+from datasets.plan import BLOCK_BYTES, Block, Plan, Rows
 from datasets.windows import WindowSpec
 
 if TYPE_CHECKING:
     import ray.data
     import torch
 
+WAITING = 3  # blocks of a worker that wait in the object store, and as many as are being made
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -32,8 +34,9 @@ class Reader:
     object store once more, and the order of blocks does not depend on it.
     """
 
-    def __init__(self, plan: Plan, shelves: list[Shelf], spec: WindowSpec) -> None:
-        self.plan, self.shelves, self.spec = plan, shelves, spec
+    def __init__(self, plan: Plan, shelves: list[Shelf], spec: WindowSpec, alone: bool = False) -> None:
+        """alone: every block comes to this actor, so that it may begin to read the next one."""
+        self.plan, self.shelves, self.spec, self.alone = plan, shelves, spec, alone
         _keep_freed_memory()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -46,19 +49,16 @@ class Reader:
             )
         block = Block(**{name: int(column[0]) for name, column in batch.items()})
         rows = self.plan.rows(block)
-        place: dict[str, np.ndarray] = {}
-        prepared = [shelf.prepared for shelf in self.shelves]
-        there = ("place",) if prepared[0] is not None else ("row", "offset_s")
-        named = ("shard", "group", "has", *there)
-        carried = ("subject", *(["target"] if self.shelves[0].target is not None else []))
-        for name in (*named, *carried):
-            columns = [getattr(shelf, name) for shelf in self.shelves]
-            place[name] = _pick(columns, rows.source, rows.position)
-        more = {name: place.pop(name) for name in carried}
-        if prepared[0] is not None:
-            windows = gather_prepared(prepared, rows.source, **place, spec=self.spec)
+        ready = [shelf.prepared for shelf in self.shelves]
+        there = ("place",) if ready[0] is not None else ("row", "offset_s")
+        place = self._columns(rows, ("shard", "group", "has", *there))
+        more = self._columns(rows, ("subject", *(["target"] if self.shelves[0].target is not None else [])))
+        if ready[0] is not None:
+            windows = prepared.gather(ready, rows.source, **place, spec=self.spec)
         else:
-            windows = gather([s.corpus for s in self.shelves], rows.source, **place, spec=self.spec)
+            windows = index.gather([s.corpus for s in self.shelves], rows.source, **place, spec=self.spec)
+        if self.alone and (after := self.plan.after(block)) is not None:
+            self._begin(self.plan.rows(after))
         return windows | {
             "window": _pick([s.ids for s in self.plan.sources], rows.source, rows.position),
             **more,
@@ -66,6 +66,24 @@ class Reader:
             "pass": rows.pass_,
             "step": rows.step,
         }
+
+    def _columns(self, rows: Rows, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """{name: (n, …)} of the shelves' columns, row by row."""
+        return {
+            name: _pick([getattr(s, name) for s in self.shelves], rows.source, rows.position)
+            for name in names
+        }
+
+    def _begin(self, rows: Rows) -> None:
+        """Begin to read the first row groups of a block."""
+        place = self._columns(rows, ("shard", "group"))
+        first = np.unique(np.stack([rows.source, *place.values()]), axis=1)[:, :THREADS]
+        for source, shard, group in first.T.tolist():
+            shelf = self.shelves[source]
+            if shelf.prepared is not None:
+                prepared.read.begin(shelf.prepared, shard, group)
+            else:
+                index.read.begin(shelf.corpus, shard, group, self.spec)
 
 
 def _pick(columns: list[np.ndarray], source: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -105,15 +123,21 @@ def dataset(
 
     from cluster.session import data_context
 
-    data_context(plan.world)
+    options = data_context(plan.world).execution_options
     blocks = [vars(block) for block in plan.blocks(rank)]
     if not blocks:
         return ray.data.from_items([])
+    # A put into pages of the store that were used before takes a fifth of the time of one into fresh ones,
+    # so that few blocks in turn are faster than many in store.
+    share = ray.cluster_resources()["object_store_memory"] / 2 / plan.world
+    room = min(share, (actors + WAITING) * BLOCK_BYTES)
+    options.resource_limits = ray.data.ExecutionResources(object_store_memory=room)
     return ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
         reader,
         batch_size=None,  # a block in, a block out
         compute=ray.data.ActorPoolStrategy(size=actors),
         fn_constructor_args=(plan, shelves, spec),
+        fn_constructor_kwargs={"alone": True} if actors == 1 else {},
         num_cpus=cpus,
     )
 

@@ -149,3 +149,13 @@ def test_a_batch_that_does_not_divide_over_the_workers_is_named() -> None:
 
 def test_steps_cover_the_epochs_asked_for() -> None:
     assert steps_for(1, 100, 32) == 4 and steps_for(2.5, 100, 50) == 5
+
+
+@pytest.mark.parametrize(("world", "start"), [(1, 0), (2, 3), (3, 7)])
+def test_after_a_block_comes_the_next_one_of_its_worker(world, start) -> None:
+    source = Source(np.arange(90) // 9, np.arange(90))
+    plan = Plan((source,), 1, 6, 40, world, start, shuffle_windows=30, window_bytes=int(3e7))
+    for rank in range(world):
+        blocks = list(plan.blocks(rank))
+        assert max(b.parts for b in blocks) > 1
+        assert [plan.after(b) for b in blocks] == [*blocks[1:], None]

@@ -86,7 +86,7 @@ def test_a_damaged_file_and_windows_of_another_spec_are_told(both, tmp_path) -> 
     data[len(data) // 2] ^= 255
     storage.write_bytes(str(copy / name), bytes(data))
     with pytest.raises(PlethoraError, match=re.escape(f"{name} is corrupt")):
-        prepared._read(replace(found, uri=str(copy)), shard, group)
+        prepared.read(replace(found, uri=str(copy)), shard, group)
 
     manifest = storage.read_json(storage.join(where, "windows.json"))
     storage.write_json(str(copy / "windows.json"), manifest | {"spec": "0" * 16})

@@ -1,0 +1,71 @@
+"""Reading ahead: what is wanted next loads in threads while the caller works at what it has."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import update_wrapper
+from threading import Lock
+from typing import Generic, TypeVar
+
+THREADS = 2  # loads at a time: one decompresses while the other waits for the bucket
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """The last `size` results of `load`, each loaded once, whoever asks and from whichever thread.
+
+    A failed load is raised to each who waits for it and tried again when asked for once more.
+    """
+
+    def __init__(self, load: Callable[..., T], size: int) -> None:
+        self.load, self.size = load, size
+        update_wrapper(self, load)
+        self._held: OrderedDict[Hashable, Future[T]] = OrderedDict()
+        self._lock = Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __call__(self, *what: Hashable) -> T:
+        """load(*what), held, under way, or loaded in the caller's thread."""
+        future, ours = self._place(what)
+        if ours:
+            self._run(what, future)
+        return future.result()
+
+    def begin(self, *what: Hashable) -> None:
+        """Load in the background what is neither held nor under way."""
+        future, ours = self._place(what)
+        if ours:
+            with self._lock:
+                self._pool = self._pool or ThreadPoolExecutor(THREADS, "ahead")
+            self._pool.submit(self._run, what, future)
+
+    def each(self, places: Sequence[tuple]) -> Iterator[T]:
+        """load(*place) of each of `places` in order, the next `THREADS` under way."""
+        for number, what in enumerate(places):
+            for later in places[number + 1 : number + 1 + THREADS]:
+                self.begin(*later)
+            yield self(*what)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._held.clear()
+
+    def _place(self, what: tuple) -> tuple[Future[T], bool]:
+        """What stands for `what`, and whether the caller is to load it."""
+        with self._lock:
+            if what in self._held:
+                self._held.move_to_end(what)
+                return self._held[what], False
+            future: Future[T] = Future()
+            self._held[what] = future
+            if len(self._held) > self.size:
+                self._held.popitem(last=False)
+            return future, True
+
+    def _run(self, what: tuple, future: "Future[T]") -> None:
+        try:
+            future.set_result(self.load(*what))
+        except BaseException as failed:
+            with self._lock:
+                self._held.pop(what, None)
+            future.set_exception(failed)

@@ -1,0 +1,62 @@
+"""What is read ahead is read once, in order, and fails where it is asked for."""
+
+import threading
+import time
+
+import pytest
+
+from datasets.ahead import THREADS, Ahead
+
+
+def test_each_gives_what_load_gives_in_the_order_of_the_places() -> None:
+    ahead = Ahead(lambda a, b: (time.sleep(0.01 * (a % 3)), 10 * a + b)[1], 8)
+    places = [(a, 1) for a in (4, 2, 9, 2, 0, 5)]
+    assert list(ahead.each(places)) == [41, 21, 91, 21, 1, 51]
+
+
+def test_what_is_held_or_under_way_is_not_loaded_again() -> None:
+    loaded, go = [], threading.Event()
+
+    def load(a: int) -> int:
+        go.wait(5)
+        loaded.append(a)
+        return a
+
+    ahead = Ahead(load, 2)
+    for _ in range(3):
+        ahead.begin(1)
+    go.set()
+    assert [ahead(1), ahead(1), ahead(2)] == [1, 1, 2] and loaded == [1, 2]
+
+
+def test_only_the_last_results_are_held() -> None:
+    loaded: list[int] = []
+    ahead = Ahead(lambda a: loaded.append(a), 2)
+    for a in (1, 2, 1, 3, 1, 2):
+        ahead(a)
+    assert loaded == [1, 2, 3, 2]
+
+
+def test_the_next_places_are_under_way_while_the_caller_works() -> None:
+    begun = [threading.Event() for _ in range(6)]
+    ahead = Ahead(lambda a: begun[a].set(), 8)
+    for a, _ in enumerate(ahead.each([(a,) for a in range(6)])):
+        assert all(begun[b].wait(5) for b in range(a, min(a + 1 + THREADS, 6)))
+
+
+def test_a_failed_load_is_raised_where_it_is_asked_for_and_tried_again() -> None:
+    away = threading.Event()
+
+    def load(a: int) -> int:
+        if away.is_set() and a == 1:
+            raise OSError("away")
+        return a
+
+    ahead = Ahead(load, 4)
+    away.set()
+    given = ahead.each([(0,), (1,), (2,)])
+    assert next(given) == 0
+    with pytest.raises(OSError, match="away"):
+        next(given)
+    away.clear()
+    assert ahead(1) == 1
