@@ -1,5 +1,6 @@
-"""What a user would pick instead of our stream, each in its own format: mosaicml-streaming (MDS), webdataset
-(tar), Hugging Face datasets (streamed Parquet). `python -m tests.benchmarks.stream --peers` runs this file.
+"""What a user would pick instead of our stream, each in its own format: a torch DataLoader over Parquet,
+mosaicml-streaming (MDS), webdataset (tar), Hugging Face datasets (streamed Parquet).
+`python -m tests.benchmarks.stream` runs this file.
 
 It needs nothing of ours, only those packages, in an environment of their own: `environment` makes it. Every
 worker is a process with one torch DataLoader worker, as ours has one transform actor; windows are stored as
@@ -23,8 +24,13 @@ from typing import Any
 import numpy as np
 
 PACKAGES = ("mosaicml-streaming==0.13.0", "webdataset==1.0.2", "datasets==5.0.1")
-KINDS = ("mds", "webdataset", "hf")
-NAMES = {"mds": "mosaicml-streaming", "webdataset": "webdataset", "hf": "Hugging Face datasets"}
+NAMES = {
+    "loader": "torch DataLoader over Parquet",
+    "mds": "mosaicml-streaming",
+    "webdataset": "webdataset",
+    "hf": "Hugging Face datasets",
+}
+KINDS = tuple(NAMES)
 SCALE = np.float32(1e-3)
 SHARD_MB = 32  # small enough that four workers find shards of their own in a corpus of some hundred MB
 SHUFFLED = 512  # windows in a shuffle buffer
@@ -67,7 +73,7 @@ def write(kind: str, folder: str, windows: int, samples: int) -> None:
             pq.write_table(table, f"{folder}/{shard:05d}.parquet", compression="zstd", use_dictionary=False)
 
 
-def decode(raw: bytes) -> np.ndarray:
+def decode(raw: Any) -> np.ndarray:
     return np.frombuffer(raw, "<i2").astype(np.float32) * SCALE
 
 
@@ -75,14 +81,16 @@ def opened(kind: str, folder: str, batch: int, rank: int, world: int) -> Iterabl
     """Float32 batches of one worker, shuffled, once through the corpus."""
     from torch.utils.data import DataLoader
 
-    if kind == "mds":
+    if kind == "loader":
+        data: Any = _rows(sorted(Path(folder).glob("*.parquet"))[rank::world])
+    elif kind == "mds":
         from streaming import StreamingDataset
 
         class Scaled(StreamingDataset):
             def __getitem__(self, at: Any) -> Any:
                 return super().__getitem__(at)["x"].astype(np.float32) * SCALE
 
-        data: Any = Scaled(local=folder, shuffle=True, batch_size=batch)
+        data = Scaled(local=folder, shuffle=True, batch_size=batch)
     elif kind == "webdataset":
         import webdataset
 
@@ -103,6 +111,22 @@ def opened(kind: str, folder: str, batch: int, rank: int, world: int) -> Iterabl
     return DataLoader(data, batch_size=batch, num_workers=1, prefetch_factor=4, drop_last=True)
 
 
+def _rows(files: list[Path]) -> Iterable[Any]:
+    """Windows of Parquet files, files and each one's rows in drawn order."""
+    import pyarrow.parquet as pq
+    from torch.utils.data import IterableDataset
+
+    class Rows(IterableDataset):
+        def __iter__(self) -> Iterator[np.ndarray]:
+            rng = np.random.default_rng(0)
+            for number in rng.permutation(len(files)):
+                column = pq.read_table(files[number])["x"]
+                for row in rng.permutation(len(column)).tolist():
+                    yield decode(column[row].as_buffer())
+
+    return Rows()
+
+
 def read(kind: str, folder: str, batch: int) -> None:
     """When each batch came, as JSON; starts when a line comes in."""
     import torch
@@ -112,8 +136,11 @@ def read(kind: str, folder: str, batch: int) -> None:
         import streaming  # noqa: F401
     elif kind == "webdataset":
         import webdataset  # noqa: F401
-    else:
+    elif kind == "hf":
         import datasets  # noqa: F401
+    else:
+        import pyarrow.parquet  # noqa: F401
+        import torch.utils.data
     print("ready", flush=True)
     sys.stdin.readline()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
