@@ -75,6 +75,7 @@ def run(plan: Plan, journal: Any, room: int) -> None:
     from pretrain import driver
     from tuning.board import Board
     from tuning.early import scheduler
+    from tuning.room import Room
     from tuning.sampler import Points
     from tuning.table import live
     from tuning.trial import trial
@@ -117,7 +118,7 @@ def run(plan: Plan, journal: Any, room: int) -> None:
                 trial_dirname_creator=lambda t: t.config["trial"],
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=scratch, verbose=0, callbacks=[watch], stop=ending,
+                name="tune", storage_path=scratch, verbose=0, callbacks=[watch, Room()], stop=ending,
                 failure_config=tune.FailureConfig(max_failures=own.budget.retries),
             ),
         ).fit()  # fmt: skip

@@ -13,6 +13,7 @@ from cluster.errors import PlethoraError, user_message
 from pretrain.config import RunConfig
 from tuning.config import Objective
 from tuning.early import END, PROGRESS, SCORE
+from tuning.room import Held
 
 
 class Tell(TuneReportCallback):
@@ -68,7 +69,7 @@ def finish(run: RunConfig, objectives: Sequence[Objective], score: str) -> dict[
     recipe: Any = build(run.recipe, run.method, run.seed)
     if hasattr(recipe, "check"):  # one that learns from labels, as `python -m finetune vision` starts it
         recipe.check()
-    bundle = driver.launch(run, resume=True, callbacks=[Tell(score)])["bundle"]
+    bundle = driver.launch(run, resume=True, callbacks=[Tell(score), Held(run.name)])["bundle"]
     found = storage.read_json(storage.join(bundle, "metrics.json"))
     curve = [(int(each["step"]), {k: v for k, v in each.items() if k != "step"}) for each in found["history"]]
     # where the run publishes its best weights, what came after them is not what it is worth

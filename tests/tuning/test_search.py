@@ -124,6 +124,17 @@ def test_the_chosen_trial_and_no_other_is_judged_on_test_subjects(found, trials)
     assert not any(assign(s, Split(val=0.2, test=0.3)) == "test" for s in subjects)
 
 
+def test_a_stopped_trial_gives_its_workers_room_back(found, ray_session) -> None:
+    def held() -> list[str]:
+        table = ray_session.util.placement_group_table()
+        return [name for name, group in table.items() if group["state"] != "REMOVED"]
+
+    deadline = time.monotonic() + 60
+    while held() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert held() == []
+
+
 def test_a_search_that_is_over_runs_nothing_again(found, home: Path) -> None:
     before = (home / "out" / "whole" / "trials.jsonl").read_bytes()
     again = search(str(home / "search.toml"), sets(home, "whole"), resume=True)
