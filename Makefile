@@ -1,7 +1,7 @@
 # The two commands: `make demo` runs the main job, `make test` the tests. Both build .venv when it is missing.
 PYTHON := .venv/bin/python
 OUT ?= out
-.PHONY: demo test test-s3 lint bench chaos sbom audit clean
+.PHONY: demo test test-s3 lint bench bench-full chaos sbom audit clean
 
 .venv/.ready: requirements.lock
 	python3 -m venv .venv
@@ -24,11 +24,12 @@ lint: .venv/.ready
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 
+# every benchmark: the quick form, under 15 minutes on two cores; the long form
 bench: .venv/.ready
-	$(PYTHON) -m tests.benchmarks.transform
-	$(PYTHON) -m tests.benchmarks.step
-	$(PYTHON) -m tests.benchmarks.stream
-	$(PYTHON) -m tests.benchmarks.start
+	$(PYTHON) -m tests.benchmarks --out $(OUT)/bench.json
+
+bench-full: .venv/.ready
+	$(PYTHON) -m tests.benchmarks --full --out $(OUT)/bench-full.json
 
 # twenty runs against faults drawn from a seed
 chaos: .venv/.ready
