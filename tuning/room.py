@@ -8,6 +8,7 @@ asks the dashboard, which a local session has not.) After a few stopped trials n
 from __future__ import annotations
 
 import time
+import uuid
 from typing import Any
 
 import ray
@@ -16,7 +17,6 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # Run
 from ray.tune import Callback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-NAME = "room of trials"
 LOOK_EVERY_S = 0.5
 
 
@@ -48,22 +48,23 @@ class _Keeper:
 class Held(WorkerGroupCallback):
     """Lives in the process that watches a trial's workers: tells the keeper of their group."""
 
-    def __init__(self, trial: str) -> None:
-        self.trial = trial
+    def __init__(self, room: str, trial: str) -> None:
+        self.room, self.trial = room, trial
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         group = worker_group.get_worker_group_state().placement_group_handle.placement_group
         watcher = ray.get_runtime_context().current_actor
-        ray.get(ray.get_actor(NAME).hold.remote(self.trial, watcher, group))
+        ray.get(ray.get_actor(self.room).hold.remote(self.trial, watcher, group))
 
 
 class Room(Callback):
-    """Tune's callback: what a trial held is free when its process is gone."""
+    """Tune's callback: what a trial held is free when its process is gone. `name`: of the keeper."""
 
     def __init__(self) -> None:
+        self.name = f"room-{uuid.uuid4().hex}"  # a session may see several searches
         # more calls at once than trials that end at the same time: each waits for a process
         keeper: Any = ray.remote(_Keeper)
-        self.keeper = keeper.options(name=NAME, num_cpus=0, max_concurrency=64).remote()
+        self.keeper = keeper.options(name=self.name, num_cpus=0, max_concurrency=64).remote()
 
     def _free(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.keeper.free.remote(trial.config["trial"])

@@ -85,13 +85,16 @@ def run(plan: Plan, journal: Any, room: int) -> None:
     score = own.scheduler.metric or own.objective[0].metric
     mode = own.scheduler.mode or own.objective[0].mode
     early = scheduler(own.scheduler, mode, score, journal.having("done", "stopped"))
-    watch = Watch(plan, journal, early)
+    watch, held = Watch(plan, journal, early), Room()
 
     def config_of(name: str, values: Values) -> dict[str, Any]:
         trial_run = driver.located(plan.run(values, f"storage={text(journal.home)}", f"name={name}"))
         watch.begin(name, values, command(plan, values, name))
         objective = [o.model_dump() for o in own.objective]
-        return {"trial": name, "run": trial_run.model_dump(), "objective": objective, "score": score}
+        return {
+            "trial": name, "run": trial_run.model_dump(), "objective": objective, "score": score,
+            "room": held.name,
+        }  # fmt: skip
 
     points = Points(plan, journal.trials.values(), config_of, watch.refused)
     journal.search["trials_planned"] = points.most
@@ -118,7 +121,7 @@ def run(plan: Plan, journal: Any, room: int) -> None:
                 trial_dirname_creator=lambda t: t.config["trial"],
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=scratch, verbose=0, callbacks=[watch, Room()], stop=ending,
+                name="tune", storage_path=scratch, verbose=0, callbacks=[watch, held], stop=ending,
                 failure_config=tune.FailureConfig(max_failures=own.budget.retries),
             ),
         ).fit()  # fmt: skip

@@ -44,15 +44,16 @@ def validated(told: Mapping[str, Any], score: str) -> dict[str, Any]:
 
 def trial(config: dict[str, Any]) -> None:
     """config: {"run": RunConfig as a dict, "objective": [Objective as a dict], "score": the figure that a
-    scheduler judges by}. Reports each validation, and at the end {"bundle", "best": [objective], "curve",
-    "facts"} or {"failed": one line}; what may go better another time is raised, and Tune tries again.
+    scheduler judges by, "room": who keeps what its workers hold}. Reports each validation, and at the end
+    {"bundle", "best": [objective], "curve", "facts"} or {"failed": one line}; what may go better another time
+    is raised, and Tune tries again.
     """
     from ray import tune
 
     run = RunConfig(**config["run"])
     objectives = tuple(Objective(**each) for each in config["objective"])
     try:
-        tune.report(finish(run, objectives, config["score"]))
+        tune.report(finish(run, objectives, config["score"], config["room"]))
     except Exception as error:
         line = user_message(error)
         lost = isinstance(error, PlethoraError) and error.__cause__ and not user_message(error.__cause__)
@@ -61,7 +62,7 @@ def trial(config: dict[str, Any]) -> None:
         tune.report({"failed": line, PROGRESS: 0.0, SCORE: math.nan, "step": 0})
 
 
-def finish(run: RunConfig, objectives: Sequence[Objective], score: str) -> dict[str, Any]:
+def finish(run: RunConfig, objectives: Sequence[Objective], score: str, room: str) -> dict[str, Any]:
     """Train `run` from its last checkpoint (or from the seed, or not at all) to its bundle; its results."""
     from pretrain import driver
     from pretrain.recipe import build
@@ -69,7 +70,7 @@ def finish(run: RunConfig, objectives: Sequence[Objective], score: str) -> dict[
     recipe: Any = build(run.recipe, run.method, run.seed)
     if hasattr(recipe, "check"):  # one that learns from labels, as `python -m finetune vision` starts it
         recipe.check()
-    bundle = driver.launch(run, resume=True, callbacks=[Tell(score), Held(run.name)])["bundle"]
+    bundle = driver.launch(run, resume=True, callbacks=[Tell(score), Held(room, run.name)])["bundle"]
     found = storage.read_json(storage.join(bundle, "metrics.json"))
     curve = [(int(each["step"]), {k: v for k, v in each.items() if k != "step"}) for each in found["history"]]
     # where the run publishes its best weights, what came after them is not what it is worth
