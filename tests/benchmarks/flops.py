@@ -1,4 +1,4 @@
-"""What a step computes and moves: formulas for model FLOPs, and a meter for the roofline. Torch alone.
+"""What a step computes: formulas for model FLOPs; and the peaks that a device reaches. Torch alone.
 
 A multiplication with its addition counts as two. Training takes three times a forward pass (gradients of
 inputs and of weights), less the gradient of the first convolution's input, which nobody asks for.
@@ -11,10 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from tests.benchmarks.gpu_steps import BLOCKS, ECG, FILTERS, PPG, PROJECTION, Shape
 
@@ -64,32 +60,6 @@ def _net1d(
             total += 2 * samples * out * (width * kernel + out)  # the wide convolution, the last one
             total += 2 * out * (out // 2) * 2  # squeeze and excite
     return total, first
-
-
-class Meter(TorchDispatchMode):
-    """`kernels` within: (floating point operations, bytes read and written) of each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels: list[tuple[float, float]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        before = {x.untyped_storage()._cdata for x in given}
-        if func._schema.is_mutable or any(x.untyped_storage()._cdata not in before for x in made):
-            count = flop_registry.get(func.overloadpacket)
-            flops = count(*args, **kwargs, out_val=out) if count is not None else 0
-            moved = sum(x.numel() * x.element_size() for x in (*given, *made))
-            self.kernels.append((float(flops), float(moved)))
-        return out
-
-    def seconds(self, flops: float, bytes_: float) -> float:
-        """At those rates a second, kernel by kernel the slower of both (Williams, Waterman, Patterson
-        2009)."""
-        return sum(max(f / flops, b / bytes_) for f, b in self.kernels)
 
 
 def peak_matmul(device: torch.device, size: int, tries: int) -> float:

@@ -1,8 +1,9 @@
 """How much of a GPU a training step of SIGMA and AnyPPG uses, on a machine that has nothing but torch.
 
-Of the checkout it imports the networks alone. Matrix products and memory are measured first, on the same
-device; the rest is held against them. Rows of a network: our step as its engine runs it, our step with
-compiled blocks, and a plain torch step of the same shape, compiled whole. Rounds alternate, best of rounds.
+Of the checkout it imports networks and the plan's meter, which need torch alone. Matrix products and memory
+are measured first, on the same device; the rest is held against them. Rows of a network: our step as its
+engine runs it, our step with compiled blocks, and a plain torch step of the same shape, compiled whole.
+Rounds alternate, best of rounds.
 
     windows/s   of one device; projected: device-hours of the paper's whole run at that rate
     MFU         model FLOPs (tests/benchmarks/flops.py) over the vendor's peak (elsewhere: the measured one)
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.layers import Block
+from pretrain.planning.meter import Meter
 from tests.benchmarks import flops
 from tests.benchmarks.gpu_steps import (
     BLOCKS,
@@ -199,10 +201,11 @@ def host_waits(step: Step, device: torch.device) -> int | str:
 
 
 def roofline(step: Step, rates: tuple[float, ...]) -> float:
-    """Windows a second at the measured rates, of the step's own kernels."""
-    with flops.Meter() as meter:
+    """Windows a second of the step's own kernels, each the slower of its arithmetic and its bytes at the
+    measured rates (Williams, Waterman, Patterson 2009)."""
+    with Meter() as meter:
         step.run(0)
-    return step.batch / meter.seconds(rates[1], rates[2])
+    return step.batch / sum(max(count / rates[1], moved / rates[2]) for count, moved in meter.kernels)
 
 
 def peak_gib(device: torch.device, before: int) -> float:

@@ -6,6 +6,7 @@ log; `plain` is what one would write with torch's own layers, of the same shape.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -56,15 +57,16 @@ PAIRS = 512  # of AnyPPG's batch of 2,048 on four GPUs
 PPG, ECG, PROJECTION = 1250, 5000, 128  # samples; features that are compared
 
 
-class Step:
-    """Modules, an AdamW each, and a batch that stays. ``losses`` gives one scalar a module."""
+class Step(ABC):
+    """Modules, an AdamW each, and a batch that stays."""
 
     modules: dict[str, nn.Module]
     window_s: float
     batch: int
 
+    @abstractmethod
     def losses(self, step: int) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """One scalar a module."""
 
     def prepare(self, device: torch.device, fused: bool = False) -> None:
         for module in self.modules.values():

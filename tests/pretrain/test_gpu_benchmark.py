@@ -150,4 +150,6 @@ def test_it_runs_on_a_cpu_with_torch_and_the_networks_alone() -> None:
     assert loaded == {f"pretrain.{name}" for name in OURS} | {
         "pretrain.importing",
         "pretrain.importing.names",
+        "pretrain.planning",
+        "pretrain.planning.meter",
     }

@@ -15,7 +15,8 @@ from pretrain.planning import command, local
 from pretrain.planning import plan as planning
 from pretrain.planning.assume import assumptions
 from pretrain.planning.memory import largest_micro, peak
-from pretrain.planning.probe import Cost, Meter, made_up, probe
+from pretrain.planning.meter import Meter
+from pretrain.planning.probe import Cost, made_up, probe
 from pretrain.planning.rehearse import rehearsal
 from pretrain.planning.speed import step_time
 
