@@ -263,20 +263,12 @@ def scaling(
     return ScalingConfig(**elastic, use_gpu=bool(gpu), resources_per_worker=share)
 
 
-def data_context(datasets: int = 1) -> Any:
-    """Set Ray Data's defaults for this process (they travel with each dataset made here) and return them.
-
-    `datasets`: how many run at the same time in as many processes, each within its share of the object store
-    (Ray Data lets each take half of it, so that two would spill).
-    """
-    import ray
-    from ray.data import DataContext, ExecutionResources
+def data_context() -> Any:
+    """Set Ray Data's defaults for this process (they travel with each dataset made here) and return them."""
+    from ray.data import DataContext
 
     context = DataContext.get_current()
     context.execution_options.preserve_order = True  # else what a worker sees depends on timing
-    if datasets > 1:
-        store = ray.cluster_resources().get("object_store_memory", 0) / 2 / datasets
-        context.execution_options.resource_limits = ExecutionResources(object_store_memory=store)
     context.execution_options.verbose_progress = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False

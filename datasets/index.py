@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
+from datasets import memory
 from datasets.ahead import Ahead
 from datasets.join import join
 from datasets.judge import judge, schema
@@ -227,6 +228,7 @@ def _scan_all(corpus: Corpus, spec: WindowSpec) -> Iterator[pa.Table]:
 
 def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.Table:
     """Verdicts of every window of the row groups named in `batch`."""
+    memory.keep_freed()
     found = []
     for shard, group in zip(batch["shard"].tolist(), batch["group"].tolist(), strict=True):
         if group == 0:

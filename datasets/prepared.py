@@ -22,6 +22,7 @@ import pyarrow as pa
 from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
+from datasets import memory
 from datasets.ahead import Ahead
 from datasets.index import Index
 from datasets.windows import WindowSpec
@@ -106,6 +107,7 @@ class _Writer:
     def __init__(self, index: Index, uri: str, make: Callable[[], Foresee] | None) -> None:
         self.index, self.uri = index, uri
         self.jobs = groups(index)
+        memory.keep_freed()
         self.foresee = make() if make is not None else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,19 +1,24 @@
-"""One worker's Ray Data plan: planned blocks → transform actors that read and prepare them → batches.
+"""One worker's part of the plan: planned blocks → transform actors that read and prepare them → batches.
 
 Every worker runs a dataset of its own over its part of the plan, instead of one `streaming_split` for all:
 the plan says who reads what anyway, so nothing is left to share, and the first batch does not wait for a
 coordinator that imports Ray Data before it starts the actors (2 workers on 2 cores: first batch after 4-5 s
 against 8-9 s, then 350-430 MB/s against 250-310). A worker knows world size and position when it asks.
+
+Without transform actors a worker reads for itself, in a thread: nothing goes through the object store and no
+process has to start, but what preparing takes, it takes from the worker's own cores.
 """
 
-import ctypes
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from cluster.errors import PlethoraError
-from datasets import index, prepared
+from datasets import index, memory, prepared
 from datasets.ahead import THREADS
 from datasets.index import Shelf
 from datasets.plan import BLOCK_BYTES, Block, Plan, Rows
@@ -23,8 +28,8 @@ if TYPE_CHECKING:
     import ray.data
     import torch
 
+T = TypeVar("T")
 WAITING = 3  # blocks of a worker that wait in the object store, and as many as are being made
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Reader:
@@ -37,7 +42,7 @@ class Reader:
     def __init__(self, plan: Plan, shelves: list[Shelf], spec: WindowSpec, alone: bool = False) -> None:
         """alone: every block comes to this actor, so that it may begin to read the next one."""
         self.plan, self.shelves, self.spec, self.alone = plan, shelves, spec, alone
-        _keep_freed_memory()
+        memory.keep_freed()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One row a block (`Block`'s fields) → {modality: (n, channels, samples) float32, "window", "step",
@@ -95,16 +100,6 @@ def _pick(columns: list[np.ndarray], source: np.ndarray, position: np.ndarray) -
     return out
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of the last block for the next one instead of returning it to the system:
-    blocks are larger than its largest threshold, and faulting fresh pages in took half of a reader's time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # another C library decides for itself
-        for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            mallopt(threshold, 1 << 30)
-
-
 def dataset(
     plan: Plan,
     rank: int,
@@ -123,12 +118,13 @@ def dataset(
 
     from cluster.session import data_context
 
-    options = data_context(plan.world).execution_options
+    options = data_context().execution_options
     blocks = [vars(block) for block in plan.blocks(rank)]
     if not blocks:
         return ray.data.from_items([])
-    # A put into pages of the store that were used before takes a fifth of the time of one into fresh ones,
-    # so that few blocks in turn are faster than many in store.
+    # Each worker's dataset within its share: Ray Data lets each take half of the store, so that two would
+    # spill. And a put into pages of the store that were used before takes a fifth of the time of one into
+    # fresh ones, so that few blocks in turn are faster than many in store.
     share = ray.cluster_resources()["object_store_memory"] / 2 / plan.world
     room = min(share, (actors + WAITING) * BLOCK_BYTES)
     options.resource_limits = ray.data.ExecutionResources(object_store_memory=room)
@@ -142,18 +138,86 @@ def dataset(
     )
 
 
+def own(plan: Plan, rank: int, read: Reader) -> Iterator[dict[str, np.ndarray]]:
+    """The blocks of `rank`, in planned order, each read by a thread of this process while the one before it
+    is used.
+    """
+    with ThreadPoolExecutor(1, "stream") as pool:
+        coming: deque[Future] = deque()
+        for block in plan.blocks(rank):
+            coming.append(pool.submit(read, {name: np.array([value]) for name, value in vars(block).items()}))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def cut(blocks: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, "torch.Tensor"]]:
+    """Batches of `size` rows out of blocks that follow each other; only a batch over a border is a copy."""
+    import torch
+
+    held: dict[str, np.ndarray] = {}  # less than a batch
+    for block in blocks:
+        rows, first = len(block["step"]), size - len(held["step"]) if held else 0
+        if held:
+            held = {name: np.concatenate([x, block[name][:first]]) for name, x in held.items()}
+            if rows < first:
+                continue
+            yield {name: torch.from_numpy(x) for name, x in held.items()}
+        last = rows - (rows - first) % size
+        for low in range(first, last, size):
+            yield {name: torch.from_numpy(x[low : low + size]) for name, x in block.items()}
+        held = {name: x[last:] for name, x in block.items()} if last < rows else {}
+
+
 def batches(
-    data: "ray.data.Dataset", size: int, first_step: int, per_step: int
+    plan: Plan,
+    rank: int,
+    shelves: list[Shelf],
+    spec: WindowSpec,
+    size: int,
+    per_step: int,
+    actors: int = 1,
+    cpus: float = 1,
+    reader: type[Reader] = Reader,
 ) -> Iterator[dict[str, "torch.Tensor"]]:
-    """A worker's micro-batches of `size` windows, `per_step` of them a step, checked against the planned
-    step.
+    """A worker's micro-batches of `size` windows, `per_step` of them a step, from the plan's first step on;
+    reading begins at once. `actors`, `cpus`: see `dataset`; no actor: this process reads.
 
     Raises PlethoraError when a batch is not the one that the position calls for: training on would silently
     skip or repeat data.
     """
-    # On the host: the positions checked here and counted by the ledger would else be fetched back from a
-    # GPU, each time after all that it was told to do.
-    given = data.iter_torch_batches(batch_size=size, drop_last=True, prefetch_batches=2, device="cpu")
+    given: Iterator[dict[str, torch.Tensor]]
+    if actors:
+        data = dataset(plan, rank, shelves, spec, actors, reader, cpus)
+        # On the host: the positions checked here and counted by the ledger would else be fetched back from a
+        # GPU, each time after all that it was told to do.
+        batched: Any = data.iter_torch_batches(
+            batch_size=size, drop_last=True, prefetch_batches=2, device="cpu"
+        )
+        given = iter(batched)
+    else:
+        given = cut(own(plan, rank, reader(plan, shelves, spec, alone=True)), size)
+    return checked(begun(given), plan.start, per_step)
+
+
+def begun(items: Iterator[T]) -> Iterator[T]:
+    """`items`, whose first is made in a thread from now on, while the caller does something else."""
+    pool = ThreadPoolExecutor(1, "begun")
+    first = pool.submit(lambda: list(islice(items, 1)))
+    pool.shutdown(wait=False)
+
+    def rest() -> Iterator[T]:
+        yield from first.result()
+        yield from items
+
+    return rest()
+
+
+def checked(
+    given: Iterable[dict[str, "torch.Tensor"]], first_step: int, per_step: int
+) -> Iterator[dict[str, "torch.Tensor"]]:
+    """`given`, each of them of the step that is due."""
     for number, batch in enumerate(given):
         want = first_step + number // per_step
         if not bool((batch["step"] == want).all()):

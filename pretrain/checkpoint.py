@@ -6,7 +6,9 @@ they are opened only from the run's own folder and only after every file matches
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -67,26 +69,38 @@ def unflat(weights: Mapping[str, "Tensor"], names: Iterable[str]) -> dict[str, d
     }
 
 
-def restore(
-    engines: Mapping[str, "Engine"],
-) -> tuple[dict[str, Any] | None, dict[str, dict[str, "Tensor"]] | None]:
-    """Load the last committed checkpoint into the engines; its loop state and best weights. None where there
-    are none: at a fresh start, and without selection.
-    """
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was verified, as long as its folder is there. state: of the loop."""
+
+    folder: Path
+    state: dict[str, Any]
+    workers: int
+
+    def load(self, engines: Mapping[str, "Engine"]) -> dict[str, dict[str, "Tensor"]] | None:
+        """Put the engines where they were; the best weights so far, None without selection."""
+        from safetensors.torch import load_file
+
+        for engine in engines.values():
+            engine.load(self.folder, self.workers)
+        best = self.folder / BEST
+        return unflat(load_file(best), engines) if best.exists() else None
+
+
+@contextmanager
+def last() -> Iterator[Saved | None]:
+    """The last committed checkpoint of this run, here for a `with` block; None at a fresh start."""
     import ray.train
-    from safetensors.torch import load_file
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return None, None
+        yield None
+        return
     with checkpoint.as_directory() as name:
         folder = Path(name)
         verify(folder)
-        saved = json.loads((folder / STATE).read_text())
-        for engine in engines.values():
-            engine.load(folder, saved["workers"])
-        best = unflat(load_file(folder / BEST), engines) if (folder / BEST).exists() else None
-        return saved["state"], best
+        told = json.loads((folder / STATE).read_text())
+        yield Saved(folder, told["state"], told["workers"])
 
 
 def verify(folder: Path) -> None:

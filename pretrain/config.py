@@ -44,7 +44,9 @@ class Resources(Config):
 class Stream(Config):
     """The Ray Data side of a run."""
 
-    actors: int = Field(default=1, ge=1)  # transform actors a worker, a core each
+    actors: int = Field(
+        default=1, ge=0
+    )  # transform actors a worker, a core each; 0: a worker reads for itself, in a thread
     shuffle_mb: float = Field(default=128, gt=0)  # prepared bytes shuffled together, over all workers
     materialised: bool = False  # read what `python -m pretrain materialize` wrote, no transform
 

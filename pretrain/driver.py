@@ -96,10 +96,11 @@ def trainer(run: RunConfig, board: Any, callbacks: Sequence[Any] = ()) -> Any:
     """The TorchTrainer of a run. Workers make their own datasets: each plans what is left from the checkpoint
     that it restored, so that what was done beyond it is done again."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from pretrain.leaving import Heed
     from pretrain.loop import train
+    from pretrain.rendezvous import Rendezvous
 
     loop: Any = train  # Ray's annotation forgets that the loop may return a value
     heard: Any = [Heed(), *callbacks]  # Ray's annotation names another class than Ray takes
@@ -119,7 +120,7 @@ def trainer(run: RunConfig, board: Any, callbacks: Sequence[Any] = ()) -> Any:
             "actor_cpus": float(not shared),
             "report": bool(callbacks),
         },
-        torch_config=TorchConfig(backend="nccl" if run.resources.gpu else "gloo"),
+        torch_config=Rendezvous(backend="nccl" if run.resources.gpu else "gloo"),
         scaling_config=session.scaling(
             run.workers,
             run.resources.gpu,

@@ -20,6 +20,7 @@ from pretrain.config import Optim
 from pretrain.reshard import universal
 
 BUFFERS = "buffers.safetensors"
+BUCKET = 500_000_000  # gradients that DeepSpeed reduces together at most
 
 
 class Engine(Protocol):
@@ -126,7 +127,8 @@ class DeepSpeedEngine:
         device: torch.device,
     ) -> None:
         deepspeed = _deepspeed(device)
-        settings = {
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": config.clip,
@@ -134,6 +136,8 @@ class DeepSpeedEngine:
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": {
                 "stage": config.zero_stage,
+                # laid whole on a GPU, 2 GB by default, whatever the size of the network
+                "reduce_bucket_size": min(BUCKET, trained),
                 **({"offload_optimizer": {"device": "cpu"}} if config.offload else {}),
             },
             "torch_autocast": {"enabled": bf16(config, device), "dtype": "bfloat16"},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cluster import redact, storage
 from cluster.errors import PlethoraError
-from datasets.stream import batches, dataset
+from datasets.stream import batches
 from pretrain import checkpoint
 from pretrain.config import RunConfig
 from pretrain.data import open_data
@@ -59,17 +59,26 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     recipe = build(run.recipe, run.method, run.seed)
     data = open_data(run, recipe)
     modules, frozen = recipe.modules(), {name: m.to(device) for name, m in recipe.frozen().items()}
-    engines = {
-        name: wrap(name, m, run.optim_for(name), run.engine, run.micro, run.accumulation, device)
-        for name, m in modules.items()
-    }
+    with checkpoint.last() as saved:
+        state = State(**saved.state if saved else {})
+        plan, shelves = data.plan(state.step, world)
+        stream = batches(  # reads while the engines are built
+            plan,
+            rank,
+            shelves,
+            data.spec,
+            run.micro,
+            run.accumulation,
+            run.stream.actors,
+            config["actor_cpus"],
+        )
+        engines = {
+            name: wrap(name, m, run.optim_for(name), run.engine, run.micro, run.accumulation, device)
+            for name, m in modules.items()
+        }
+        best = saved.load(engines) if saved else None
     wrapped = {name: engine.module for name, engine in engines.items()}
-    restored, best = checkpoint.restore(engines)
-    state = State(**(restored or {}))
     selection = Selection(run.select, state.selection, best)
-    plan, shelves = data.plan(state.step, world)
-    windows = dataset(plan, rank, shelves, data.spec, run.stream.actors, cpus=config["actor_cpus"])
-    stream = batches(windows, run.micro, state.step, run.accumulation)
     held_out = chunks(data.validation(rank, world), run.micro) if run.validate_every else []
     watch = Watch(run, config["board"], data.steps, rank, state.step, getattr(recipe, "tokens", 0))
     watch.begin(data, wrapped, device)

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pretrain.engine import BUCKET
 from pretrain.planning.probe import Cost
 
 STAGES = (0, 1, 2, 3)
-BUCKET = 4 * 500_000_000  # DeepSpeed's reduce_bucket_size in float32, laid whole on an accelerator
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def peak(
     """
     p, n = 4.0 * cost.parameters, workers
     gradients, state = 0.0, 3 * p / n  # master copy and Adam's two moments
-    bucket = float(BUCKET) if laid else 0.0
+    laid_out = [4.0 * min(BUCKET, count) for count in cost.trained.values()] if laid else [0.0]
+    bucket = max(laid_out)  # each module's is gone before the next one's
     if stage == 0:
         kept, update, state = 2 * p, 2 * p, 2 * p
         gradients, bucket = p, 0.0
@@ -63,7 +64,7 @@ def peak(
     else:
         kept, update = 2 * p / n, 3 * p / n
         gradients = p * (2 if n > 1 else 1)  # gathered weights, and the all-gather they come from
-        bucket = bucket * len(cost.trained) or p * (n > 1)  # one a module, kept; a CPU's once it is written
+        bucket = sum(laid_out) or p * (n > 1)  # one a module, kept; a CPU's once it is written
     if not offload:
         kept += state
     elif stage:

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from datasets import assemble, ingest, schema, stream
+from datasets import assemble, ingest, memory, schema
 from datasets.descriptor import Descriptor, read_descriptor
 from datasets.readers import READERS, given
 from datasets.readers.base import Root, Source
@@ -147,7 +147,7 @@ def main() -> None:
     )
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    stream._keep_freed_memory()  # as its readers do; for all that is compared
+    memory.keep_freed()  # as its readers do; for all that is compared
     data = Path(os.environ.get("PLETHORA_DATA", ROOT.parent / "shared" / "data"))
     if not data.is_dir():
         parser.exit(1, f"no recordings at {data}: set PLETHORA_DATA to their folder\n")

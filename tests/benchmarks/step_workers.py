@@ -169,15 +169,16 @@ def worker(config: dict[str, Any]) -> None:
 
 def train(folder: Path, name: str, batch: int) -> None:
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from cluster import session
+    from pretrain.rendezvous import Rendezvous
 
     with session.session(2, 0):
         TorchTrainer(
             worker,
             train_loop_config={"folder": str(folder), "recipe": name, "batch": batch},
-            torch_config=TorchConfig(backend="gloo"),
+            torch_config=Rendezvous(backend="gloo"),
             scaling_config=session.scaling(2, 0),
             run_config=ray.train.RunConfig(name="step", storage_path=str(folder / "ray")),
         ).fit()

@@ -184,8 +184,8 @@ class Worker:
         reader: type[stream.Reader],
     ) -> tuple[list[float], float]:
         """When each micro-batch came, and the seconds waited for them after the first step."""
-        data = stream.dataset(plan, rank, [shelf], spec, actors, reader)
-        given = stream.batches(data, plan.batch // plan.world // micros, 0, micros)
+        size = plan.batch // plan.world // micros
+        given = stream.batches(plan, rank, [shelf], spec, size, micros, actors, 1, reader)
         came: list[float] = []
         waited = 0.0
         while True:
@@ -203,8 +203,8 @@ class Ours:
     beside this clock, too.
     """
 
-    def __init__(self, ray: Any, most: int, actors: int) -> None:
-        self.ray, self.actors = ray, actors
+    def __init__(self, ray: Any, most: int) -> None:
+        self.ray = ray
         self.consumers = [ray.remote(num_cpus=1)(Worker).remote() for _ in range(most)]
         ray.get([c.__ray_ready__.remote() for c in self.consumers])
 
@@ -214,12 +214,15 @@ class Ours:
         case: Case,
         workers: int,
         mb: float,
+        actors: int = 1,
         ready: str | None = None,
         micros: int = 1,
         sleep_s: float = 0.0,
         reader: type[stream.Reader] = stream.Reader,
     ) -> Seen:
-        """`mb` of windows, as stored, to `workers`; ready: a URI of materialised windows to read instead."""
+        """`mb` of windows, as stored, to `workers`, through `actors` transform actors each (0: they read for
+        themselves); ready: a URI of materialised windows to read instead.
+        """
         corpus, cache = open_corpus(uri), storage.join(uri, "cache")
         index.build(corpus, case.spec, cache)
         began = time.time()
@@ -235,7 +238,7 @@ class Ours:
         with Peak() as peak:
             seen = self.ray.get(
                 [
-                    c.consume.remote(plan, rank, shelf, case.spec, self.actors, micros, sleep_s, reader)
+                    c.consume.remote(plan, rank, shelf, case.spec, actors, micros, sleep_s, reader)
                     for rank, c in enumerate(self.consumers[:workers])
                 ]
             )
@@ -250,7 +253,7 @@ class Ours:
             max(waited / (times[-1] - times[micros - 1]) for times, waited in seen),
             peak.cpu_s / (steps * case.batch),
         )
-        print(f"{workers} workers, {told}", file=sys.stderr)
+        print(f"{workers} workers, {actors} actors each, {told}", file=sys.stderr)
         return told
 
 

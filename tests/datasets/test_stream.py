@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,6 +70,14 @@ class Slow(stream.Reader):
         return super().__call__(batch)
 
 
+class Late(stream.Reader):
+    """Gives every window a step too late."""
+
+    def __call__(self, batch: dict) -> dict:
+        given = super().__call__(batch)
+        return given | {"step": given["step"] + 1}
+
+
 class Dying(stream.Reader):
     """Ends once as by `kill -9`, at its second block."""
 
@@ -87,9 +97,8 @@ def consume(found, world: int, actors: int = 1, reader=stream.Reader, **more) ->
     plan, shelves = planned(found, world, **more)
 
     def worker(rank: int) -> list[dict]:
-        data = stream.dataset(plan, rank, shelves, SPEC, actors, reader)
-        got = data.iter_batches(batch_size=12 // world, batch_format="numpy")
-        return [{name: np.array(column) for name, column in batch.items()} for batch in got]
+        got = stream.batches(plan, rank, shelves, SPEC, 12 // world, 1, actors, reader=reader)
+        return [{name: column.numpy().copy() for name, column in batch.items()} for batch in got]
 
     with ThreadPoolExecutor(world) as pool:
         return list(pool.map(worker, range(world)))
@@ -132,7 +141,8 @@ def test_a_corpus_without_the_modality_is_refused_by_name(found) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "actors", "reader"), [(1, 1, Slow), (2, 1, stream.Reader), (2, 3, Slow), (3, 2, Slow)]
+    ("world", "actors", "reader"),
+    [(1, 1, Slow), (2, 1, stream.Reader), (2, 3, Slow), (3, 2, Slow), (1, 0, Slow), (2, 0, stream.Reader)],
 )
 def test_what_a_worker_sees_is_the_plan_whatever_the_actors_and_their_timing(
     found, world, actors, reader
@@ -159,9 +169,10 @@ def test_a_killed_transform_actor_changes_nothing_that_workers_see(found) -> Non
         assert [x["window"].tolist() for x in a] == [x["window"].tolist() for x in b]
 
 
-def test_windows_carry_the_samples_of_their_place(found) -> None:
+@pytest.mark.parametrize("actors", [0, 1])
+def test_windows_carry_the_samples_of_their_place(found, actors) -> None:
     plan, _ = planned(found, 1)
-    for batch in consume(found, 1)[0]:
+    for batch in consume(found, 1, actors)[0]:
         for x, source, window in zip(batch["ppg"], batch["source"], batch["window"], strict=True):
             position = int(np.flatnonzero(plan.sources[source].ids == window)[0])
             row = position // 6 + (100 if source else 0)
@@ -175,12 +186,42 @@ def test_a_resumed_stream_is_the_rest_of_the_unbroken_one(found) -> None:
         assert [b["window"].tolist() for b in rest[rank]] == [b["window"].tolist() for b in whole[rank][5:]]
 
 
-def test_a_stream_with_nothing_left_is_empty_and_does_not_hang(found) -> None:
+@pytest.mark.parametrize("actors", [0, 1])
+def test_a_stream_with_nothing_left_is_empty_and_does_not_hang(found, actors) -> None:
     plan, shelves = planned(found, 2, start=11)
-    assert stream.dataset(plan, 1, shelves, SPEC).count() == 0
+    assert not list(stream.batches(plan, 1, shelves, SPEC, 6, 1, actors))
 
 
 def test_batches_refuse_windows_of_another_step(found) -> None:
     plan, shelves = planned(found, 1, start=3)
-    with pytest.raises(PlethoraError, match="step"):
-        list(stream.batches(stream.dataset(plan, 0, shelves, SPEC), 12, first_step=2, per_step=1))
+    with pytest.raises(PlethoraError, match=r"delivered step \[4\] where 3 was due"):
+        list(stream.batches(plan, 0, shelves, SPEC, 12, 1, actors=0, reader=Late))
+
+
+def test_batches_cut_out_of_blocks_are_their_rows_in_order() -> None:
+    rng = np.random.default_rng(7)
+    for size in (1, 3, 8):
+        lengths = rng.integers(1, 12, 20).tolist()
+        rows = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
+        got = [x["step"].tolist() for x in stream.cut(({"step": r} for r in rows), size)]
+        assert all(len(x) == size for x in got)
+        assert [i for x in got for i in x] == list(range(sum(lengths) // size * size))
+
+
+def test_reading_begins_before_the_first_batch_is_asked_for_and_its_failure_is_told_then() -> None:
+    read = threading.Event()
+
+    def blocks() -> Iterator[int]:
+        read.set()
+        yield from (1, 2, 3)
+
+    items = stream.begun(blocks())
+    assert read.wait(10)
+    assert list(items) == [1, 2, 3]
+    broken = stream.begun(int(x) for x in ("1", "no"))
+    assert next(broken) == 1
+    with pytest.raises(ValueError, match="no"):
+        next(broken)
+    first = stream.begun(int(x) for x in ("no",))
+    with pytest.raises(ValueError, match="no"):
+        next(first)

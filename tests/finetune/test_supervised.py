@@ -265,7 +265,7 @@ def test_windows_without_a_label_are_in_no_part_and_targets_reach_the_batch_by_w
     finished: dict, ray_session: Any
 ) -> None:
     from cluster import config
-    from datasets.stream import batches, dataset
+    from datasets.stream import batches
     from pretrain.config import RunConfig
     from pretrain.data import open_data
     from pretrain.recipe import build
@@ -279,7 +279,7 @@ def test_windows_without_a_label_are_in_no_part_and_targets_reach_the_batch_by_w
     assert len(rows) and (rows % 2 == 1).all()
     known = dict(zip(data.indexes[0].ids(rows).tolist(), data.targets[0][rows, 0].tolist(), strict=True))
     plan, shelves = data.plan(0, 1)
-    stream = batches(dataset(plan, 0, shelves, data.spec), run.micro, 0, 1)
+    stream = batches(plan, 0, shelves, data.spec, run.micro, 1)
     given = [next(stream) for _ in range(3)]
     for each in given:
         assert each["target"].dtype == torch.float32 and each["target"].shape == (16, 1)

@@ -35,6 +35,9 @@ def worker(rank: int, world: int, folder: Path) -> None:
             out[f"{stage}/{accumulation}"] = losses
             out[f"{stage}/{accumulation}/weights"] = engine.weights()
 
+        if stage:
+            out[f"{stage}/bucket"] = engine.optimizer.reduce_bucket_size
+
         # a poisoned step changes nothing, and the next one goes on
         before = engine.weights()
         x, y = data(0)
@@ -128,3 +131,9 @@ def test_a_step_with_a_non_finite_loss_leaves_every_weight_as_it_was(found, stag
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_restored_engine_takes_the_next_steps_bitwise(found, stage: int) -> None:
     assert found[f"{stage}/resumed"]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_gradient_bucket_is_no_larger_than_the_module(found, stage: int) -> None:
+    """DeepSpeed lays it out whole on a GPU."""
+    assert found[f"{stage}/bucket"] == sum(p.numel() for p in net().parameters())
