@@ -200,13 +200,20 @@ class Worker:
 
 class Ours:
     """Our stream in a Ray session, to as many as `most` workers. They are made once: trainers start theirs
-    beside this clock, too.
+    beside this clock, too; they end with the `with` block.
     """
 
     def __init__(self, ray: Any, most: int) -> None:
         self.ray = ray
         self.consumers = [ray.remote(num_cpus=1)(Worker).remote() for _ in range(most)]
         ray.get([c.__ray_ready__.remote() for c in self.consumers])
+
+    def __enter__(self) -> "Ours":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for consumer in self.consumers:
+            self.ray.kill(consumer)
 
     def run(
         self,
