@@ -48,7 +48,9 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Index:
-    """The windows of one corpus under one spec. `table` (see `schema`) is sorted by place."""
+    """The windows of one corpus under one spec. `table` (see `schema`; its strings as dictionaries) is sorted
+    by place.
+    """
 
     corpus: Corpus
     spec: WindowSpec
@@ -180,9 +182,10 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
             raise PlethoraError(f"{file} is corrupt: delete it, the next run makes it again") from broken
     table = pa.concat_tables([schema(spec).empty_table(), *_scan_all(corpus, spec)])
     table = table.sort_by([(c, "ascending") for c in ("shard", "group", "row", "offset_s")]).combine_chunks()
+    written = _encode(table)
     if file:
-        storage.write_bytes(file, _encode(table))
-    return Index(corpus, spec, table)
+        storage.write_bytes(file, written)
+    return Index(corpus, spec, _decode(written))
 
 
 def _lacks(corpus: Corpus, spec: WindowSpec) -> list[str]:
@@ -260,6 +263,8 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
                 schema=schema(spec),
             )
         )
+    read.clear()  # Ray keeps the process, maybe without work
+    memory.give_back()
     return pa.concat_tables(found)
 
 
@@ -272,6 +277,12 @@ def _encode(table: pa.Table) -> bytes:
 
 
 def _decode(data: bytes) -> pa.Table:
+    """Names and verdicts stay codes of four bytes: as strings they would be most of the table, of which every
+    worker holds one.
+    """
     import pyarrow.parquet as pq
 
-    return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).combine_chunks()
+    source = pa.BufferReader(data)
+    strings = [f.name for f in pq.read_schema(source) if pa.types.is_string(f.type)]
+    table = pq.read_table(source, page_checksum_verification=True, read_dictionary=strings)
+    return table.unify_dictionaries().combine_chunks()

@@ -13,3 +13,10 @@ def keep_freed() -> None:
     if mallopt is not None:  # another C library decides for itself
         for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             mallopt(threshold, 1 << 30)
+
+
+def give_back() -> None:
+    """Return to the system what `keep_freed` kept, for a process that may have nothing more to do."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

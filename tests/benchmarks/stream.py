@@ -116,8 +116,10 @@ def memory(given: argparse.Namespace, ray: Any, case: Case, home: Path) -> tuple
     """
     rows: list[dict[str, Any]] = []
     peaks: dict[tuple[int, int], float] = {}
-    for times in given.ladder:
-        uri = write_corpus(home / f"times{times}", given.rung_mb, case, times)
+    uris = {times: write_corpus(home / f"times{times}", given.rung_mb, case, times) for times in given.ladder}
+    for uri in uris.values():  # first: Ray keeps the processes that index
+        index.build(open_corpus(uri), case.spec, storage.join(uri, "cache"))
+    for times, uri in uris.items():
         for actors in sorted({0, given.actors}):
             with Ours(ray, 1) as fresh:
                 seen = fresh.run(uri, case, 1, given.rung_mb * 10, actors)
