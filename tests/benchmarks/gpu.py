@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     given = parser.parse_args()
     device = torch.device(given.device)
+    if device.type == "cpu" and not given.quick:
+        parser.error("no GPU here: --quick tries it with tiny networks")
     compiled = device.type == "cuda" if given.compile is None else given.compile
     if given.quick:
         given.steps, given.rounds = 1, 1
