@@ -71,6 +71,8 @@ def by_hand(recipe: Recipe, batch: dict[str, Tensor], rank: int = 0) -> Runner:
     optimizers = {
         n: torch.optim.AdamW(parameter_groups(m, 0.05), lr=RATE, foreach=True) for n, m in modules.items()
     }
+    # in the optimizer's order, as our engine does: in another one the norm is rounded otherwise
+    clipped = {n: [p for g in o.param_groups for p in g["params"]] for n, o in optimizers.items()}
     called: dict[str, Any] = modules
     if dist.get_world_size() > 1:
         called = {n: DistributedDataParallel(m, broadcast_buffers=False) for n, m in modules.items()}
@@ -80,7 +82,7 @@ def by_hand(recipe: Recipe, batch: dict[str, Tensor], rank: int = 0) -> Runner:
         result = recipe.losses(called, frozen, batch, number)
         for name, optimizer in optimizers.items():
             result.losses[name].backward()
-            nn.utils.clip_grad_norm_(modules[name].parameters(), 1.0)
+            nn.utils.clip_grad_norm_(clipped[name], 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return torch.stack([loss.detach() for loss in result.losses.values()])
