@@ -226,7 +226,8 @@ def _pass_order(key: _Key, seed: int, number: int, pass_: int) -> np.ndarray:
     """
     rng = np.random.default_rng([seed, 0, number, pass_])
     groups, inverse = np.unique(key.source.group, return_inverse=True)
-    return np.lexsort((rng.random(len(key.source)), rng.permutation(len(groups))[inverse]))
+    order = np.lexsort((rng.random(len(key.source)), rng.permutation(len(groups))[inverse]))
+    return order.astype(np.int32)  # every reader holds some passes of it
 
 
 def tally(ledger: dict, source: np.ndarray, pass_: np.ndarray, ids: np.ndarray) -> None:
