@@ -96,6 +96,12 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_to_the_same_weights_bit_
     assert [line["step"] for line in lines(home, "broken")] == [1, 4, 6, 8, 10, 12, 16, 18, 20, 24]
 
 
+def test_workers_that_read_for_themselves_train_to_the_same_weights_bit_by_bit(unbroken, home) -> None:
+    own = driver.launch(run(home, "own", stream={"actors": 0}))
+    first, second = (load_file(bundle.open(r["bundle"]).path("model.safetensors")) for r in (unbroken, own))
+    assert all((first[k] == second[k]).all() for k in first)
+
+
 def test_a_run_goes_on_with_fewer_workers_as_if_nothing_had_happened(ray_session, home, capsys) -> None:
     settings: dict[str, Any] = {"method": {"dropout": 0.0}, "max_failures": 0}
     whole = driver.launch(run(home, "whole", **settings, workers=1))
