@@ -85,8 +85,9 @@ class Run:
         return [(float(t), int(step), int(workers)) for t, step, workers in (x for x in lines if len(x) == 3)]
 
     def reached(self, step: int) -> bool:
+        """Whether `step` has begun, or at least the run (0)."""
         steps = self.steps()
-        return bool(steps) and steps[-1][1] >= min(step, STEPS - 1)
+        return step == 0 or (bool(steps) and steps[-1][1] >= min(step, STEPS - 1))
 
     def said(self) -> str:
         return (self.world.home / f"{self.name}.log").read_text(errors="replace")
@@ -121,6 +122,7 @@ def befall(world: World, drawn: Drawn) -> dict[str, Any]:
     elastic = drawn.kind == "elastic"
     reference = Run(world, f"unbroken-{drawn.zero}", drawn.zero, str(world.home / "runs"))
     run = Run(world, f"run-{drawn.number}", drawn.zero, where, elastic, PACE_S.get(drawn.kind, 0.1))
+    until(lambda: not world.running("MapWorker"), PATIENCE_S, "the run before has ended")
     begun = time.time()
     process = run.start()
     torn: list[str] = []

@@ -23,14 +23,14 @@ class Drawn:
 
     number: int
     kind: str
-    step: int  # the fault strikes when this step begins; STEPS: while the run ends
+    step: int  # the fault strikes when this step begins; 0: as the run starts; STEPS: while it ends
     zero: int  # engine.zero_stage
     seconds: float  # how long what lasts, lasts
     which: int  # of the workers
     long: bool  # what lasts outlasts the run's patience
 
     def __str__(self) -> str:
-        when = "while it ends" if self.step == STEPS else f"at step {self.step}"
+        when = {0: "as it starts", STEPS: "while it ends"}.get(self.step, f"at step {self.step}")
         return f"{self.kind} {when}, zero {self.zero}"
 
 
@@ -56,7 +56,8 @@ def stop_worker(world: World, drawn: Drawn, driver: Driver) -> None:
 
 
 def kill_actor(world: World, drawn: Drawn, driver: Driver) -> None:
-    until(lambda: world.running("MapWorker"), 60, "a transform actor runs")[-1].kill()
+    """It reads ahead of the first step, and so small a corpus at one go."""
+    until(lambda: world.running("MapWorker"), 180, "a transform actor runs")[-1].kill()
 
 
 def lose_machine(world: World, drawn: Drawn, driver: Driver) -> None:
@@ -158,7 +159,7 @@ def draw(runs: int, seed: int) -> list[Drawn]:
         fate = Drawn(
             number=number,
             kind=kind,
-            step=1 if kind == "actor" else int(rng.integers(2, last + 1)),
+            step=0 if kind == "actor" else int(rng.integers(2, last + 1)),
             zero=int(rng.integers(0, 2)),
             seconds=round(float(rng.uniform(2, 6)), 1),
             which=int(rng.integers(0, 2)),
