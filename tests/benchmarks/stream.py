@@ -18,6 +18,7 @@ long as an H100 takes, says `python -m pretrain plan pretrain/runs/sigma/pro.tom
 import argparse
 import subprocess
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -204,11 +205,10 @@ def on_s3(given: argparse.Namespace, ours: Ours, case: Case, uri: str) -> tuple:
     storage.upload(uri, away)
     limit = max(scan(away, case) for _ in range(given.rounds))
     rows = [row("bare pyarrow scan, S3", 1, {"MB/s": limit})]
-    for world in given.workers[:2]:
-        seen = best(
-            [ours.run(away, case, world, 2 * given.mb) for _ in range(given.rounds)], lambda s: s.mb_s
-        )
-        rows.append(row("plethora, S3", world, {"of 1 scan": seen.mb_s / limit}, seen))
+    for world, actors in product(given.workers[:2], sorted({0, given.actors})):
+        found = [ours.run(away, case, world, 2 * given.mb, actors) for _ in range(given.rounds)]
+        seen = best(found, lambda s: s.mb_s)
+        rows.append(row(f"{named(actors)}, S3", world, {"of 1 scan": seen.mb_s / limit}, seen))
     return rows, {}
 
 
