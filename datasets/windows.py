@@ -196,7 +196,7 @@ def transform(
         if native == sig.rate and bare:
             for i in which.tolist():
                 target = out[at[i]]
-                target[...] = cuts[i].T  # then in place: one pass that also casts takes 1.6 times as long
+                target[...] = cuts[i].T  # then in place: one pass that also casts is slower
                 target *= np.float32(scale[i])
                 target += np.float32(offset[i])
             continue

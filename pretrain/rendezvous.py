@@ -36,21 +36,18 @@ class _Backend(_TorchBackend):
         import ray
 
         worker_group.execute(_set_torch_distributed_env_vars)
-        address, port = worker_group.execute_single(0, _open_here)
+        address, port = worker_group.execute_single(0, open_store)
         told = {"backend": backend_config.backend, "address": address, "port": port}
         told |= {"world_size": len(worker_group), "timeout_s": backend_config.timeout_s}
         ranks = range(len(worker_group))
         ray.get([worker_group.execute_single_async(rank, join, world_rank=rank, **told) for rank in ranks])
 
 
-def _open_here() -> tuple[str, int]:
+def open_store() -> tuple[str, int]:
+    """Serve a store at this machine's address in Ray alone, while this process lives: (address, port)."""
     import ray
 
-    return open_store(ray.util.get_node_ip_address())
-
-
-def open_store(address: str) -> tuple[str, int]:
-    """Serve a store at `address` alone, as long as this process lives: (address, port)."""
+    address = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listening = socket.create_server((address, 0), family=family, backlog=2048)
     port = listening.getsockname()[1]

@@ -78,6 +78,16 @@ class Late(stream.Reader):
         return given | {"step": given["step"] + 1}
 
 
+class Told(stream.Reader):
+    """Says that it reads."""
+
+    reads = threading.Event()
+
+    def __call__(self, batch: dict) -> dict:
+        self.reads.set()
+        return super().__call__(batch)
+
+
 class Dying(stream.Reader):
     """Ends once as by `kill -9`, at its second block."""
 
@@ -126,6 +136,13 @@ def test_a_cached_index_is_read_and_equals_the_built_one(found, tmp_path) -> Non
     built = index.build(found[0].corpus, SPEC, str(tmp_path))
     cached = index.build(found[0].corpus, SPEC, str(tmp_path))
     assert built.table.equals(cached.table) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_index_holds_names_and_verdicts_as_codes_cached_or_not(found, tmp_path) -> None:
+    tables = [found[0].table, *(index.build(found[0].corpus, SPEC, str(tmp_path)).table for _ in range(2))]
+    for table in tables:
+        for name in ("subject", "record", "verdict"):
+            assert pa.types.is_dictionary(table.schema.field(name).type)
 
 
 def test_the_split_puts_every_subject_on_one_side(found) -> None:
@@ -208,7 +225,17 @@ def test_batches_cut_out_of_blocks_are_their_rows_in_order() -> None:
         assert [i for x in got for i in x] == list(range(sum(lengths) // size * size))
 
 
-def test_reading_begins_before_the_first_batch_is_asked_for_and_its_failure_is_told_then() -> None:
+def test_workers_that_read_for_themselves_begin_before_they_are_asked_and_without_ray_data(
+    found, monkeypatch
+) -> None:
+    plan, shelves = planned(found, 1)
+    monkeypatch.setattr(stream, "dataset", None)
+    given = stream.batches(plan, 0, shelves, SPEC, 12, 1, actors=0, reader=Told)
+    assert Told.reads.wait(10)
+    assert len(list(given)) == 11
+
+
+def test_what_is_begun_comes_whole_and_its_failure_comes_when_it_is_asked_for() -> None:
     read = threading.Event()
 
     def blocks() -> Iterator[int]:

@@ -15,7 +15,7 @@ from pretrain import layers
 from pretrain.layers import count
 from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig
 from pretrain.recipes.sigma import Masked, MaskedConfig
-from tests.benchmarks import flops
+from tests.benchmarks import flops, gpu
 from tests.benchmarks.gpu_steps import SIGMA, Anyppg, DropPath, Shape, Sigma, Step, sigma_nets
 from tests.benchmarks.table import ROOT
 
@@ -138,6 +138,15 @@ finally:
     ours = ("pretrain.", "cluster", "datasets", "finetune")
     print(sorted(name for name in sys.modules if name.startswith(ours)), file=sys.stderr)
 """
+
+
+def test_whole_networks_are_refused_where_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert "no GPU here: --quick tries it with tiny networks" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -2,9 +2,13 @@
 
 import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -55,6 +59,33 @@ def lines(home: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@contextmanager
+def actors_seen() -> Iterator[set[int]]:
+    """Ids of the processes that become a transform actor meanwhile."""
+
+    def look() -> set[int]:
+        below = psutil.Process().children(recursive=True)
+        return {p.pid for p in below if "MapWorker" in name_of(p)}
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            seen.update(look() - before)
+
+    before, seen, over = look(), set[int](), threading.Event()
+    watching = threading.Thread(target=watch)
+    watching.start()
+    yield seen
+    over.set()
+    watching.join()
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""
+
+
 def test_a_run_ends_in_a_bundle_that_verifies(unbroken) -> None:
     assert bundle.verify(unbroken["bundle"])["kind"] == "encoder"
     history = bundle.open(unbroken["bundle"]).metrics["history"]
@@ -97,7 +128,9 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_to_the_same_weights_bit_
 
 
 def test_workers_that_read_for_themselves_train_to_the_same_weights_bit_by_bit(unbroken, home) -> None:
-    own = driver.launch(run(home, "own", stream={"actors": 0}))
+    with actors_seen() as seen:
+        own = driver.launch(run(home, "own", stream={"actors": 0}))
+    assert not seen, "there is no transform actor"
     first, second = (load_file(bundle.open(r["bundle"]).path("model.safetensors")) for r in (unbroken, own))
     assert all((first[k] == second[k]).all() for k in first)
 

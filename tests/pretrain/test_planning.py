@@ -122,6 +122,16 @@ def test_more_sharding_and_more_workers_never_need_more(cost):
         assert peak(cost, stage, 4, 8, 1, offload=True).total <= peak(cost, stage, 4, 8, 1).total
 
 
+def test_an_accelerator_lays_out_deepspeeds_buckets_at_most_two_gigabytes_a_module(cost):
+    few = cost.trained
+    many = {"student": 300_000_000, "tokenizer": 700_000_000}
+    for trained, at_once, kept in ((few, max(few.values()), sum(few.values())), (many, 500e6, 800e6)):
+        sized = replace(cost, trained=trained)
+        for stage, numbers in ((0, 0), (1, at_once), (2, at_once), (3, kept)):
+            laid, asked = (peak(sized, stage, 1, 8, 2, laid=laid).scratch for laid in (True, False))
+            assert laid - asked == 4 * numbers
+
+
 def test_the_largest_micro_batch_fits_and_the_next_one_does_not(cost):
     room = peak(cost, 1, 8, 16, 4, laid=False).total
     found = largest_micro(cost, 1, 8, 64, room, laid=False)
