@@ -13,11 +13,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import wfdb
+from wfdb.io import _header as rules
 from wfdb.io._signal import BYTES_PER_SAMPLE
+from wfdb.io.header import HeaderSyntaxError, parse_header_content, rx_signal
 
 from datasets.descriptor import Signal
 from datasets.readers.base import Refused, check_span, fraction
 
+# (field of a signal line, its type, what it is where it is left out), of wfdb's own table
+_TYPES = {rules.int_types: int, rules.float_types: float}
+_FIELDS = [
+    (spec.Index, _TYPES.get(spec.allowed_types, str), spec.read_default)
+    for spec in rules.SIGNAL_SPECS.itertuples()
+]
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
@@ -111,7 +119,7 @@ def first_line(error: Exception) -> str:
 def _header(path: Path) -> tuple[Any, str]:
     try:
         text = path.read_text(errors="replace")
-        header = wfdb.rdheader(str(path.with_suffix("")))
+        header = rdheader(path)
     except FileNotFoundError as error:
         raise Refused("missing_file", f"{path.name} is not there") from error
     except Exception as error:  # wfdb raises whatever its parsing runs into
@@ -125,6 +133,37 @@ def _header(path: Path) -> tuple[Any, str]:
     if min(header.samps_per_frame) < 1 or any((n or 0) < 0 for n in (*header.byte_offset, header.sig_len)):
         raise Refused("corrupt", "the header counts less than nothing")
     return header, text
+
+
+def rdheader(path: Path) -> Any:
+    """What `wfdb.rdheader` makes of a header. Its rules and its table, but that table is looked into once and
+    not, cell by cell of a data frame, for each channel: that took longer than to read what the header
+    describes.
+    """
+    lines, comments = parse_header_content(path.read_bytes().decode("ascii", "ignore"))
+    about = rules._parse_record_line(lines[0])
+    if about.pop("n_seg") is not None:
+        return wfdb.rdheader(str(path.with_suffix("")))
+    record: Any = wfdb.Record()
+    for name, value in (about | (_signals(lines[1:]) if lines[1:] else {})).items():
+        setattr(record, name, value)
+    record.comments = [comment.strip(" \t#") for comment in comments]
+    return record
+
+
+def _signals(lines: list[str]) -> dict[str, list]:
+    """{field: its value for each channel} of a header's signal lines."""
+    found: dict[str, list] = {name: [] for name, _, _ in _FIELDS}
+    for line in lines:
+        match = rx_signal.match(line)
+        if match is None:
+            raise HeaderSyntaxError("invalid syntax in signal line")
+        said = match.groupdict()
+        said["baseline"] = said["baseline"] or said["adc_zero"]
+        for name, kind, default in _FIELDS:
+            found[name].append(kind(said[name]) if said[name] else default)
+        found["adc_gain"][-1] = found["adc_gain"][-1] or 200.0  # what a gain of 0 stands for
+    return found
 
 
 def _lines(text: str) -> list[list[str]]:

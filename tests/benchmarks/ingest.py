@@ -39,16 +39,33 @@ from tests.benchmarks.table import ROOT, show
 CHANNELS = {"bidmc": ["PLETH", "II", "RESP"], "cinc2015": ["PLETH", "II", "V", "ABP"]}
 
 
-def sources(root: Root, descriptor: Descriptor, records: int) -> list[Source]:
-    found = given.complete(READERS[descriptor.reader].scan(root, descriptor), root, descriptor)
-    return [s for s in found if s.broken is None][:: max(1, len(found) // records)][:records]
+def sources(root: Root, descriptor: Descriptor) -> list[Source]:
+    return given.complete(READERS[descriptor.reader].scan(root, descriptor), root, descriptor)
 
 
-def ours(root: str, name: str, out: str, records: int) -> schema.Corpus:
-    """What `python -m datasets ingest` does, in this process, of some of the records."""
-    descriptor = read_descriptor(ROOT / "datasets" / "corpora" / f"{name}.toml")
+def described(name: str) -> Descriptor:
+    return read_descriptor(ROOT / "datasets" / "corpora" / f"{name}.toml")
+
+
+def some_of(root: str, name: str, place: Path, records: int) -> str:
+    """A folder of links with `records` of the records alone, so that all who are compared read the same."""
     files = Root(root)
-    some = sources(files, descriptor, records)
+    found = sources(files, described(name))
+    sound = [s for s in found if s.broken is None]
+    chosen = {s.record for s in sound[:: max(1, len(sound) // records)][:records]}
+    others = {path for s in found if s.record not in chosen for path, _ in s.files}
+    for path in files.sizes.keys() - others:
+        link = place / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(root, path).resolve())
+    return str(place)
+
+
+def ours(root: str, name: str, out: str) -> schema.Corpus:
+    """What `python -m datasets ingest` does, in this process."""
+    descriptor = described(name)
+    files = Root(root)
+    some = sources(files, descriptor)
     key, key_id = schema.subject_key()
     about = ingest._about(descriptor, key_id, some, files)
     assemble.prepare(out, force=True)
@@ -81,11 +98,12 @@ def ingested(
     root: str, name: str, place: Path, records: int, rounds: int
 ) -> tuple[dict[str, Any], schema.Corpus]:
     """The row of an ingest, and the corpus that it made."""
-    corpus = ours(root, name, str(place / name), records)
+    root = some_of(root, name, place / f"{name}-records", records)
+    corpus = ours(root, name, str(place / name))
     some = sorted(set(corpus.labels(["ppg_channel"])["record"].to_pylist()))
     mine, theirs, bare = transform.best(
         [
-            partial(ours, root, name, str(place / name), records),
+            partial(ours, root, name, str(place / name)),
             partial(loop, root, name, place, some),
             partial(kernel, root, name, place, some),
         ],
