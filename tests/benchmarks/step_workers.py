@@ -64,10 +64,15 @@ def windows(recipe: Recipe, batch: int, rank: int) -> dict[str, Tensor]:
     return found | {"window": ids, "subject": ids, "source": same, "pass": same, "step": same}
 
 
-def by_hand(recipe: Recipe, batch: dict[str, Tensor], rank: int = 0) -> Runner:
+def by_hand(recipe: Recipe, batch: dict[str, Tensor], rank: int = 0, off: float = 0.0) -> Runner:
     """What one would write without us: modules (in DDP where there are several ranks), their optimizers,
-    clip, step. Dropout is seeded as our loop does, so that losses can be compared."""
+    clip, step. Dropout is seeded as our loop does, so that losses can be compared.
+
+    off: share by which each initial weight is moved, up or down at random."""
     modules, frozen = recipe.modules(), recipe.frozen()
+    draw = torch.Generator().manual_seed(0)
+    for weight in (w for m in modules.values() for w in m.parameters() if off):
+        weight.data *= 1 + off * (2 * torch.randint(2, weight.shape, generator=draw) - 1)
     optimizers = {
         n: torch.optim.AdamW(parameter_groups(m, 0.05), lr=RATE, foreach=True) for n, m in modules.items()
     }
