@@ -192,17 +192,17 @@ def transform(
     """
     for native in np.unique(rate):
         which = np.flatnonzero(rate == native)
-        bare = sig.band is None and sig.notch is None and not sig.upright and sig.normalise == "none"
-        if native == sig.rate and bare:
-            for i in which.tolist():
-                target = out[at[i]]
-                target[...] = cuts[i].T  # then in place: one pass that also casts is slower
-                target *= np.float32(scale[i])
-                target += np.float32(offset[i])
-            continue
+        plain = sig.band is None and sig.notch is None and not sig.upright and sig.normalise == "none"
+        as_is = plain and native == sig.rate
         for low in range(0, len(which), TOGETHER):
             part = which[low : low + TOGETHER]
-            x = np.stack([cuts[i] for i in part.tolist()], dtype=np.float64).transpose(0, 2, 1)
+            x = np.stack([cuts[i] for i in part.tolist()], dtype=np.float32 if as_is else np.float64)
+            x = x.transpose(0, 2, 1)
+            if as_is:
+                x *= scale[part, None, None].astype(np.float32)
+                x += offset[part, None, None].astype(np.float32)
+                out[at[part]] = x
+                continue
             if sig.band is None:
                 x = x + (offset / scale)[part, None, None]
             # a band is deaf to an offset, and everything before the scale is linear
