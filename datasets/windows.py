@@ -196,13 +196,14 @@ def transform(
         as_is = plain and native == sig.rate
         for low in range(0, len(which), TOGETHER):
             part = which[low : low + TOGETHER]
-            x = np.stack([cuts[i] for i in part.tolist()], dtype=np.float32 if as_is else np.float64)
-            x = x.transpose(0, 2, 1)
+            some = [cuts[i] for i in part.tolist()]
             if as_is:
-                x *= scale[part, None, None].astype(np.float32)
-                x += offset[part, None, None].astype(np.float32)
-                out[at[part]] = x
+                raw = np.stack(some, dtype=np.float32).transpose(0, 2, 1)
+                raw *= scale[part, None, None].astype(np.float32)
+                raw += offset[part, None, None].astype(np.float32)
+                out[at[part]] = raw
                 continue
+            x = np.stack(some, dtype=np.float64).transpose(0, 2, 1)
             if sig.band is None:
                 x = x + (offset / scale)[part, None, None]
             # a band is deaf to an offset, and everything before the scale is linear
