@@ -36,22 +36,28 @@ STEP_S, MICROS, A_WORKER = 0.416, 4, 1024
 SIGMA = Windows(window_s=240.0).spec()
 
 
-def others(home: Path, mb: float, workers: list[int], rounds: int) -> dict[tuple[str, int], tuple]:
-    """{(peer, workers): (MB/s, seconds to the first batch)} on `mb` of LONG windows: the best of each."""
-    python = peers.environment(ROOT / "out" / "peers")
-    samples = round(LONG.window_s * LONG.rates["ppg"])
-    found: dict[tuple[str, int], tuple] = {}
-    for kind in peers.KINDS:
+class Rivals:
+    """The peers on `mb` of LONG windows, written at `home`. best: {(peer, workers): (MB/s, seconds to the
+    first batch)} of all rounds so far.
+    """
+
+    def __init__(self, home: Path, mb: float) -> None:
+        self.home, self.best = home, dict[tuple[str, int], tuple[float, float]]()
+        self.python = peers.environment(ROOT / "out" / "peers")
+        samples = round(LONG.window_s * LONG.rates["ppg"])
         size = ["--windows", str(round(mb * 1e6 / LONG.window_bytes)), "--samples", str(samples)]
-        subprocess.run([python, peers.__file__, "write", kind, str(home / kind), *size], check=True)
-    for _ in range(rounds):
+        for kind in peers.KINDS:
+            command = [self.python, peers.__file__, "write", kind, str(home / kind), *size]
+            subprocess.run(command, check=True)
+
+    def round(self, workers: list[int]) -> None:
         for kind in peers.KINDS:
             for world in workers:
-                a_second, first = peers.measure(python, kind, str(home / kind), LONG.batch // world, world)
-                mb_s = a_second * LONG.batch / world * LONG.window_bytes / 1e6
-                known = found.get((kind, world), (0.0, float("inf")))
-                found[kind, world] = max(known[0], mb_s), min(known[1], first)
-    return found
+                size = LONG.batch // world
+                a_second, first = peers.measure(self.python, kind, str(self.home / kind), size, world)
+                mb_s, soonest = self.best.get((kind, world), (0.0, float("inf")))
+                mb_s = max(mb_s, a_second * size * LONG.window_bytes / 1e6)
+                self.best[kind, world] = mb_s, min(soonest, first)
 
 
 def row(what: str, workers: int, more: dict[str, Any], seen: Seen | None = None) -> dict[str, Any]:
@@ -75,6 +81,7 @@ def throughput(given: argparse.Namespace, ours: Ours, case: Case, home: Path, ur
     ways = sorted({0, given.actors})
     runs: dict[tuple[int, int], list[Seen]] = {(w, actors): [] for w in given.workers for actors in ways}
     floors: dict[int, list[Seen]] = {w: [] for w in given.workers}
+    rivals = Rivals(home, given.mb) if given.peers and case is LONG else None
     for _ in range(given.rounds):
         for world in {1, *given.workers}:
             limits[world] = max(limits.get(world, 0.0), scan(uri, case, world))
@@ -82,9 +89,10 @@ def throughput(given: argparse.Namespace, ours: Ours, case: Case, home: Path, ur
             found.append(ours.run(uri, case, world, given.rounds_mb, actors))
         for world in given.workers if not given.quick else ():
             floors[world].append(ours.run(uri, case, world, given.rounds_mb, given.actors, reader=Nothing))
-    with_peers = given.peers and case is LONG
-    rivals = others(home, given.mb, given.peer_workers, given.rounds) if with_peers else {}
+        if rivals is not None:
+            rivals.round(given.peer_workers)
     rows, goals = [], {}
+    others = rivals.best if rivals is not None else {}
     for world in sorted({1, *given.workers}):
         rows.append(row("bare pyarrow scan", world, {"MB/s": limits[world]}))
     for world in given.workers:
@@ -96,16 +104,16 @@ def throughput(given: argparse.Namespace, ours: Ours, case: Case, home: Path, ur
             told = f"{named(actors)}, {world} worker(s)"
             goals[f"{told}: at least 0.8 of one bare scan"] = seen.mb_s >= 0.8 * limits[1]
             goals[f"{told}: at least 0.8 of as many bare scans"] = seen.mb_s >= 0.8 * limits[world]
-            for kind in peers.KINDS if (peers.KINDS[0], world) in rivals else ():
-                mb_s, soon = rivals[kind, world]
+            for kind in [kind for kind, count in others if count == world]:
+                mb_s, soon = others[kind, world]
                 goals[f"{told}: above {peers.NAMES[kind]}"] = seen.mb_s > mb_s
                 goals[f"{told}: first batch before {peers.NAMES[kind]}"] = first < soon
         if floors[world]:
             floor = best(floors[world], lambda s: s.mb_s)
             share = {"of 1 scan": floor.mb_s / limits[1], "of scans": floor.mb_s / limits[world]}
             rows.append(row("plethora, nothing read or prepared", world, share, floor))
-        for kind in peers.KINDS if (peers.KINDS[0], world) in rivals else ():
-            mb_s, soon = rivals[kind, world]
+        for kind in [kind for kind, count in others if count == world]:
+            mb_s, soon = others[kind, world]
             shares = {"of 1 scan": mb_s / limits[1], "of scans": mb_s / limits[world]}
             rows.append(row(peers.NAMES[kind], world, {"MB/s": mb_s, "first s": soon} | shares))
     return rows, goals
