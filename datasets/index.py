@@ -185,9 +185,8 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
     written = _encode(table)
     if file:
         storage.write_bytes(file, written)
-    return Index(
-        corpus, spec, _decode(written)
-    )  # cached or not, what a first run holds is what the next will
+    # decoded again, cached or not: a first run holds what the next one will
+    return Index(corpus, spec, _decode(written))
 
 
 def _lacks(corpus: Corpus, spec: WindowSpec) -> list[str]:
