@@ -24,6 +24,7 @@ from datasets.split import Split, assign
 from datasets.windows import WindowSpec, empty, extract, grid, present
 
 log = logging.getLogger(__name__)
+_PLACE = ["shard", "group", "row", "offset_s"]  # a window's place in its corpus
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Index:
 
     def source(self, rows: np.ndarray, weight: float) -> tuple[Source, Shelf]:
         """What the plan orders and what the readers open, for these rows of the table."""
-        part = self.table.take(pa.array(rows))
+        part = self.table.select([*_PLACE, "subject"]).take(pa.array(rows))
         shard, group = part["shard"].to_numpy(), part["group"].to_numpy()
         names = part["subject"].combine_chunks().dictionary_encode()
         known = np.array([int(s[:16], 16) for s in names.dictionary.to_pylist()], np.uint64).view(np.int64)
@@ -117,14 +118,15 @@ class Index:
             known[names.indices.to_numpy()],
             self.has(rows),
         )
-        return Source(np.unique(shard * 2**20 + group, return_inverse=True)[1], self.ids(rows), weight), shelf
+        groups = np.unique(shard.astype(np.int64) << 32 | group, return_inverse=True)[1].astype(np.int32)
+        return Source(groups, self.ids(rows), weight), shelf
 
     def load(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Prepared windows of these rows of the table, in this process: {modality: (n, channels, samples)},
         and the masks of optional modalities.
         """
-        part = self.table.take(pa.array(rows))
-        shard, group, row, offset_s = (part[c].to_numpy() for c in ("shard", "group", "row", "offset_s"))
+        part = self.table.select(_PLACE).take(pa.array(rows))
+        shard, group, row, offset_s = (part[c].to_numpy() for c in _PLACE)
         source = np.zeros(len(rows), int)
         return gather([self.corpus], source, shard, group, row, offset_s, self.spec, self.has(rows))
 
@@ -181,7 +183,7 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
         except (pa.ArrowException, OSError) as broken:
             raise PlethoraError(f"{file} is corrupt: delete it, the next run makes it again") from broken
     table = pa.concat_tables([schema(spec).empty_table(), *_scan_all(corpus, spec)])
-    table = table.sort_by([(c, "ascending") for c in ("shard", "group", "row", "offset_s")]).combine_chunks()
+    table = table.sort_by([(c, "ascending") for c in _PLACE]).combine_chunks()
     written = _encode(table)
     if file:
         storage.write_bytes(file, written)

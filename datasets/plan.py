@@ -147,10 +147,12 @@ class Plan:
 
     def _span(self, span: int) -> np.ndarray:
         """(source, position, pass) × (steps of this span, batch)."""
-        if span not in self._cache:
+        found = self._cache.get(span)  # one step each: a thread may read ahead
+        if found is None:
+            found = self._deal(span)
             self._cache.clear()
-            self._cache[span] = self._deal(span)
-        return self._cache[span]
+            self._cache[span] = found
+        return found
 
     def _deal(self, span: int) -> np.ndarray:
         first = span * self.span_steps * self.batch
@@ -225,9 +227,12 @@ def _pass_order(key: _Key, seed: int, number: int, pass_: int) -> np.ndarray:
     positions.
     """
     rng = np.random.default_rng([seed, 0, number, pass_])
-    groups, inverse = np.unique(key.source.group, return_inverse=True)
-    order = np.lexsort((rng.random(len(key.source)), rng.permutation(len(groups))[inverse]))
-    return order.astype(np.int32)  # every reader holds some passes of it
+    group = key.source.group
+    drawn = rng.random(len(group))
+    together = np.argsort(group, kind="stable").astype(np.int32)  # every reader holds some passes of it
+    groups = np.split(together, np.flatnonzero(np.diff(group[together])) + 1)
+    turn = np.argsort(rng.permutation(len(groups)))
+    return np.concatenate([g[np.argsort(drawn[g], kind="stable")] for g in (groups[i] for i in turn)])
 
 
 def tally(ledger: dict, source: np.ndarray, pass_: np.ndarray, ids: np.ndarray) -> None:

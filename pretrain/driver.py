@@ -47,8 +47,10 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
         terms.check([*corpora(data), *inherited(run)], bundle)  # before, not after, it is paid for
         for line in summary(run, recipe, data, start):
             say(line)
+        steps = data.steps
+        del data  # gigabytes of a large corpus, which nobody here asks again
         board = telemetry.make_board()
-        with board.render(run.name, data.steps):
+        with board.render(run.name, steps):
             result = fitted(trainer(run, board, callbacks), run)
         value = result.return_value or {}
         if "error" in value:
@@ -60,7 +62,7 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
     metrics = storage.read_json(storage.join(bundle, "metrics.json"))
     return {
         "bundle": value["bundle"],
-        "steps": data.steps,
+        "steps": steps,
         "resumed_from": start or None,
         "metrics": metrics["last"],
         "stopped": value.get("stopped", ""),

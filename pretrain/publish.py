@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import bundle, redact, storage
+from datasets.windows import WindowSpec
 from pretrain import card
 from pretrain.checkpoint import flat
 from pretrain.config import RunConfig
 from pretrain.curves import curves
-from pretrain.data import Data
 from pretrain.engine import load_trained
 from pretrain.export import export_onnx
-from pretrain.lineage import corpora, inherited, parents
+from pretrain.lineage import inherited, parents
 from pretrain.recipe import Encoder, Recipe, Several
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class Trained:
     """What a run leaves to publish."""
 
     weights: Mapping[str, Mapping[str, "Tensor"]]  # {module: state dict without frozen parameters}
-    data: Data
+    corpora: list[dict[str, Any]]  # what they learned from: `lineage.corpora`
+    windows: WindowSpec
     history: list[dict[str, float]]  # validations in order
     ledger: Mapping[str, list[int]]
     plots: Mapping[str, bytes]  # {name: PNG}
@@ -58,13 +59,13 @@ def publish(run: RunConfig, recipe: Recipe, trained: Trained) -> str:
         load_trained(module, trained.weights[name])
         module.eval()
     counts = {name: sum(p.numel() for p in m.parameters() if p.requires_grad) for name, m in modules.items()}
-    history, data = trained.history, trained.data
+    history = trained.history
     first, last = (history[0], history[-1]) if history else ({}, {})
     selected = {"selected": trained.selected} if trained.selected else {}
     lineage: dict[str, Any] = {
-        "corpora": corpora(data),
+        "corpora": trained.corpora,
         "windows_seen": {key: count for key, (count, _) in trained.ledger.items()},
-        "windows": data.spec.model_dump(mode="json"),
+        "windows": trained.windows.model_dump(mode="json"),
         "seeds": {"run": run.seed, "split": run.split.seed},
         "parents": parents(run),
         "inherited": inherited(run),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import PlethoraError
-from datasets.plan import Plan, Source, steps_for, tally
+from datasets.plan import Plan, Source, _Key, _pass_order, steps_for, tally
 
 
 def source(n: int, groups: int, weight: float = 1.0, salt: int = 0) -> Source:
@@ -134,6 +134,18 @@ def test_passes_are_permuted_afresh() -> None:
     plan = Plan((source(64, 8),), seed=0, batch=16, steps=8, shuffle_windows=16)
     order = [row[3] for row in consumed(plan)[0]]
     assert sorted(order[:64]) == sorted(order[64:]) and order[:64] != order[64:]
+
+
+def test_a_pass_orders_windows_by_their_groups_turn_and_then_by_a_draw_of_their_own() -> None:
+    for seed, (n, groups) in enumerate([(1, 1), (500, 1), (300, 300), (5000, 40)]):
+        given = source(n, groups)
+        if seed % 2:  # in any order
+            given = Source(np.random.default_rng(seed).permutation(given.group), given.ids)
+        rng = np.random.default_rng([seed, 0, 2, 1])
+        drawn = rng.random(n)
+        _, number = np.unique(given.group, return_inverse=True)
+        wanted = np.lexsort((drawn, rng.permutation(number.max() + 1)[number]))
+        assert np.array_equal(_pass_order(_Key(given), seed, 2, 1), wanted)
 
 
 def test_a_worker_reads_few_row_groups_a_block() -> None:

@@ -145,6 +145,15 @@ def test_an_index_holds_names_and_verdicts_as_codes_cached_or_not(found, tmp_pat
             assert pa.types.is_dictionary(table.schema.field(name).type)
 
 
+def test_row_groups_stay_apart_however_many_shards_there_are(found) -> None:
+    table = found[0].table
+    shards = pa.array(table["shard"].to_numpy() * 4096, pa.int32())
+    far = table.set_column(table.column_names.index("shard"), "shard", shards)
+    rows = np.arange(len(far))
+    apart, _ = index.Index(found[0].corpus, found[0].spec, far).source(rows, 1.0)
+    assert np.array_equal(apart.group, found[0].source(rows, 1.0)[0].group) and apart.group.max() > 1
+
+
 def test_the_split_puts_every_subject_on_one_side(found) -> None:
     sides = [found[0].select(side, Split(val=0.3, test=0.3)) for side in ("train", "val", "test")]
     assert sorted(np.concatenate(sides)) == list(range(72))

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -45,10 +44,8 @@ def m2ae(tmp_path_factory: pytest.TempPathFactory, paired: str) -> str:
     corpus = open_corpus(paired)
     seen = sorted(set(corpus.read_row_group(0, 0, ["subject"])["subject"].to_pylist()))[:3]
     about = tiny.lineage(corpus.manifest, seen)["corpora"]
-    indexes = [SimpleNamespace(corpus=corpus)]
-    data = SimpleNamespace(lineage=lambda: about, indexes=indexes, spec=recipe.windows())
     weights = {name: module.state_dict() for name, module in recipe.modules().items()}
-    return publish(run, recipe, Trained(weights, data, [], {}, {}))  # type: ignore[arg-type]
+    return publish(run, recipe, Trained(weights, about, recipe.windows(), [], {}, {}))
 
 
 def test_a_corpus_gives_a_table_beside_references_pictures_and_waveforms(

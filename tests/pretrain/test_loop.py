@@ -114,6 +114,11 @@ def test_telemetry_has_each_step_once(unbroken, home) -> None:
     assert "train/data_wait" in lines(home, "unbroken")[-1]
 
 
+def test_no_worker_holds_an_index_while_it_trains(unbroken, home) -> None:
+    told = [line["train/indexes_at_3"] for line in lines(home, "unbroken") if line["step"] == 4]
+    assert told == [0.0]
+
+
 def test_a_run_whose_worker_is_killed_goes_on_by_itself_to_the_same_weights_bit_by_bit(
     unbroken, home
 ) -> None:

@@ -1,5 +1,6 @@
 """A recipe from outside our packages, small enough to train in a test; it can be told to die."""
 
+import gc
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config import Config
+from datasets.index import Index
 from datasets.windows import Signal, WindowSpec
 from pretrain.recipe import Encoder, Mode, StepResult
 
@@ -67,7 +69,10 @@ class Toy:
         loss = ((modules["net"](x) - x) ** 2).mean()
         if step >= self.config.nan_from and torch.is_grad_enabled():
             loss = loss * torch.nan
-        return StepResult(losses={"net": loss}, counts={"windows": torch.tensor([float(len(x))])})
+        found = gc.get_objects() if step == 3 else []
+        indexes = sum(type(o) is Index for o in found)
+        counts = {"windows": torch.tensor([float(len(x))])}
+        return StepResult(losses={"net": loss}, log={"indexes_at_3": float(indexes)}, counts=counts)
 
     def die(self, step: int) -> None:
         if step == self.config.fail_at:
