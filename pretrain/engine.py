@@ -28,8 +28,11 @@ class Engine(Protocol):
 
     module: Any
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate the gradients of one micro-batch; `last`: the step's last one (gradients meet here)."""
+    def begin(self, last: bool) -> None:
+        """Before the forward pass of a micro-batch; `last`: the step's last one, where gradients meet."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of one micro-batch."""
 
     def step(self, lr: float) -> tuple[bool, float]:
         """Clip, update, clear. Returns (applied, global gradient norm); a non-finite norm is not applied."""
@@ -149,9 +152,12 @@ class DeepSpeedEngine:
         )
         self.buffers = _Buffers(module)
 
-    def backward(self, loss: Tensor, last: bool) -> None:
+    def begin(self, last: bool) -> None:
+        self.last = last
+
+    def backward(self, loss: Tensor) -> None:
         self.module.backward(loss)
-        if not last:
+        if not self.last:
             self.module.step()  # counts the micro-batch; DeepSpeed updates at the accumulation boundary only
 
     def step(self, lr: float) -> tuple[bool, float]:
@@ -260,14 +266,18 @@ class DDPEngine:
         self.name, self.optimizer, self.accumulation, self.clip = name, optimizer, accumulation, config.clip
         # Buffers differ by design (a synchronised codebook is equal anyway); broadcasting them costs a round
         # a step.
-        self.module = _Autocast(module, broadcast_buffers=False)
+        # Gradients lie in the buckets that are exchanged: no copy of all of them, in memory or in time.
+        self.module = _Autocast(module, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.module.bf16 = bf16(config, device)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.buffers = _Buffers(module)
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        with nullcontext() if last else self.module.no_sync():
-            (loss / self.accumulation).backward()
+    def begin(self, last: bool) -> None:
+        # what `no_sync` sets; DDP looks before the forward pass, and would else exchange at every micro-batch
+        self.module.require_backward_grad_sync = last
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulation).backward()
 
     def step(self, lr: float) -> tuple[bool, float]:
         for group in self.optimizer.param_groups:
@@ -276,7 +286,8 @@ class DDPEngine:
         applied = norm == norm and norm != float("inf")
         if applied:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        # one backward pass writes gradients anew; several add to them where they lie, in the buckets
+        self.optimizer.zero_grad(set_to_none=self.accumulation == 1)
         self.buffers.settle(applied)
         return applied, norm
 

@@ -186,11 +186,13 @@ def optimize(
     results = []
     for number, batch in enumerate(micros):
         seed_dropout(seed, step, number, rank)
+        for engine in engines.values():
+            engine.begin(last=number == len(micros) - 1)
         with forward():
             result = recipe.losses(wrapped, frozen, batch, step)
         finite = all_finite(result.losses)
         for name, engine in engines.items():
-            engine.backward(result.losses[name] * finite, last=number == len(micros) - 1)
+            engine.backward(result.losses[name] * finite)
             result.losses[name] = result.losses[name].detach()  # frees the graph before the next micro-batch
         results.append(result)
     applied, norms = True, {}

@@ -3,7 +3,7 @@
 In units of P, the parameters that train in float32 (4 bytes each; autocast keeps them so), over N workers:
 
     stage   kept between steps                  in the backward pass, besides      in the update, besides
-    DDP     weights 1, Adam 2, buckets 1        gradients 1 where accumulated      gradients 1, scratch 1
+    DDP     weights 1, Adam 2, gradients 1      -                                  scratch 1
     ZeRO-1  weights 1, (master 1, Adam 2) / N   gradients 1 where accumulated      gradients 1, scratch 2 / N
     ZeRO-2  weights 1, (master 1, Adam 2) / N   gradients 1 / N where accumulated  gradients, scratch 3 / N
     ZeRO-3  (weights, master, gradients 1, Adam 2) / N   gathered weights 1,       scratch 3 / N
@@ -55,8 +55,8 @@ def peak(
     laid_out = [4.0 * min(BUCKET, count) for count in cost.trained.values()] if laid else [0.0]
     bucket = max(laid_out)  # each module's is gone before the next one's
     if stage == 0:
-        kept, update, state = 2 * p, 2 * p, 2 * p
-        gradients, bucket = p, 0.0
+        kept, update, state = 2 * p, p, 2 * p  # gradients lie in the buckets
+        bucket = 0.0
     elif stage == 1:
         kept, update, gradients = p, p + 2 * p / n, p
     elif stage == 2:

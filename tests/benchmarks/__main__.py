@@ -34,6 +34,7 @@ ALL = {
     "step": Form(
         (("--quick",),), tuple(("--recipe", name) for name in ("sigma", "m2ae", "anyppg", "simclr"))
     ),
+    "scale": Form(((),), ((),)),
     "start": Form((("--rounds", "1"),), (("--rounds", "3"), ("--rounds", "3", "--workers", "2"))),
     "imaging": Form((("--seconds", "2"),), ((),)),
     "evaluate": Form(((),), ((),)),

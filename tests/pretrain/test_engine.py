@@ -42,8 +42,9 @@ def worker(rank: int, world: int, folder: Path) -> None:
         before = engine.weights()
         x, y = data(0)
         for last in (False, True):
+            engine.begin(last)
             loss = ((engine.module(x) - y) ** 2).mean()
-            engine.backward(loss * (torch.nan if not last else 1.0), last)
+            engine.backward(loss * (torch.nan if not last else 1.0))
         applied, _ = engine.step(1e-2)
         after = engine.weights()
         out[f"{stage}/skipped"] = not applied and all(torch.equal(before[k], after[k]) for k in before)
@@ -61,8 +62,26 @@ def worker(rank: int, world: int, folder: Path) -> None:
             engine = start(stage, 2, world, Engine, Optim, wrap)
             engine.load(home, world)
         out[f"{stage}/resumed"] = all(torch.equal(again[0][k], again[1][k]) for k in again[0])
+    out["exchanges"] = exchanges(start(0, 2, world, Engine, Optim, wrap), rank, world)
     if rank == 0:
         torch.save(out, folder / "out.pt")
+
+
+def exchanges(engine, rank: int, world: int) -> list[int]:  # type: ignore[no-untyped-def]
+    """How often gradients meet in each of some steps of two micro-batches; the network fills one bucket."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    sent: list[int] = []
+
+    def counted(group, bucket):  # type: ignore[no-untyped-def]
+        sent[-1] += 1
+        return allreduce_hook(group, bucket)
+
+    engine.module.register_comm_hook(None, counted)
+    for step in range(4):
+        sent.append(0)
+        train_step(engine, step, rank, world, 2)
+    return sent
 
 
 def start(stage: int, accumulation: int, world: int, Engine: type, Optim: type, wrap):  # type: ignore[no-untyped-def]
@@ -75,8 +94,9 @@ def train_step(engine, step: int, rank: int, world: int, accumulation: int) -> f
     x, y = (part.chunk(world)[rank] for part in data(step))
     total = torch.zeros(())
     for micro, (xs, ys) in enumerate(zip(x.chunk(accumulation), y.chunk(accumulation), strict=True)):
+        engine.begin(last=micro == accumulation - 1)
         loss = ((engine.module(xs) - ys) ** 2).mean()
-        engine.backward(loss, last=micro == accumulation - 1)
+        engine.backward(loss)
         total += loss.detach() / accumulation
     assert engine.step(1e-2)[0]
     torch.distributed.all_reduce(total)
@@ -121,6 +141,10 @@ def test_two_workers_step_as_one_hand_written_loop_does(
     for name, value in found[f"{stage}/{accumulation}/weights"].items():
         torch.testing.assert_close(value, weights[name], atol=1e-4, rtol=1e-4)
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_gradients_meet_once_a_step_however_many_micro_batches_it_has(found) -> None:
+    assert found["exchanges"] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
