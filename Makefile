@@ -6,7 +6,7 @@ OUT ?= out
 .venv/.ready: requirements.lock
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check uv
-	.venv/bin/uv pip sync --quiet --python .venv/bin/python requirements.lock
+	.venv/bin/uv pip sync --quiet --compile-bytecode --python .venv/bin/python requirements.lock
 	touch .venv/.ready
 
 demo: .venv/.ready

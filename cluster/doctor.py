@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import secrets
@@ -12,7 +13,7 @@ import stat
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,7 @@ def examine(storage_uri: str | None, start_ray: bool) -> Iterator[Check]:
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("python", python),
         ("packages", lambda: packages(ROOT / "requirements.lock", _core_packages())),
+        ("bytecode", bytecode),
         ("torch", torch_pair),
         ("accelerators", accelerators),
         ("compiler", compiler),
@@ -133,6 +135,24 @@ def packages(lock: Path, core: set[str]) -> Check:
 
 def _some(items: list[str]) -> str:
     return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def bytecode(names: Sequence[str] = ("ray", "torch", "deepspeed")) -> Check:
+    """Whether packages lie compiled: each of a run's many processes would else compile what it imports."""
+    specs = {name: importlib.util.find_spec(name) for name in names}
+    raw = [
+        name
+        for name, spec in specs.items()
+        if spec and spec.origin and not Path(importlib.util.cache_from_source(spec.origin)).exists()
+    ]
+    if raw and sys.dont_write_bytecode:
+        return Check(
+            "bytecode",
+            "warn",
+            f"{_some(raw)} not compiled, and PYTHONDONTWRITEBYTECODE is set: a run starts slowly",
+            "compile once: uv pip sync --reinstall --compile-bytecode requirements.lock",
+        )
+    return Check("bytecode", "ok", "packages are compiled, or will be when they are first imported")
 
 
 def torch_pair() -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import subprocess
@@ -83,6 +84,21 @@ def test_packages_that_miss_or_differ_from_the_lock_are_named(tmp_path: Path) ->
     )
     lock.write_text(f"numpy=={numpy.__version__}\n")
     assert doctor.packages(lock, {"numpy"}).status == "ok"
+
+
+def test_packages_that_every_process_would_compile_anew_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "lies_raw.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    found = doctor.bytecode(["lies_raw"])
+    assert found.status == "warn" and "lies_raw" in found.found and "--compile-bytecode" in found.remedy
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert doctor.bytecode(["lies_raw"]).status == "ok", "the first import compiles it for good"
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    compileall.compile_dir(tmp_path, quiet=1)
+    assert doctor.bytecode(["lies_raw", "there_is_none_such"]).status == "ok"
 
 
 def test_a_lock_left_by_a_killed_build_of_deepspeed_is_found(tmp_path: Path) -> None:
