@@ -35,7 +35,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 def loop(config):
     import ray.train.torch
-    from pretrain import loop
+    import torch
+    import vector_quantize_pytorch  # the same imports: of the run's recipe, and of its engine
+    from pretrain import engine, loop
+    engine._deepspeed(torch.device("cpu"))
     ray.train.torch.get_device()
     if ray.train.get_context().get_world_rank() == 0:
         open(config["mark"], "w").write(str(time.time()))
