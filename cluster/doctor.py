@@ -150,7 +150,7 @@ def bytecode(names: Sequence[str] = ("ray", "torch", "deepspeed")) -> Check:
             "bytecode",
             "warn",
             f"{_some(raw)} not compiled, and PYTHONDONTWRITEBYTECODE is set: a run starts slowly",
-            "compile once: uv pip sync --reinstall --compile-bytecode requirements.lock",
+            "compile once: uv pip sync --compile-bytecode requirements.lock",
         )
     return Check("bytecode", "ok", "packages are compiled, or will be when they are first imported")
 
