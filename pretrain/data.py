@@ -1,7 +1,7 @@
 """From a run file to its windows: indexes, the training plan, the validation windows, the subjects seen."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,16 @@ class Data:
     indexes: list[Index]
     targets: list[np.ndarray] | None = None
     prepared: list[Prepared] | None = None
+    _rows: dict[tuple[int, str | None], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self, number: int, part: str | None) -> np.ndarray:
         """Rows of index `number` that `part` ("train", "val", "test"; None: all) has to learn or judge by."""
-        rows = self.indexes[number].select(part, self.run.split)
-        if self.targets is None:
-            return rows
-        return rows[np.isfinite(self.targets[number][rows]).any(axis=1)]
+        if (number, part) not in self._rows:  # of a large index seconds, and asked for by most that is below
+            rows = self.indexes[number].select(part, self.run.split)
+            if self.targets is not None:
+                rows = rows[np.isfinite(self.targets[number][rows]).any(axis=1)]
+            self._rows[number, part] = rows
+        return self._rows[number, part]
 
     def targets_of(self, part: str | None) -> np.ndarray:
         """(n, k) targets of all of `part`'s windows, corpus after corpus."""

@@ -84,8 +84,9 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     steps, epoch_steps = data.steps, data.epoch_steps
     watch = Watch(run, config["board"], steps, rank, state.step, getattr(recipe, "tokens", 0))
     watch.begin(data, wrapped, device)
-    learned_from, spec = corpora(data) if rank == 0 else [], data.spec
-    del data  # 50 bytes a window: of 100,000 hours in windows of 10 s, 2 GB in every worker
+    spec = data.spec
+    learned_from = corpora(data) if rank == 0 else []
+    del data  # gigabytes of a large corpus in every worker (python -m tests.benchmarks.scale)
     means, seen = Means(), Seen(state.ledger)
     notice = Notice(device)
 
