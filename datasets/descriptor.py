@@ -30,17 +30,28 @@ class Signal(Config):
 
     channels: tuple[str | tuple[str, ...], ...]  # the first that a record has is taken; a list: all of them,
     # together, as the channels of this modality (an accelerometer's axes)
-    rate: float | None = None  # Hz that the source promises; another one is refused. None: any that is stated
+    rate: float | str | None = (
+        None  # Hz that the source promises; another one is refused. A name: the variable,
+    )
+    # attribute or column of the record's own file that states it. None: the one that the file states or shows
+    rate_tolerance: float | None = pydantic.Field(default=None, ge=0, le=0.1)  # share by which a record's own
+    # rate may differ from `rate`; its own is kept. None: not at all, 0.1 % where a column of times shows it
     unit: str  # unit in the corpus
     units: dict[str, float]  # unit in the source -> factor to `unit`; a unit not listed is refused
     source_unit: str | None = None  # the source's unit, for formats that state none: one of `units`
     required: bool = False  # a record without it counts its hours as refused (missing_channel)
+    missing: tuple[float | str, ...] = ()  # numbers (as stored) and words that stand for no value
 
     @pydantic.model_validator(mode="after")
     def _known_unit(self) -> "Signal":
         if self.source_unit is not None and self.source_unit not in self.units:
             raise ValueError(f"`source_unit` {self.source_unit!r} is not among the keys of `units`")
         return self
+
+    @property
+    def hz(self) -> float | None:
+        """`rate` where it is a number."""
+        return self.rate if isinstance(self.rate, float) else None
 
     @property
     def choices(self) -> tuple[tuple[str, ...], ...]:

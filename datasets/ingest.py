@@ -96,8 +96,7 @@ def plan(sources: Sequence[Source], key: bytes, id_space: str, shard_bytes: int 
 def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root: Root) -> dict[str, Any]:
     """The manifest's descriptive part. `input` is the fingerprint of all that decides the corpus' content."""
     told = descriptor.model_dump(mode="json")
-    if descriptor.models is None:
-        del told["models"]  # it came later: corpora of before stay what they are
+    _drop_later(told)
     seen = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     seen.update(key_id.encode())
     for source in sources:
@@ -124,6 +123,24 @@ def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root:
         "limits": dataclasses.asdict(descriptor.limits),
         "input": seen.hexdigest(),
     }
+
+
+# Keys of a descriptor that came later, by table, with their defaults. A default is left
+# out of the fingerprint then, so that corpora of before stay what they are.
+LATER: dict[str, dict[str, Any]] = {
+    "": {"models": None},
+    "signals": {"rate_tolerance": None, "missing": []},
+}
+
+
+def _drop_later(told: dict[str, Any]) -> None:
+    for table, keys in LATER.items():
+        held = told[table] if table else told
+        each = held.values() if table == "signals" else held if isinstance(held, list) else [held]
+        for one in each:
+            for key, default in keys.items():
+                if one is not None and key in one and one[key] == default:
+                    del one[key]
 
 
 def _already(manifest: dict, about: dict[str, Any], out: str) -> dict[str, Any]:
@@ -186,4 +203,8 @@ def _entry(
 
 
 def _refused_detail(source: Source) -> str | None:
-    return ", ".join(f"{m}: {reason}" for m, reason in sorted(source.refused.items())) or None
+    """Each refused modality with its reason, and in words what the file has instead."""
+    told = {
+        m: f"{reason} ({w})" if (w := source.words.get(m)) else reason for m, reason in source.refused.items()
+    }
+    return ", ".join(f"{m}: {words}" for m, words in sorted(told.items())) or None

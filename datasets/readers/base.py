@@ -63,7 +63,8 @@ class Source:
     """A record as its header describes it, before any sample is read.
 
     `seconds`: what the header promises, a modality. `refused`: modality -> reason known from the header.
-    `broken`: (reason, detail) when the whole record is refused. `files`: paths below the root, with bytes.
+    `words`: modality -> what its reason rests on, and the key to change. `broken`: (reason, detail) when the
+    whole record is refused. `files`: paths below the root, with bytes.
     `element`: which of a file's many records it is. `digest`: of what the header says, where sizes tell less.
     """
 
@@ -77,6 +78,7 @@ class Source:
     broken: tuple[str, str] | None = None
     element: int | None = None
     digest: str = ""
+    words: dict[str, str] = field(default_factory=dict)
 
     @property
     def stem(self) -> str:
@@ -86,11 +88,17 @@ class Source:
 
 @dataclass
 class Recording:
-    """`problems`: labels that could not be read, in words; the waveforms are sound all the same."""
+    """`problems`: labels that could not be read, in words; the waveforms are sound all the same.
+
+    All signals begin at the record's time 0 (what begins later is missing until then) and all labels count
+    from there. `origin`: what the record's own clock says at time 0, in s: its column of times, or the date
+    and time of its header, since 1970 as if in UTC; None: it states none.
+    """
 
     signals: dict[str, Samples]
     labels: list[Labels]
     problems: list[str] = field(default_factory=list)
+    origin: float | None = None
 
 
 # ---------------------------------------------------------------- scanning
@@ -117,28 +125,45 @@ class Draft:
     element: int | None = None
     digest: str = ""
     whole: Fraction = Fraction(0)
+    words: dict[str, str] = field(default_factory=dict)
 
     def size(self, name: str) -> int:
         return self.root.sizes.get(name, -1)
 
-    def promise(self, modality: str, signal: Signal, found: "Promise | None") -> None:
-        """Note what the header says of a modality: its hours, or why they are refused. None: not there."""
+    def promise(
+        self, modality: str, signal: Signal, found: "Promise | None", has: Sequence[str] = ()
+    ) -> None:
+        """Note what the header says of a modality: its hours, or why they are refused. None: not there.
+
+        `has`: the channels that the file has instead.
+        """
         if found is None:
             if signal.required:
                 self.seconds[modality] = self.whole
-                self.refused[modality] = "missing_channel"
+                self.refuse(modality, signal, "missing_channel", _missing(signal, has))
             return
-        expected = fraction(signal.rate)
-        if not found.rate or (expected and found.rate != expected):
-            self.refused[modality] = "bad_rate"
+        expected = fraction(signal.hz)
+        off = abs(found.rate / expected - 1) if found.rate and expected else 0
+        if not found.rate or off > (signal.rate_tolerance or 0):
+            stated = f"{float(found.rate):g} Hz, not {signal.hz:g}" if found.rate else "no rate is stated"
+            self.refuse(modality, signal, "bad_rate", f"{stated}: change `rate` or `rate_tolerance`")
         elif found.unit not in signal.units:
-            self.refused[modality] = "unit_mismatch"
+            known = ", ".join(signal.units)
+            self.refuse(
+                modality, signal, "unit_mismatch",
+                f"the unit is {found.unit!r}, not {known}: add it to `units` with its factor",
+            )  # fmt: skip
         elif not found.sound:
-            self.refused[modality] = "bad_scale"
+            self.refuse(modality, signal, "bad_scale", "its gain or offset is no number that can be used")
         else:
             self.samples += found.length * found.channels
         rate = found.rate or expected  # no rate anywhere: no hours can be claimed
         self.seconds[modality] = Fraction(found.length) / rate if rate else Fraction(0)
+
+    def refuse(self, modality: str, signal: Signal, reason: str, words: str) -> None:
+        """Refuse a modality; `words`: what the file has, and the key of [signals] to change."""
+        self.refused[modality] = reason
+        self.words[modality] = f"{words} in [signals.{modality}]"
 
     def source(self, broken: tuple[str, str] | None = None) -> Source:
         sizes = tuple((name, self.size(name)) for name in dict.fromkeys(self.files))
@@ -153,6 +178,7 @@ class Draft:
             broken,
             self.element,
             self.digest,
+            self.words,
         )
 
 
@@ -166,6 +192,12 @@ class Promise:
     unit: str
     channels: int = 1
     sound: bool = True
+
+
+def _missing(signal: Signal, has: Sequence[str]) -> str:
+    wanted = " or ".join("+".join(choice) for choice in signal.choices)
+    there = f"the file has {', '.join(list(has)[:20])}" if has else "the file names no channel"
+    return f"no {wanted}, {there}: name the right one in `channels`"
 
 
 def scan(

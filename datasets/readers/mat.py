@@ -64,14 +64,14 @@ def _promise(draft: Draft, mat: MatFile, descriptor: Descriptor) -> None:
         found = _pick(mat, signal, descriptor.arrays)
         lengths[modality] = found
         if found:
-            draft.whole = max(draft.whole, Fraction(found[1]) / (base.fraction(signal.rate) or 1))
+            draft.whole = max(draft.whole, Fraction(found[1]) / (base.fraction(signal.hz) or 1))
     for modality, signal in descriptor.signals.items():
         found = lengths[modality]
         promised = None
         if found:
             choice, length = found
             unit = signal.source_unit or ""
-            promised = Promise(length, base.fraction(signal.rate), unit, len(choice))
+            promised = Promise(length, base.fraction(signal.hz), unit, len(choice))
         draft.promise(modality, signal, promised)
 
 
@@ -135,7 +135,7 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
             for name in found[0]:
                 x = _numbers(_channel(mat, name, descriptor.arrays))
                 channels.append(Channel(x, np.zeros(len(x), bool), factor))
-            rate = base.fraction(signal.rate)
+            rate = base.fraction(signal.hz)
             assert rate is not None
             signals[m] = base.together(channels, rate, signal.unit)
             labels.append(Labels(f"{m}_channel", ["+".join(found[0])]))

@@ -83,7 +83,7 @@ def _promises(draft: Draft, descriptor: Descriptor, folder: Path, names: dict[st
         if modality in descriptor.table.files and names[modality] not in draft.root.sizes:
             draft.promise(modality, signal, None)
             continue
-        rate = base.fraction(signal.rate)
+        rate = base.fraction(signal.hz)
         assert rate and signal.source_unit
         try:
             with opened(folder / names[modality], descriptor.table, descriptor.arrays, first) as columns:
@@ -172,7 +172,7 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
         if modality not in source.seconds or modality in source.refused:
             continue
         path = folder / _file(modality, descriptor, own, source.groups)
-        rate = base.fraction(signal.rate)
+        rate = base.fraction(signal.hz)
         assert rate and signal.source_unit
         with opened(path, descriptor.table, descriptor.arrays, source.element) as columns:
             choice = _pick(columns, signal)
