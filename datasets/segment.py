@@ -1,12 +1,14 @@
 """One record's signals → rows of the corpus contract, and the ledger of what did not make it.
 
-All borders lie on a grid that every modality of the record shares (the greatest common divisor of their
-rates), so that a row holds a whole number of samples of each and hours add up exactly.
+All borders lie on a grid that every modality of the record shares, so that hours add up exactly: the greatest
+common divisor of their rates, so that a row holds a whole number of samples of each. Where that would be
+coarser than a second (62.5 and 256 Hz meet every 2 s, 54.77 and 32.02 Hz every 100 s), borders lie at whole
+seconds, and each modality is cut at its sample nearest to them: at most half a sample off.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,12 +20,18 @@ from datasets.validity import KEPT, Limits
 
 INT16 = np.iinfo(np.int16)
 COARSEST_S = 1  # a grid coarser than this would throw seconds away at every border
+COARSE = 50  # steps in a second's usual movement; with fewer, rounding adds a hundredth of it
+LOOKED_AT = 256  # stretches of a second
+QUANTISED = (
+    1e-4  # share of a row's range by which a sample may differ from the source's (the corpus contract)
+)
 
 
 @dataclass
 class Segments:
     """Rows (dicts of `row_schema` without the subject), rejects (modality, start_s, duration_s, reason),
-    and exact seconds: in, kept and refused by reason, a modality; bridged: (gaps, seconds), a modality."""
+    and exact seconds: in, kept and refused by reason, a modality; bridged: (gaps, seconds), a modality;
+    words: what a person should know of a modality that is refused whole."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     rejects: list[tuple[str, Fraction, Fraction, str]] = field(default_factory=list)
@@ -31,6 +39,7 @@ class Segments:
     kept: dict[str, Fraction] = field(default_factory=dict)
     refused: dict[str, dict[str, Fraction]] = field(default_factory=dict)
     bridged: dict[str, tuple[int, Fraction]] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
 
     def refuse(self, modality: str, start: Fraction, seconds: Fraction, reason: str) -> None:
         reasons = self.refused.setdefault(modality, {})
@@ -48,14 +57,32 @@ class Segments:
 
 @dataclass
 class _Track:
-    """A modality on the grid: `x` int16 (samples, channels), `codes` one verdict a grid cell."""
+    """A modality on the grid: `codes`, one verdict a cell; cell k holds samples `edges[k]` to `edges[k + 1]`.
 
-    samples: Samples
+    `known`: its samples with short gaps bridged; `x`, `scale`, `offset`: the same as int16, see `encode`.
+    """
+
+    known: Samples
     x: np.ndarray
     scale: float
     offset: float
-    per_cell: int
+    edges: np.ndarray
     codes: np.ndarray
+
+    def encoded(self, start: int, stop: int) -> tuple[np.ndarray, float, float]:
+        """The samples of cells start to stop as int16, their scale and offset.
+
+        Rows share the record's scale, so that they can be joined, unless a row is so much quieter than the
+        rest of its record that it would lose what the contract promises: then it has a scale of its own.
+        """
+        span = slice(int(self.edges[start]), int(self.edges[stop]))
+        x = self.x[span]
+        if not np.issubdtype(self.known.x_tc.dtype, np.integer) or self.scale != self.known.scale:
+            steps = int(x.max()) - int(x.min())
+            if steps * QUANTISED < 0.5:  # rounding is off by half a step at most
+                own = replace(self.known, x_tc=self.known.x_tc[span], missing=self.known.missing[span])
+                return encode(own)
+        return x, self.scale, self.offset
 
 
 def encode(samples: Samples) -> tuple[np.ndarray, float, float]:
@@ -87,10 +114,11 @@ def encode(samples: Samples) -> tuple[np.ndarray, float, float]:
 def segment(record: str, signals: Mapping[str, Samples], limits: Limits, segment_s: float) -> Segments:
     """Cut one record into rows: maximal stretches with one set of valid modalities, `segment_s` at most."""
     out = Segments()
-    usable = _commensurate(signals, out)
+    usable = _usable(signals, out)
     if not usable:
         return out
     grid = _grid(s.rate for s in usable.values())
+    grid = max(grid, Fraction(1, COARSEST_S))
     tracks = {m: _track(m, s, grid, limits, out) for m, s in usable.items()}
     cells = max(len(t.codes) for t in tracks.values())
     pattern = np.zeros(cells, np.int64)
@@ -116,16 +144,26 @@ def _grid(rates: Any) -> Fraction:
     return grid
 
 
-def _commensurate(signals: Mapping[str, Samples], out: Segments) -> dict[str, Samples]:
-    """The modalities that share a grid of at most a second; the rest is refused (bad_rate)."""
+def _usable(signals: Mapping[str, Samples], out: Segments) -> dict[str, Samples]:
+    """The modalities that have samples in every second; slower ones are refused (bad_rate)."""
     usable: dict[str, Samples] = {}
     for m, s in signals.items():
         out.seconds_in[m] = Fraction(len(s.x_tc)) / s.rate
-        if _grid([s.rate, *(u.rate for u in usable.values())]) * COARSEST_S < 1:
+        if s.rate * COARSEST_S < 1:
             out.refuse(m, Fraction(0), out.seconds_in[m], "bad_rate")
+            out.words.append(
+                f"{m}: bad_rate ({float(s.rate):g} Hz is no waveform: make it a label, [numerics])"
+            )
         elif len(s.x_tc):
             usable[m] = s
     return usable
+
+
+def _edges(rate: Fraction, grid: Fraction, cells: int) -> np.ndarray:
+    """The first sample of each cell and the end of the last, (cells + 1,): those nearest to its border."""
+    per_cell = rate / grid
+    a, b = per_cell.numerator, per_cell.denominator
+    return (2 * a * np.arange(cells + 1, dtype=np.int64) + b) // (2 * b)
 
 
 def _track(m: str, s: Samples, grid: Fraction, limits: Limits, out: Segments) -> _Track:
@@ -133,21 +171,39 @@ def _track(m: str, s: Samples, grid: Fraction, limits: Limits, out: Segments) ->
     x, missing, gaps, filled = validity.bridge(s.x_tc, s.missing, limits.bridge_s * rate)
     out.bridged[m] = (gaps, Fraction(filled) / s.rate)
     codes = validity.verdicts(x, missing, rate, limits)
-    per_cell = int(s.rate / grid)
-    cells = len(x) // per_cell
+    cells = math.floor(len(x) / s.rate * grid)
+    edges = _edges(s.rate, grid, cells)
     # one verdict a cell: the gravest of its samples (the code order has no meaning beyond kept = 0)
-    by_cell = codes[: cells * per_cell].reshape(cells, per_cell).max(axis=1) if cells else codes[:0]
+    by_cell = np.maximum.reduceat(codes[: edges[-1]], edges[:-1]) if cells else codes[:0]
     by_cell = validity.drop_fragments(by_cell, limits.fragment_s * float(grid))
     for start, stop, code in zip(*validity.stretches(by_cell), strict=True):
         if code != KEPT:
             out.refuse(
                 m, Fraction(int(start)) / grid, Fraction(int(stop - start)) / grid, validity.REASONS[code]
             )
-    tail = len(x) - cells * per_cell
+    tail = out.seconds_in[m] - Fraction(cells) / grid
     if tail:
-        out.refuse(m, Fraction(cells) / grid, Fraction(tail) / s.rate, "fragment")
-    coded, scale, offset = encode(Samples(x, missing, s.rate, s.scale, s.offset, s.unit))
-    return _Track(s, coded, scale, offset, per_cell, by_cell)
+        out.refuse(m, Fraction(cells) / grid, tail, "fragment")
+    known = replace(s, x_tc=x, missing=missing)
+    track = _Track(known, *encode(known), edges, by_cell)
+    _say_coarse(m, track, out)
+    return track
+
+
+def _say_coarse(m: str, track: _Track, out: Segments) -> None:
+    """Outliers share the steps of an int16 with the signal: say so where they leave it too few."""
+    step, length = track.scale / track.known.scale, max(2, round(float(track.known.rate)))
+    if abs(step) == 1 or len(track.x) < length:
+        return
+    whole = track.x[: len(track.x) // length * length].reshape(-1, length, track.x.shape[1])
+    some = whole[:: max(1, len(whole) // LOOKED_AT)]  # enough to know what is usual
+    moves = max(validity.usual_movement(some[..., c].ravel(), length) for c in range(some.shape[2]))
+    if moves < COARSE:
+        out.words.append(
+            f"{m}: rows with outliers are rounded to steps of {abs(track.scale):.3g} {track.known.unit}, and "
+            f"a second usually moves {moves:.0f} of them: give what stands for no value as `missing` in "
+            f"[signals.{m}]"
+        )
 
 
 def _row(
@@ -161,12 +217,13 @@ def _row(
     }
     for m, t in held.items():
         out.kept[m] = out.kept.get(m, Fraction(0)) + seconds
+        x, scale, offset = t.encoded(start, stop)
         row |= {
-            m: t.x[start * t.per_cell : stop * t.per_cell].tobytes(),
-            f"{m}_rate": float(t.samples.rate),
-            f"{m}_scale": t.scale,
-            f"{m}_offset": t.offset,
-            f"{m}_unit": t.samples.unit,
-            f"{m}_channels": t.x.shape[1],
+            m: x.tobytes(),
+            f"{m}_rate": float(t.known.rate),
+            f"{m}_scale": scale,
+            f"{m}_offset": offset,
+            f"{m}_unit": t.known.unit,
+            f"{m}_channels": x.shape[1],
         }
     return row

@@ -9,6 +9,7 @@ import numpy as np
 
 REASONS = ("kept", "nan", "clipped", "flat", "fragment")
 KEPT, NAN, CLIPPED, FLAT, FRAGMENT = range(5)
+OUTLYING = 10  # a channel's range beyond so many times its usual movement is that of its outliers
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Limits:
     bridge_s: float = 0.1  # missing runs up to this long, inside a signal, are interpolated
     flat_s: float = 3.0  # exactly constant this long: no signal
     clipped_s: float = 1.0  # on a rail this long: saturated
-    rail: float = 0.002  # "on a rail": within this share of the channel's range of its own extreme
+    rail: float = 0.002  # "on a rail": within this share of the channel's range of its own extreme; the range
+    # counts at most `OUTLYING` times what the channel usually moves in `clipped_s`
     fragment_s: float = 1.0  # kept stretches shorter than this, between refused ones, help nobody
 
 
@@ -83,16 +85,42 @@ def on_rail(x: np.ndarray, valid: np.ndarray, rail: float, shortest: float) -> n
     Saturated monitor signals show it in three ways, all found here: exactly at the converter's limit, at a
     lower ceiling of the device, and (after the archive resampled them) with a ripple of a few counts; `rail`
     is the ripple allowed, a share of the channel's range. A channel of one value has no rails: that is flat.
+    A spike, a marker of a missing sample or a moment off the skin makes the range of a channel thousands of
+    times its pulse, and all of the pulse would lie "on the rail": so the range counts `OUTLYING` times the
+    usual movement at most.
     """
+    nothing = np.zeros(len(x), bool)
     if not valid.any():
-        return np.zeros(len(x), bool)
+        return nothing
     known = x if valid.all() else x[valid]
     low, high = float(known.min()), float(known.max())
     if low == high:
-        return np.zeros(len(x), bool)
+        return nothing
     slack = rail * (high - low)
+    found = _near(x, valid, low, high, slack, shortest)
+    if not found.any():
+        return found  # a smaller slack finds less
+    narrow = rail * OUTLYING * usual_movement(known, max(2, round(shortest)))
+    return _near(x, valid, low, high, narrow, shortest) if narrow < slack else found
+
+
+def _near(
+    x: np.ndarray, valid: np.ndarray, low: float, high: float, slack: float, shortest: float
+) -> np.ndarray:
     top = long_runs(valid & (x >= high - slack), shortest)
     return top | long_runs(valid & (x <= low + slack), shortest)
+
+
+def usual_movement(known: np.ndarray, length: int) -> float:
+    """What a channel moves within `length` samples, but for a tenth of them: the upper quartile over all such
+    stretches that move.
+
+    So outliers may lie in any stretch, and saturation with a ripple may fill three quarters of the record.
+    """
+    whole = known[: len(known) // length * length].reshape(-1, length)
+    low, high = np.quantile(whole, (0.05, 0.95), axis=1) if len(whole) else (np.zeros(0), np.zeros(0))
+    moves = (high - low)[high > low]
+    return float(np.quantile(moves, 0.75)) if len(moves) else np.inf
 
 
 def verdicts(x_tc: np.ndarray, missing: np.ndarray, rate: float, limits: Limits) -> np.ndarray:

@@ -231,7 +231,7 @@ def _account(report: ShardReport, entry: Entry, cut: Segments, rates: dict[str, 
         have = report.bridged.setdefault(m, [0, 0.0])
         have[0] += gaps
         have[1] += float(seconds)
-    details = [entry.detail] if entry.detail else []
+    details = [*([entry.detail] if entry.detail else []), *cut.words]
     details += entry.recording.problems if entry.recording else []
     report.problems += [{"record": entry.record, "detail": detail} for detail in details]
 

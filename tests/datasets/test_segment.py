@@ -80,11 +80,67 @@ def test_modalities_of_different_rates_share_borders_and_lose_no_time():
     assert cut.seconds_in["resp"] == cut.kept["resp"] == Fraction(502, 25)
 
 
-def test_rates_without_a_common_grid_refuse_the_later_modality():
-    odd = Samples(waves(20, 100, 1)[:, None], np.zeros(2000, bool), Fraction(24989, 400), 1, 0, "au")
-    cut = segment("r", {"ppg": samples(waves(20, 125, 1), 125), "ecg": odd}, Limits(), 3600)
-    assert set(cut.refused) == {"ecg"} and set(cut.refused["ecg"]) == {"bad_rate"}
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(1_000, 300_000), min_size=2, max_size=3, unique=True),
+    st.integers(0, 2**32 - 1),
+)
+def test_rates_without_a_common_grid_go_in_cut_at_their_own_samples_nearest_to_whole_seconds(rates, seed):
+    rng = np.random.default_rng(seed)
+    signals = {}
+    for m, thousandths in zip(("ppg", "ecg", "resp"), rates, strict=False):
+        rate = Fraction(thousandths, 1000)
+        x = np.arange(int(rng.uniform(5, 30) * rate)) % 30_000
+        missing = np.zeros(len(x), bool)
+        missing[int(len(x) * 0.4) : int(len(x) * 0.4 + 2 * rate)] = True
+        signals[m] = Samples(x[:, None], missing, rate, 1.0, 0.0, "au")
+    cut = segment("r", signals, Limits(), 4)  # raises when the ledger does not add up
+    assert {m for row in cut.rows for m in signals if m in row} == set(signals)
+    for row in cut.rows:
+        for m in [m for m in signals if m in row]:
+            x, rate = np.frombuffer(row[m], "<i2"), float(signals[m].rate)
+            at = int(np.flatnonzero((signals[m].x_tc[:, 0] == x[0]) & ~signals[m].missing)[0])
+            assert abs(at / rate - row["start_s"]) <= 0.5 / rate + 1e-9
+            assert abs(len(x) / rate - row["duration_s"]) <= 1 / rate + 1e-9
+            assert np.array_equal(x, signals[m].x_tc[at : at + len(x), 0])
+
+
+def test_a_signal_slower_than_a_sample_a_second_is_refused_with_a_word_on_what_to_do():
+    slow = Samples(waves(20, 10, 1)[:, None], np.zeros(200, bool), Fraction(1, 60), 1, 0, "au")
+    cut = segment("r", {"resp": slow, "ppg": samples(waves(20, 125, 1), 125)}, Limits(), 3600)
+    assert set(cut.refused) == {"resp"} and set(cut.refused["resp"]) == {"bad_rate"}
     assert cut.kept["ppg"] == 20
+    assert "numerics" in cut.words[0]
+
+
+def loud_then_quiet(kind):
+    """20 s of which the first 10 hold a burst 4,000 times as large as the pulse."""
+    t = np.arange(2000) / 100
+    x = np.sin(2 * np.pi * 1.2 * t) + 4000 * ((t > 3) & (t < 6)) * np.sin(20 * t)
+    return np.rint(400 * x).astype(np.int64) + 300_000 if kind == "integers" else x
+
+
+@pytest.mark.parametrize("kind", ["floats", "integers"])
+def test_every_row_is_within_a_ten_thousandth_of_its_own_range_whatever_the_rest_of_its_record_holds(kind):
+    x = loud_then_quiet(kind)
+    cut = segment("r", {"ppg": samples(x)}, Limits(), 10)
+    for row, source in zip(cut.rows, (x[:1000], x[1000:]), strict=True):
+        got = np.frombuffer(row["ppg"], "<i2") * row["ppg_scale"] + row["ppg_offset"]
+        physical = source * 0.5 + 3.0
+        assert np.abs(got - physical).max() <= 1e-4 * np.ptp(physical)
+
+
+def test_rows_share_a_scale_where_it_serves_them_all():
+    t = np.arange(2000) / 100
+    cut = segment("r", {"ppg": samples((1 + t / 20) * np.sin(8 * t))}, Limits(), 5)
+    assert len({(row["ppg_scale"], row["ppg_offset"]) for row in cut.rows}) == 1
+
+
+def test_a_record_whose_outliers_leave_its_signal_few_steps_says_so():
+    cut = segment("r", {"ppg": samples(loud_then_quiet("floats"))}, Limits(), 3600)
+    assert "rounded to steps" in cut.words[0] and "`missing`" in cut.words[0]
+    assert not segment("r", {"ppg": samples(np.sin(np.arange(2000) / 9))}, Limits(), 3600).words
+    assert not segment("r", {"ppg": samples(waves(20, 100, 0))}, Limits(), 3600).words
 
 
 @settings(deadline=None)

@@ -131,6 +131,30 @@ def test_a_ripple_on_the_rail_is_still_clipping_and_a_single_peak_is_not():
     assert spans(codes, CLIPPED) == [(20, 22)]
 
 
+@pytest.mark.parametrize("outliers", ["spike", "marker", "off skin", "many spikes"])
+def test_outliers_do_not_make_the_rest_of_a_record_clipped(outliers):
+    x = 100_000 + wave(seconds=600, rate=50)
+    if outliers == "spike":
+        x[15_000] = 1e6
+    elif outliers == "marker":
+        x[15_000] = -9999
+    elif outliers == "off skin":
+        x[10_000:10_025] = 0
+    else:
+        x[::150] = 1e7
+    assert not validity.verdicts(x, np.zeros(len(x), bool), 50, Limits()).any()
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float64])
+def test_saturation_is_found_beside_outliers_and_where_it_fills_most_of_the_record(dtype):
+    x = np.rint(100 * wave()).astype(dtype)
+    x[2000:5500] = 32_000
+    x[2000:5500:7] -= 3  # a ripple
+    x[700] = -32_000
+    codes = validity.verdicts(x, np.zeros(len(x), bool), 100, Limits())
+    assert spans(codes, CLIPPED) == [(20, 55)]
+
+
 def test_a_long_stay_on_a_rail_is_called_clipped_and_a_channel_of_one_value_flat():
     x = wave()
     x[2000:2800] = x.max() + 5
