@@ -39,9 +39,9 @@ def ingest(descriptor_path: str | Path, root: str, out: str, force: bool = False
     """Read what `descriptor_path` describes below `root` into a corpus at `out`; returns a summary.
 
     The summary is the manifest (`corpus.json`) without shards, plus `uri`, `problems` (what was refused whole
-    or could not be read, by record, in words), `notes` (what was mended, alike), `agreement` (derived labels
-    against given ones: see `agreement.compare`) and `already_there`. A finished corpus at `out` stays as it is
-    when it was made of the same input, and is an error otherwise, unless `force`.
+    or could not be read, by record, in words), `notes` (what was mended, likewise), `agreement` (derived
+    labels against given ones: see `agreement.compare`) and `already_there`. A finished corpus at `out` stays
+    as it is when it was made of the same input, and is an error otherwise, unless `force`.
     """
     descriptor = read_descriptor(descriptor_path)
     out = storage.normalise(out)
