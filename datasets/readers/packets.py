@@ -15,11 +15,13 @@ from datasets.readers.base import Refused, check_span
 
 JITTER_S = 0.1  # samples lie this close to the clock of their packets, at least
 LATE_S = 0.25  # a last packet, which nothing follows, is late and no gap up to this
+DISORDER_S = 0.5  # clocks are late by less; packets that contradict the file's order by more are out of order
 BACK_S = 1.0  # a clock that is set back by more refuses the track
 CONTESTED = 0.01  # more than this share of samples in conflict refuses the track
 DRIFT = 0.01  # a larger departure from the stated rate is no drift of a converter
 FOLLOW_S = 0.05  # a stretch whose clock departs less from its rate keeps its samples as they are
 BIN_S = 300.0  # a converter's speed changes slowly: its clock is a line between medians of so long
+UNLIKE = 6  # so many values that differ are not the same twice by chance
 LOOK_S, LOOK = 5.0, 7  # how far to look ahead: seconds of samples, and packets at least
 BLOCK = 1_000_000  # samples that are resampled at a time
 
@@ -116,7 +118,7 @@ def read(times: np.ndarray, values: Sequence[np.ndarray], rate: float) -> Stream
     clock = (times[order] - stream.start) * rate
     _split(stream, clock, [values[i] for i in order])
     total = sum(map(len, values))
-    if stream.contested > CONTESTED * total:
+    if stream.contested > max(CONTESTED * total, 4 * BACK_S * rate):
         raise Refused(
             "bad_time", f"packets overlap: {stream.contested:,} of {total:,} samples are in conflict"
         )
@@ -124,9 +126,9 @@ def read(times: np.ndarray, values: Sequence[np.ndarray], rate: float) -> Stream
 
 
 def _order(times: np.ndarray, lengths: np.ndarray, rate: float) -> np.ndarray:
-    """Packets by their clock; but where that contradicts the file's order, whichever has fewer jumps.
+    """Packets by their clock, or in the file's order where that contradicts it and a clock is but late.
 
-    A late packet's clock may be later than the next one's, and packets may be written out of order.
+    Packets are written out of order where their clocks then leave no jump, or fewer after a long way back.
     """
     order = np.argsort(times, kind="stable")
     if (order == np.arange(len(order))).all():
@@ -136,7 +138,9 @@ def _order(times: np.ndarray, lengths: np.ndarray, rate: float) -> np.ndarray:
         if b - a > 1:
             around = slice(max(0, a - 1), b + 1)
             as_written = np.concatenate([order[max(0, a - 1) : a], np.arange(a, b), order[b : b + 1]])
-            if _jumps(times, lengths, as_written, rate) < _jumps(times, lengths, order[around], rate):
+            jumps = _jumps(times, lengths, order[around], rate)
+            back = np.max(np.maximum.accumulate(times[a:b]) - times[a:b])
+            if jumps > (0 if back < DISORDER_S else _jumps(times, lengths, as_written, rate)):
                 order[a:b] = np.arange(a, b)
     return order
 
@@ -150,7 +154,7 @@ def _without_twins(
     stream: Stream, times: np.ndarray, values: Sequence[np.ndarray], order: np.ndarray
 ) -> np.ndarray:
     """`order` without packets that have the time and the samples of the one before."""
-    near = np.abs(np.diff(times[order])) * stream.rate < 0.5
+    near = np.abs(np.diff(times[order])) < 1e-6
     twins = [
         i
         for i in np.flatnonzero(near) + 1
@@ -183,7 +187,7 @@ def _split(stream: Stream, clock: np.ndarray, values: Sequence[np.ndarray]) -> N
     for i, value in enumerate(values):
         late = off[i] - level
         later = off[i + 1 : ahead[i]] - level if late < -0.5 or late > tolerance else off[:0]
-        if late < -0.5 and (again := _repeats(stretch, value, -late, tolerance, later)):
+        if late < -0.5 and (again := _repeats(stretch, value, rate, -late, tolerance, later)):
             if again == len(value):
                 stream.twice += 1
             else:
@@ -197,7 +201,8 @@ def _split(stream: Stream, clock: np.ndarray, values: Sequence[np.ndarray]) -> N
             stretch.clock.append(float(clock[i]))
             level += slope * len(value) + 0.2 * late
         elif (np.abs(later) <= tolerance).any() or (not len(later) and abs(late) <= LATE_S * rate):
-            stream.late.append(float(abs(late) / rate))
+            if abs(late) > JITTER_S * rate:
+                stream.late.append(float(abs(late) / rate))
         else:
             jump = float(np.median(np.concatenate([[late], later])))
             stretch, count, level = Stretch(), 0, level + jump
@@ -224,10 +229,13 @@ def _usual(off: np.ndarray, lengths: np.ndarray, rate: float) -> tuple[float, fl
     return slope, max(0.5, min(6 * usual, JITTER_S * rate))
 
 
-def _repeats(stretch: Stretch, value: np.ndarray, early: float, tolerance: float, later: np.ndarray) -> int:
+def _repeats(
+    stretch: Stretch, value: np.ndarray, rate: float, early: float, tolerance: float, later: np.ndarray
+) -> int:
     """How many of the packet's first samples are there: the clock, they and what follows agree on it."""
     end: list[np.ndarray] = []
-    most, have = int(early + tolerance) + 1, 0
+    window = max(tolerance, JITTER_S * rate)
+    most, have = int(early + window) + 1, 0
     for part in reversed(stretch.parts):
         if have >= most:
             break
@@ -236,15 +244,19 @@ def _repeats(stretch: Stretch, value: np.ndarray, early: float, tolerance: float
     if not have:
         return 0
     tail = np.concatenate(end[::-1])[-most:]
-    back = np.arange(max(1, int(np.ceil(early - tolerance))), min(most, len(tail)) + 1)
-    follow = float(np.median(later)) if len(later) else None
+    back = np.arange(max(1, int(np.ceil(early - window))), min(most, len(tail)) + 1)
     for k in back[np.argsort(np.abs(back - early), kind="stable")]:
         again = int(min(k, len(value)))
         there = tail[len(tail) - k : len(tail) - k + again]
-        if _same(there, value[:again]):
-            if follow is None or abs(follow + again) < abs(follow):
-                return again
-            return 0
+        if there[0] != value[0] or not _same(there, value[:again]):
+            continue
+        after = float(np.median(later)) if len(later) else -again
+        if tolerance <= 1:  # clocks so even count single samples
+            sure = abs(after + again) <= tolerance + 0.1 and (len(later) > 0 or abs(k - early) <= tolerance)
+        else:
+            sure = abs(after + again) < abs(after)
+        if sure and (tolerance <= 1 or len(set(there.tolist())) >= UNLIKE):
+            return again
     return 0
 
 
