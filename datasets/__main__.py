@@ -88,10 +88,11 @@ def _report(made: dict[str, Any]) -> None:
     if made["already_there"]:
         print("already there, made of the same input: left as it is")
     print(table(made))
-    for problem in made["problems"][:20]:
-        print(f"  {problem['record']}: {problem['detail']}")
-    if len(made["problems"]) > 20:
-        print(f"  … and {len(made['problems']) - 20} more")
+    for said in (made["problems"], made["notes"]):
+        for line in said[:20]:
+            print(f"  {line['record']}: {line['detail']}")
+        if len(said) > 20:
+            print(f"  … and {len(said) - 20} more")
 
 
 if __name__ == "__main__":

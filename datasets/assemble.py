@@ -40,8 +40,11 @@ def prepare(out: str, force: bool = False) -> dict | None:
     return None
 
 
-def finish(out: str, reports: Iterable[ShardReport], about: Mapping[str, Any]) -> tuple[dict, list[dict]]:
-    """Merge the parts, check the ledger, write corpus.json; returns the manifest and the problems by record.
+def finish(
+    out: str, reports: Iterable[ShardReport], about: Mapping[str, Any]
+) -> tuple[dict, dict[str, list[dict[str, str]]]]:
+    """Merge the parts, check the ledger, write corpus.json; returns the manifest, and the problems and notes
+    by record.
 
     `about`: the manifest's descriptive keys (source, licence, …, modalities, key_id, id_space, …).
     """
@@ -84,7 +87,11 @@ def finish(out: str, reports: Iterable[ShardReport], about: Mapping[str, Any]) -
     }
     manifest["hash"] = schema.content_hash(manifest)
     storage.write_json(storage.join(out, schema.MANIFEST), manifest)
-    return manifest, [problem for r in ordered for problem in r.problems]
+    words = {
+        "problems": [p for r in ordered for p in r.problems],
+        "notes": [n for r in ordered for n in r.notes],
+    }
+    return manifest, words
 
 
 def _first_problem(reports: Iterable[ShardReport]) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -39,9 +39,9 @@ def ingest(descriptor_path: str | Path, root: str, out: str, force: bool = False
     """Read what `descriptor_path` describes below `root` into a corpus at `out`; returns a summary.
 
     The summary is the manifest (`corpus.json`) without shards, plus `uri`, `problems` (what was refused whole
-    or could not be read, by record, in words), `agreement` (derived labels against given ones: see
-    `agreement.compare`) and `already_there`. A finished corpus at `out` stays as it is
-    when it was made of the same input, and is an error otherwise, unless `force`.
+    or could not be read, by record, in words), `notes` (what was mended, likewise), `agreement` (derived
+    labels against given ones: see `agreement.compare`) and `already_there`. A finished corpus at `out` stays
+    as it is when it was made of the same input, and is an error otherwise, unless `force`.
     """
     descriptor = read_descriptor(descriptor_path)
     out = storage.normalise(out)
@@ -55,18 +55,24 @@ def ingest(descriptor_path: str | Path, root: str, out: str, force: bool = False
     tasks = plan(sources, key, descriptor.id_space)
     work = functools.partial(_work, files.uri, out, descriptor)
     reports = jobs.run(work, tasks, f"ingest {descriptor.name}", len(sources))
-    manifest, problems = assemble.finish(out, reports, about)
-    made = summary(manifest, out, problems)
+    manifest, words = assemble.finish(out, reports, about)
+    made = summary(manifest, out, words)
     return made | {"agreement": agreement.of_corpus(schema.open_corpus(out))}
 
 
-def summary(manifest: dict, uri: str, problems: Sequence[dict[str, str]] = (), already: bool = False) -> dict:
+def summary(
+    manifest: dict,
+    uri: str,
+    words: Mapping[str, Sequence[dict[str, str]]] | None = None,
+    already: bool = False,
+) -> dict:
     """What a person wants to know of a corpus just made."""
     short = {k: v for k, v in manifest.items() if k not in ("shards", "rejects_file", "labels")}
     short["shards"] = len(manifest["shards"])
     short["bytes"] = sum(s["bytes"] for s in manifest["shards"])
     short["labels"] = manifest["labels"]["rows"]
-    return {**short, "uri": uri, "problems": list(problems), "already_there": already}
+    said = {kind: list((words or {}).get(kind, [])) for kind in ("problems", "notes")}
+    return {**short, "uri": uri, **said, "already_there": already}
 
 
 def plan(sources: Sequence[Source], key: bytes, id_space: str, shard_bytes: int = SHARD_BYTES) -> list[Task]:

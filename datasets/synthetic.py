@@ -103,8 +103,8 @@ def synthesize(
     tasks = _plan(recipe)
     work = functools.partial(_work, out, recipe)
     reports = jobs.run(work, tasks, "synthesize", recipe.records, in_process=len(tasks) == 1)
-    manifest, problems = assemble.finish(out, reports, about)
-    return summary(manifest, out, problems)
+    manifest, words = assemble.finish(out, reports, about)
+    return summary(manifest, out, words)
 
 
 def _about(recipe: Recipe) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class ShardReport:
     bridged: dict[str, list[float]] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
+    notes: list[dict[str, str]] = field(default_factory=list)
 
 
 class _Hashing:
@@ -234,6 +235,8 @@ def _account(report: ShardReport, entry: Entry, cut: Segments, rates: dict[str, 
     details = [*([entry.detail] if entry.detail else []), *cut.words]
     details += entry.recording.problems if entry.recording else []
     report.problems += [{"record": entry.record, "detail": detail} for detail in details]
+    notes = entry.recording.notes if entry.recording else []
+    report.notes += [{"record": entry.record, "detail": note} for note in notes]
 
 
 def label_table(subject: str, record: str, labels: Iterable[Labels]) -> pa.Table:

@@ -89,6 +89,7 @@ class Source:
 @dataclass
 class Recording:
     """`problems`: labels that could not be read, in words; the waveforms are sound all the same.
+    `notes`: what was mended and is no problem (packets received twice, the largest correction of a clock).
 
     All signals begin at the record's time 0 (what begins later is missing until then) and all labels count
     from there. `origin`: what the record's own clock says at time 0, in s: its column of times, or the date
@@ -99,6 +100,7 @@ class Recording:
     labels: list[Labels]
     problems: list[str] = field(default_factory=list)
     origin: float | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 # ---------------------------------------------------------------- scanning

@@ -2,7 +2,8 @@
 
 The vitaldb package skips what it cannot read and says nothing, so the file is walked through first: the gzip
 checksum, whole packets, and as many records as the package then returns. A recording begins with the first
-sample of its wanted waveforms.
+sample of its wanted waveforms. Packets carry the clock of their arrival (see `packets`), in seconds UTC; the
+header's time zone changes nothing.
 """
 
 import gzip
@@ -12,8 +13,8 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
 from fractions import Fraction
 from io import StringIO
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from datasets.descriptor import Descriptor, Named, Signal
-from datasets.readers import base
+from datasets.readers import base, packets
 from datasets.readers.base import (
     Channel,
     Draft,
@@ -37,7 +38,6 @@ from datasets.readers.base import (
 
 WAVE, NUMBER, WORDS = 1, 2, 5  # track types
 INFO, RECORD = 0, 1  # packet types
-JITTER_S = 0.1  # packets carry the clock of their arrival: closer than this to the one before, they follow it
 NOTHING = 4e9  # at and beyond this the package, too, reads a number as missing
 _printing = threading.Lock()
 
@@ -55,6 +55,20 @@ class Track:
     unit: str
 
 
+@dataclass
+class Case:
+    """The wanted waveforms of a file, by modality: names of tracks, tracks as placed, and why some are not.
+
+    `origin`: what the file's clock says at time 0, in s since 1970, UTC.
+    """
+
+    picked: dict[str, tuple[str, ...]]
+    tracks: dict[str, list[Track]] = field(default_factory=dict)
+    refused: dict[str, Refused] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    origin: float | None = None
+
+
 def scan(root: Root, descriptor: Descriptor) -> list[Source]:
     """Every record under `root` that the descriptor names. Files are read: they hold no table of contents."""
     return base.scan(root, descriptor, _look)
@@ -64,33 +78,44 @@ def _look(draft: Draft, descriptor: Descriptor) -> None:
     path = draft.fetch([draft.name]) / draft.name
     with open(path, "rb") as file:
         draft.digest = hashlib.file_digest(file, "sha256").hexdigest()
-    vital = _read(path)
-    picked = {m: _pick(vital, signal) for m, signal in descriptor.signals.items()}
-    rates = {m: _rate(vital, names) for m, names in picked.items()}
-    placed = {
-        m: [_place(vital.trks[name], rates[m], vital.packed) for name in names]
-        for m, names in picked.items()
-        if rates[m]
+    vital, broken = _read(path)
+    case = Case(_picked(vital, descriptor)) if broken else _case(vital, descriptor)
+    origin = case.origin or 0.0
+    lengths = {
+        m: max(_amount(vital.trks[name]) for name in names) for m, names in case.picked.items() if names
     }
-    origin = _origin(placed)
-    lengths = {m: _length(tracks, origin) for m, tracks in placed.items()}
-    draft.whole = max((Fraction(n) / (rates[m] or 1) for m, n in lengths.items()), default=Fraction(0))
+    lengths |= {m: _length(tracks, origin) for m, tracks in case.tracks.items()}
+    rates = {m: _rates(vital, names) for m, names in case.picked.items()}
+    known = [Fraction(n) / min(rates[m]) for m, n in lengths.items() if rates[m]]
+    draft.whole = max(known, default=Fraction(0))
+    has = [name for name, track in vital.trks.items() if track.type == WAVE and track.recs]
     for modality, signal in descriptor.signals.items():
-        names = picked[modality]
-        tracks = placed.get(modality, [])
+        names = case.picked[modality]
         units = {_unit(vital.trks[name].unit, signal) for name in names}
         found = Promise(
             lengths.get(modality, 0),
-            rates[modality],
+            min(rates[modality], default=None),
             min(units - set(signal.units) or units, default=""),
             len(names),
-            all(base.usable(t.scale, t.offset) for t in tracks),
+            all(base.usable(*_scale(vital.trks[name])) for name in names),
         )
-        draft.promise(modality, signal, found if names else None)
+        draft.promise(modality, signal, found if names else None, has)
+        if len(rates[modality]) > 1:
+            differ = " and ".join(f"{float(rate):g}" for rate in sorted(rates[modality]))
+            draft.refuse(modality, signal, "bad_rate", f"{differ} Hz differ: name others in `channels`")
+        elif modality in case.refused and modality not in draft.refused:
+            why = case.refused[modality]
+            draft.refuse(modality, signal, why.reason, why.detail)
+    if broken:
+        raise broken
 
 
 def _unit(stated: str, signal: Signal) -> str:
     return stated or signal.source_unit or ""
+
+
+def _picked(vital: Any, descriptor: Descriptor) -> dict[str, tuple[str, ...]]:
+    return {m: _pick(vital, signal) for m, signal in descriptor.signals.items()}
 
 
 def _pick(vital: Any, signal: Signal) -> tuple[str, ...]:
@@ -101,31 +126,109 @@ def _pick(vital: Any, signal: Signal) -> tuple[str, ...]:
     return ()
 
 
-def _rate(vital: Any, names: tuple[str, ...]) -> Fraction | None:
-    rates = {base.fraction(vital.trks[name].srate) for name in names}
-    return rates.pop() if len(rates) == 1 else None
+def _rates(vital: Any, names: tuple[str, ...]) -> set[Fraction]:
+    return {rate for name in names if (rate := base.fraction(vital.trks[name].srate))}
+
+
+def _amount(track: Any) -> int:
+    return sum(len(record["val"]) for record in track.recs)
+
+
+def _scale(track: Any) -> tuple[float, float]:
+    return (track.gain, track.offset) if track.fmt > 2 else (1.0, 0.0)
+
+
+def _case(vital: Any, descriptor: Descriptor) -> Case:
+    case = Case(_picked(vital, descriptor))
+    streams: dict[str, dict[str, packets.Stream]] = {}
+    for m, names in case.picked.items():
+        rates = _rates(vital, names)
+        if len(rates) == 1:
+            with _refusing(case, m):
+                streams[m] = {name: _stream(vital.trks[name], float(min(rates))) for name in names}
+    # one clock stamps all tracks: what follows it beside what does not would drift apart
+    follow = not vital.packed and any(s.drifts() for tracks in streams.values() for s in tracks.values())
+    for m, of_track in streams.items():
+        with _refusing(case, m):
+            case.tracks[m] = [
+                _place(vital.trks[name], stream, vital.packed, follow) for name, stream in of_track.items()
+            ]
+            case.notes += [f"{name}: {note}" for name, s in of_track.items() for note in s.notes()]
+    starts = [track.start for tracks in case.tracks.values() for track in tracks]
+    case.origin = min(starts, default=None)
+    for m, tracks in list(case.tracks.items()):
+        with _refusing(case, m):
+            for track in tracks:
+                base.check_span(track.start - min(starts), len(track.x) / float(track.rate))
+    case.tracks = {m: tracks for m, tracks in case.tracks.items() if m not in case.refused}
+    return case
+
+
+@contextmanager
+def _refusing(case: Case, modality: str) -> Iterator[None]:
+    """A track that cannot be placed refuses its modality, not the record."""
+    try:
+        yield
+    except Refused as why:
+        case.refused[modality] = why
+
+
+def _stream(track: Any, rate: float) -> packets.Stream:
+    values = [record["val"] for record in track.recs]
+    if values[0].dtype.kind == "f":  # NaN is not below it, either
+        values = [v if (there := np.abs(v) < NOTHING).all() else np.where(there, v, np.nan) for v in values]
+    try:
+        return packets.read(np.array([record["dt"] for record in track.recs]), values, rate)
+    except Refused as why:
+        raise Refused(why.reason, f"{track.dtname}: {why.detail}") from why
+
+
+def _place(track: Any, stream: packets.Stream, packed: bool, follow: bool) -> Track:
+    from vitaldb.utils import FMT_NAN
+
+    x, missing, start = packets.lay(stream, follow)
+    if x.dtype.kind == "f":
+        missing |= np.isnan(x)
+    elif packed:  # packing fills gaps with the format's own missing value
+        missing |= x == FMT_NAN[track.fmt]
+    rate = base.fraction(track.srate)
+    assert rate is not None
+    return Track(x, missing, rate, start, *_scale(track), track.unit)
+
+
+def _length(tracks: list[Track], origin: float) -> int:
+    return max(_shift(track, origin) + len(track.x) for track in tracks)
+
+
+def _shift(track: Track, origin: float) -> int:
+    return round((track.start - origin) * float(track.rate))
 
 
 # ---------------------------------------------------------------- the file
 
 
-def _read(path: Path) -> Any:
-    """The file as the package reads it, once it is sure that nothing of it was skipped."""
+def _read(path: Path) -> tuple[Any, Refused | None]:
+    """The file as the package reads it, and why it may not be used: something of it was skipped."""
     from vitaldb import VitalFile
 
-    promised = _walk(path)
-    vital = VitalFile(None)
-    with _printing, redirect_stdout(StringIO()) as said:
+    vital, said = VitalFile(None), StringIO()
+    try:
+        promised = _walk(path)
+    except Refused as why:
+        with _printing, redirect_stdout(said), suppress(Exception):
+            vital.load_vital(str(path))  # what can be read of it says how many hours are refused
+        return vital, why
+    with _printing, redirect_stdout(said):
         try:
             read = vital.load_vital(str(path))
         except Exception as error:  # a file that ends within its first packets
-            raise Refused("corrupt", f"{path.name}: {error}") from error
+            return vital, Refused("corrupt", f"{path.name}: {error}")
     got = sum(len(track.recs) for track in vital.trks.values() if track.type in (WAVE, NUMBER))
-    if not read or got != promised:
-        words = said.getvalue().strip().splitlines()
-        why = words[0] if words else f"{promised - got} of {promised} records cannot be read"
-        raise Refused("corrupt", f"{path.name}: {why}")
-    return vital
+    if read and got == promised:
+        return vital, None
+    words = said.getvalue().strip().splitlines()
+    lost = words[0] if words else f"{promised - got} of {promised} records cannot be read"
+    return vital, Refused("corrupt", f"{path.name}: {lost}")
 
 
 def _walk(path: Path) -> int:
@@ -166,68 +269,21 @@ def _packets(file: Any) -> Iterator[tuple[int, int, bytes | None]]:
         yield kind, size, body if left == 0 and kind >= 0 else None
 
 
-def _place(track: Any, rate: Fraction | None, packed: bool) -> Track:
-    """A waveform's records one after another, gaps between them missing. Refused where time runs back."""
-    from vitaldb.utils import FMT_NAN
-
-    assert rate is not None
-    records = sorted(track.recs, key=lambda r: r["dt"])
-    times = np.array([r["dt"] for r in records])
-    lengths = [len(r["val"]) for r in records]
-    if not np.isfinite(times).all():
-        raise Refused("bad_time", f"a record of {track.name} without a time")
-    base.check_span(float(times[-1] - times[0]), sum(lengths) / float(rate))
-    starts, end = [], 0
-    for time, length in zip(times, lengths, strict=True):
-        at = round((time - times[0]) * float(rate))
-        if abs(at - end) <= JITTER_S * rate:
-            at = end
-        if at < end:
-            raise Refused("bad_time", f"a record of {track.name} begins before the one before it ends")
-        starts.append(at)
-        end = at + length
-    kind = records[0]["val"].dtype
-    x, missing = np.zeros(end, kind), np.ones(end, bool)
-    for record, at, length in zip(records, starts, lengths, strict=True):
-        x[at : at + length], missing[at : at + length] = record["val"], False
-    if kind.kind == "f":
-        missing |= ~(np.abs(x) < NOTHING)  # NaN is not, either
-        return Track(x, missing, rate, float(times[0]), 1.0, 0.0, track.unit)
-    if packed:  # packing fills gaps with the format's own missing value
-        missing |= x == FMT_NAN[track.fmt]
-    return Track(x, missing, rate, float(times[0]), track.gain, track.offset, track.unit)
-
-
-def _origin(placed: dict[str, list[Track]]) -> float:
-    return min((track.start for tracks in placed.values() for track in tracks), default=0.0)
-
-
-def _length(tracks: list[Track], origin: float) -> int:
-    return max(_shift(track, origin) + len(track.x) for track in tracks)
-
-
-def _shift(track: Track, origin: float) -> int:
-    base.check_span(track.start - origin, len(track.x) / float(track.rate))
-    return round((track.start - origin) * float(track.rate))
-
-
 # ---------------------------------------------------------------- loading
 
 
 def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples at their native rate and labels of one record. Raises Refused where the file is broken."""
-    vital = _read(folder / source.files[0][0])
-    picked = {m: _pick(vital, signal) for m, signal in descriptor.signals.items()}
-    placed: dict[str, list[Track]] = {}
-    for m, names in picked.items():
-        if names and (rate := _rate(vital, names)):
-            placed[m] = [_place(vital.trks[name], rate, vital.packed) for name in names]
-    origin = _origin(placed)
+    vital, broken = _read(folder / source.files[0][0])
+    if broken:
+        raise broken
+    case = _case(vital, descriptor)
+    origin = case.origin or 0.0
     signals, (labels, problems) = {}, base.fields(source, folder, descriptor.fields)
-    for m, tracks in placed.items():
+    for m, tracks in case.tracks.items():
         if m in source.seconds and m not in source.refused:
             signals[m] = _samples(tracks, origin, descriptor.signals[m])
-            labels.append(Labels(f"{m}_channel", ["+".join(picked[m])]))
+            labels.append(Labels(f"{m}_channel", ["+".join(case.picked[m])]))
     if descriptor.numerics:
         for name, known in descriptor.numerics.channels.items():
             track = vital.trks.get(name)
@@ -235,7 +291,7 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
                 labels += _numbers(track, known, origin, descriptor.numerics.hold_s)
     if descriptor.annotations and (events := vital.trks.get("EVENT")) is not None:
         labels += _words(events, descriptor.annotations, origin)
-    return Recording(signals, labels, problems)
+    return Recording(signals, labels, problems, case.origin, case.notes)
 
 
 def _samples(tracks: list[Track], origin: float, signal: Signal) -> Samples:

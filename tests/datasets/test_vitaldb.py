@@ -137,7 +137,9 @@ def test_numbers_hold_until_the_next_and_events_are_words(tmp_path, path):
 
 def test_a_record_that_runs_back_in_time_is_refused(tmp_path, path):
     write(path, gaps=[(8, -3)])
-    assert read(tmp_path)[2].broken[0] == "bad_time"
+    source = read(tmp_path)[2]
+    assert source.refused == {"ppg": "bad_time"} and source.seconds == {"ppg": 20, "ecg": 10}
+    assert source.words["ppg"].startswith("SNUADC/PLETH: time runs back by 3 s at 5.0 s")
 
 
 @pytest.mark.parametrize(
@@ -177,8 +179,9 @@ def test_a_record_lost_by_the_package_is_noticed(tmp_path, path):
     path.write_bytes(gzip.compress(bytes(data)))
     source = read(tmp_path)[2]
     assert source.broken == ("corrupt", "1.vital: 1 of 38 records cannot be read")
+    assert source.seconds == {"ppg": 20, "ecg": 9}
     with pytest.raises(Refused):
-        reader._read(path)
+        load(*read(tmp_path))
 
 
 def _last_wave(data):
