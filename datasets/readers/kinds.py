@@ -170,8 +170,7 @@ def _is_mat4(head: bytes) -> bool:
         return False
     for order in ("little", "big"):
         kind, rows, columns, imaginary, name = (
-            int.from_bytes(head[i : i + 4], order)
-            for i in range(0, 20, 4)  # type: ignore[arg-type]
+            int.from_bytes(head[i : i + 4], order) for i in range(0, 20, 4)
         )
         if kind < 5000 and rows < 2**31 and columns < 2**31 and imaginary < 2 and 1 < name < 64:
             return head[20 + name - 1 : 20 + name] == b"\0"

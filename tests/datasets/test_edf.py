@@ -135,11 +135,11 @@ def broken_up(path, onsets):
     data = bytearray(path.read_bytes())
     head = reader.read_header(path, len(data))
     data[192:197] = b"EDF+D"
-    notes = next(c for c in head.columns if c.name == reader.ANNOTATIONS)
+    notes = next(c for c in head.columns if c.is_notes)
     for i, onset in enumerate(onsets):
-        at = head.start + 2 * (i * head.width + notes.at)
+        at = head.start + i * head.width + notes.at
         tal = f"+{onset}\x14\x14".encode() + b"\0"
-        data[at : at + 2 * notes.samples] = tal.ljust(2 * notes.samples, b"\0")
+        data[at : at + notes.size] = tal.ljust(notes.size, b"\0")
     path.write_bytes(bytes(data))
 
 
@@ -175,7 +175,7 @@ def test_data_records_never_overlap_and_keep_their_order(gaps):
         (lambda d: b"not an EDF file" * 100, "corrupt"),
         (lambda d: d[:252] + b"9999" + d[256:], "corrupt"),
         (lambda d: d[:236] + b"99999999" + d[244:], "truncated"),
-        (lambda d: b"\xffBIOSEMI" + d[8:], "unsupported"),
+        (lambda d: b"\xffBIOSEMI" + d[8:], "truncated"),
     ],
 )
 def test_a_file_that_is_not_whole_or_not_one_is_refused(tmp_path, path, harm, reason):
