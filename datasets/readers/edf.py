@@ -9,21 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.descriptor import Descriptor, Signal
-from datasets.readers import base
-from datasets.readers.base import (
-    Channel,
-    Draft,
-    Labels,
-    Promise,
-    Recording,
-    Refused,
-    Root,
-    Samples,
-    Source,
-)
+from datasets.descriptor import Descriptor
+from datasets.readers import base, tracks
+from datasets.readers.base import Draft, Labels, Recording, Refused, Root, Source
 from datasets.readers.edf_header import TAL, Column, Header, onset, read_header
-from datasets.readers.units import match_unit
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[Source]:
@@ -40,43 +29,15 @@ def _look(draft: Draft, descriptor: Descriptor) -> None:
     have, promised = size - header.start, header.width * header.records
     truncated = have < promised
     onsets = None if truncated else _onsets(path, header)
-    for modality, signal in descriptor.signals.items():
-        _promise(draft, modality, signal, header, onsets)
+    tracks.promise(draft, descriptor, header.columns, lambda column: _length(column, header, onsets))
     if truncated:
         raise Refused("truncated", f"{path.name} holds {have:,} bytes of {promised:,}")
 
 
-def _promise(draft: Draft, modality: str, signal: Signal, header: Header, onsets: np.ndarray | None) -> None:
-    """Note what the header says of one modality, or why it is refused."""
-    try:
-        columns = header.pick(signal)
-    except Refused as why:
-        draft.seconds[modality] = draft.whole
-        return draft.refuse(modality, signal, why.reason, why.detail)
-    if not columns:
-        return draft.promise(modality, signal, None, header.names)
-    rates = [header.rate(c) for c in columns]
-    if len(set(rates)) > 1:
-        draft.seconds[modality] = draft.whole
-        stated = ", ".join(f"{c.name} has {float(r or 0):g} Hz" for c, r in zip(columns, rates, strict=True))
-        return draft.refuse(modality, signal, "bad_rate", f"{stated}: name channels of one rate")
-    rate, length = rates[0], header.records * columns[0].samples
-    if rate and onsets is not None:
-        length = _places(onsets, columns[0].samples, rate)[1]
-    units = {_unit(c, signal) for c in columns}
-    unit = min(units - set(signal.units) or units)
-    flawed = next((c for c in columns if c.flaw or not base.usable(c.scale, c.offset)), None)
-    draft.promise(modality, signal, Promise(length, rate, unit, len(columns), not flawed), header.names)
-    if draft.refused.get(modality) == "bad_scale" and flawed:
-        draft.refuse(modality, signal, "bad_scale", f"{flawed.name}: {flawed.flaw}: change `channels`")
-    if draft.refused.get(modality) == "unit_mismatch" and not unit:
-        draft.refuse(modality, signal, "unit_mismatch", "the header states no unit: add `source_unit`")
-    return None
-
-
-def _unit(column: Column, signal: Signal) -> str:
-    stated = column.unit or signal.source_unit or ""
-    return match_unit(stated, signal.units) or stated
+def _length(column: Column, header: Header, onsets: np.ndarray | None) -> int:
+    if column.rate and onsets is not None:
+        return _places(onsets, column.samples, column.rate)[1]
+    return header.records * column.samples
 
 
 def _open(path: Path, header: Header) -> np.ndarray:
@@ -93,8 +54,9 @@ def _bytes(raw: np.ndarray, column: Column) -> np.ndarray:
 
 def _first_onset(raw: np.ndarray, header: Header) -> float:
     """When the first data record begins, in s after the header's date and time: parts of a second."""
-    notes = next((c for c in header.columns if c.is_notes), None)
-    return (onset(_bytes(raw[:1], notes)) if notes and len(raw) else None) or 0.0
+    if not header.annotations or not len(raw):
+        return 0.0
+    return onset(_bytes(raw[:1], header.annotations[0])) or 0.0
 
 
 def _onsets(path: Path, header: Header) -> np.ndarray | None:
@@ -103,12 +65,11 @@ def _onsets(path: Path, header: Header) -> np.ndarray | None:
     An EDF+C whose last data record begins later than it would without a gap has gaps, too. Refused where time
     runs back, and where it is not stated.
     """
-    column = next((c for c in header.columns if c.is_notes), None)
-    if column is None:
+    if not header.annotations:
         if header.broken_up:
             raise Refused("corrupt", "EDF+D without the annotations that say when its data records begin")
         return None
-    raw = _bytes(_open(path, header), column)
+    raw = _bytes(_open(path, header), header.annotations[0])
     if not header.broken_up:
         first, last = (onset(raw[i]) if len(raw) else None for i in (0, -1))
         if first is None or last is None or not 0 < len(raw) * header.record_s <= last - first:
@@ -142,26 +103,23 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     labels, problems = base.fields(source, folder, descriptor.fields)
     signals = {}
     for m, signal in descriptor.signals.items():
-        columns = header.pick(signal) if m in source.seconds and m not in source.refused else None
+        columns = tracks.pick(header.columns, signal) if m in source.seconds.keys() - source.refused else None
         if columns:
-            signals[m] = _samples(raw, header, columns, onsets, signal)
+            signals[m] = tracks.samples(columns, signal, lambda c: _stretch(raw, header, c, onsets))
             labels.append(Labels(f"{m}_channel", ["+".join(c.name for c in columns)]))
-    if descriptor.numerics:
-        for name, known in descriptor.numerics.channels.items():
-            try:
-                column = header.find(name)
-            except Refused as why:
-                problems.append(f"label {known.name}: {why.detail}")
-                continue
-            if column is None or not (rate := header.rate(column)):
-                continue
-            if column.flaw:
-                problems.append(f"label {known.name}: {column.flaw}")
-                continue
-            x, missing = _stretch(raw, header, column, onsets, rate)
+    for name, known in descriptor.numerics.channels.items() if descriptor.numerics else ():
+        try:
+            column = tracks.find(header.columns, name)
+            if column and column.flaw:
+                raise Refused("bad_scale", column.flaw)
+        except Refused as why:
+            problems.append(f"label {known.name}: {why.detail}")
+            continue
+        if column and column.rate:
+            x, missing = _stretch(raw, header, column, onsets)
             there = np.flatnonzero(~missing & np.isfinite(x * column.scale))
             values = x[there] * column.scale + column.offset
-            step = 1 / float(rate)
+            step = 1 / float(column.rate)
             labels.append(Labels(known.name, values, known.unit, there * step, (there + 1) * step))
     first = _first_onset(raw, header)
     if descriptor.annotations:
@@ -171,13 +129,13 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
 
 
 def _stretch(
-    raw: np.ndarray, header: Header, column: Column, onsets: np.ndarray | None, rate: Fraction
+    raw: np.ndarray, header: Header, column: Column, onsets: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """One column's samples (T,) in time, and which are missing."""
     blocks = _integers(np.ascontiguousarray(_bytes(raw, column)), header.depth)
-    if onsets is None:
+    if onsets is None or not column.rate:
         return blocks, np.zeros(blocks.size, bool)
-    starts, length = _places(onsets, column.samples, rate)
+    starts, length = _places(onsets, column.samples, column.rate)
     at = (starts[:, None] + np.arange(column.samples)).reshape(-1)
     x, missing = np.zeros(length, blocks.dtype), np.ones(length, bool)
     x[at], missing[at] = blocks, False
@@ -193,25 +151,10 @@ def _integers(data: np.ndarray, depth: int) -> np.ndarray:
     return (wide.view("<i4") >> 8).reshape(-1)  # the sign's bits follow from the topmost byte
 
 
-def _samples(
-    raw: np.ndarray, header: Header, columns: list[Column], onsets: np.ndarray | None, signal: Signal
-) -> Samples:
-    rate = header.rate(columns[0])
-    assert rate is not None
-    marks = [mark for mark in signal.missing if not isinstance(mark, str)]
-    channels = []
-    for column in columns:
-        factor = signal.units[_unit(column, signal)]
-        x, missing = _stretch(raw, header, column, onsets, rate)
-        missing = missing | np.isin(x, marks) if marks else missing
-        channels.append(Channel(x, missing, factor * column.scale, factor * column.offset))
-    return base.together(channels, rate, signal.unit)
-
-
 def _annotations(raw: np.ndarray, header: Header, name: str, first: float) -> list[Labels]:
     """The file's own annotations; time 0 is where the first data record begins, as it is for the samples."""
     starts, ends, texts = [], [], []
-    for column in (c for c in header.columns if c.is_notes):
+    for column in header.annotations:
         for row in _bytes(raw, column):
             for found in TAL.finditer(np.ascontiguousarray(row).tobytes()):
                 at, duration = float(found.group(1)) - first, float(found.group(2) or 0)

@@ -6,14 +6,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from datasets.descriptor import Signal
 from datasets.readers import base, kinds
 from datasets.readers.base import Refused
+from datasets.readers.tracks import Track
 
 FIELDS = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)  # widths of the header's columns, a signal
 # onset, duration, texts: a time-stamped annotation list (EDF+ 2.2.2)
@@ -27,26 +26,15 @@ _MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT",
 
 
 @dataclass(frozen=True)
-class Column:
-    """A signal: the bytes it takes of a data record, from `at`, and physical = raw * scale + offset.
+class Column(Track):
+    """A signal, and the bytes it takes of a data record, from `at`.
 
-    `label`: what the header calls it. `name`: the same; where several have one label, label-0, label-1, …
-    `flaw`: in words, why there is no scale.
+    Where several have one label, their names are label-0, label-1, …
     """
 
-    name: str
-    label: str
-    unit: str
-    scale: float
-    offset: float
-    flaw: str
     at: int
     size: int
     samples: int
-
-    @property
-    def is_notes(self) -> bool:
-        return bool(_ANNOTATIONS.fullmatch(self.label))
 
 
 @dataclass(frozen=True)
@@ -54,7 +42,8 @@ class Header:
     """`start`: bytes of the header; `width`: bytes of a data record; `depth`: bytes of a sample;
     `begins`: its date and time (s since 1970 as if UTC); `notes`: what a person should know, in words."""
 
-    columns: list[Column]
+    columns: list[Column]  # without annotations
+    annotations: list[Column]
     records: int
     record_s: float
     start: int
@@ -64,29 +53,6 @@ class Header:
     begins: float | None
     digest: str
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def names(self) -> list[str]:
-        return [c.name for c in self.columns if not c.is_notes]
-
-    def rate(self, column: Column) -> Fraction | None:
-        return base.fraction(column.samples / self.record_s) if self.record_s > 0 else None
-
-    def find(self, name: str) -> Column | None:
-        """The signal of this name. Refused (missing_channel): several have it."""
-        found = [c for c in self.columns if not c.is_notes and name in (c.name, c.label)]
-        if len(found) > 1:
-            names = " or ".join(c.name for c in found)
-            raise Refused("missing_channel", f"{len(found)} signals are called {name}: name {names}")
-        return found[0] if found else None
-
-    def pick(self, signal: Signal) -> list[Column] | None:
-        """The signals of the first choice that is there whole. Refused (missing_channel) as in `find`."""
-        for choice in signal.choices:
-            found = [c for name in choice if (c := self.find(name)) is not None]
-            if len(found) == len(choice):
-                return found
-        return None
 
 
 def read_header(path: Path, size: int) -> Header:
@@ -114,18 +80,22 @@ def read_header(path: Path, size: int) -> Header:
         except ValueError as error:
             raise Refused("corrupt", f"unreadable EDF header: {error}") from error
     there = max(0, size - start) // width if width else 0
-    records, notes = _counted(path, columns, records, there, start, width)
+    annotations = [c for c in columns if _ANNOTATIONS.fullmatch(c.label)]
+    records, notes = _counted(path, annotations, records, there, start, width)
     if (rest := size - start - records * width) > 0:
         notes.append(f"{rest:,} bytes after the last data record are left out")
     reserved = _text(first[192:236])
     digest = hashlib.sha256(first + more).hexdigest()
     begins = _begins(_text(first[168:176]), _text(first[176:184]), _text(first[88:168]))
     broken_up = reserved[:5] in ("EDF+D", "BDF+D")
-    return Header(columns, records, record_s, start, width, depth, broken_up, begins, digest, notes)
+    columns = [c for c in columns if c not in annotations]
+    return Header(
+        columns, annotations, records, record_s, start, width, depth, broken_up, begins, digest, notes
+    )
 
 
 def _counted(
-    path: Path, columns: list[Column], stated: int, there: int, start: int, width: int
+    path: Path, annotations: list[Column], stated: int, there: int, start: int, width: int
 ) -> tuple[int, list[str]]:
     """Data records to read, and what to say of them where the header counts fewer than there are.
 
@@ -135,8 +105,8 @@ def _counted(
     if stated >= there:
         return stated, []
     found = there
-    if notes := next((c for c in columns if c.is_notes), None):
-        data = np.memmap(path, np.uint8, "r", start, (there, width))[:, notes.at : notes.at + notes.size]
+    for column in annotations[:1]:
+        data = np.memmap(path, np.uint8, "r", start, (there, width))[:, column.at : column.at + column.size]
         while found > max(stated, 0) and onset(data[found - 1]) is None:
             found -= 1
     if found == stated:
@@ -205,7 +175,8 @@ def _columns(record_s: str, text: bytes, count: int, depth: int) -> tuple[float,
         scale, offset, flaw = _scale(low, high, least, most, commas, depth)
         if not n:
             flaw = "it has no sample in a data record"
-        columns.append(Column(label, label, unit, scale, offset, flaw, place, depth * n, n))
+        rate = base.fraction(n / seconds) if seconds > 0 else None
+        columns.append(Column(label, label, unit, rate, scale, offset, flaw, place, depth * n, n))
         place += depth * n
     several = Counter(c.label for c in columns)
     seen: Counter[str] = Counter()

@@ -135,7 +135,7 @@ def broken_up(path, onsets):
     data = bytearray(path.read_bytes())
     head = reader.read_header(path, len(data))
     data[192:197] = b"EDF+D"
-    notes = next(c for c in head.columns if c.is_notes)
+    notes = head.annotations[0]
     for i, onset in enumerate(onsets):
         at = head.start + i * head.width + notes.at
         tal = f"+{onset}\x14\x14".encode() + b"\0"
