@@ -4,7 +4,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import pyedflib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +14,8 @@ from datasets.readers.base import Root
 from datasets.segment import segment
 from tests.datasets import recordings
 from tests.datasets.recordings import waves
+
+pyedflib = pytest.importorskip("pyedflib", reason="pyedflib has no wheel for this Python")
 
 TEXT = """
 name = "sleep"
