@@ -1,0 +1,109 @@
+"""Channels that a file's header describes one by one: which a descriptor names, and what they hold."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
+
+import numpy as np
+
+from datasets.descriptor import Descriptor, Signal
+from datasets.readers import base
+from datasets.readers.base import Channel, Draft, Promise, Refused, Samples
+from datasets.readers.units import match_unit
+
+
+@dataclass(frozen=True)
+class Track:
+    """One channel: physical = raw * scale + offset, in `unit`.
+
+    `name` is its own in the file; `label` is what the file calls it, which others may be called, too.
+    `rate`: Hz, None where the file states none. `flaw`: in words, why there is no scale.
+    """
+
+    name: str
+    label: str
+    unit: str
+    rate: Fraction | None
+    scale: float
+    offset: float
+    flaw: str
+
+    @property
+    def shown(self) -> str:
+        return self.name if self.name == self.label else f"{self.name} ({self.label})"
+
+
+T = TypeVar("T", bound=Track)
+
+
+def find(tracks: Sequence[T], name: str) -> T | None:
+    """The track of this name or label. Refused (missing_channel): several have it."""
+    found = [t for t in tracks if t.name == name] or [t for t in tracks if t.label == name]
+    if len(found) > 1:
+        names = " or ".join(t.name for t in found)
+        raise Refused(
+            "missing_channel", f"{len(found)} channels are called {name}: name {names} in `channels`"
+        )
+    return found[0] if found else None
+
+
+def pick(tracks: Sequence[T], signal: Signal) -> list[T] | None:
+    """The tracks of the first choice that is there whole. Refused (missing_channel) as in `find`."""
+    for choice in signal.choices:
+        found = [t for name in choice if (t := find(tracks, name)) is not None]
+        if len(found) == len(choice):
+            return found
+    return None
+
+
+def promise(draft: Draft, descriptor: Descriptor, tracks: Sequence[T], length: Callable[[T], int]) -> None:
+    """Note what the header says of every modality, or why it is refused; `length`: samples of a track."""
+    for modality, signal in descriptor.signals.items():
+        try:
+            found = pick(tracks, signal)
+            if found and len({t.rate for t in found}) > 1:
+                stated = ", ".join(f"{t.name} has {float(t.rate or 0):g} Hz" for t in found)
+                raise Refused("bad_rate", f"{stated}: name channels of one rate in `channels`")
+        except Refused as why:
+            draft.seconds[modality] = draft.whole
+            draft.refuse(modality, signal, why.reason, why.detail)
+            continue
+        if not found:
+            draft.promise(modality, signal, None, [t.shown for t in tracks])
+            continue
+        units = {unit_of(t, signal) for t in found}
+        unit = min(units - set(signal.units) or units)
+        flawed = next((t for t in found if t.flaw or not base.usable(t.scale, t.offset)), None)
+        said = Promise(length(found[0]), found[0].rate, unit, len(found), not flawed)
+        draft.promise(modality, signal, said, [t.shown for t in tracks])
+        reason = draft.refused.get(modality)
+        if reason == "bad_scale" and flawed and flawed.flaw:
+            draft.refuse(modality, signal, reason, f"{flawed.name}: {flawed.flaw}: change `channels`")
+        elif reason == "unit_mismatch" and not unit:
+            draft.refuse(modality, signal, reason, "the file states no unit: add `source_unit`")
+
+
+def unit_of(track: Track, signal: Signal) -> str:
+    """The track's unit as the descriptor writes it, where it knows it."""
+    stated = track.unit or signal.source_unit or ""
+    return match_unit(stated, signal.units) or stated
+
+
+def samples(
+    tracks: Sequence[T], signal: Signal, read: Callable[[T], tuple[np.ndarray, np.ndarray]]
+) -> Samples:
+    """The modality of some tracks; `read`: a track's raw samples (T,), and which are missing.
+
+    Numbers among the signal's `missing` are missing, too.
+    """
+    rate = tracks[0].rate
+    assert rate is not None
+    marks = [mark for mark in signal.missing if not isinstance(mark, str)]
+    channels = []
+    for track in tracks:
+        factor = signal.units[unit_of(track, signal)]
+        x, missing = read(track)
+        missing = missing | np.isin(x, marks) if marks else missing
+        channels.append(Channel(x, missing, factor * track.scale, factor * track.offset))
+    return base.together(channels, rate, signal.unit)
