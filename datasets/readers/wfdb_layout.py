@@ -131,6 +131,11 @@ def _frames_from_size(piece: Piece, sizes: Mapping[str, int]) -> int:
         size = sizes.get(piece.path(first), 0) - first.offset
         if width and size >= width:
             return int(size // width)
+    if all(line.file == NULL for line in signals):
+        raise Refused("unsupported", "a layout without signal files: `records` should name another header")
+    absent = next((line.file for line in signals if piece.path(line) not in sizes), None)
+    if absent is not None:
+        raise Refused("missing_file", f"{absent} is not there")
     raise Refused("corrupt", "neither the header nor the signal file says how long the record is")
 
 
