@@ -301,7 +301,8 @@ def test_rates_that_differ_between_segments_are_both_named(tmp_path: Path) -> No
 
 
 def test_signals_of_one_file_that_do_not_stand_together_are_refused(tmp_path: Path) -> None:
-    lines = ["a_F.dat 16 200/mV 16 0 0 0 0 II", "a_A.dat 16 10/mmHg 16 0 0 0 0 ABP", "a_F.dat 16"]
+    pressure = f"a_A.dat 16 10/mmHg 16 0 0 {checksum(Y[:500])} 0 ABP"
+    lines = ["a_F.dat 16 200/mV 16 0 0 0 0 II", pressure, "a_F.dat 16"]
     write(tmp_path, "a", lines, {"F": X, "A": Y, "B": Y}, length="500")
     source, _ = scan(tmp_path, ECG + ABP)
     assert source.refused == {"ecg": "corrupt"} and "do not stand together" in source.words["ecg"]
