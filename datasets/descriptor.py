@@ -5,6 +5,7 @@ A file name may use the named groups of `records`: with `records = '(?P<record>b
 """
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,10 @@ def _compiles(pattern: str) -> str:
     except re.error as wrong:
         raise ValueError(f"not a regular expression: {wrong}") from wrong
     return pattern
+
+
+def _plain(unit: str) -> str:
+    return unicodedata.normalize("NFKC", unit).replace("\u03bc", "u")
 
 
 class Signal(Config):
@@ -52,6 +57,13 @@ class Signal(Config):
     def hz(self) -> float | None:
         """`rate` where it is a number."""
         return self.rate if isinstance(self.rate, float) else None
+
+    def listed(self, unit: str) -> str:
+        """The key of `units` that means `unit`, however its letters are coded (u, µ or μ; Ω or the ohm sign);
+        `unit` itself where none does."""
+        if unit in self.units:
+            return unit
+        return next((key for key in self.units if _plain(key) == _plain(unit)), unit)
 
     @property
     def choices(self) -> tuple[tuple[str, ...], ...]:

@@ -1,6 +1,7 @@
 """Labels and subjects beside the recordings, in sheets and annotation files: the same for all readers."""
 
 import dataclasses
+import re
 import string
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from datasets.descriptor import Column, Descriptor, Events, LabelTable, Lookup
 from datasets.readers import sheets
 from datasets.readers.base import Labels, Recording, Refused, Root, Source
 from datasets.readers.sheets import Sheet
+from datasets.readers.wfdb_header import read_header
 
 
 def names(source: Source) -> dict[str, str]:
@@ -180,10 +182,19 @@ def _annotations(rule: Events, path: Path) -> tuple[np.ndarray, list[str]]:
         found = wfdb.rdann(str(path.with_suffix("")), path.suffix[1:])
     except Exception as error:  # wfdb raises whatever its parsing runs into
         raise Refused("corrupt", f"unreadable annotations ({error})") from error
-    rate = rule.rate or found.fs
+    rate = rule.rate or _annotation_rate(path)
     if not rate:
         raise Refused("bad_rate", "neither the annotations nor the descriptor say at which rate they count")
     notes = [note.strip("\0 ") for note in found.aux_note or []]
     words = [rule.text or note or symbol for note, symbol in zip(notes, found.symbol or [], strict=True)]
     kept = [i for i, symbol in enumerate(found.symbol or []) if not rule.symbols or symbol in rule.symbols]
     return np.asarray(found.sample, float)[np.array(kept, int)] / float(rate), [words[i] for i in kept]
+
+
+def _annotation_rate(path: Path) -> float | None:
+    """How many ticks a second an annotation file counts: its own word on that, else the record's frames."""
+    stated = re.search(rb"## time resolution: ?([0-9.eE+-]+)", path.read_bytes()[:4096])
+    try:
+        return float(stated[1]) if stated else float(read_header(path.with_suffix(".hea")).rate or 0)
+    except (Refused, ValueError):
+        return None

@@ -4,11 +4,8 @@ Single-segment and multi-segment records alike (`wfdb_layout`). Samples are the 
 through floats, so that they go into the corpus unchanged; floats only where gains change between segments.
 """
 
-import copy
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from wfdb.io._signal import INVALID_SAMPLE_VALUE, _rd_segment
@@ -26,7 +23,8 @@ from datasets.readers.base import (
     Samples,
     Source,
 )
-from datasets.readers.wfdb_layout import Layout, Piece, first_line, names, read_layout, signal_files
+from datasets.readers.wfdb_header import UNCALIBRATED, Line
+from datasets.readers.wfdb_layout import Layout, Piece, first_line, read_layout
 
 INVALID = INVALID_SAMPLE_VALUE | {"508": -(2**7)}
 
@@ -42,27 +40,67 @@ def _look(draft: Draft, descriptor: Descriptor) -> None:
     draft.digest = layout.digest
     if layout.rate:
         draft.whole = Fraction(layout.frames) / layout.rate
+    faults: dict[str, Refused] = {}
     for modality, signal in descriptor.signals.items():
-        draft.promise(modality, signal, _promise(layout, signal))
+        choice = layout.pick(signal)
+        if choice is None:
+            draft.promise(modality, signal, None, layout.names)
+            continue
+        lines = [piece.header.signals[i] for piece, where in layout.holding(choice) for i in where]
+        trouble = _trouble(layout, lines, signal)
+        draft.promise(modality, signal, _promise(layout, choice, lines, signal, not trouble), layout.names)
+        if trouble and "bad_" in draft.refused[modality]:
+            draft.refuse(modality, signal, *trouble)
+            draft.seconds[modality] = draft.whole or draft.seconds[modality]
+        elif fault := layout.fault(choice):
+            faults[modality] = fault
     if descriptor.numerics and descriptor.numerics.record:
         name = _numerics_header(draft.name, descriptor.numerics.record.format(**draft.groups))
         draft.files += _numerics_files(draft, name)
     if layout.broken:
         raise layout.broken
+    for modality, fault in faults.items():
+        if set(faults) == set(draft.seconds):  # nothing is left to read
+            raise fault
+        draft.refused[modality], draft.words[modality] = fault.reason, fault.detail
 
 
-def _promise(layout: Layout, signal: Signal) -> Promise | None:
-    choice = layout.pick(signal)
-    if choice is None:
-        return None
-    held = [(piece.header, i) for piece, where in layout.holding(choice) for i in where]
-    per_frame = {header.samps_per_frame[i] for header, i in held}
-    units = {header.units[i] for header, i in held}
-    unit = min(units - set(signal.units) or units, key=str)
-    sound = all(base.usable(header.adc_gain[i] or 0, header.baseline[i] or 0) for header, i in held)
-    width = max(per_frame)
-    rate = layout.rate * width if layout.rate and len(per_frame) == 1 else None
-    return Promise(layout.frames * width, rate, unit, len(choice), sound)
+def _promise(
+    layout: Layout, choice: tuple[str, ...], lines: list[Line], signal: Signal, sound: bool
+) -> Promise:
+    units = dict.fromkeys(signal.listed(line.unit) for line in lines if line.gain)
+    unlisted = [unit for unit in units if unit not in signal.units]
+    width = max(line.per_frame for line in lines)
+    return Promise(
+        layout.frames * width,
+        layout.rate and layout.rate * width,
+        ", ".join(unlisted) or next(iter(signal.units), ""),
+        len(choice),
+        sound,
+    )
+
+
+def _trouble(layout: Layout, lines: list[Line], signal: Signal) -> tuple[str, str] | None:
+    """Why channels with the right rate and unit cannot be read: (reason, words)."""
+    rates = sorted({layout.rate * line.per_frame for line in lines}) if layout.rate else []
+    if len(rates) > 1:
+        stated = " and ".join(f"{float(rate):g}" for rate in rates)
+        return "bad_rate", f"{stated} Hz in one record: take channels of one rate"
+    unread = next((line.bad_scale for line in lines if line.bad_scale), None)
+    if unread is not None:
+        return "bad_scale", f"a gain of {unread[:40]!r}: correct the header, or take another channel"
+    raw = [not line.gain for line in lines]
+    if any(raw) and not all(raw):
+        return "bad_scale", "a gain of 0 (uncalibrated) beside others: take other channels"
+    if any(raw) and UNCALIBRATED not in signal.units:
+        return "bad_scale", f"a gain of 0 (uncalibrated): to take its counts, add {UNCALIBRATED!r} to `units`"
+    for line in lines:
+        if line.gain and not base.usable(line.gain, line.baseline):
+            return (
+                "bad_scale",
+                f"a gain of {line.gain:g} and a baseline of {line.baseline}: take other channels",
+            )
+    return None
 
 
 def _numerics_header(header: str, stem: str) -> str:
@@ -84,150 +122,169 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     layout = read_layout(source.files[0][0], lambda _: folder, dict(source.files))
     if layout.broken:
         raise layout.broken
-    labels, problems = base.fields(source, folder, descriptor.fields, layout.comments)
+    labels, problems = base.fields(source, folder, descriptor.fields, layout.header.comments)
     choices: dict[str, tuple[str, ...]] = {}
     for m, signal in descriptor.signals.items():
         choice = layout.pick(signal) if m in source.seconds and m not in source.refused else None
         if choice is not None:
             choices[m] = choice
-    parts: dict[str, list[tuple[Piece, list[np.ndarray]]]] = {m: [] for m in choices}
+    parts: dict[str, list[list[Channel]]] = {m: [] for m in choices}
     for piece in layout.pieces:  # each file is read once, whatever takes channels out of it
-        held = {m: where for m, c in choices.items() for p, where in layout.holding(c) if p is piece}
+        held = {m: where for m, c in choices.items() if (where := piece.find(c)) is not None}
         wanted = sorted({i for where in held.values() for i in where})
-        record: Any = _read(folder, piece, wanted) if wanted else None
+        read = dict(zip(wanted, _read(folder, layout, piece, wanted), strict=True))
         for m, where in held.items():
-            parts[m].append((piece, [np.asarray(record.e_d_signal[wanted.index(i)]) for i in where]))
+            marks = [n for n in descriptor.signals[m].missing if not isinstance(n, str)]
+            parts[m].append([_without(read[i], marks) for i in where])
     signals = {m: _samples(layout, choices[m], parts[m], descriptor.signals[m]) for m in choices}
     labels += [Labels(f"{m}_channel", ["+".join(choices[m])]) for m in sorted(choices)]
     if descriptor.numerics and descriptor.numerics.record:
-        more, trouble = _numerics(source, folder, descriptor)
+        more, trouble = _numerics(source, folder, layout, descriptor)
         labels, problems = labels + more, problems + trouble
-    return Recording(signals, labels, problems)
+    return Recording(signals, labels, problems, layout.header.origin)
 
 
-def _read(folder: Path, piece: Piece, channels: Sequence[int]) -> Any:
-    """The piece's raw samples, their checksums checked."""
-    compressed = {"508", "516", "524"}.intersection(piece.header.fmt)
+def _read(folder: Path, layout: Layout, piece: Piece, channels: list[int]) -> list[Channel]:
+    """The channels' raw samples, their checksums checked, from the record's first frame on."""
+    if not channels:
+        return []
+    lines = [piece.header.signals[i] for i in channels]
+    for path in dict.fromkeys(piece.path(line) for line in lines):
+        if path in layout.faults:
+            raise layout.faults[path]
     try:
-        for name in signal_files(piece) if compressed else ():
-            _check_flac(folder / name, piece)
-        record = _samples_of(folder, piece, list(channels))
-        sums = record.calc_checksum(expanded=True)
+        for line in {line.file: line for line in lines if line.fmt in ("508", "516", "524")}.values():
+            _check_flac(folder / piece.path(line), piece, line)
+        raws = _integers(folder, piece, channels)
     except Refused:
         raise
     except Exception as error:  # wfdb raises whatever its unpacking runs into
         raise Refused("corrupt", f"unreadable signal file ({first_line(error)})") from error
-    for name, computed, stated in zip(record.sig_name, sums, record.checksum, strict=True):
-        if stated is not None and (computed - stated) % 65536:
-            raise Refused("corrupt", f"the checksum of channel {name} does not hold")
-    return record
+    for line, raw in zip(lines, raws, strict=True):
+        # a header that does not say how long the record is holds no checksum of it
+        if piece.header.frames and line.checksum is not None and (int(raw.sum()) - line.checksum) % 65536:
+            raise Refused("corrupt", f"the checksum of channel {line.name} does not hold")
+    return [_from_the_start(line, raw) for line, raw in zip(lines, raws, strict=True)]
 
 
-def _samples_of(folder: Path, piece: Piece, channels: list[int]) -> Any:
-    """What `wfdb.rdrecord` makes of raw channels, without reading the header a second time: parsing it takes
-    as long as unpacking 8 minutes of four signals.
-    """
-    record = copy.deepcopy(piece.header)
-    if record.sig_len is None:
-        record.sig_len = piece.frames
-    record.check_read_inputs(0, record.sig_len, channels, False, False, 64)
-    names = ("file_name", "fmt", "n_sig", "sig_len", "byte_offset", "samps_per_frame", "skew", "init_value")
-    record.e_d_signal = _rd_segment(
-        **{name: getattr(record, name) for name in names},
+def _integers(folder: Path, piece: Piece, channels: list[int]) -> list[np.ndarray]:
+    """The channels' samples as they are in the files, (frames * per_frame,) each."""
+    signals = piece.header.signals
+    raws: list[np.ndarray] = _rd_segment(
+        file_name=[line.file for line in signals],
         dir_name=str((folder / piece.stem).parent),
         pn_dir=None,
+        fmt=[line.fmt for line in signals],
+        n_sig=len(signals),
+        sig_len=piece.frames,
+        byte_offset=[line.offset for line in signals],
+        samps_per_frame=[line.per_frame for line in signals],
+        skew=[0] * len(signals),
+        init_value=[line.initial for line in signals],
         sampfrom=0,
-        sampto=record.sig_len,
+        sampto=piece.frames,
         channels=channels,
-        ignore_skew=False,
-        no_file=False,
-        sig_data=None,
-        return_res=64,
+        ignore_skew=True,
     )
-    record._arrange_fields(channels=channels, sampfrom=0, smooth_frames=False)
-    return record
+    return raws
 
 
-def _check_flac(path: Path, piece: Piece) -> None:
+def _from_the_start(line: Line, raw: np.ndarray) -> Channel:
+    """A channel without the samples that precede the record's first; as many are missing at its end."""
+    invalid = INVALID.get(line.fmt)
+    missing = raw == invalid if invalid is not None else np.zeros(len(raw), bool)
+    if line.skew:
+        raw, missing = np.roll(raw, -line.skew), np.roll(missing, -line.skew)
+        missing[-line.skew :] = True
+    return Channel(raw, missing)
+
+
+def _without(channel: Channel, marks: list[float]) -> Channel:
+    """The channel, its samples that are one of `marks` missing."""
+    return Channel(channel.x, channel.missing | np.isin(channel.x, marks)) if marks else channel
+
+
+def _check_flac(path: Path, piece: Piece, line: Line) -> None:
     """Compare the FLAC stream's own length with the header's: wfdb would allocate what the header says."""
     import soundfile
 
-    inside = [i for i, name in enumerate(piece.header.file_name) if name == path.name]
-    need = piece.frames * max(piece.header.samps_per_frame[i] for i in inside)
-    have = soundfile.info(str(path)).frames - (piece.header.byte_offset[inside[0]] or 0)
+    widest = max(other.per_frame for other in piece.header.signals if other.file == line.file)
+    have, need = soundfile.info(str(path)).frames - line.offset, piece.frames * widest
     if have < need:
         raise Refused("truncated", f"{path.name} has {have:,} samples, the header promises {need:,}")
 
 
-def _samples(
-    layout: Layout, choice: tuple[str, ...], parts: list[tuple[Piece, list[np.ndarray]]], signal: Signal
-) -> Samples:
+def _samples(layout: Layout, choice: tuple[str, ...], parts: list[list[Channel]], signal: Signal) -> Samples:
     """The stretches of one modality at their places; all else is missing."""
     channels = []
     for nth in range(len(choice)):
-        pieces = [(piece, where[nth]) for piece, where in layout.holding(choice)]
-        raws = [raw[nth] for _, raw in parts]
-        per_frame = pieces[0][0].header.samps_per_frame[pieces[0][1]]
-        scales = [_scale(piece.header, i, signal) for piece, i in pieces]
+        lines = [(piece, piece.header.signals[where[nth]]) for piece, where in layout.holding(choice)]
+        raws = [part[nth] for part in parts]
+        per_frame = lines[0][1].per_frame
+        scales = [_scale(line, signal) for _, line in lines]
         alike = len(set(scales)) == 1
-        kind = np.result_type(*raws) if alike else np.float64
+        kind = np.result_type(*(raw.x for raw in raws)) if alike else np.float64
         x = np.zeros(layout.frames * per_frame, kind)
         missing = np.ones(len(x), bool)
-        for (piece, i), raw, (scale, offset) in zip(pieces, raws, scales, strict=True):
+        for (piece, _), raw, (scale, offset) in zip(lines, raws, scales, strict=True):
             at = slice(piece.start * per_frame, (piece.start + piece.frames) * per_frame)
-            invalid = INVALID.get(piece.header.fmt[i])
-            x[at] = raw if alike else raw * scale + offset
-            missing[at] = raw == invalid if invalid is not None else False
+            x[at] = raw.x if alike else raw.x * scale + offset
+            missing[at] = raw.missing
         channels.append(Channel(x, missing, *(scales[0] if alike else (1.0, 0.0))))
     assert layout.rate is not None
     return base.together(channels, layout.rate * per_frame, signal.unit)
 
 
-def _scale(header: Any, channel: int, signal: Signal) -> tuple[float, float]:
+def _scale(line: Line, signal: Signal) -> tuple[float, float]:
     """(scale, offset) such that value in the corpus' unit = raw * scale + offset."""
-    gain, baseline = header.adc_gain[channel], header.baseline[channel]
-    factor = signal.units[header.units[channel]]
-    return factor / gain, 0.0 - factor * baseline / gain
+    if not line.gain:
+        return signal.units[UNCALIBRATED], 0.0
+    factor = signal.units[signal.listed(line.unit)]
+    return factor / line.gain, 0.0 - factor * line.baseline / line.gain
 
 
-def _numerics(source: Source, folder: Path, descriptor: Descriptor) -> tuple[list[Labels], list[str]]:
+def _numerics(
+    source: Source, folder: Path, waves: Layout, descriptor: Descriptor
+) -> tuple[list[Labels], list[str]]:
+    """Labels out of the companion record, placed by its clock beside that of the waveforms."""
     assert descriptor.numerics and descriptor.numerics.record
     stem = descriptor.numerics.record.format(**source.groups)
     name = _numerics_header(source.files[0][0], stem)
     sizes = dict(source.files)
     if name not in sizes:
         return [], [f"numerics {stem} are not there"]
+    known = descriptor.numerics.channels
+    problems: list[str] = []
+    found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     try:
         layout = read_layout(name, lambda _: folder, sizes)
         if layout.broken:
             raise layout.broken
-        records = [
-            (piece, _read(folder, piece, range(len(piece.header.sig_name)))) for piece in layout.pieces
-        ]
+        if not layout.rate:
+            return [], [f"numerics {stem} state no rate"]
+        later = layout.header.after(waves.header)
+        for piece in layout.pieces:
+            wanted = [i for i, line in enumerate(piece.header.signals) if line.name in known]
+            for i, channel in zip(wanted, _read(folder, layout, piece, wanted), strict=True):
+                line = piece.header.signals[i]
+                if line.bad_scale or not base.usable(line.gain, line.baseline):
+                    gain = repr(line.bad_scale[:40]) if line.bad_scale else f"{line.gain:g}"
+                    problems.append(f"numerics {stem}: {line.name} has a gain of {gain}")
+                    continue
+                there = np.flatnonzero(~channel.missing)
+                step = float(1 / (layout.rate * line.per_frame))
+                place = there + piece.start * line.per_frame
+                values = (channel.x[there] - float(line.baseline)) / line.gain
+                found.setdefault(line.name, []).append(
+                    (values, place * step + later, (place + 1) * step + later)
+                )
     except Refused as why:
         return [], [f"numerics {stem} are {why.reason}: {why.detail}"]
-    if not layout.rate:
-        return [], [f"numerics {stem} state no rate"]
-    problems: list[str] = []
-    found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-    for piece, record in records:
-        for channel, title in enumerate(names(record)):
-            gain, baseline = record.adc_gain[channel], record.baseline[channel]
-            if title not in descriptor.numerics.channels:
-                continue
-            if not base.usable(gain or 0, baseline or 0):
-                problems.append(f"numerics {stem}: {title} has a gain of {gain}")
-                continue
-            raw = np.asarray(record.e_d_signal[channel])
-            there = np.flatnonzero(raw != INVALID.get(record.fmt[channel]))
-            per_frame = record.samps_per_frame[channel]
-            step = float(1 / (layout.rate * per_frame))
-            place = there + piece.start * per_frame
-            values = (raw[there] - float(baseline)) / gain
-            found.setdefault(title, []).append((values, place * step, (place + 1) * step))
     labels: list[Labels] = []
     for title, pieces in found.items():
-        known = descriptor.numerics.channels[title]
         values, start, end = (np.concatenate(part) for part in zip(*pieces, strict=True))
-        labels.append(Labels(known.name, values, known.unit, start, end))
+        kept = end > 0
+        if later and not (kept & (start < waves.frames / (waves.rate or 1))).any():
+            problems.append(f"numerics {stem}: by their clock, {title} lies outside the waveforms")
+        labels.append(Labels(known[title].name, values[kept], known[title].unit, start[kept], end[kept]))
     return labels, problems
