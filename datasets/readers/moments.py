@@ -92,7 +92,7 @@ def stated(path: Path, line: int, delimiter: str) -> Moments:
     """The time that the first cell of a text file's line (from 1) states. Refused: bad_time."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig", errors="replace") as file:
-        words = next(itertools.islice(file, line - 1, None), "").split(delimiter)
+        words = next(itertools.islice(file, line - 1, None), "").strip().split(delimiter)
     found = read(pa.array([words[0]], pa.string()))
     if not np.isfinite(found.s).all():
         raise Refused("bad_time", f"line {line} states nothing")
