@@ -81,6 +81,7 @@ def finish(
         "hours_refused": {m: refused[m] for m in modalities},
         "rejects": {m: reasons[m] for m in modalities if reasons[m]},
         "bridged_gaps": _bridged(ordered),
+        **({"moved": moved} if (moved := _moved(ordered)) else {}),
         "labels": labels,
         "rejects_file": {"sha256": rejects["sha256"], "rows": sum(rejects["rows"].values())},
         "shards": shards,
@@ -109,6 +110,16 @@ def _bridged(reports: Sequence[ShardReport]) -> dict[str, dict[str, float]]:
     names = sorted({m for r in reports for m in r.bridged})
     sums = {m: [sum(r.bridged.get(m, [0, 0])[i] for r in reports) for i in (0, 1)] for m in names}
     return {m: {"gaps": int(gaps), "seconds": round(seconds, 6)} for m, (gaps, seconds) in sums.items()}
+
+
+def _moved(reports: Sequence[ShardReport]) -> dict[str, dict[str, float]]:
+    """Modality -> in how many records samples were resampled to keep to their clock, and how far it had drifted."""
+    names = sorted({m for r in reports for m in r.moved})
+    found = {m: [r.moved[m] for r in reports if m in r.moved] for m in names}
+    return {
+        m: {"records": sum(n for n, _ in each), "largest_s": round(max(s for _, s in each), 6)}
+        for m, each in found.items()
+    }
 
 
 def _merge(out: str, file: str, reports: Sequence[ShardReport], columns: pa.Schema) -> dict[str, Any]:

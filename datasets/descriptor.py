@@ -119,6 +119,7 @@ class Numerics(Config):
     record: str | None = None  # a companion record; None: tracks of the record's own file
     channels: dict[str, Named]
     hold_s: float = 2.0
+    offset_s: float = 0.0  # added to their times
 
 
 class Array(Config):
@@ -138,6 +139,22 @@ class Trace(Config):
     file: str | None = None  # None: the record's own file
     window_s: float = pydantic.Field(gt=0)
     step_s: float = pydantic.Field(gt=0)
+    offset_s: float = 0.0  # added to their times
+
+
+class Clocked(Config):
+    """Whose times of labels are whose.
+
+    `clock`: "start" counts from the record's first sample, "record" is the record's own clock (its column of
+    times; seconds since 1970). None: dates and times of day are the record's; numbers are where the record's
+    own clock counts from no date, or where they are so large (1e8 s) that they count from 1970; else they count
+    from the start.
+    """
+
+    clock: Literal["start", "record"] | None = None
+    offset_s: float = 0.0  # added to their times
+    start_line: int | None = pydantic.Field(default=None, ge=1)  # the line of their file whose first cell says
+    # when the file begins, on the record's clock: times count from there
 
 
 class Column(Config):
@@ -152,19 +169,21 @@ class Column(Config):
     missing: tuple[str, ...] = ()
 
 
-class LabelTable(Config):
+class LabelTable(Clocked):
     """Labels out of a sheet: CSV, tab-separated text, .xlsx (values as stored, no formula is run), .parquet.
 
     `key`: the column that says whose a row is, and `match` what it says; None: every row is the record's.
     Times are columns `start` and `end` (or start + `window_s`) in `unit_s` seconds, or row i starts at
-    i * `step_s`; with none of them, the one row labels the whole record.
+    i * `step_s` (or i / what line `rate_line` states in Hz); with none of them, the one row labels the whole
+    record. A row lasts until its `end`, or for `window_s`, or for a step. Cells may be dates or times of day.
     """
 
     file: str
     columns: dict[str, Column]
     key: str | None = None
     match: str = "{record}"
-    header: int = pydantic.Field(default=1, ge=1)  # the line that holds the columns' names
+    header: int = pydantic.Field(default=1, ge=0)  # the line that holds the columns' names; 0: they are 1, 2, …
+    skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no labels
     delimiter: str | None = None  # None: a tab in .tsv and .txt, else a comma
     sheet: str | None = None  # of a workbook; None: its first
     start: str | None = None
@@ -172,16 +191,25 @@ class LabelTable(Config):
     unit_s: float = pydantic.Field(default=1.0, gt=0)
     window_s: float | None = pydantic.Field(default=None, gt=0)
     step_s: float | None = pydantic.Field(default=None, gt=0)
+    rate_line: int | None = pydantic.Field(default=None, ge=1)
+
+    @property
+    def timed(self) -> bool:
+        """Whether rows have times."""
+        return self.start is not None or self.step_s is not None or self.rate_line is not None
 
     @pydantic.model_validator(mode="after")
     def _known_times(self) -> "LabelTable":
-        timed = self.start is not None or self.step_s is not None
-        if timed != (self.end is not None or self.window_s is not None) or (self.start and self.step_s):
-            raise ValueError("times need one of `start`, `step_s` and one of `end`, `window_s`")
+        ends = self.end is not None or self.window_s is not None or self.rate_line is not None
+        starts = sum(key is not None for key in (self.start, self.step_s, self.rate_line))
+        if self.timed != ends or starts > 1:
+            raise ValueError("times need one of `start`, `step_s`, `rate_line` and one of `end`, `window_s`")
+        if self.start_line is not None and not self.timed:
+            raise ValueError("`start_line` needs times: `start`, `step_s` or `rate_line`")
         return self
 
 
-class Events(Config):
+class Events(Clocked):
     """Moments (breaths, beats) as labels with start = end and a text: `text`, else the annotation's own.
 
     From a column of sample numbers (or times) in a sheet, or from a WFDB annotation file ({stem}.atr).
@@ -191,6 +219,8 @@ class Events(Config):
     file: str
     column: str | None = None  # None: a WFDB annotation file
     text: str | None = None
+    header: int = pydantic.Field(default=1, ge=0)  # the line that holds the columns' names; 0: they are 1, 2, …
+    skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no events
     rate: float | None = pydantic.Field(default=None, gt=0)  # units of the numbers a second; None: as stated
     symbols: tuple[str, ...] = ()  # only annotations of these symbols
 
@@ -203,11 +233,20 @@ class Table(Config):
     header: int = pydantic.Field(default=1, ge=0)  # line that holds the channels' names; 0: they are 1, 2, …
     skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no samples
     layout: Literal["columns", "row"] = "columns"  # row: all numbers of the file are channel 1
-    time: str | None = None  # column of times: must rise and keep the promised rate; gaps are missing samples
-    time_unit_s: float = pydantic.Field(default=1.0, gt=0)
+    time: str | None = None  # column of times (numbers, ISO 8601, Parquet's own): must rise; says where samples
+    # lie, in all files on one clock; gaps are missing samples
+    time_unit_s: float = pydantic.Field(default=1.0, gt=0)  # of times that are numbers
+    start_line: int | None = pydantic.Field(default=None, ge=1)  # instead: the line whose first cell says when a
+    rate_line: int | None = pydantic.Field(default=None, ge=1)  # file begins; the line that states its rate (Hz)
     files: dict[str, str] = {}  # modality -> file, where it is not the record's own
     ids: str | None = None  # .npz, .hdf5 of many records: the variable that names them, along the first axis
     # of all others; {id} in file names and matches
+
+    @pydantic.model_validator(mode="after")
+    def _one_clock(self) -> "Table":
+        if self.time is not None and self.start_line is not None:
+            raise ValueError("`time` and `start_line` both say when a file begins: drop one")
+        return self
 
 
 class Derive(Config):

@@ -136,6 +136,11 @@ def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root:
 LATER: dict[str, dict[str, Any]] = {
     "": {"models": None},
     "signals": {"rate_tolerance": None, "missing": []},
+    "numerics": {"offset_s": 0.0},
+    "traces": {"offset_s": 0.0},
+    "table": {"start_line": None, "rate_line": None},
+    "tables": {"clock": None, "offset_s": 0.0, "start_line": None, "rate_line": None, "skip": 0},
+    "events": {"clock": None, "offset_s": 0.0, "start_line": None, "header": 1, "skip": 0},
 }
 
 

@@ -27,6 +27,7 @@ def describe(uri: str) -> dict[str, Any]:
         **{k: m[k] for k in ("name", "source", "licence", "terms", "access", "key_id", "id_space")},
         **{k: m[k] for k in ("subjects_published", "modalities", "rates", "counts", "hours_in")},
         **{k: m[k] for k in ("hours_refused", "rejects", "bridged_gaps")},
+        "moved": m.get("moved", {}),
         "labels": m["labels"]["rows"],
         "agreement": agreement.of_corpus(corpus),
         "shards": len(corpus.shards),
@@ -60,6 +61,11 @@ def table(about: dict[str, Any]) -> str:
     )
     labels = ", ".join(f"{name} {n:,}" for name, n in about["labels"].items())
     lines += ["", f"  bridged gaps: {bridged or 'none'}", f"  labels: {labels or 'none'}"]
+    moved = ", ".join(
+        f"{m} in {b['records']:,} records, by up to {b['largest_s']:.2f} s"
+        for m, b in about.get("moved", {}).items()
+    )
+    lines += [f"  resampled to keep to their clock: {moved}"] if moved else []
     return "\n".join([*lines, *(f"  {agreement.line(found)}" for found in about.get("agreement", []))])
 
 

@@ -68,6 +68,7 @@ class Manifest(_Part):
     hours_refused: Hours = {}
     rejects: dict[str, Hours] = {}
     bridged_gaps: dict[str, dict[str, float]] = {}
+    moved: dict[str, dict[str, float]] = {}
     labels: dict[str, Any] = {}
     rejects_file: dict[str, Any] = {}
 

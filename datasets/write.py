@@ -50,6 +50,7 @@ class ShardReport:
     kept: dict[str, float] = field(default_factory=dict)
     refused: dict[str, dict[str, float]] = field(default_factory=dict)
     bridged: dict[str, list[float]] = field(default_factory=dict)
+    moved: dict[str, tuple[int, float]] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
     notes: list[dict[str, str]] = field(default_factory=list)
@@ -232,6 +233,9 @@ def _account(report: ShardReport, entry: Entry, cut: Segments, rates: dict[str, 
         have = report.bridged.setdefault(m, [0, 0.0])
         have[0] += gaps
         have[1] += float(seconds)
+    for m, farthest in entry.recording.moved.items() if entry.recording and cut.rows else ():
+        records, so_far = report.moved.get(m, (0, 0.0))
+        report.moved[m] = records + 1, max(so_far, farthest)
     details = [*([entry.detail] if entry.detail else []), *cut.words]
     details += entry.recording.problems if entry.recording else []
     report.problems += [{"record": entry.record, "detail": detail} for detail in details]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -93,7 +93,9 @@ class Recording:
 
     All signals begin at the record's time 0 (what begins later is missing until then) and all labels count
     from there. `origin`: what the record's own clock says at time 0, in s: its column of times, or the date
-    and time of its header, since 1970 as if in UTC; None: it states none.
+    and time of its header, since 1970 as if in UTC; None: it states none. `kind`: what that clock shows (see
+    `moments.Moments`), `zone_s`: how far its zone is ahead of UTC where it states one. `moved`: modality -> how
+    far (s) its clock had drifted where samples were resampled to keep to it.
     """
 
     signals: dict[str, Samples]
@@ -101,6 +103,9 @@ class Recording:
     problems: list[str] = field(default_factory=list)
     origin: float | None = None
     notes: list[str] = field(default_factory=list)
+    kind: Literal["number", "date", "clock"] = "date"
+    zone_s: float | None = None
+    moved: dict[str, float] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- scanning

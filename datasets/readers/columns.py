@@ -31,8 +31,12 @@ class Columns(ABC):
         self.names = list(names)
 
     @abstractmethod
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, missing: Sequence[float | str] = ()) -> np.ndarray:
         """One column, (samples,), NaN where missing."""
+
+    def stamps(self, name: str) -> np.ndarray | pa.ChunkedArray | None:
+        """A column of times as it is stored: numbers, words, dates; None where there is none of that name."""
+        return self.read(name) if name in self.names else None
 
     def length(self, name: str) -> int:
         return len(self.read(name))
@@ -43,8 +47,17 @@ class _Loaded(Columns):
         super().__init__(list(columns))
         self._columns = columns
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, missing: Sequence[float | str] = ()) -> np.ndarray:
         return self._columns[name]
+
+
+class _Parquet(_Loaded):
+    def __init__(self, path: Path) -> None:
+        super().__init__({n: _floats(c) for n, c in _parquet(path)})
+        self._file = pq.ParquetFile(path)
+
+    def stamps(self, name: str) -> np.ndarray | pa.ChunkedArray | None:
+        return self._file.read([name])[name] if name in self._file.schema_arrow.names else None
 
 
 class _Arrays(Columns):
@@ -74,7 +87,13 @@ class _Arrays(Columns):
         except ValueError as error:  # numpy: an array of Python objects would have to be unpickled
             raise Refused("unsupported", f"{name} cannot be read as plain numbers ({error})") from error
 
-    def read(self, name: str) -> np.ndarray:
+    def stamps(self, name: str) -> np.ndarray | pa.ChunkedArray | None:
+        if name not in self.names or self._places[name][2] >= 0:
+            return super().stamps(name)
+        value = np.asarray(self.variable(self._places[name][0]))
+        return value.squeeze() if value.ndim > 1 else value
+
+    def read(self, name: str, missing: Sequence[float | str] = ()) -> np.ndarray:
         variable, axis, channel = self._places[name]
         value = np.asarray(self.variable(variable))
         if value.dtype.kind not in "iuf":
@@ -123,7 +142,7 @@ def opened(
                 )
                 yield _Arrays(file, found, arrays, element)
         elif path.suffix.lower() == ".parquet":
-            yield _Loaded({n: _floats(c) for n, c in _parquet(path)})
+            yield _Parquet(path)
         elif spec.layout == "row":
             yield _Loaded({"1": _row(path, spec)})
         else:
@@ -216,7 +235,10 @@ class _Text(Columns):
         super().__init__(table.column_names)
         self._table, self._spec, self._delimiter = table, spec, delimiter
 
-    def read(self, name: str) -> np.ndarray:
+    def stamps(self, name: str) -> np.ndarray | pa.ChunkedArray | None:
+        return self._table[name] if name in self.names else None
+
+    def read(self, name: str, missing: Sequence[float | str] = ()) -> np.ndarray:
         words = self._table[name].combine_chunks()
         return _numbers(words, self._spec, self._delimiter, f"column {name}")
 

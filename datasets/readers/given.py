@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets.descriptor import Column, Descriptor, Events, LabelTable, Lookup
-from datasets.readers import sheets
+from datasets.readers import label_times, sheets
 from datasets.readers.base import Labels, Recording, Refused, Root, Source
 from datasets.readers.sheets import Sheet
 from datasets.readers.wfdb_header import read_header
@@ -89,24 +89,28 @@ def add(recording: Recording, source: Source, folder: Path, common: Path, descri
     `folder` holds the record's own files, `common` those of `shared`.
     """
     everyones = set(shared(descriptor))
+    label_times.shift(recording.labels, descriptor)
     rules: list[LabelTable | Events] = list(descriptor.tables)
     for rule in rules + list(descriptor.events):
         path = (common if rule.file in everyones else folder) / rule.file.format(**names(source))
         try:
             if isinstance(rule, LabelTable):
-                labels, problems = _from_table(rule, path, source)
-                recording.labels += labels
+                labels, problems = _from_table(rule, path, source, recording)
                 recording.problems += problems
             else:
-                recording.labels.append(_events(rule, path))
+                labels = [_events(rule, path, recording)]
+            recording.labels += labels
+            recording.problems += label_times.outside(labels, recording, path.name)
         except Refused as why:
             recording.problems.append(f"labels of {path.name}: {why.reason} ({why.detail})")
 
 
-def _from_table(rule: LabelTable, path: Path, source: Source) -> tuple[list[Labels], list[str]]:
-    sheet = sheets.read(path, rule.header, rule.delimiter, rule.sheet)
+def _from_table(
+    rule: LabelTable, path: Path, source: Source, recording: Recording
+) -> tuple[list[Labels], list[str]]:
+    sheet = sheets.read(path, rule.header, rule.delimiter, rule.sheet, rule.skip)
     rows = list(range(sheet.length))
-    timed = rule.start is not None or rule.step_s is not None
+    timed = rule.timed
     who = rule.match.format(**names(source))
     if rule.key is not None:
         rows = sheets.rows_by_key(sheet, rule.key).get(who, [])
@@ -114,7 +118,7 @@ def _from_table(rule: LabelTable, path: Path, source: Source) -> tuple[list[Labe
         raise Refused("no_row", f"nothing for {who}")
     if not timed and len(rows) > 1:
         raise Refused("two_rows", f"{len(rows)} rows for {who}, and no times")
-    start, end = _times(rule, sheet, rows) if timed else (None, None)
+    start, end = label_times.of_rows(rule, sheet, rows, path, recording) if timed else (None, None)
     labels, problems = [], []
     for title, column in rule.columns.items():
         cells = sheet.column(title)
@@ -123,21 +127,6 @@ def _from_table(rule: LabelTable, path: Path, source: Source) -> tuple[list[Labe
         except ValueError as wrong:
             problems.append(f"label {column.name} of {path.name}: {wrong}")
     return labels, problems
-
-
-def _times(rule: LabelTable, sheet: Sheet, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    def column(name: str) -> np.ndarray:
-        cells = sheet.column(name)
-        try:
-            return np.array([sheets.number(cells[i]) for i in rows]) * rule.unit_s
-        except ValueError as wrong:
-            raise Refused("corrupt", f"column {name}: {wrong}") from wrong
-
-    start = column(rule.start) if rule.start is not None else np.arange(len(rows)) * float(rule.step_s or 0)
-    end = column(rule.end) if rule.end is not None else start + float(rule.window_s or 0)
-    if not (np.isfinite(start).all() and (end >= start).all()):
-        raise Refused("bad_time", "a label ends before it starts")
-    return start, end
 
 
 def _label(rule: Column, words: list[str], start: Any, end: Any) -> list[Labels]:
@@ -157,17 +146,16 @@ def _label(rule: Column, words: list[str], start: Any, end: Any) -> list[Labels]
     return [Labels(rule.name, values, rule.unit, start[kept], end[kept])]
 
 
-def _events(rule: Events, path: Path) -> Labels:
+def _events(rule: Events, path: Path, recording: Recording) -> Labels:
     if rule.column is not None:
-        sheet = sheets.read(path)
-        words = [w for w in sheet.column(" ".join(rule.column.split())) if w]
-        try:
-            at = np.array([sheets.number(w) for w in words]) / (rule.rate or 1.0)
-        except ValueError as wrong:
-            raise Refused("corrupt", str(wrong)) from wrong
+        sheet = sheets.read(path, rule.header, skip=rule.skip)
+        empty = not rule.header and not sheet.length
+        words = [] if empty else [w for w in sheet.column(" ".join(rule.column.split())) if w]
+        at = label_times.placed(rule, words, 1 / (rule.rate or 1.0), path, recording)
         texts = [rule.text or rule.column] * len(at)
     else:
         at, texts = _annotations(rule, path)
+        at = at + rule.offset_s
     at_kept = np.isfinite(at)
     at, texts = at[at_kept], [t for t, keep in zip(texts, at_kept, strict=True) if keep]
     return Labels(rule.name, texts, None, at, at)

@@ -38,17 +38,20 @@ def delimiter_of(name: str, given: str | None) -> str:
     return given or ("\t" if name.lower().endswith((".tsv", ".txt")) else ",")
 
 
-def read(path: Path, header: int = 1, delimiter: str | None = None, sheet: str | None = None) -> Sheet:
-    """The sheet at `path`, its names in line `header` (from 1). Refused: missing_file, corrupt."""
+def read(
+    path: Path, header: int = 1, delimiter: str | None = None, sheet: str | None = None, skip: int = 0
+) -> Sheet:
+    """The sheet at `path`, its names in line `header` (from 1; 0: they are 1, 2, …), and its cells `skip` lines
+    after it. Refused: missing_file, corrupt."""
     if not path.is_file():
         raise Refused("missing_file", f"{path.name} is not there")
     stat = path.stat()
-    return _read(path, stat.st_mtime_ns, stat.st_size, header, delimiter, sheet)
+    return _read(path, stat.st_mtime_ns, stat.st_size, header, delimiter, sheet, skip)
 
 
 @functools.lru_cache(maxsize=8)
 def _read(
-    path: Path, _changed: int, _size: int, header: int, delimiter: str | None, sheet: str | None
+    path: Path, _changed: int, _size: int, header: int, delimiter: str | None, sheet: str | None, skip: int
 ) -> Sheet:
     suffix = path.suffix.lower()
     try:
@@ -65,8 +68,11 @@ def _read(
         raise Refused("corrupt", f"{path.name} cannot be read as a table ({error})") from error
     if len(rows) < header:
         raise Refused("corrupt", f"{path.name} has {len(rows)} lines, its names should be in line {header}")
-    names = [" ".join(cell.split()) for cell in rows[header - 1]]
-    body = [row for row in rows[header:] if any(row)]
+    body = [row for row in rows[header + skip :] if any(row)]
+    if header:
+        names = [" ".join(cell.split()) for cell in rows[header - 1]]
+    else:
+        names = [str(i + 1) for i in range(max((len(row) for row in body), default=1))]
     twice = sorted({n for n in names if n and names.count(n) > 1})
     if twice:
         raise Refused("corrupt", f"{path.name} has two columns called {twice[0]!r}")

@@ -1,8 +1,12 @@
-"""Tables: CSV, tab-separated text, Parquet, NPZ, HDF5. Rates and units are the descriptor's."""
+"""Tables: CSV, tab-separated text, Parquet, NPZ, HDF5. Units are the descriptor's; rates are its own, or those that
+a file states or its column of times shows. All files of a record are on the clock of those times.
+"""
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets.descriptor import Descriptor, Signal
-from datasets.readers import base
+from datasets.readers import base, clock, moments
 from datasets.readers.base import (
     Channel,
     Draft,
@@ -23,37 +27,42 @@ from datasets.readers.base import (
     Source,
     together,
 )
+from datasets.readers.clock import Clock, Grid
 from datasets.readers.columns import ARRAYS, Columns, opened
+from datasets.readers.moments import Moments
+from datasets.readers.rates import rate_of
 from datasets.readers.sheets import delimiter_of
 
-JITTER = 0.001  # share by which a clock may differ from the promised rate
-JITTER_S = 0.1  # and by how much in all, on short records
-LONGEST = 100  # a record that is mostly gap: more likely times in another unit
+SLOWEST, FASTEST = 1, 100_000  # Hz: rates that a column of times may show where the descriptor says none
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[Source]:
     """Every record below `root` that the descriptor names. Text has no header: it is read whole."""
     for modality, signal in descriptor.signals.items():
-        if signal.rate is None or signal.source_unit is None:
+        if signal.source_unit is None:
             raise PlethoraError(
-                f"{descriptor.name}: signals.{modality} needs `rate` and `source_unit`: tables state neither"
+                f"{descriptor.name}: signals.{modality} needs `source_unit`: tables state no units"
             )
     return base.scan(root, descriptor, _look)
 
 
 def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
-    names = {m: _file(m, descriptor, draft.name, draft.groups) for m in descriptor.signals}
+    names = _files(descriptor, draft.name, draft.groups)
     draft.files += [name for name in names.values() if name in draft.root.sizes]
     folder = draft.fetch(draft.files)
     if descriptor.table.ids is None:
         _promises(draft, descriptor, folder, names)
         return None
-    _promises(draft, descriptor, folder, names)  # all records of a file are rows of the same arrays
+    if descriptor.table.time is None:
+        _promises(draft, descriptor, folder, names, 0)  # all records of a file are rows of the same arrays
     found = []
     for i, name in enumerate(_ids(folder / draft.name, descriptor)):
         record = f"{draft.record}_{name}"
         groups = {**draft.groups, "record": record, "id": name}
         one = dataclasses.replace(draft, record=record, groups=groups, element=i)
+        if descriptor.table.time is not None:
+            one = dataclasses.replace(one, seconds={}, refused={}, words={}, samples=0)
+            _promise_element(one, descriptor, folder, names, i)
         if descriptor.subject.file is None:
             subject = re.search(descriptor.subject.pattern, record)
             one.subject = subject.group(1).strip() if subject else ""
@@ -61,10 +70,21 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
     return found
 
 
-def _file(modality: str, descriptor: Descriptor, own: str, groups: dict[str, str]) -> str:
-    """The file that holds a modality."""
-    given = descriptor.table.files.get(modality)
-    return own if given is None else given.format(**groups, stem=own.rsplit(".", 1)[0])
+def _promise_element(
+    draft: Draft, descriptor: Descriptor, folder: Path, names: dict[str, str], element: int
+) -> None:
+    try:
+        _promises(draft, descriptor, folder, names, element)
+    except Refused as why:  # of one record of the file, not of all
+        for m in draft.seconds:
+            draft.refuse(m, descriptor.signals[m], why.reason, why.detail)
+
+
+def _files(descriptor: Descriptor, own: str, groups: dict[str, str]) -> dict[str, str]:
+    """Modality -> the file that holds it."""
+    stem = own.rsplit(".", 1)[0]
+    given = descriptor.table.files
+    return {m: given[m].format(**groups, stem=stem) if m in given else own for m in descriptor.signals}
 
 
 def _ids(path: Path, descriptor: Descriptor) -> list[str]:
@@ -75,34 +95,190 @@ def _ids(path: Path, descriptor: Descriptor) -> list[str]:
         return [str(int(i)) for i in columns.read(descriptor.table.ids)]
 
 
-def _promises(draft: Draft, descriptor: Descriptor, folder: Path, names: dict[str, str]) -> None:
-    """What the files hold of each modality. Refused is raised last, so that the hours of the others count."""
-    broken: Refused | None = None
-    first = None if descriptor.table.ids is None else 0
-    for modality, signal in descriptor.signals.items():
-        if modality in descriptor.table.files and names[modality] not in draft.root.sizes:
-            draft.promise(modality, signal, None)
-            continue
-        rate = base.fraction(signal.hz)
-        assert rate and signal.source_unit
+# ---------------------------------------------------------------- one modality in its file
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a file holds of a modality: `choice` of its channels (none: the file `has` others), `length` samples at
+    `rate`, or why it is refused in `words`; `clock` and `times` where the file says when; `x`: the samples.
+    """
+
+    has: list[str]
+    choice: tuple[str, ...] = ()
+    length: int = 0
+    rate: Fraction | None = None
+    words: str | None = None
+    clock: Clock | None = None
+    times: Moments | None = None
+    x: Sequence[np.ndarray] = ()
+
+
+def _parts(
+    folder: Path, descriptor: Descriptor, names: Mapping[str, str], element: int | None, samples: bool
+) -> tuple[dict[str, _Part], dict[str, Refused]]:
+    """What the files hold of each modality in `names`, with its `samples` or without; and what breaks them."""
+    found: dict[str, _Part] = {}
+    broken: dict[str, Refused] = {}
+    for file in dict.fromkeys(names.values()):
+        path = folder / file
+        mine = [m for m, name in names.items() if name == file]
         try:
-            with opened(folder / names[modality], descriptor.table, descriptor.arrays, first) as columns:
-                choice = _pick(columns, signal)
-                length = _length(columns, descriptor, choice or columns.names[:1], rate)
+            with opened(path, descriptor.table, descriptor.arrays, element) as columns:
+                there = set(columns.names)
+                for m in mine:
+                    choices = descriptor.signals[m].choices
+                    choice = next((c for c in choices if there.issuperset(c)), None)
+                    found[m] = _Part(columns.names, choice or ())
+                present = {m: descriptor.signals[m] for m in mine if found[m].choice}
+                rows = 0 if present else _rows(columns)
+                found |= {m: dataclasses.replace(found[m], length=rows) for m in mine if not present}
+                for m in present:
+                    try:
+                        found[m] = _part(columns, path, descriptor, m, found[m], present)
+                        if samples:
+                            signal = descriptor.signals[m]
+                            x = [columns.read(name, signal.missing) for name in found[m].choice]
+                            found[m] = dataclasses.replace(found[m], x=x)
+                    except Refused as why:
+                        broken[m] = Refused(why.reason, f"{path.name}: {why.detail}")
         except Refused as why:
-            if why.reason == "bad_rate":
-                draft.seconds[modality], draft.refused[modality] = Fraction(0), why.reason
-            else:
-                broken = why
-                draft.seconds[modality] = Fraction(_lines(folder / names[modality], descriptor)) / rate
+            broken |= dict.fromkeys(mine, why)
+    return {m: part for m, part in found.items() if m not in broken}, broken
+
+
+def _rows(columns: Columns) -> int:
+    """How long a file is that holds nothing we asked for."""
+    longest = 0
+    for name in columns.names:
+        with contextlib.suppress(Refused):  # words, or an array of many axes
+            longest = max(longest, columns.length(name))
+    return longest
+
+
+def _part(
+    columns: Columns,
+    path: Path,
+    descriptor: Descriptor,
+    modality: str,
+    part: _Part,
+    present: Mapping[str, Signal],
+) -> _Part:
+    """The length, rate and clock of a modality. Refused: bad_time, and what reading runs into."""
+    spec, signal = descriptor.table, descriptor.signals[modality]
+    length = max(columns.length(name) for name in part.choice)
+    rate, words = rate_of(columns, modality, signal, part.choice, present)
+    delimiter = delimiter_of(path.name, spec.delimiter)
+    if spec.rate_line is not None:
+        rate, words = _stated(path, spec.rate_line, delimiter, signal)
+    part = dataclasses.replace(part, length=length, rate=rate, words=words)
+    if spec.start_line is not None and rate:
+        times = moments.stated(path, spec.start_line, delimiter)
+        return dataclasses.replace(part, times=times, clock=clock.regular(length, rate, float(times.s[0])))
+    if spec.time is None:
+        return part
+    column = columns.stamps(spec.time)
+    if column is None:
+        there = ", ".join(part.has[:20])
+        raise Refused("bad_time", f"no column {spec.time!r}, which holds the times (`time` in [table]); it has {there}")
+    times = moments.read(column, spec.time_unit_s, spec.decimal)
+    if len(times.s) != length:
+        raise Refused("bad_time", f"{len(times.s):,} times of {length:,} samples in {spec.time!r}")
+    made = clock.measured(times.rising(), rate, signal.rate_tolerance)
+    return dataclasses.replace(
+        part, rate=made.rate, words=words or _unlike(made, rate, signal), times=times, clock=made
+    )
+
+
+def _stated(path: Path, line: int, delimiter: str, signal: Signal) -> tuple[Fraction | None, str | None]:
+    """The rate that a line of a text file states, and in words why it must be refused."""
+    hz = float(moments.stated(path, line, delimiter).s[0])
+    rate, promised = base.fraction(hz), base.fraction(signal.hz)
+    if rate is None:
+        return None, f"line {line} says {hz:g} Hz: correct `rate_line` in [table], or `rate`"
+    if promised and abs(rate / promised - 1) > (signal.rate_tolerance or 0):
+        return rate, f"line {line} says {hz:g} Hz, not {signal.hz:g}: correct `rate`, or leave it out"
+    return rate, None
+
+
+def _unlike(made: Clock, promised: Fraction | None, signal: Signal) -> str | None:
+    """Why the rate that times show is refused; None where it is taken."""
+    shown = f"the times show {made.own:.6g} Hz"
+    if promised is None:
+        if SLOWEST <= made.own <= FASTEST:
+            return None
+        return f"{shown}: is `time_unit_s` in [table] right? Else give `rate`"
+    if abs(made.rate / promised - 1) <= (signal.rate_tolerance or 0):
+        return None
+    return (
+        f"{shown}, not {float(promised):g}: change `rate` or `rate_tolerance`, or leave `rate` out (each record keeps "
+        "its own)"
+    )
+
+
+def _first(parts: Mapping[str, _Part]) -> tuple[float, Moments] | None:
+    """What the record's clock says at its first sample (s), and that file's times. Refused (bad_time): files whose
+    times are of no common clock."""
+    timed = [(m, p.clock, p.times) for m, p in parts.items() if p.clock is not None and p.times is not None]
+    if not timed:
+        return None
+    if len({times.basis for _, _, times in timed}) > 1:
+        said = ", ".join(f"{m} has {times.basis}" for m, _, times in timed)
+        raise Refused("bad_time", f"times that are of no common clock: {said}")
+    _, first, times = min(timed, key=lambda each: each[1].start_s)
+    apart = max(made.start_s for _, made, _ in timed) - first.start_s
+    recorded = sum(parts[m].length / float(made.rate) for m, made, _ in timed)
+    if apart > 100 * recorded + base.LONGEST_GAP_S:
+        raise Refused("bad_time", f"its files begin {apart:,.0f} s apart: are their times of one clock and unit?")
+    return first.start_s, times
+
+
+def _grids(parts: Mapping[str, _Part]) -> dict[str, Grid]:
+    """Where the samples of each modality lie, on the record's common time; empty where no file says when."""
+    first = _first(parts)
+    return {m: p.clock.on(first[0]) for m, p in parts.items() if p.clock is not None} if first else {}
+
+
+# ---------------------------------------------------------------- a record
+
+
+def _promises(
+    draft: Draft, descriptor: Descriptor, folder: Path, names: dict[str, str], element: int | None = None
+) -> None:
+    """What the files hold of each modality. Refused is raised last, so that the hours of the others count."""
+    signals = descriptor.signals
+    there = {m: n for m, n in names.items() if m not in descriptor.table.files or n in draft.root.sizes}
+    parts, broken = _parts(folder, descriptor, there, element, samples=False)
+    for m, why in broken.items():
+        rate = base.fraction(signals[m].hz)
+        draft.seconds[m] = Fraction(_lines(folder / names[m], descriptor)) / rate if rate else Fraction(0)
+    sound = {}
+    for m, part in parts.items():
+        if not part.choice:
             continue
-        draft.whole = max(draft.whole, Fraction(length) / rate)
-        channels = len(choice) if choice else 1
-        draft.promise(
-            modality, signal, Promise(length, rate, signal.source_unit, channels) if choice else None
-        )
-    if broken is not None:
-        raise broken
+        unit = signals[m].source_unit or ""
+        length = part.clock.on(part.clock.start_s).length if part.clock else part.length
+        draft.promise(m, signals[m], Promise(length, part.rate, unit, len(part.choice)))
+        if part.words or not part.rate:
+            draft.refuse(m, signals[m], "bad_rate", part.words or "no rate is stated: give `rate`")
+        else:
+            sound[m] = part
+        draft.whole = max(draft.whole, draft.seconds[m])
+    for m, signal in signals.items():
+        if m not in there:
+            draft.promise(m, signal, None)
+            if m in draft.refused:
+                draft.refuse(m, signal, "missing_channel", f"no file {names[m]} (`files` in [table])")
+        elif m in parts and not parts[m].choice:
+            draft.whole = draft.whole or Fraction(parts[m].length) / (base.fraction(signal.hz) or 1)
+            draft.promise(m, signal, None, parts[m].has)
+    try:
+        for m, grid in _grids(sound).items():
+            draft.seconds[m] = Fraction(grid.length) / grid.rate
+    except Refused as why:
+        broken[""] = why
+    if broken:
+        raise list(broken.values())[-1]
 
 
 def _lines(path: Path, descriptor: Descriptor) -> int:
@@ -117,95 +293,53 @@ def _lines(path: Path, descriptor: Descriptor) -> int:
     return len(lines)
 
 
-def _pick(columns: Columns, signal: Signal) -> tuple[str, ...] | None:
-    there = set(columns.names)
-    return next((choice for choice in signal.choices if there.issuperset(choice)), None)
-
-
-def _length(columns: Columns, descriptor: Descriptor, names: Iterable[str], rate: Fraction) -> int:
-    at = _places(columns, descriptor, rate)
-    if at is not None:
-        return int(at[-1]) + 1 if len(at) else 0
-    return min((columns.length(name) for name in names), default=0)
-
-
-def _places(columns: Columns, descriptor: Descriptor, rate: Fraction) -> np.ndarray | None:
-    """Where on the grid of `rate` each row lies, by the column of times; None where there is no such column.
-
-    Raises Refused: bad_time (not rising, or not keeping the rate), bad_rate (another one).
-    """
-    spec = descriptor.table
-    if spec.time is None:
-        return None
-    if spec.time not in columns.names:
-        raise Refused("bad_time", f"no column {spec.time!r}, which holds the times")
-    t = columns.read(spec.time).astype(np.float64) * spec.time_unit_s
-    step = np.diff(t)
-    wrong = np.flatnonzero(~(step > 0))
-    if len(wrong) or not np.isfinite(t).all():
-        row = int(wrong[0]) + 2 if len(wrong) else 1
-        raise Refused("bad_time", f"times do not rise at row {row}")
-    if not len(step):
-        return np.zeros(len(t), np.int64)
-    usual = float(np.median(step)) * float(rate)
-    if not 0.9 < usual < 1.1:
-        raise Refused("bad_rate", f"rows are {usual:.3g} / {float(rate):g} Hz apart")
-    apart = np.where(step * float(rate) > 1.5, np.rint(step * float(rate)), 1.0)
-    at = np.concatenate(([0.0], np.cumsum(apart)))
-    elapsed = (t - t[0]) * float(rate)
-    off = float(np.abs(at - elapsed).max())
-    if off > max(JITTER_S * float(rate), JITTER * elapsed[-1]):
-        raise Refused("bad_time", f"times stray {off / float(rate):.2f} s from {float(rate):g} Hz")
-    if at[-1] > LONGEST * len(t):
-        raise Refused(
-            "bad_time", f"{len(t):,} rows span {t[-1] - t[0]:,.0f} s: are the times in another unit?"
-        )
-    return at.astype(np.int64)
-
-
 def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples and labels of one record. Raises Refused where a file is broken."""
     own = source.files[0][0]
+    names = _files(descriptor, own, source.groups)
+    wanted = {m: n for m, n in names.items() if m in source.seconds and m not in source.refused}
+    parts, broken = _parts(folder, descriptor, wanted, source.element, samples=True)
+    for why in broken.values():
+        raise why
+    grids = _grids(parts)
     signals: dict[str, Samples] = {}
-    labels: list[Labels] = []
-    for modality, signal in descriptor.signals.items():
-        if modality not in source.seconds or modality in source.refused:
-            continue
-        path = folder / _file(modality, descriptor, own, source.groups)
-        rate = base.fraction(signal.hz)
-        assert rate and signal.source_unit
-        with opened(path, descriptor.table, descriptor.arrays, source.element) as columns:
-            choice = _pick(columns, signal)
-            if choice is None:
-                raise Refused("corrupt", f"{path.name} has changed since it was scanned")
-            at = _places(columns, descriptor, rate)
-            found = [_channel(columns.read(name), at, signal.units[signal.source_unit]) for name in choice]
-        if len({len(c.x) for c in found}) > 1:
-            raise Refused("corrupt", f"{path.name}: the channels of {modality} differ in length")
-        signals[modality] = together(found, rate, signal.unit)
-        labels.append(Labels(f"{modality}_channel", [" ".join(choice)]))
+    for m, part in parts.items():
+        signal = descriptor.signals[m]
+        path = folder / names[m]
+        if not part.choice or part.rate is None:
+            raise Refused("corrupt", f"{path.name} has changed since it was scanned")
+        if len({len(x) for x in part.x}) > 1:
+            raise Refused("corrupt", f"{path.name}: the channels of {m} differ in length")
+        scale = signal.units[signal.source_unit or ""]
+        signals[m] = together([_channel(x, grids.get(m), scale) for x in part.x], part.rate, signal.unit)
+    labels = [Labels(f"{m}_channel", [" ".join(part.choice)]) for m, part in sorted(parts.items())]
     more, problems = base.fields(source, folder, descriptor.fields)
-    recording = Recording(signals, [*more, *sorted(labels, key=lambda label: label.name)], problems)
-    _traces(recording, folder / own, source, descriptor)
+    recording = Recording(signals, [*more, *labels], problems)
+    began = 0.0  # the record's own file, on the record's time
+    if (first := _first(parts)) is not None:
+        recording.origin, times = first
+        recording.kind = times.kind
+        recording.zone_s = None if times.zone_s is None else float(times.zone_s[0])
+        starts = [p.clock.start_s for m, p in parts.items() if p.clock and names[m] == own]
+        began = min(starts, default=recording.origin) - recording.origin
+    recording.moved = {m: grid.moved_s for m, grid in grids.items() if grid.moved_s}
+    _traces(recording, folder / own, source, descriptor, began)
     return recording
 
 
-def _channel(values: np.ndarray, at: np.ndarray | None, scale: float) -> Channel:
+def _channel(values: np.ndarray, grid: Grid | None, scale: float) -> Channel:
     """A column on its grid: what has no row is missing. Whole numbers become integers, which stay exact."""
     missing = ~np.isfinite(values)
     x = np.where(missing, 0, values)
     if np.issubdtype(x.dtype, np.floating) and (np.abs(x) < 2**31).all() and (x == np.rint(x)).all():
         x = x.astype(np.int64)
-    if at is not None:
-        length = int(at[-1]) + 1 if len(at) else 0
-        wide, gaps = np.zeros(length, x.dtype), np.ones(length, bool)
-        wide[at], gaps[at] = x, missing
-        x, missing = wide, gaps
+    if grid is not None:
+        x, missing = grid.put(x, missing)
     return Channel(x, missing, scale)
 
 
-def _traces(recording: Recording, own: Path, source: Source, descriptor: Descriptor) -> None:
-    """Labels a window out of variables of the record's own file."""
+def _traces(recording: Recording, own: Path, source: Source, descriptor: Descriptor, began: float) -> None:
+    """Labels a window out of variables of the record's own file, which begins at `began` (s)."""
     for rule in descriptor.traces:
         try:
             with opened(own, descriptor.table, descriptor.arrays, source.element) as columns:
@@ -216,5 +350,5 @@ def _traces(recording: Recording, own: Path, source: Source, descriptor: Descrip
             recording.problems.append(f"label {rule.name}: {why.reason} ({why.detail})")
             continue
         there = np.flatnonzero(np.isfinite(values))
-        start = there * rule.step_s
+        start = there * rule.step_s + began
         recording.labels.append(Labels(rule.name, values[there], rule.unit, start, start + rule.window_s))

@@ -202,11 +202,16 @@ def test_a_clock_that_jitters_keeps_its_samples_in_order(folder):
     assert np.array_equal(ppg.x_tc[~ppg.missing, 0], np.arange(2000)) and not ppg.missing.any()
 
 
-def test_a_descriptor_without_rate_or_unit_is_one_clear_line(folder):
+def test_a_descriptor_without_a_unit_is_one_clear_line(folder):
     (folder / "rec1.csv").write_text("ppg\n1\n")
-    for line in ("rate = 100\n", 'source_unit = "count"\n'):
-        with pytest.raises(PlethoraError, match=r"signals\.ppg needs `rate` and `source_unit`"):
-            scan(folder, DESCRIPTOR.replace(line, ""))
+    with pytest.raises(PlethoraError, match=r"signals\.ppg needs `source_unit`"):
+        scan(folder, DESCRIPTOR.replace('source_unit = "count"\n', ""))
+
+
+def test_a_record_that_nothing_states_the_rate_of_is_refused_with_the_key_to_set(folder):
+    (folder / "rec1.csv").write_text("ppg\n1\n")
+    _, (source,) = scan(folder, DESCRIPTOR.replace("rate = 100\n", ""))
+    assert source.refused == {"ppg": "bad_rate"} and "`rate`" in source.words["ppg"]
 
 
 MANY = """
