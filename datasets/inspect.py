@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from cluster import redact
 from cluster.errors import PlethoraError
+from cluster.redact import printable
 from datasets import agreement
 from datasets.schema import Corpus, open_corpus, waveform
 
@@ -58,9 +60,10 @@ def table(about: dict[str, Any]) -> str:
     bridged = ", ".join(
         f"{m} {b['gaps']} ({b['seconds']:.2f} s)" for m, b in about["bridged_gaps"].items() if b["gaps"]
     )
-    labels = ", ".join(f"{name} {n:,}" for name, n in about["labels"].items())
+    labels = ", ".join(f"{printable(name, 80)} {n:,}" for name, n in about["labels"].items())
     lines += ["", f"  bridged gaps: {bridged or 'none'}", f"  labels: {labels or 'none'}"]
-    return "\n".join([*lines, *(f"  {agreement.line(found)}" for found in about.get("agreement", []))])
+    lines += [f"  {agreement.line(found)}" for found in about.get("agreement", [])]
+    return "\n".join(redact.lines(line) for line in lines)
 
 
 def _published(about: dict[str, Any]) -> str:
