@@ -41,7 +41,7 @@ def entry(main: Callable[[list[str]], dict | None]) -> NoReturn:
     except Exception as error:
         message = user_message(error)
         if message is None:
-            traceback.print_exc()
+            _say(redact.lines("".join(traceback.format_exception(error)).rstrip("\n")))
         else:
             _say(f"error: {message}")
         sys.exit(1)

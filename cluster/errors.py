@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from cluster.redact import redact
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+from cluster.redact import printable, redact
 
 
 class PlethoraError(Exception):
@@ -18,7 +16,7 @@ class PlethoraError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_CONTROL.sub("\ufffd", redact(" ".join(str(message).split()))))
+        super().__init__(printable(redact(" ".join(str(message).split()))))
 
 
 # Ray ships a remote traceback as text when it cannot ship the exception chain.
@@ -58,5 +56,5 @@ def user_message(error: BaseException) -> str | None:
     for item in chain:
         found = _IN_A_TRACEBACK.findall(str(item))
         if found:
-            return str(found[-1]).strip()
+            return printable(found[-1])
     return None

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cluster.cli import plain
-from cluster.redact import clean
+from cluster.redact import clean, lines
 
 EVERY_S = 60.0
 PACKAGES = ("cluster", "datasets", "pretrain", "finetune", "tuning")
@@ -40,7 +40,7 @@ class Lines(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(clean(plain(line)), ensure_ascii=False)
+        return lines(json.dumps(clean(plain(line)), ensure_ascii=False))
 
 
 def configure(**who: Any) -> None:

@@ -29,6 +29,8 @@ _FIELDS = re.compile(
     r"subject_key|private_key)$",
     re.I,
 )
+# what a progress display writes: line ends, colours, a line up
+_DISPLAY = re.compile(r"(\x1b\[(?:[0-9;]{0,15}m|[0-9]{0,2}[AK]))")
 _SHAPES = [
     (re.compile(r"(?<=://)[^\s/@'\"]+@"), f"{MASK}@"),  # user:password@host
     (
@@ -51,6 +53,26 @@ def redact(text: str) -> str:
     for shape, instead in _SHAPES:
         text = shape.sub(instead, text)
     return text
+
+
+def printable(text: object, most: int = 4000) -> str:
+    """`text` as one line of `most` characters at most, without what moves a terminal's cursor or hides.
+
+    Letters, signs and marks of any script stay; control, direction and zero-width characters become U+FFFD.
+    """
+    line = _visible(" ".join(str(text).split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def lines(text: str) -> str:
+    """`text` of several lines, without what moves a terminal's cursor or hides."""
+    return _visible(text, "\n\t")
+
+
+def _visible(text: str, allowed: str = "") -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in allowed else "\ufffd" for c in text)
 
 
 def clean(value: Any) -> Any:
@@ -104,13 +126,18 @@ def _content(file: tuple[str, int]) -> str:
 
 
 class _Stream(io.TextIOBase):
-    """A text stream that redacts what is written to it and is otherwise the stream that it wraps."""
+    """A text stream that redacts what is written to it and is otherwise the stream that it wraps.
+
+    Of what controls a terminal, a progress display's codes pass.
+    """
 
     def __init__(self, inner: TextIO) -> None:
         self.inner = inner
 
     def write(self, text: str) -> int:
-        self.inner.write(redact(text))
+        parts = _DISPLAY.split(redact(text))
+        parts[::2] = [_visible(part, "\n\r\t") for part in parts[::2]]
+        self.inner.write("".join(parts))
         return len(text)
 
     def flush(self) -> None:
@@ -141,13 +168,14 @@ class _Record(logging.LogRecord):
     """A log record whose message and traceback hold no secret, whichever handler writes them."""
 
     def getMessage(self) -> str:
-        return redact(super().getMessage())
+        message = redact(super().getMessage())
+        return message if self.name.split(".")[0] == "ray" else lines(message)  # Ray colours its own
 
 
 def _record(*given: Any, **named: Any) -> logging.LogRecord:
     made = _Record(*given, **named)
     if made.exc_info and made.exc_info[0] is not None:
-        made.exc_text = redact("".join(traceback.format_exception(*made.exc_info))).rstrip("\n")
+        made.exc_text = lines(redact("".join(traceback.format_exception(*made.exc_info))).rstrip("\n"))
     return made
 
 

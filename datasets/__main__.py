@@ -5,6 +5,8 @@ from typing import Any
 
 from cluster.cli import entry
 
+SHOWN = 20  # lines of what was refused, and of what was mended
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -83,16 +85,17 @@ def _inspect(uri: str, picture: str | None, as_json: bool) -> dict[str, Any]:
 
 
 def _report(made: dict[str, Any]) -> None:
+    from datasets.assemble import folded
     from datasets.inspect import table
 
     if made["already_there"]:
         print("already there, made of the same input: left as it is")
     print(table(made))
     for said in (made["problems"], made["notes"]):
-        for line in said[:20]:
-            print(f"  {line['record']}: {line['detail']}")
-        if len(said) > 20:
-            print(f"  … and {len(said) - 20} more")
+        lines = folded(said)
+        print("".join(f"  {line}\n" for line in lines[:SHOWN]), end="")
+        if len(lines) > SHOWN:
+            print(f"  … and {len(lines) - SHOWN} more")
 
 
 if __name__ == "__main__":

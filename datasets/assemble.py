@@ -4,6 +4,7 @@ corpus.json is written last, so whatever dies on the way leaves no corpus.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.errors import PlethoraError
+from cluster.redact import printable
 from datasets import schema
 from datasets.write import PARTS_DIR, ParquetFile, ShardReport, part_uri
 
@@ -54,7 +56,7 @@ def finish(
     storage.delete(storage.join(out, PARTS_DIR))
     shards = [r.shard for r in ordered if r.shard]
     if not shards:
-        raise PlethoraError(f"nothing to keep for {out}: every record was refused{_first_problem(ordered)}")
+        raise PlethoraError(_nothing(out, ordered))
     hours_in = _hours(r.seconds_in for r in ordered)
     hours = _hours(r.kept for r in ordered)
     modalities = [m for m in about["modalities"] if m in hours_in]
@@ -95,9 +97,28 @@ def finish(
     return manifest, words
 
 
-def _first_problem(reports: Iterable[ShardReport]) -> str:
-    problem = next((p for r in reports for p in r.problems), None)
-    return f" (the first, {problem['record']}: {problem['detail']})" if problem else ""
+def _nothing(out: str, reports: Sequence[ShardReport], shown: int = 10) -> str:
+    causes = folded([problem for report in reports for problem in report.problems])
+    more = [f"{len(causes) - shown} other causes"] if len(causes) > shown else []
+    records = sum(report.records_in for report in reports)
+    said = f": {'; '.join(causes[:shown] + more)}" if causes else ""
+    return f"nothing to keep for {out}: every record was refused ({records:,} in all){said}"
+
+
+def folded(problems: Iterable[Mapping[str, str]]) -> list[str]:
+    """A line for each detail, with the first record that has it and how many more have."""
+    causes: dict[str, dict[str, str]] = {}
+    for problem in problems:  # words that differ by the record's name alone are one cause
+        record, detail = problem["record"], problem["detail"]
+        cause = re.sub(rf"(?<!\w){re.escape(record)}(?!\w)", "\0", detail)
+        causes.setdefault(cause, {}).setdefault(record, detail)
+    lines = []
+    for details in causes.values():
+        record, detail = next(iter(details.items()))
+        others = len(details) - 1
+        more = f" and {others:,} more record{'s' * (others > 1)}" if others else ""
+        lines.append(f"{printable(record, 80)}{more}: {printable(detail)}")
+    return lines
 
 
 def _hours(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:

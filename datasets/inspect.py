@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from cluster import redact
 from cluster.errors import PlethoraError
+from cluster.redact import printable
 from datasets import agreement
 from datasets.schema import Corpus, open_corpus, waveform
 
@@ -50,7 +52,7 @@ def table(about: dict[str, Any]) -> str:
     ]
     for m in about["modalities"]:
         reasons = sorted(about["rejects"].get(m, {}).items(), key=lambda item: -item[1])
-        rates = ", ".join(f"{r:g}" for r in about["rates"][m])
+        rates = _rates(about["rates"][m])
         lines.append(
             f"  {m:10}{rates:>12}{about['hours_in'][m]:12.4f}{counts['hours'][m]:12.4f}"
             f"{about['hours_refused'][m]:12.4f}   "
@@ -59,14 +61,20 @@ def table(about: dict[str, Any]) -> str:
     bridged = ", ".join(
         f"{m} {b['gaps']} ({b['seconds']:.2f} s)" for m, b in about["bridged_gaps"].items() if b["gaps"]
     )
-    labels = ", ".join(f"{name} {n:,}" for name, n in about["labels"].items())
+    labels = ", ".join(f"{printable(name, 80)} {n:,}" for name, n in about["labels"].items())
     lines += ["", f"  bridged gaps: {bridged or 'none'}", f"  labels: {labels or 'none'}"]
     moved = ", ".join(
         f"{m} in {b['records']:,} records, by up to {b['largest_s']:.2f} s"
         for m, b in about.get("moved", {}).items()
     )
     lines += [f"  resampled to keep to their clock: {moved}"] if moved else []
-    return "\n".join([*lines, *(f"  {agreement.line(found)}" for found in about.get("agreement", []))])
+    lines += [f"  {agreement.line(found)}" for found in about.get("agreement", [])]
+    return "\n".join(redact.lines(line) for line in lines)
+
+
+def _rates(rates: list[float]) -> str:
+    """All of a few; of many (each device its own) the lowest, the highest and how many."""
+    return ", ".join(f"{r:g}" for r in rates) if len(rates) < 4 else f"{rates[0]:g}-{rates[-1]:g} ({len(rates)})"
 
 
 def _published(about: dict[str, Any]) -> str:

@@ -12,20 +12,27 @@ from typing import Any, Literal
 import numpy as np
 
 from cluster.errors import PlethoraError
+from cluster.redact import printable
 from datasets.descriptor import Descriptor, FieldRule, Signal
 from datasets.readers.root import Root
 
+LONGEST_WORDS = 1500  # characters of a message
+MOST_TOLERANCE = 0.1  # of `rate_tolerance`
+NAMES = 20  # names that a message lists
 LONGEST_GAP_S = 86_400  # missing time a record may claim freely; beyond it 100 times what is recorded
 
 __all__ = ["Labels", "Recording", "Refused", "Root", "Samples", "Source"]
 
 
 class Refused(Exception):
-    """A record that must not go in: a reason from the ledger's vocabulary, and what a person should know."""
+    """A record that must not go in: a reason from the ledger's vocabulary, and what a person should know.
+
+    `detail` becomes one line without control characters: it may quote the file.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail = reason, printable(detail, LONGEST_WORDS)
+        super().__init__(f"{reason}: {self.detail}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Refused, (self.reason, self.detail)
@@ -116,7 +123,7 @@ class Draft:
     """A source in the making: `look` fills it in, and what it knows when it raises Refused stays known.
 
     `name`: the file that `records` matched; `fetch(names)` gives a local folder that holds them; `whole`: how
-    long the record is, for what it should hold and does not.
+    long the record is, for what it should hold and does not; `broken`: why one record of many is refused.
     """
 
     root: Root
@@ -133,6 +140,7 @@ class Draft:
     digest: str = ""
     whole: Fraction = Fraction(0)
     words: dict[str, str] = field(default_factory=dict)
+    broken: tuple[str, str] | None = None
 
     def size(self, name: str) -> int:
         return self.root.sizes.get(name, -1)
@@ -152,14 +160,9 @@ class Draft:
         expected = fraction(signal.hz)
         off = abs(found.rate / expected - 1) if found.rate and expected else 0
         if not found.rate or off > (signal.rate_tolerance or 0):
-            stated = f"{float(found.rate):g} Hz, not {signal.hz:g}" if found.rate else "no rate is stated"
-            self.refuse(modality, signal, "bad_rate", f"{stated}: change `rate` or `rate_tolerance`")
+            self.refuse(modality, signal, "bad_rate", _other_rate(found.rate, signal))
         elif found.unit not in signal.units:
-            known = ", ".join(signal.units)
-            self.refuse(
-                modality, signal, "unit_mismatch",
-                f"the unit is {found.unit!r}, not {known}: add it to `units` with its factor",
-            )  # fmt: skip
+            self.refuse(modality, signal, "unit_mismatch", _other_unit(found.unit, signal))
         elif not found.sound:
             self.refuse(modality, signal, "bad_scale", "its gain or offset is no number that can be used")
         else:
@@ -168,9 +171,10 @@ class Draft:
         self.seconds[modality] = Fraction(found.length) / rate if rate else Fraction(0)
 
     def refuse(self, modality: str, signal: Signal, reason: str, words: str) -> None:
-        """Refuse a modality; `words`: what the file has, and the key of [signals] to change."""
+        """Refuse a modality; `words`: what the file has, and the key of [signals] to change, in backticks."""
         self.refused[modality] = reason
-        self.words[modality] = f"{words} in [signals.{modality}]"
+        where = f" in [signals.{modality}]" if "`" in words else ""
+        self.words[modality] = printable(words, LONGEST_WORDS) + where
 
     def source(self, broken: tuple[str, str] | None = None) -> Source:
         sizes = tuple((name, self.size(name)) for name in dict.fromkeys(self.files))
@@ -182,7 +186,7 @@ class Draft:
             self.seconds,
             self.samples,
             self.refused,
-            broken,
+            broken or self.broken,
             self.element,
             self.digest,
             self.words,
@@ -201,10 +205,34 @@ class Promise:
     sound: bool = True
 
 
+def quoted(names: Iterable[str]) -> str:
+    """Names out of a file as a message shows them: short, in quotes, `NAMES` of them at most."""
+    shown = list(names)
+    more = f" and {len(shown) - NAMES:,} more" if len(shown) > NAMES else ""
+    return ", ".join(f"'{printable(name, 40)}'" for name in shown[:NAMES]) + more
+
+
 def _missing(signal: Signal, has: Sequence[str]) -> str:
     wanted = " or ".join("+".join(choice) for choice in signal.choices)
-    there = f"the file has {', '.join(list(has)[:20])}" if has else "the file names no channel"
-    return f"no {wanted}, {there}: name the right one in `channels`"
+    there = f"the file has {quoted(has)}" if has else "the file names no channel"
+    return f"{there}, not {printable(wanted, 200)}: put the right name into `channels`"
+
+
+def _other_unit(unit: str, signal: Signal) -> str:
+    known = printable(", ".join(signal.units), 200)
+    if not unit:
+        return f"the file states no unit: say which of {known} it is with `source_unit`"
+    name = printable(unit, 40)
+    return f"the file's unit is '{name}', not {known}: add '{name}' with its factor to `units`"
+
+
+def _other_rate(rate: Fraction | None, signal: Signal) -> str:
+    if not rate:
+        return "the file states no rate that can be used: change `channels` or `rate`"
+    expected = signal.hz or float(rate)
+    near = abs(float(rate) / expected - 1) <= MOST_TOLERANCE
+    keys = "change `rate`, or allow it with `rate_tolerance`," if near else "change `rate`"
+    return f"the file's rate is {float(rate):.10g} Hz, not {expected:.10g}: {keys}"
 
 
 def scan(
@@ -239,6 +267,7 @@ def scan(
             try:
                 return [found.source(broken) for found in look(draft, descriptor) or [draft]]
             except Refused as why:
+                count_required(draft, descriptor)
                 return [draft.source(broken or (why.reason, why.detail))]
 
     with ThreadPoolExecutor(1 if root.local else 8) as pool:
@@ -253,6 +282,13 @@ def scan(
             )
         first[source.record] = path
     return found
+
+
+def count_required(draft: Draft, descriptor: Descriptor) -> None:
+    """Let a broken record count its length for what it should hold and could not be looked for."""
+    for modality, signal in descriptor.signals.items():
+        if signal.required:
+            draft.seconds.setdefault(modality, draft.whole)
 
 
 def _text_files(draft: Draft, descriptor: Descriptor) -> None:

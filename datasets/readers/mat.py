@@ -48,10 +48,14 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
         for element in range(mat.count()):
             record = f"{draft.record}-{element}"
             one = dataclasses.replace(
-                draft, record=record, element=element, seconds={}, refused={}, files=[*draft.files]
+                draft, record=record, element=element, seconds={}, refused={}, words={}, files=[*draft.files]
             )
             mat.element = element
-            _promise(one, mat, descriptor)
+            try:
+                _promise(one, mat, descriptor)
+            except Refused as why:  # the other elements are sound
+                one.broken = (why.reason, why.detail)
+                base.count_required(one, descriptor)
             found.append(one)
     if not found:
         raise Refused("corrupt", f"{path.name} holds no element of {descriptor.elements}")
@@ -59,20 +63,26 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
 
 
 def _promise(draft: Draft, mat: MatFile, descriptor: Descriptor) -> None:
-    lengths = {}
+    """Raises Refused last, so that the hours of the other modalities count."""
+    lengths, broken = {}, None
     for modality, signal in descriptor.signals.items():
-        found = _pick(mat, signal, descriptor.arrays)
+        try:
+            found = _pick(mat, signal, descriptor.arrays)
+        except Refused as why:
+            broken = why
+            continue
         lengths[modality] = found
         if found:
             draft.whole = max(draft.whole, Fraction(found[1]) / (base.fraction(signal.hz) or 1))
-    for modality, signal in descriptor.signals.items():
-        found = lengths[modality]
-        promised = None
+    for modality, found in lengths.items():
+        signal, promised = descriptor.signals[modality], None
         if found:
             choice, length = found
             unit = signal.source_unit or ""
             promised = Promise(length, base.fraction(signal.hz), unit, len(choice))
         draft.promise(modality, signal, promised)
+    if broken is not None:
+        raise broken
 
 
 def _pick(mat: MatFile, signal: Signal, arrays: Sequence[Array]) -> tuple[tuple[str, ...], int] | None:

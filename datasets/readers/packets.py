@@ -36,6 +36,11 @@ class Stretch:
     clock: list[float] = field(default_factory=list)
     lost: int = 0  # samples at its beginning whose time the stretch before claims, too
 
+    def at(self, count: int, clock: float) -> None:
+        """Note that the clock says `clock` at sample `count`."""
+        self.counts.append(count)
+        self.clock.append(clock)
+
     def fit(self, rate: float) -> tuple[np.ndarray, np.ndarray]:
         """Samples' numbers and their fitted times (in samples): points of a line from end to end."""
         last = float(sum(map(len, self.parts)) - 1)
@@ -79,19 +84,22 @@ class Stream:
     def notes(self) -> list[str]:
         """What was mended, in words."""
         words = []
-        if self.twice:
-            words.append(f"{self.twice:,} packets received twice were taken once")
-        if self.repeated:
-            words.append(f"{self.repeated:,} samples that a packet repeats were taken once")
-        if self.late:
+        if n := self.twice:
             words.append(
-                f"{len(self.late):,} packets with a clock up to {max(self.late):.3g} s off were put "
-                f"where their neighbours say"
+                f"{n:,} {'packets received twice were' if n > 1 else 'packet received twice was'} taken once"
             )
-        if self.contested:
+        if n := self.repeated:
             words.append(
-                f"{self.contested:,} samples are missing because the clock was set back and two packets "
-                f"claim their time"
+                f"{n:,} {'samples that packets repeat were' if n > 1 else 'repeated sample was'} taken once"
+            )
+        if n := len(self.late):
+            words.append(
+                f"{n:,} {'packets' if n > 1 else 'packet'} with a clock up to {max(self.late):.3g} s off "
+                f"stayed beside the neighbours"
+            )
+        if n := self.contested:
+            words.append(
+                f"{n:,} samples are missing because the clock was set back and two packets claim their time"
             )
         if self.corrected_s:
             words.append(
@@ -179,43 +187,53 @@ def _split(stream: Stream, clock: np.ndarray, values: Sequence[np.ndarray]) -> N
     before = np.concatenate([[0], np.cumsum(lengths)])
     off = clock - before[:-1]  # rises where samples are missing, falls where they are repeated
     slope, tolerance = _usual(off, lengths, rate)
-    ahead = np.maximum(
-        np.searchsorted(before[:-1], before[:-1] + LOOK_S * rate), np.arange(len(values)) + 1 + LOOK
-    )
-    stretch, count, level = Stretch(), 0, float(np.median(off[: ahead[0]]))
+    off = off - slope * before[:-1]
+    look = np.searchsorted(before[:-1], before[:-1] + LOOK_S * rate)
+    look = np.maximum(look, np.arange(len(values)) + 1 + LOOK)
+    stretch, count, level = Stretch(), 0, _level(off[: look[0]], tolerance)
+    stretch.at(0, level)
     stream.stretches.append(stretch)
     for i, value in enumerate(values):
-        late = off[i] - level
-        later = off[i + 1 : ahead[i]] - level if late < -0.5 or late > tolerance else off[:0]
-        if late < -0.5 and (again := _repeats(stretch, value, rate, -late, tolerance, later)):
-            if again == len(value):
-                stream.twice += 1
-            else:
-                stream.repeated += again
-                stretch.parts.append(value[again:])
-            count += len(value) - again
+        late, later = off[i] - level, off[i + 1 : look[i]]
+        again = 0
+        if late < -0.5:
+            after = _level(later, tolerance) - level if len(later) else None
+            again = _repeats(stretch, value, -late, tolerance, max(tolerance, JITTER_S * rate), after)
+        if again:
+            stream.twice += again == len(value)
+            stream.repeated += again % len(value)
             level -= again
-            continue
-        if abs(late) <= tolerance:
-            stretch.counts.append(count)
-            stretch.clock.append(float(clock[i]))
-            level += slope * len(value) + 0.2 * late
-        elif (np.abs(later) <= tolerance).any() or (not len(later) and abs(late) <= LATE_S * rate):
+        elif abs(late) <= tolerance:
+            stretch.at(count, float(clock[i]))
+            level += 0.2 * late
+        elif (np.abs(later - level) <= tolerance).any() or (not len(later) and abs(late) <= LATE_S * rate):
             if abs(late) > JITTER_S * rate:
                 stream.late.append(float(abs(late) / rate))
         else:
-            jump = float(np.median(np.concatenate([[late], later])))
+            jump = _level(off[i : look[i]], tolerance) - level
             stretch, count, level = Stretch(), 0, level + jump
             if jump < 0:
                 _set_back(stream, stretch, round(-jump), float(clock[i]) / rate)
             stream.stretches.append(stretch)
-            stretch.counts.append(0)
-            stretch.clock.append(float(level + before[i]))
-        stretch.parts.append(value)
-        count += len(value)
-    for each in stream.stretches:
-        if not each.counts:  # all of its packets are late or early
-            each.counts, each.clock = [0], [float(np.median(off[: ahead[0]]))]
+            stretch.at(0, float(level + (1 + slope) * before[i]))
+        if again < len(value):
+            stretch.parts.append(value[again:])
+        count += len(value) - again
+
+
+def _level(off: np.ndarray, tolerance: float) -> float:
+    """How late the first of these packets is, or where it is later than others will be, how late they are.
+
+    A value that no other packet shares is a late packet's if lower ones follow, and else a lone one's.
+    """
+    near = np.abs(off - off[0]) <= tolerance
+    if near[1:].any():
+        return float(off[near].mean())
+    lower = np.flatnonzero(off < off[0] - tolerance)
+    for i in lower:
+        if (np.abs(off[i + 1 :] - off[i]) <= tolerance).any():
+            return float(off[i])
+    return float(off[lower].min()) if len(lower) else float(off[0])
 
 
 def _usual(off: np.ndarray, lengths: np.ndarray, rate: float) -> tuple[float, float]:
@@ -230,34 +248,39 @@ def _usual(off: np.ndarray, lengths: np.ndarray, rate: float) -> tuple[float, fl
 
 
 def _repeats(
-    stretch: Stretch, value: np.ndarray, rate: float, early: float, tolerance: float, later: np.ndarray
+    stretch: Stretch, value: np.ndarray, early: float, tolerance: float, window: float, after: float | None
 ) -> int:
-    """How many of the packet's first samples are there: the clock, they and what follows agree on it."""
-    end: list[np.ndarray] = []
-    window = max(tolerance, JITTER_S * rate)
-    most, have = int(early + window) + 1, 0
-    for part in reversed(stretch.parts):
-        if have >= most:
-            break
-        end.append(part)
-        have += len(part)
-    if not have:
-        return 0
-    tail = np.concatenate(end[::-1])[-most:]
-    back = np.arange(max(1, int(np.ceil(early - window))), min(most, len(tail)) + 1)
+    """How many of the packet's first samples are there: the clock, they and what follows agree on it.
+
+    `early`: by how many samples it begins before the last one's end, give or take `window`; `after`: how late
+    the next packets are if all its samples are new, None where none follow.
+    """
+    tail = _tail(stretch.parts, int(early + window) + 1)
+    back = np.arange(max(1, int(np.ceil(early - window))), len(tail) + 1)
     for k in back[np.argsort(np.abs(back - early), kind="stable")]:
         again = int(min(k, len(value)))
         there = tail[len(tail) - k : len(tail) - k + again]
         if there[0] != value[0] or not _same(there, value[:again]):
             continue
-        after = float(np.median(later)) if len(later) else -again
-        if tolerance <= 1:  # clocks so even count single samples
-            sure = abs(after + again) <= tolerance + 0.1 and (len(later) > 0 or abs(k - early) <= tolerance)
+        if tolerance > 1:  # among trembling clocks a few equal samples prove nothing
+            sure = len(set(there.tolist())) >= UNLIKE and (after is None or abs(after + again) < abs(after))
+        elif after is None:
+            sure = abs(k - early) <= tolerance
         else:
-            sure = abs(after + again) < abs(after)
-        if sure and (tolerance <= 1 or len(set(there.tolist())) >= UNLIKE):
+            sure = abs(after + again) <= tolerance + 0.1
+        if sure:
             return again
     return 0
+
+
+def _tail(parts: Sequence[np.ndarray], most: int) -> np.ndarray:
+    """The last `most` samples, or all there are."""
+    end: list[np.ndarray] = []
+    for part in reversed(parts):
+        if sum(map(len, end)) >= most:
+            break
+        end.append(part)
+    return np.concatenate(end[::-1])[-most:] if end else np.zeros(0)
 
 
 def _set_back(stream: Stream, stretch: Stretch, samples: int, at_s: float) -> None:

@@ -86,9 +86,10 @@ def _look(draft: Draft, descriptor: Descriptor) -> None:
     }
     lengths |= {m: _length(tracks, origin) for m, tracks in case.tracks.items()}
     rates = {m: _rates(vital, names) for m, names in case.picked.items()}
-    known = [Fraction(n) / min(rates[m]) for m, n in lengths.items() if rates[m]]
-    draft.whole = max(known, default=Fraction(0))
     has = [name for name, track in vital.trks.items() if track.type == WAVE and track.recs]
+    known = [Fraction(n) / min(rates[m]) for m, n in lengths.items() if rates[m]]
+    known += [Fraction(_amount(vital.trks[n])) / rate for n in has for rate in _rates(vital, (n,))]
+    draft.whole = max(known, default=Fraction(0))
     for modality, signal in descriptor.signals.items():
         names = case.picked[modality]
         units = {_unit(vital.trks[name].unit, signal) for name in names}
@@ -291,7 +292,7 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
                 labels += _numbers(track, known, origin, descriptor.numerics.hold_s)
     if descriptor.annotations and (events := vital.trks.get("EVENT")) is not None:
         labels += _words(events, descriptor.annotations, origin)
-    return Recording(signals, labels, problems, case.origin, case.notes)
+    return Recording(signals, labels, problems, origin=case.origin, notes=case.notes)
 
 
 def _samples(tracks: list[Track], origin: float, signal: Signal) -> Samples:

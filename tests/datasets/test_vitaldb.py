@@ -168,7 +168,8 @@ def test_rates_units_and_tracks_are_as_promised_or_refused(tmp_path, path):
     assert read(tmp_path, TEXT.replace("rate = 500", "rate = 250"))[2].refused == {"ppg": "bad_rate"}
     assert read(tmp_path, TEXT.replace('source_unit = "au"', ""))[2].refused == {"ppg": "unit_mismatch"}
     absent = read(tmp_path, TEXT.replace("SNUADC/PLETH", "PLETH"))[2]
-    assert absent.refused == {"ppg": "missing_channel"} and absent.seconds["ppg"] == 10
+    assert absent.refused == {"ppg": "missing_channel"} and absent.seconds["ppg"] == 20
+    assert "the file has 'SNUADC/PLETH', 'SNUADC/ECG_II', not PLETH" in absent.words["ppg"]
 
 
 def test_a_record_lost_by_the_package_is_noticed(tmp_path, path):
