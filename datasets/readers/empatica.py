@@ -1,7 +1,7 @@
 """Avro files of Empatica's EmbracePlus (schema 6), read by fastavro.
 
-Channels: bvp, eda, temperature, accelerometer_x, _y, _z. Accelerometer counts become g by the file's own limits
-(schemas before 6.5) or by its `conversionFactor` (since); a physical unit of the others is the maker's.
+Channels: bvp, eda, temperature, accelerometer_x, _y, _z. Accelerometer counts become g by the file's limits
+(schemas before 6.5) or its `conversionFactor` (since). It states no unit of the others: `source_unit` does.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from datasets.readers import base, kinds, tracks
 from datasets.readers.base import Draft, Labels, Recording, Refused, Root, Source
 from datasets.readers.tracks import Track
 
-_UNITS = {"bvp": "nW", "eda": "uS", "temperature": "°C", "accelerometer": "g"}
+_UNITS = {"bvp": "", "eda": "", "temperature": "", "accelerometer": "g"}
 
 
 class _Limits(TypedDict, total=False):
