@@ -6,6 +6,15 @@ load(source, folder, descriptor) -> Recording     one record's samples and label
 
 from types import ModuleType
 
-from datasets.readers import edf, mat, table, vitaldb, wfdb
+from datasets.readers import dicom, edf, empatica, ishne, mat, table, vitaldb, wfdb
 
-READERS: dict[str, ModuleType] = {"edf": edf, "mat": mat, "table": table, "vitaldb": vitaldb, "wfdb": wfdb}
+READERS: dict[str, ModuleType] = {
+    "dicom": dicom,
+    "edf": edf,
+    "empatica": empatica,
+    "ishne": ishne,
+    "mat": mat,
+    "table": table,
+    "vitaldb": vitaldb,
+    "wfdb": wfdb,
+}
