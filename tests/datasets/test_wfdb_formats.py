@@ -191,7 +191,7 @@ def test_counts_of_an_uncalibrated_signal_are_no_pressure(tmp_path: Path, scale:
 def test_counts_are_taken_where_the_descriptor_lists_them(tmp_path: Path) -> None:
     write(tmp_path, "a", ["a_P.dat 16 0(12)/NU 16 5 {f} {c} 0 PLETH"], {"P": X})
     _, got = scan(tmp_path, PPG.replace("[77]", f"[{X[77]}]"))
-    np.testing.assert_array_equal(physical(got, "ppg"), np.where(X == X[77], np.nan, X))
+    np.testing.assert_array_equal(physical(got, "ppg"), np.where(X[77] == X, np.nan, X))
 
 
 def test_an_uncalibrated_number_is_no_label_and_a_problem(tmp_path: Path) -> None:
