@@ -13,7 +13,6 @@ from cluster.errors import PlethoraError
 from datasets.descriptor import Column, Descriptor, Events, LabelTable, Lookup
 from datasets.readers import label_times, sheets
 from datasets.readers.base import Labels, Recording, Refused, Root, Source
-from datasets.readers.sheets import Sheet
 
 
 def names(source: Source) -> dict[str, str]:
