@@ -85,7 +85,7 @@ def read(column: np.ndarray | pa.Array | pa.ChunkedArray, unit_s: float = 1.0, d
     if pa.types.is_time(kind):
         return Moments(_counts(column.cast(pa.time64("us")), "us"), "clock")
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return Moments(_floats(column.cast(pa.float64())) * unit_s, "number")
+        return Moments(_floats(column.cast(pa.float64(), safe=False)) * unit_s, "number")
     raise Refused("bad_time", f"a column of {kind} holds no times")
 
 

@@ -69,7 +69,7 @@ def test_a_measured_rate_leaves_every_sample_as_it_is(own, jitter, gaps, seed):
 
 
 def test_a_clean_column_keeps_every_sample_and_every_gap():
-    at = np.array([0, 1, 2, 7, 8, 9, 1000, 1001])
+    at = np.array([0, 1, 2, 7, 8, 9, 500, 501])
     grid = clock.measured(1714554000 + at / 50, Fraction(50), None).on(1714554000.0)
     x, missing = grid.put(np.arange(8), np.zeros(8, bool))
     assert x.dtype == np.int64 and x[at].tolist() == list(range(8))
@@ -132,7 +132,7 @@ def test_a_measured_rate_is_the_simple_one_behind_rounded_times(period_s, rate):
 
 def test_a_row_that_strays_and_times_that_do_not_rise_are_named():
     t = np.arange(2000) / 50
-    t[700:704] += np.array([0.15, 0.14, 0.13, 0.125])
+    t[700:710] = 14.19 + np.arange(10) / 10_000  # a stall, and ten rows at once
     with pytest.raises(Refused, match=r"row 701: its time strays"):
         clock.measured(t, Fraction(50), None)
     with pytest.raises(Refused, match="do not rise at row 3"):

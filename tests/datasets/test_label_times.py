@@ -25,7 +25,13 @@ units = { g = 1 }
 """
 TWO = DESCRIPTOR.replace(r"(?P<record>[a-z]+\\d+)\\.\\w+", r"(?P<record>rec\\d)\\.csv") + ACC
 TIMES = '\n[table]\ntime = "t"\nfiles = { acc = "{record}_acc.csv" }\n'
-HR = '\n[[tables]]\nfile = "hr.csv"\nstart = "from"\nend = "to"\ncolumns = { hr = { name = "hr", unit = "bpm" } }\n'
+HR = """
+[[tables]]
+columns = { hr = { name = "hr", unit = "bpm" } }
+file = "hr.csv"
+start = "from"
+end = "to"
+"""
 
 
 @pytest.fixture
@@ -143,7 +149,7 @@ def test_a_rate_is_measured_where_the_descriptor_leaves_it_out(folder):
         t = np.arange(int(60 * own)) / own
         write(folder, "rec1.csv", {"t": [f"{v:.6f}" for v in t], "ppg": range(len(t))})
         text = TWO.replace(ACC, "").replace("rate = 100\n", "")
-        source, got, _ = read(folder, text + '\n[table]\ntime = "t"\n')
+        _, got, _ = read(folder, text + '\n[table]\ntime = "t"\n')
         assert f"{float(got.signals['ppg'].rate):g}" == rate
         assert got.signals["ppg"].x_tc[:, 0].tolist() == list(range(len(t)))
 

@@ -5,7 +5,7 @@ import datetime as dt
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.readers import moments
@@ -16,6 +16,7 @@ def words(*cells):
     return pa.array(cells, pa.string())
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.datetimes(dt.datetime(1971, 1, 1), dt.datetime(2100, 1, 1)), min_size=1, max_size=5),
     st.sampled_from(["T", " "]),
