@@ -169,7 +169,10 @@ def _part(
     """The length, rate and clock of a modality. Refused: bad_time, and what reading runs into."""
     spec, signal = descriptor.table, descriptor.signals[modality]
     length = max(columns.length(name) for name in part.choice)
-    rate, words = rate_of(columns, modality, signal, part.choice, present)
+    rate, words = base.fraction(signal.hz), None
+    if spec.time is None or isinstance(signal.rate, str):  # a column of times tells more than a stated rate
+        paths = [columns.path(name) for name in part.choice]
+        rate, words = rate_of(columns, modality, signal, paths, present)
     delimiter = delimiter_of(path.name, spec.delimiter)
     if spec.rate_line is not None:
         rate, words = _stated(path, spec.rate_line, delimiter, signal)
