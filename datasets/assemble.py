@@ -134,7 +134,8 @@ def _bridged(reports: Sequence[ShardReport]) -> dict[str, dict[str, float]]:
 
 
 def _moved(reports: Sequence[ShardReport]) -> dict[str, dict[str, float]]:
-    """Modality -> in how many records samples were resampled to keep to their clock, and how far it had drifted."""
+    """Modality -> in how many records samples were resampled to keep to their clock, and how far it had
+    drifted."""
     names = sorted({m for r in reports for m in r.moved})
     found = {m: [r.moved[m] for r in reports if m in r.moved] for m in names}
     return {

@@ -147,14 +147,15 @@ class Clocked(Config):
 
     `clock`: "start" counts from the record's first sample, "record" is the record's own clock (its column of
     times; seconds since 1970). None: dates and times of day are the record's; numbers are where the record's
-    own clock counts from no date, or where they are so large (1e8 s) that they count from 1970; else they count
-    from the start.
+    own clock counts from no date, or where they are so large (1e8 s) that they count from 1970; else they
+    count from the start.
     """
 
     clock: Literal["start", "record"] | None = None
     offset_s: float = 0.0  # added to their times
-    start_line: int | None = pydantic.Field(default=None, ge=1)  # the line of their file whose first cell says
-    # when the file begins, on the record's clock: times count from there
+    # the line of their file whose first cell says when the file begins, on the record's clock: times count
+    # from there
+    start_line: int | None = pydantic.Field(default=None, ge=1)
 
 
 class Column(Config):
@@ -182,7 +183,7 @@ class LabelTable(Clocked):
     columns: dict[str, Column]
     key: str | None = None
     match: str = "{record}"
-    header: int = pydantic.Field(default=1, ge=0)  # the line that holds the columns' names; 0: they are 1, 2, …
+    header: int = pydantic.Field(default=1, ge=0)  # line of the columns' names; 0: they are 1, 2, …
     skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no labels
     delimiter: str | None = None  # None: a tab in .tsv and .txt, else a comma
     sheet: str | None = None  # of a workbook; None: its first
@@ -219,7 +220,7 @@ class Events(Clocked):
     file: str
     column: str | None = None  # None: a WFDB annotation file
     text: str | None = None
-    header: int = pydantic.Field(default=1, ge=0)  # the line that holds the columns' names; 0: they are 1, 2, …
+    header: int = pydantic.Field(default=1, ge=0)  # line of the columns' names; 0: they are 1, 2, …
     skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no events
     rate: float | None = pydantic.Field(default=None, gt=0)  # units of the numbers a second; None: as stated
     symbols: tuple[str, ...] = ()  # only annotations of these symbols
@@ -233,11 +234,13 @@ class Table(Config):
     header: int = pydantic.Field(default=1, ge=0)  # line that holds the channels' names; 0: they are 1, 2, …
     skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no samples
     layout: Literal["columns", "row"] = "columns"  # row: all numbers of the file are channel 1
-    time: str | None = None  # column of times (numbers, ISO 8601, Parquet's own): must rise; says where samples
-    # lie, in all files on one clock; gaps are missing samples
+    # column of times (numbers, ISO 8601, Parquet's own): must rise; says where samples lie, in all files on
+    # one clock; gaps are missing samples
+    time: str | None = None
     time_unit_s: float = pydantic.Field(default=1.0, gt=0)  # of times that are numbers
-    start_line: int | None = pydantic.Field(default=None, ge=1)  # instead: the line whose first cell says when a
-    rate_line: int | None = pydantic.Field(default=None, ge=1)  # file begins; the line that states its rate (Hz)
+    # instead: the line whose first cell says when a file begins, and the line that states its rate (Hz)
+    start_line: int | None = pydantic.Field(default=None, ge=1)
+    rate_line: int | None = pydantic.Field(default=None, ge=1)
     files: dict[str, str] = {}  # modality -> file, where it is not the record's own
     ids: str | None = None  # .npz, .hdf5 of many records: the variable that names them, along the first axis
     # of all others; {id} in file names and matches

@@ -101,8 +101,8 @@ class Recording:
     All signals begin at the record's time 0 (what begins later is missing until then) and all labels count
     from there. `origin`: what the record's own clock says at time 0, in s: its column of times, or the date
     and time of its header, since 1970 as if in UTC; None: it states none. `kind`: what that clock shows (see
-    `moments.Moments`), `zone_s`: how far its zone is ahead of UTC where it states one. `moved`: modality -> how
-    far (s) its clock had drifted where samples were resampled to keep to it.
+    `moments.Moments`), `zone_s`: how far its zone is ahead of UTC where it states one. `moved`: modality ->
+    how far (s) its clock had drifted where samples were resampled to keep to it.
     """
 
     signals: dict[str, Samples]

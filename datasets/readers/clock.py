@@ -1,9 +1,12 @@
-"""Where the rows of a recording lie on a regular grid, by the times that its device or phone wrote beside them.
+"""Where the rows of a recording lie on a regular grid, by the times that its device or phone wrote beside
+them.
 
-A clock is cut at its gaps; between gaps each row's time is jitter around a clock that runs almost evenly. Samples
-stay as they are where that clock keeps within half a sample of the grid, and are resampled where it drifts.
+A clock is cut at its gaps; between gaps each row's time is jitter around a clock that runs almost evenly.
+Samples stay as they are where that clock keeps within half a sample of the grid, and are resampled where it
+drifts.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +18,9 @@ from scipy.ndimage import map_coordinates, minimum_filter1d
 from datasets.readers.base import Refused
 
 DRIFT = 0.001  # share by which a clock may differ from the promised rate, unless the descriptor says another
-STRAY_S = 0.1  # how far a row's own time may lie from the clock of the rows around it, and a short one's drift
+STRAY_S = (
+    0.1  # how far a row's time may lie from the clock of the rows around it, and a short record may drift
+)
 HALF = 0.5  # samples that a sample may lie off its place
 LONGEST = 100  # a record that is mostly gap: more likely times in another unit
 KNOTS_S = (60.0, 20.0, 5.0)  # the clock is a line between knots so far apart, closer ones where it bends
@@ -36,8 +41,8 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows first … stop - 1 at the grid's places place … place + count - 1. `rows`: the row that belongs to each
-    place, between whole ones; None: one after the other."""
+    """Rows first … stop - 1 at the grid's places place … place + count - 1. `rows`: the row that belongs to
+    each place, between whole ones; None: one after the other."""
 
     first: int
     stop: int
@@ -48,8 +53,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Grid:
-    """`length` places at `rate` (Hz), of which `pieces` hold samples. `moved_s`: how far the farthest was moved from where
-    counting rows at the grid's rate would put it; 0 where all stay as they are."""
+    """`length` places at `rate` (Hz), of which `pieces` hold samples. `moved_s`: how far the farthest was
+    moved from where counting rows at the grid's rate would put it; 0 where all stay as they are."""
 
     rate: Fraction
     length: int
@@ -72,8 +77,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Clock:
-    """The clock of one file's rows. `rate`: of the grid; `own`: the rate that the times show, Hz; `start_s`: what
-    the clock says at the first row."""
+    """The clock of one file's rows. `rate`: of the grid; `own`: the rate that the times show, Hz; `start_s`:
+    what the clock says at the first row."""
 
     rate: Fraction
     own: float
@@ -96,7 +101,10 @@ class Clock:
                 place = max(free, int(np.rint(y[0])))
                 places = np.arange(place, max(place, int(np.rint(y[-1]))) + 1)
                 pieces.append(Piece(s.first, s.stop, place, len(places), np.interp(places, y, s.rows)))
-            counted = y[0] if before is None else counted + max(1.0, np.rint((s.at_s[0] - before.at_s[-1]) * rate))
+            if before is None:
+                counted = y[0]
+            else:
+                counted += max(1.0, np.rint((s.at_s[0] - before.at_s[-1]) * rate))
             moved = max(moved, float(np.abs(late - counted).max()) / rate)
             counted += rows[-1]
             free, before = place + pieces[-1].count, s
@@ -114,9 +122,9 @@ def regular(length: int, rate: Fraction, start_s: float) -> Clock:
 def measured(t: np.ndarray, promised: Fraction | None, tolerance: float | None) -> Clock:
     """The clock of rows whose times are `t` (n,), s.
 
-    `promised`: the grid's rate, from which the clock may drift by `DRIFT`. With a `tolerance` (a share) the grid
-    has the record's own rate where that differs; without a promise, too. A clock that differs more has a `rate`
-    other than `promised`, too: it is the caller who refuses it.
+    `promised`: the grid's rate, from which the clock may drift by `DRIFT`. With a `tolerance` (a share) the
+    grid has the record's own rate where that differs; without a promise, too. A clock that differs more has a
+    `rate` other than `promised`, too: it is the caller who refuses it.
     Raises Refused (bad_time): times that do not rise, stray, or span far more than was recorded.
     """
     wrong = np.flatnonzero(~(np.diff(t) > 0))
@@ -158,7 +166,7 @@ def _evident(t: np.ndarray, rate: Fraction) -> np.ndarray | None:
 def _of_places(t: np.ndarray, places: np.ndarray, rate: Fraction, own: float | None = None) -> Clock:
     cuts = [0, *(np.flatnonzero(np.diff(places) > 1) + 1), len(t)]
     stretches = []
-    for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+    for a, b in itertools.pairwise(cuts):
         rows = np.array([a, b - 1])
         stretches.append(Stretch(int(a), int(b), rows, t[0] + places[rows] / float(rate)))
     return Clock(rate, own or float(rate), float(t[0]), tuple(stretches))
@@ -168,7 +176,8 @@ def _of_places(t: np.ndarray, places: np.ndarray, rate: Fraction, own: float | N
 
 
 def _usual_step(t: np.ndarray) -> tuple[float, bool]:
-    """Seconds from row to row where there is no gap; whether rows come in packets, so that few are so far apart."""
+    """Seconds from row to row where there is no gap; whether rows come in packets, so that few are so far
+    apart."""
     step = np.diff(t)
     middle = float(np.median(step))
     usual = float(step[np.abs(step - middle) <= 0.5 * middle].mean())
@@ -185,10 +194,11 @@ def _usual_step(t: np.ndarray) -> tuple[float, bool]:
 
 
 def _cuts(t: np.ndarray, usual: float, packets: bool) -> tuple[np.ndarray, float]:
-    """Borders of the stretches without a gap (first rows, and the number of rows), and the step between rows (s).
+    """Borders of the stretches without a gap (first rows, and the number of rows), and the step between rows
+    (s).
 
-    A gap is a jump of the clock that stays. A row that comes late makes a jump, too, but the next ones take it
-    back: then the earliest of the rows after it are no later than those before.
+    A gap is a jump of the clock that stays. A row that comes late makes a jump, too, but the next ones take
+    it back: then the earliest of the rows after it are no later than those before.
     """
     step = usual
     cuts = np.array([0, len(t)])
@@ -237,7 +247,8 @@ def _pooled_step(t: np.ndarray, cuts: np.ndarray) -> float:
 def _rate(
     own: float, rows: int, elapsed_s: float, promised: Fraction | None, tolerance: float | None
 ) -> Fraction:
-    """The grid's rate: the promised one where it serves, else the simplest that keeps `rows` in their places."""
+    """The grid's rate: the promised one where it serves, else the simplest that keeps `rows` in their
+    places."""
 
     def fits(rate: Fraction) -> bool:
         return abs(own / float(rate) - 1) * rows <= HALF / 2
@@ -253,7 +264,7 @@ def _rate(
 
 def _fits(t: np.ndarray, cuts: np.ndarray, step: float) -> Iterator[Stretch]:
     """The clock of each stretch. Refused (bad_time): a row that strays from it."""
-    for first, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+    for first, stop in itertools.pairwise(cuts.tolist()):
         mine = t[first:stop]
         for knots_s in KNOTS_S:
             rows, at_s = _line(mine, step, knots_s)

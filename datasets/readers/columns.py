@@ -41,6 +41,10 @@ class Columns(ABC):
     def length(self, name: str) -> int:
         return len(self.read(name))
 
+    def path(self, name: str) -> str:
+        """Where a column lies in the file, dotted: what stands beside it speaks of it."""
+        return name
+
 
 class _Loaded(Columns):
     def __init__(self, columns: dict[str, np.ndarray]) -> None:

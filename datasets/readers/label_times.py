@@ -31,11 +31,9 @@ def of_rows(
     if rule.start is not None:
         start = column(rule.start)
     else:
-        start = np.arange(len(rows)) * (step_s or 0.0) + rule.offset_s + (_begins(rule, path, recording) or 0.0)
-    if rule.end is not None:
-        end = column(rule.end)
-    else:
-        end = start + (rule.window_s or step_s or 0.0)
+        begins = rule.offset_s + (_begins(rule, path, recording) or 0.0)
+        start = np.arange(len(rows)) * (step_s or 0.0) + begins
+    end = column(rule.end) if rule.end is not None else start + (rule.window_s or step_s or 0.0)
     if not (np.isfinite(start).all() and (end >= start).all()):
         raise Refused("bad_time", "a label ends before it starts")
     return start, end
@@ -51,7 +49,7 @@ def placed(
         where = f"column {column}" if column else "its times"
         for cell in cells:
             if sheets.DECIMAL_COMMA.fullmatch(cell):
-                raise Refused("corrupt", f"{where}: {cell!r} has a decimal comma: write it with a point") from why
+                raise Refused("corrupt", f"{where}: {cell!r} has a decimal comma: write a point") from why
         raise Refused(why.reason, f"{where}, {why.detail}") from why
     if (begins := _begins(rule, path, recording)) is not None and found.kind == "number":
         return found.s + begins + rule.offset_s
@@ -72,7 +70,7 @@ def _on_record(rule: Clocked, found: Moments, recording: Recording) -> np.ndarra
     origin = recording.origin
     if rule.clock == "start" or not len(found.s):
         if found.kind == "date":
-            raise Refused("bad_time", "dates do not count from the record's start: drop clock = \"start\"")
+            raise Refused("bad_time", 'dates do not count from the record\'s start: drop clock = "start"')
         return found.s
     if found.kind == "number" and rule.clock is None:
         own = origin is not None and recording.kind == "number" and origin < EPOCH_S
@@ -82,12 +80,12 @@ def _on_record(rule: Clocked, found: Moments, recording: Recording) -> np.ndarra
         raise Refused(
             "bad_time",
             "the record states no time of its own that these could be on: give times from its start "
-            "(clock = \"start\")",
+            '(clock = "start")',
         )
     dated = recording.kind == "date" or (recording.kind == "number" and origin >= EPOCH_S)
     if found.kind == "clock":
         if not dated and recording.kind != "clock":
-            raise Refused("bad_time", "times of day, but the record's clock is none: is it clock = \"start\"?")
+            raise Refused("bad_time", 'times of day, but the record\'s clock is none: or clock = "start"?')
         # a record of a day or less: its labels are within a day of its start
         return np.round((found.s - origin - (recording.zone_s or 0.0)) % DAY_S, 6)
     if found.kind == "date" and not dated:
@@ -123,7 +121,7 @@ def outside(labels: Iterable[Labels], recording: Recording, file: str) -> list[s
         off = (label.end_s < 0) | (label.start_s >= whole)
         if off.any():
             found.append(
-                f"label {label.name} of {file}: {int(off.sum()):,} of {len(off):,} lie outside the record (0 to "
-                f"{whole:g} s; the first at {label.start_s[off][0]:g} s): are `clock` and `offset_s` right?"
+                f"label {label.name} of {file}: {int(off.sum()):,} of {len(off):,} lie outside the record (0 "
+                f"to {whole:g} s; one at {label.start_s[off][0]:g} s): are `clock` and `offset_s` right?"
             )
     return found

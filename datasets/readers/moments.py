@@ -25,7 +25,7 @@ NOTHING = ["", "NA", "N/A", "NaN", "nan", "NaT", "null", "None", "-"]  # cells t
 _TIME = r"(?P<h>\d{1,2}):?(?P<m>[0-5]\d)(?::?(?P<s>[0-6]\d(?:[.,]\d*)?))?"
 _ZONE = r"\s*(?P<z>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?"
 _ISO = rf"^(?P<y>\d{{4}})[-/.]?(?P<mo>\d{{2}})[-/.]?(?P<d>\d{{2}})(?:[T ]\s*{_TIME}{_ZONE})?$"
-_WFDB = r"^\[(?P<h>\d{1,2}):(?P<m>[0-5]\d):(?P<s>[0-6]\d(?:[.,]\d*)?) (?P<d>\d\d)/(?P<mo>\d\d)/(?P<y>\d{4})\]$"
+_WFDB = r"^\[(?P<h>\d{1,2}):(?P<m>[0-5]\d):(?P<s>[0-6]\d(?:\.\d*)?) (?P<d>\d\d)/(?P<mo>\d\d)/(?P<y>\d{4})\]$"
 # minutes and seconds alone need a fraction: 12:30 may as well be a time of day without seconds
 _CLOCK = r"^(?:(?P<h>\d+):(?P<m>[0-5]?\d):(?P<s>[0-6]?\d(?:[.,]\d*)?)|(?P<m2>\d+):(?P<s2>[0-5]\d[.,]\d+))$"
 
@@ -35,8 +35,8 @@ Kind = Literal["number", "date", "clock"]
 @dataclass(frozen=True)
 class Moments:
     """Times (n,). `s`: float64 seconds, NaN where the cell is empty: numbers as they count (`number`), since
-    1970 in UTC, or as if in UTC where no zone is stated (`date`), or hours, minutes and seconds (`clock`: of a
-    day, or elapsed). `zone_s` (n,): how far the words' zone is ahead of UTC; None: they state none.
+    1970 in UTC, or as if in UTC where no zone is stated (`date`), or hours, minutes and seconds (`clock`: of
+    a day, or elapsed). `zone_s` (n,): how far the words' zone is ahead of UTC; None: they state none.
     """
 
     s: np.ndarray
@@ -60,7 +60,8 @@ class Moments:
 
 
 def read(column: np.ndarray | pa.Array | pa.ChunkedArray, unit_s: float = 1.0, decimal: str = ".") -> Moments:
-    """A column of times. Numbers count in `unit_s` seconds. Refused (bad_time) names the first row that is none."""
+    """A column of times. Numbers count in `unit_s` seconds. Refused (bad_time) names the first row that is
+    none."""
     if isinstance(column, np.ndarray):
         return _numpy(column, unit_s, decimal)
     if isinstance(column, pa.ChunkedArray):
@@ -84,7 +85,7 @@ def read(column: np.ndarray | pa.Array | pa.ChunkedArray, unit_s: float = 1.0, d
     if pa.types.is_time(kind):
         return Moments(_counts(column.cast(pa.time64("us")), "us"), "clock")
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return Moments(_floats(column.cast(pa.float64())) * unit_s, "number")
+        return Moments(_floats(column.cast(pa.float64(), safe=False)) * unit_s, "number")
     raise Refused("bad_time", f"a column of {kind} holds no times")
 
 
@@ -160,8 +161,8 @@ def _refuse(words: pa.StringArray, odd: np.ndarray) -> None:
         word = str(words[row].as_py())[:40]
         raise Refused(
             "bad_time",
-            f"row {row + 1}: {word!r} is no time like the others: write numbers (`time_unit_s` or `unit_s` says "
-            f"of what), or ISO 8601 such as 2024-05-01 09:30:00.125",
+            f"row {row + 1}: {word!r} is no time like the others: write numbers (`time_unit_s` or `unit_s` "
+            "says of what), or ISO 8601 such as 2024-05-01 09:30:00.125",
         )
 
 

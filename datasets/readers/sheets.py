@@ -41,8 +41,8 @@ def delimiter_of(name: str, given: str | None) -> str:
 def read(
     path: Path, header: int = 1, delimiter: str | None = None, sheet: str | None = None, skip: int = 0
 ) -> Sheet:
-    """The sheet at `path`, its names in line `header` (from 1; 0: they are 1, 2, …), and its cells `skip` lines
-    after it. Refused: missing_file, corrupt."""
+    """The sheet at `path`, its names in line `header` (from 1; 0: they are 1, 2, …), and its cells `skip`
+    lines after it. Refused: missing_file, corrupt."""
     if not path.is_file():
         raise Refused("missing_file", f"{path.name} is not there")
     stat = path.stat()

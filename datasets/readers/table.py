@@ -1,5 +1,5 @@
-"""Tables: CSV, tab-separated text, Parquet, NPZ, HDF5. Units are the descriptor's; rates are its own, or those that
-a file states or its column of times shows. All files of a record are on the clock of those times.
+"""Tables: CSV, tab-separated text, Parquet, NPZ, HDF5. Units are the descriptor's; rates are its own, or
+those that a file states or its column of times shows. All files of a record are on the clock of those times.
 """
 
 import contextlib
@@ -100,8 +100,9 @@ def _ids(path: Path, descriptor: Descriptor) -> list[str]:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a file holds of a modality: `choice` of its channels (none: the file `has` others), `length` samples at
-    `rate`, or why it is refused in `words`; `clock` and `times` where the file says when; `x`: the samples.
+    """What a file holds of a modality: `choice` of its channels (none: the file `has` others), `length`
+    samples at `rate`, or why it is refused in `words`; `clock` and `times` where the file says when; `x`: the
+    samples.
     """
 
     has: list[str]
@@ -117,7 +118,8 @@ class _Part:
 def _parts(
     folder: Path, descriptor: Descriptor, names: Mapping[str, str], element: int | None, samples: bool
 ) -> tuple[dict[str, _Part], dict[str, Refused]]:
-    """What the files hold of each modality in `names`, with its `samples` or without; and what breaks them."""
+    """What the files hold of each modality in `names`, with its `samples` or without; and what breaks
+    them."""
     found: dict[str, _Part] = {}
     broken: dict[str, Refused] = {}
     for file in dict.fromkeys(names.values()):
@@ -167,7 +169,10 @@ def _part(
     """The length, rate and clock of a modality. Refused: bad_time, and what reading runs into."""
     spec, signal = descriptor.table, descriptor.signals[modality]
     length = max(columns.length(name) for name in part.choice)
-    rate, words = rate_of(columns, modality, signal, part.choice, present)
+    rate, words = base.fraction(signal.hz), None
+    if spec.time is None or isinstance(signal.rate, str):  # a column of times tells more than a stated rate
+        paths = [columns.path(name) for name in part.choice]
+        rate, words = rate_of(columns, modality, signal, paths, present)
     delimiter = delimiter_of(path.name, spec.delimiter)
     if spec.rate_line is not None:
         rate, words = _stated(path, spec.rate_line, delimiter, signal)
@@ -180,7 +185,9 @@ def _part(
     column = columns.stamps(spec.time)
     if column is None:
         there = ", ".join(part.has[:20])
-        raise Refused("bad_time", f"no column {spec.time!r}, which holds the times (`time` in [table]); it has {there}")
+        raise Refused(
+            "bad_time", f"no column {spec.time!r}, which holds the times (`time` in [table]); it has {there}"
+        )
     times = moments.read(column, spec.time_unit_s, spec.decimal)
     if len(times.s) != length:
         raise Refused("bad_time", f"{len(times.s):,} times of {length:,} samples in {spec.time!r}")
@@ -211,14 +218,14 @@ def _unlike(made: Clock, promised: Fraction | None, signal: Signal) -> str | Non
     if abs(made.rate / promised - 1) <= (signal.rate_tolerance or 0):
         return None
     return (
-        f"{shown}, not {float(promised):g}: change `rate` or `rate_tolerance`, or leave `rate` out (each record keeps "
-        "its own)"
+        f"{shown}, not {float(promised):g}: change `rate` or `rate_tolerance`, or leave `rate` out (each "
+        "record keeps its own)"
     )
 
 
 def _first(parts: Mapping[str, _Part]) -> tuple[float, Moments] | None:
-    """What the record's clock says at its first sample (s), and that file's times. Refused (bad_time): files whose
-    times are of no common clock."""
+    """What the record's clock says at its first sample (s), and that file's times. Refused (bad_time): files
+    whose times are of no common clock."""
     timed = [(m, p.clock, p.times) for m, p in parts.items() if p.clock is not None and p.times is not None]
     if not timed:
         return None
@@ -229,7 +236,9 @@ def _first(parts: Mapping[str, _Part]) -> tuple[float, Moments] | None:
     apart = max(made.start_s for _, made, _ in timed) - first.start_s
     recorded = sum(parts[m].length / float(made.rate) for m, made, _ in timed)
     if apart > 100 * recorded + base.LONGEST_GAP_S:
-        raise Refused("bad_time", f"its files begin {apart:,.0f} s apart: are their times of one clock and unit?")
+        raise Refused(
+            "bad_time", f"its files begin {apart:,.0f} s apart: are their times of one clock and unit?"
+        )
     return first.start_s, times
 
 
@@ -249,7 +258,7 @@ def _promises(
     signals = descriptor.signals
     there = {m: n for m, n in names.items() if m not in descriptor.table.files or n in draft.root.sizes}
     parts, broken = _parts(folder, descriptor, there, element, samples=False)
-    for m, why in broken.items():
+    for m in broken:
         rate = base.fraction(signals[m].hz)
         draft.seconds[m] = Fraction(_lines(folder / names[m], descriptor)) / rate if rate else Fraction(0)
     sound = {}

@@ -14,7 +14,7 @@ from datasets.readers import READERS
 from datasets.schema import open_corpus, waveform
 
 CORPORA = Path(__file__).resolve().parents[2] / "datasets" / "corpora"
-TRIED = {"bidmc", "cinc2015", "ieee_spc_2015", "ppg_bp"}
+TRIED = {"bidmc", "cinc2015", "empatica_e4", "ieee_spc_2015", "ppg_bp"}
 
 
 @pytest.mark.parametrize("path", sorted(CORPORA.glob("*.toml")), ids=lambda path: path.stem)
