@@ -122,6 +122,7 @@ def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root:
         "segment_s": descriptor.segment_s,
         "limits": dataclasses.asdict(descriptor.limits),
         "input": seen.hexdigest(),
+        **({"readings": readings} if (readings := given.readings(sources, descriptor)) else {}),
     }
 
 
@@ -130,13 +131,18 @@ def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root:
 LATER: dict[str, dict[str, Any]] = {
     "": {"models": None},
     "signals": {"rate_tolerance": None, "missing": []},
+    "fields": {"split": None},
+    "tables.columns": {"split": None},
 }
 
 
 def _drop_later(told: dict[str, Any]) -> None:
     for table, keys in LATER.items():
-        held = told[table] if table else told
-        each = held.values() if table == "signals" else held if isinstance(held, list) else [held]
+        first, _, second = table.partition(".")
+        held = told[first] if first else told
+        each = held.values() if first == "signals" else held if isinstance(held, list) else [held]
+        if second:
+            each = [one for part in each for one in part[second].values()]
         for one in each:
             for key, default in keys.items():
                 if one is not None and key in one and one[key] == default:

@@ -69,6 +69,7 @@ class Manifest(_Part):
     rejects: dict[str, Hours] = {}
     bridged_gaps: dict[str, dict[str, float]] = {}
     labels: dict[str, Any] = {}
+    readings: dict[str, Literal["record", "value"]] = {}
     rejects_file: dict[str, Any] = {}
 
 

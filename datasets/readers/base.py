@@ -333,6 +333,16 @@ def checked(recording: Recording, source: Source) -> Recording:
     return recording
 
 
+def split_words(cell: str, separator: str | None) -> list[str]:
+    """The words of a cell, each once, without the brackets and quotes of a list; the cell where there is no
+    `separator`.
+    """
+    if separator is None:
+        return [cell]
+    pieces = cell.strip().strip("[](){}").split(separator)
+    return list(dict.fromkeys(piece.strip().strip("'\"").strip() for piece in pieces))
+
+
 def fields(
     source: Source,
     folder: Path,
@@ -354,7 +364,8 @@ def fields(
         if not word or word in rule.missing:
             continue
         if rule.text:
-            labels.append(Labels(rule.name, [word], rule.unit))
+            words = [w for w in split_words(word, rule.split) if w and w not in rule.missing]
+            labels += [Labels(rule.name, words, rule.unit)] if words else []
             continue
         try:
             value = rule.values[word] if word in rule.values else float(word)
