@@ -136,10 +136,11 @@ def read_labels(corpus: Corpus, table: pa.Table, tasks: Sequence[Task]) -> Label
         if task.level == "reading":
             known = ok[np.isfinite(values)]
             part = table.select(["record", "subject", "start_s"]).take(pa.array(known))
-            where = (np.asarray(part[c].to_pylist(), object) for c in ("record", "subject"))
-            start_n, y = part["start_s"].to_numpy(), found.values[known, number]
+            who = np.asarray(part["subject"].to_pylist(), object)
+            name = np.asarray(part["record"].to_pylist(), object)
+            at_s, y = part["start_s"].to_numpy(), found.values[known, number]
             each = np.full(table.num_rows, "", object)
-            each[known] = reading_names(labels, *where, start_n, y, task, corpus.manifest)
+            each[known] = reading_names(labels, name, who, at_s, y, task, corpus.manifest)
             found.readings[task.name] = each.astype(str)
         if names := classes(labels, task):
             found.classes[task.name] = names

@@ -73,9 +73,8 @@ class Task(Config):
     )  # the window where no stretch of a corpus holds window_s
     hop_s: float | None = Field(default=None, gt=0)  # a grid of windows, or ...
     until_s: float | None = Field(default=None, gt=0)  # ... one a record, which ends at this second of it
-    level: Literal["window", "reading", "record", "subject"] = (
-        "window"  # what one row of the table stands for; predictions of its windows are averaged, labels never
-    )
+    # what one row of the table stands for: predictions of its windows are averaged, their labels never
+    level: Literal["window", "reading", "record", "subject"] = "window"
     pool: Literal["predictions", "vectors"] = "predictions"  # what is averaged there
     metrics: tuple[str, ...]
     demographics: tuple[str, ...] = ()

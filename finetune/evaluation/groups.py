@@ -40,8 +40,8 @@ def several_values(windows: Windows, task: Task, names: Sequence[str]) -> list[s
     shown = [] if values.ndim > 1 else [names[int(v)] if names else f"{v:g}" for v in values]
     told = f" (one has {', '.join(shown[:5])})" if shown else ""
     return [
-        f"{(count > 1).sum()} of {len(who)} subjects have more than one value of label {task.label}{told}: each "
-        "value is a row of its own, they are not averaged"
+        f"{(count > 1).sum()} of {len(who)} subjects have more than one value of label {task.label}{told}: "
+        "each value is a row of its own, they are not averaged"
     ]
 
 

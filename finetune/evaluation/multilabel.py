@@ -67,8 +67,8 @@ def window_codes(
 
 
 def code_of(text: str, record: str, task: Task) -> str:
-    """The code that a label's text is, as the table names it; NONE as itself. Without `digits` a text may also
-    be a name, which stays as it is. PlethoraError: it is not one code; none is cut out of several.
+    """The code that a label's text is, as the table names it; NONE as itself. Without `digits` a text may be
+    a name, too, and stays as it is. PlethoraError: it is not one code; none is cut out of several.
     """
     word = text.strip()
     if word.lower() == NONE:
@@ -80,9 +80,9 @@ def code_of(text: str, record: str, task: Task) -> str:
         return code if LETTER_CODE.fullmatch(code) else word
     other = "" if task.digits is None else f", or, if it is one name, leave `digits` out of task {task.name}"
     raise PlethoraError(
-        f"label {task.label!r} of record {record} is {word[:80]!r}, which is not one code: name in `split` of its "
-        f"column in the descriptor ([tables.columns] or [[fields]]) what stands between the codes, and ingest "
-        f"again{other}"
+        f"label {task.label!r} of record {record} is {word[:80]!r}, which is not one code: name in `split` "
+        "of its column in the descriptor ([tables.columns] or [[fields]]) what stands between the codes, and "
+        f"ingest again{other}"
     )
 
 

@@ -1,9 +1,10 @@
 """The blood pressure card: how far an estimate is from what standards ask of a device. Pure arithmetic.
 
-Errors are predicted − reference, mmHg, one a reading. Limits: ANSI/AAMI/ISO 81060-2 criterion 1 (of all readings:
-|mean error| ≤ 5, SD ≤ 8) and 2 (of subjects' mean errors: the SD that its table 1 allows); grades of the British Hypertension Society's protocol (O'Brien et al. 1993: shares of absolute errors within
-5, 10 and 15 mmHg) and of IEEE 1708-2014, amended 1708a-2019 (mean absolute error). Each asks 85 subjects with three
-readings, 255 in all.
+Errors are predicted − reference, mmHg, one a reading. Limits: ANSI/AAMI/ISO 81060-2 criterion 1 (of all
+readings: |mean error| ≤ 5, SD ≤ 8) and 2 (of subjects' mean errors: the SD that its table 1 allows); grades
+of the British Hypertension Society's protocol (O'Brien et al. 1993: shares of absolute errors within 5, 10
+and 15 mmHg) and of IEEE 1708-2014, amended 1708a-2019 (mean absolute error). Each asks 85 subjects with three
+readings each.
 Stages of hypertension where a corpus names none: JNC 7 (Chobanian et al. 2003), from reference pressures.
 """
 
@@ -18,12 +19,12 @@ from finetune.task import Task, whole_record, window_targets
 
 ASKED, READINGS = 85, 255  # subjects and readings, by all three
 ME_LIMIT, SD_LIMIT = 5.0, 8.0
-# ISO 81060-2, table 1: SD of subjects' mean errors allowed at |mean error| 0.0, 0.1, …, 5.0. (It is the SD of normal
-# errors of which 85 % lie within 10 mmHg, to 0.02.)
+# ISO 81060-2, table 1: the SD of subjects' mean errors allowed at |mean error| 0.0, 0.1, …, 5.0. (To 0.02
+# the SD of normal errors of which 85 % lie within 10 mmHg.)
 SD_TABLE = (
-    6.95, 6.95, 6.95, 6.95, 6.93, 6.92, 6.91, 6.90, 6.89, 6.88, 6.87, 6.86, 6.84, 6.82, 6.80, 6.78, 6.76, 6.73,
-    6.71, 6.68, 6.65, 6.62, 6.58, 6.55, 6.51, 6.47, 6.43, 6.39, 6.34, 6.30, 6.25, 6.20, 6.14, 6.09, 6.03, 5.97,
-    5.89, 5.83, 5.77, 5.70, 5.64, 5.56, 5.49, 5.41, 5.33, 5.25, 5.16, 5.08, 5.01, 4.90, 4.79,
+    6.95, 6.95, 6.95, 6.95, 6.93, 6.92, 6.91, 6.90, 6.89, 6.88, 6.87, 6.86, 6.84, 6.82, 6.80, 6.78, 6.76,
+    6.73, 6.71, 6.68, 6.65, 6.62, 6.58, 6.55, 6.51, 6.47, 6.43, 6.39, 6.34, 6.30, 6.25, 6.20, 6.14, 6.09,
+    6.03, 5.97, 5.89, 5.83, 5.77, 5.70, 5.64, 5.56, 5.49, 5.41, 5.33, 5.25, 5.16, 5.08, 5.01, 4.90, 4.79,
 )  # fmt: skip
 WITHIN = (5, 10, 15)
 BHS = {"A": (60, 85, 95), "B": (50, 75, 90), "C": (40, 65, 85)}  # % within 5, 10, 15 mmHg; else D
@@ -48,8 +49,8 @@ def other_label(label: str) -> str:
 
 
 def agreement(target_n: np.ndarray, predicted_n: np.ndarray, subject_n: np.ndarray) -> dict[str, Any]:
-    """MAE, ME, SD (n − 1), shares within 5, 10 and 15 mmHg (%), verdicts and grades of (n,) estimates, each of one
-    reading; `sd_subjects`: SD of the subjects' mean errors.
+    """MAE, ME, SD (n − 1), shares within 5, 10 and 15 mmHg (%), verdicts and grades of (n,) estimates, each
+    of one reading; `sd_subjects`: SD of the subjects' mean errors.
 
     slope: of the error on the reference: 0 where the error does not depend on the pressure, −1 where the same
     number is predicted for everyone; NaN where the reference does not vary.
@@ -83,8 +84,8 @@ def agreement(target_n: np.ndarray, predicted_n: np.ndarray, subject_n: np.ndarr
 
 
 def aami(me: float, sd: float, subjects: int, readings: int = READINGS) -> str:
-    """Criterion 1 of ISO 81060-2, of all readings: "pass", "fail", or "too few subjects" ("readings") where the
-    error is within its limits but not shown on enough.
+    """Criterion 1 of ISO 81060-2, of all readings: "pass", "fail", or "too few subjects" ("readings") where
+    the error is within its limits but not shown on enough.
     """
     return _verdict(abs(me) <= ME_LIMIT and sd <= SD_LIMIT, subjects, readings)
 

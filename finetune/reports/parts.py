@@ -65,8 +65,8 @@ def pressure(table: dict[str, Any]) -> list[Table]:
     found = [
         _pressures(
             f"{first['pressure']}: no calibration", {named[r]: c["free"] for r, c in cards.items()},
-            ["Errors are predicted − reference. AAMI 1: criterion 1 of ISO 81060-2, of all values (|ME| ≤ 5, SD ≤ 8 "
-             "mmHg); AAMI 2: its criterion 2, SD of the subjects' mean errors (4.79 to 6.95 mmHg by ME). "
+            ["Errors are predicted − reference. AAMI 1: criterion 1 of ISO 81060-2, of all values (|ME| ≤ 5, "
+             "SD ≤ 8 mmHg); AAMI 2: its criterion 2, SD of the subjects' mean errors (4.79 to 6.95 by ME). "
              "Slope: of the error on the reference, 0 at best, −1 for a constant.",
              "Only the standards' limits: how they want references taken and subjects chosen is not met."],
         )
@@ -108,7 +108,8 @@ def _pressures(title: str, rows: dict[str, dict[str, Any]], notes: list[str]) ->
     ]
     body = [
         [label, number(c["mae"]), mean_sd(c), *(f"{share:.0f} %" for share in c["within"].values()),
-         c["aami"], c.get("aami_2", "–"), c["bhs"], c["ieee"], f"{c['slope']:+.2f}" if c["slope"] == c["slope"] else "–"]
+         c["aami"], c.get("aami_2", "–"), c["bhs"], c["ieee"],
+         f"{c['slope']:+.2f}" if c["slope"] == c["slope"] else "–"]
         for label, c in rows.items()
     ]  # fmt: skip
     one = next(iter(rows.values()))

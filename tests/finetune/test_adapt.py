@@ -37,7 +37,7 @@ def corpus(seconds: list[tuple[str, float, float]], labels: list[tuple[str, floa
 def test_recordings_shorter_than_the_window_get_the_short_one_and_the_table_says_so() -> None:
     short = corpus([("a", 0, 2.1), ("b", 0, 4.2)], [("sbp", None)])
     task, said = adapt.adapted(load_task("sbp"), short)
-    assert (task.window_s, task.hop_s, task.level) == (2.1, 2.1, "subject")
+    assert (task.window_s, task.hop_s, task.level) == (2.1, 2.1, "reading")
     assert said == ["Windows of 2.1 s, not 10 s: no stretch of the corpus is as long as that"]
     long = corpus([("a", 0, 6.0), ("a", 6.0, 4.0)], [("sbp", None)])  # two rows that follow each other
     assert adapt.adapted(load_task("sbp"), long) == (load_task("sbp"), [])
