@@ -334,13 +334,14 @@ def checked(recording: Recording, source: Source) -> Recording:
 
 
 def split_words(cell: str, separator: str | None) -> list[str]:
-    """The words of a cell, each once, without the brackets and quotes of a list; the cell where there is no
-    `separator`.
+    """The words of a cell, each once, without the brackets and quotes of a list (of {'NORM': 100.0, …} the
+    quoted words); the cell where there is no `separator`.
     """
     if separator is None:
         return [cell]
-    pieces = cell.strip().strip("[](){}").split(separator)
-    return list(dict.fromkeys(piece.strip().strip("'\"").strip() for piece in pieces))
+    pieces = [piece.strip() for piece in cell.strip().strip("[](){}").split(separator)]
+    quoted = [re.fullmatch(r"""(['"])(.*?)\1(\s*:.*)?""", piece) for piece in pieces]
+    return list(dict.fromkeys(q[2].strip() if q else p for p, q in zip(pieces, quoted, strict=True)))
 
 
 def fields(

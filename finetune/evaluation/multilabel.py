@@ -88,7 +88,7 @@ def code_of(text: str, record: str, task: Task) -> str:
 
 def _several(word: str) -> bool:
     """Whether a text looks like a list: marks of one, or codes beside each other."""
-    if re.search(r"[;|{}\[\]\n\t]", word):
+    if re.search(r"[;|{}\[\]\n\t]|['\"]\s*[:,]", word):
         return True
     parts = [p.strip() for p in word.split(",")] if "," in word else word.split()
     short = "," in word  # "AFIB, LVH" are two codes, "HEART FAILURE" is one name

@@ -65,6 +65,24 @@ def test_a_derived_label_stands_in_for_the_one_that_is_not_there_and_is_named() 
     assert adapt.adapted(load_task("sbp"), both)[0].label == "sbp"
 
 
+@pytest.mark.parametrize(("seconds", "level"), [(1.0, "window"), (10.0, "window"), (30.0, "reading")])
+def test_a_stretch_long_enough_for_two_windows_is_one_reading(seconds: float, level: str) -> None:
+    def given(name: str) -> Any:
+        rows = [
+            {"subject": "s", "record": "r", "name": name, "value": 1.0, "start_s": k * seconds,
+             "end_s": (k + 1) * seconds} for k in range(4)
+        ]  # fmt: skip
+        found = corpus([("r", 0, 120.0)], [(name, None)])
+        found.labels = lambda names: pa.Table.from_pylist(rows, schema=LABELS)
+        return found
+
+    task, said = adapt.adapted(load_task("sbp"), given("sbp"))
+    assert task.level == level and len(said) == 1
+    assert ("half of them last 30 s or more" in said[0]) == (level == "reading")
+    assert adapt.adapted(load_task("sbp"), given("sbp_derived"))[0].level == "window"
+    assert adapt.adapted(load_task("age"), given("age"))[0].level == "window"
+
+
 # ---------------------------------------------------------------- lengths
 
 
