@@ -106,7 +106,8 @@ def test_a_cell_of_several_codes_is_refused_where_nothing_says_how_to_split_it(
 @pytest.mark.parametrize(
     ("text", "code"),
     [("I50.1", "I50"), ("i501", "I50"), (" I50.1 ", "I50"), ("I10.-", "I10"), ("E10.3†", "E10"),
-     ("4280", "428"), ("428.0", "428"), ("V58.61", "V58"), ("I5", "I5"), ("None", "none"), ("S72.001A", "S72")],
+     ("4280", "428"), ("428.0", "428"),
+     ("V58.61", "V58"), ("I5", "I5"), ("None", "none"), ("S72.001A", "S72")],
 )  # fmt: skip
 def test_codes_are_grouped_by_their_first_characters_however_they_are_written(text: str, code: str) -> None:
     assert multilabel.code_of(text, "r", DIAGNOSIS) == code
