@@ -101,6 +101,7 @@ class FieldRule(Config):
     file: str | None = None  # None: the header's comments, one a line
     variable: str | None = None  # instead: a scalar or word of the record's own file (.mat)
     text: bool = False  # keep the words; else a number
+    split: str | None = None  # what stands between several words, each a label of its own
     values: dict[str, float] = {}  # words that stand for numbers
     missing: tuple[str, ...] = ()  # words that stand for nothing
     unit: str | None = None
@@ -160,14 +161,24 @@ class Clocked(Config):
 
 class Column(Config):
     """A label from a column of a sheet. A cell is looked up in `values` (words that stand for numbers) or
-    `words` (words that stand for others) first, then in `missing`; an empty cell is no label."""
+    `words` (words that stand for others) first, then in `missing`; an empty cell is no label.
+
+    `split`: what stands between the words of a cell that holds several (of a text), each of which is a label
+    and is looked up by itself; brackets around the cell and quotes around a word go."""
 
     name: str
     unit: str | None = None
     text: bool = False
+    split: str | None = pydantic.Field(default=None, min_length=1)
     values: dict[str, float] = {}
     words: dict[str, str] = {}
     missing: tuple[str, ...] = ()
+
+    @pydantic.model_validator(mode="after")
+    def _split_is_for_texts(self) -> "Column":
+        if self.split is not None and not self.text:
+            raise ValueError("`split` is for words: set text = true")
+        return self
 
 
 class LabelTable(Clocked):
@@ -175,8 +186,9 @@ class LabelTable(Clocked):
 
     `key`: the column that says whose a row is, and `match` what it says; None: every row is the record's.
     Times are columns `start` and `end` (or start + `window_s`) in `unit_s` seconds, or row i starts at
-    i * `step_s` (or i / what line `rate_line` states in Hz); with none of them, the one row labels the whole
-    record. A row lasts until its `end`, or for `window_s`, or for a step. Cells may be dates or times of day.
+    i * `step_s` (or i / what line `rate_line` states in Hz); with none of them, the row labels the whole record;
+    of several rows each text is a label, and a number must be the same in all. A row lasts until its `end`, or
+    for `window_s`, or for a step. Cells may be dates or times of day.
     """
 
     file: str

@@ -128,6 +128,7 @@ def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root:
         "segment_s": descriptor.segment_s,
         "limits": dataclasses.asdict(descriptor.limits),
         "input": seen.hexdigest(),
+        **({"readings": readings} if (readings := given.readings(sources, descriptor)) else {}),
     }
 
 
@@ -141,13 +142,18 @@ LATER: dict[str, dict[str, Any]] = {
     "table": {"start_line": None, "rate_line": None},
     "tables": {"clock": None, "offset_s": 0.0, "start_line": None, "rate_line": None, "skip": 0},
     "events": {"clock": None, "offset_s": 0.0, "start_line": None, "header": 1, "skip": 0},
+    "fields": {"split": None},
+    "tables.columns": {"split": None},
 }
 
 
 def _drop_later(told: dict[str, Any]) -> None:
     for table, keys in LATER.items():
-        held = told[table] if table else told
-        each = held.values() if table == "signals" else held if isinstance(held, list) else [held]
+        first, _, second = table.partition(".")
+        held = told[first] if first else told
+        each = held.values() if first == "signals" else held if isinstance(held, list) else [held]
+        if second:
+            each = [one for part in each for one in part[second].values()]
         for one in each:
             for key, default in keys.items():
                 if one is not None and key in one and one[key] == default:

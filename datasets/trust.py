@@ -70,6 +70,7 @@ class Manifest(_Part):
     bridged_gaps: dict[str, dict[str, float]] = {}
     moved: dict[str, dict[str, float]] = {}
     labels: dict[str, Any] = {}
+    readings: dict[str, Literal["record", "value"]] = {}
     rejects_file: dict[str, Any] = {}
 
 

@@ -16,6 +16,7 @@ from cluster import storage
 from finetune import metrics
 from finetune.adapter import Adapter, Held, held_out
 from finetune.evaluation import classes
+from finetune.evaluation.readings import units
 from finetune.targets import Head
 
 
@@ -42,21 +43,27 @@ def judge(adapter: Adapter, held: Held, seed: int = 0) -> tuple[dict[str, Any], 
         if not good.any():
             tables.append(entry | {"counts": {"windows": 0}, "rows": [], "note": "no window has this label"})
             continue
-        y, p, who = _pooled(task.level, target[good], predicted[good], held.record[good], held.subject[good])
+        reading = held.labels.readings.get(head.name)
+        reading = None if reading is None else reading[held.rows][good]
+        places = held.subject[good], held.record[good], reading
+        y, p, who = _pooled(task.level, target[good], predicted[good], *places)
         counts = {"subjects": len(set(held.subject[good])), "windows": int(good.sum()), "rows": len(y)}
         tables.append(entry | {"level": task.level, "counts": counts} | _figures(head, y, p, who, seed))
     return {"tasks": tables}, pa.table(columns)
 
 
 def _pooled(
-    level: str, y: np.ndarray, p: np.ndarray, record: np.ndarray, subject: np.ndarray
+    level: str,
+    y: np.ndarray,
+    p: np.ndarray,
+    subject: np.ndarray,
+    record: np.ndarray,
+    reading: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Target, prediction and subject of each window, record or subject; predictions are averaged."""
+    """Target, prediction and subject of each row (see `readings.units`); predictions are averaged."""
     if level == "window":
         return y, p, subject
-    _, first, group = np.unique(
-        record if level == "record" else subject, return_index=True, return_inverse=True
-    )
+    first, group = units(level, y, subject, record, reading)
     count = np.bincount(group).astype(float)
     flat = p.reshape(len(p), -1)
     mean = np.stack([np.bincount(group, column) / count for column in flat.T], axis=1)

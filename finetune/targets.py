@@ -16,6 +16,7 @@ from cluster.config import validate
 from cluster.errors import PlethoraError
 from datasets.schema import Corpus
 from finetune.evaluation.adapt import adapted
+from finetune.evaluation.readings import reading_names
 from finetune.task import CLASSES, Task, classes, window_targets
 
 LEARNT = ("regression", *CLASSES)
@@ -99,7 +100,8 @@ def placed(tasks: Sequence[Task], window_s: float | None, hop_s: float | None) -
 @dataclass
 class Labels:
     """Targets of one corpus's windows: values (n, tasks) float64, NaN where there is none; why by task
-    ({task: {reason: windows}}); the classes of each; the task as this corpus answers it, and what changed.
+    ({task: {reason: windows}}); the classes of each; the task as this corpus answers it, and what changed;
+    of a task about readings the name of each window's (n,), "" where there is no target.
     """
 
     values: np.ndarray
@@ -107,6 +109,7 @@ class Labels:
     classes: dict[str, list[str]] = field(default_factory=dict)
     tasks: dict[str, Task] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
+    readings: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_labels(corpus: Corpus, table: pa.Table, tasks: Sequence[Task]) -> Labels:
@@ -130,6 +133,15 @@ def read_labels(corpus: Corpus, table: pa.Table, tasks: Sequence[Task]) -> Label
         found.values[ok, number] = values
         reasons, counts = np.unique(refusal[refusal != ""].astype(str), return_counts=True)
         found.why[task.name] = dict(zip(reasons.tolist(), counts.tolist(), strict=True))
+        if task.level == "reading":
+            known = ok[np.isfinite(values)]
+            part = table.select(["record", "subject", "start_s"]).take(pa.array(known))
+            who = np.asarray(part["subject"].to_pylist(), object)
+            name = np.asarray(part["record"].to_pylist(), object)
+            at_s, y = part["start_s"].to_numpy(), found.values[known, number]
+            each = np.full(table.num_rows, "", object)
+            each[known] = reading_names(labels, name, who, at_s, y, task, corpus.manifest)
+            found.readings[task.name] = each.astype(str)
         if names := classes(labels, task):
             found.classes[task.name] = names
     return found

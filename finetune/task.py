@@ -17,6 +17,8 @@ FOLDER = Path(__file__).parent / "tasks"
 
 Kind = Literal["regression", "binary", "multi-class", "multi-label", "retrieval"]
 CLASSES = ("binary", "multi-class")  # every window has exactly one class
+SEVERAL = "several values"  # the group of a record whose labels of the whole record differ
+SEVERAL_LABELS = "several values of the label"  # why its windows have no target
 METRICS = {  # of each kind, the main one first
     "regression": ("mae", "rmse", "r2", "pearson"),
     "binary": ("auroc", "auprc", "balanced_accuracy", "f1"),
@@ -71,9 +73,8 @@ class Task(Config):
     )  # the window where no stretch of a corpus holds window_s
     hop_s: float | None = Field(default=None, gt=0)  # a grid of windows, or ...
     until_s: float | None = Field(default=None, gt=0)  # ... one a record, which ends at this second of it
-    level: Literal["window", "record", "subject"] = (
-        "window"  # to what a whole-record label's windows are pooled
-    )
+    # what one row of the table stands for: predictions of its windows are averaged, their labels never
+    level: Literal["window", "reading", "record", "subject"] = "window"
     pool: Literal["predictions", "vectors"] = "predictions"  # what is averaged there
     metrics: tuple[str, ...]
     demographics: tuple[str, ...] = ()
@@ -207,11 +208,21 @@ def _numbers(named: pa.Table, labels: pa.Table, task: Task) -> np.ndarray:
 
 
 def whole_record(labels: pa.Table, name: str) -> dict[str, float | str]:
-    """{record: value} of the labels called `name` that are of whole records."""
+    """{record: value} of the labels called `name` that are of whole records; SEVERAL where a record has more
+    than one value.
+    """
     named = labels.filter(pa.compute.equal(labels["name"], name))
-    named = named.filter(named["start_s"].is_null())
-    pairs = zip(named["record"].to_pylist(), _plain(named), strict=True)
-    return {record: value for record, value in pairs if value is not None}
+    found = _values(named.filter(named["start_s"].is_null()))
+    return {record: values[0] if len(values) == 1 else SEVERAL for record, values in found.items()}
+
+
+def _values(named: pa.Table) -> dict[str, list[float | str]]:
+    """{record: its different values, in order}."""
+    found: dict[str, dict[float | str, None]] = {}
+    for record, value in zip(named["record"].to_pylist(), _plain(named), strict=True):
+        if value is not None:
+            found.setdefault(record, {})[value] = None
+    return {record: list(values) for record, values in found.items()}
 
 
 def excluded(labels: pa.Table, record_n: Sequence[str], task: Task) -> np.ndarray:
@@ -226,11 +237,11 @@ def excluded(labels: pa.Table, record_n: Sequence[str], task: Task) -> np.ndarra
                 f"label {condition.label!r} is about stretches of records, task {task.name} asks in `where` "
                 "for whole records"
             )
-        known = dict(zip(named["record"].to_pylist(), _plain(named), strict=True))
+        known = _values(named)
         for i, record in enumerate(record_n):
-            if known.get(record) is None:
+            if record not in known:
                 why[i] = f"no label {condition.label}"
-            elif known[record] != condition.equals:
+            elif condition.equals not in known[record]:
                 why[i] = f"{condition.label} is not {_shown(condition.equals)}"
     return why
 
@@ -244,7 +255,7 @@ def window_targets(
     A label counts by the seconds that it shares with the window; one without times covers its whole record.
     Refusals: "" (fine), those of `excluded`, "no label", "label without a value" (NaN), "label coverage"
     (valid labels over too little of the window), "implausible label" (there are labels, none of them in the
-    plausible range).
+    plausible range), "several values of the label" (labels of the whole record that contradict each other).
     Raises PlethoraError when the corpus has no such label or has it in another unit.
     """
     named = named_labels(labels, task.label, task)
@@ -257,6 +268,7 @@ def window_targets(
     label_record = np.asarray(named["record"].to_pylist(), object)
     start = named["start_s"].to_numpy(zero_copy_only=False).astype(float)
     end = named["end_s"].to_numpy(zero_copy_only=False).astype(float)
+    whole = np.isnan(start)
     start, end = np.where(np.isnan(start), -np.inf, start), np.where(np.isnan(end), np.inf, end)
     value = _numbers(named, labels, task)
     rows = {r: np.flatnonzero(label_record == r) for r in set(record_n) & set(label_record)}
@@ -277,6 +289,8 @@ def window_targets(
             refusal[i] = "implausible label"
         elif shared[good].sum() < task.aggregate.coverage * task.window_s - 1e-6:
             refusal[i] = "label coverage"
+        elif len(set(value[at][good & whole[at]].tolist())) > 1:
+            refusal[i] = SEVERAL_LABELS
         elif task.kind in CLASSES:
             target[i] = _weighted_mode(value[at][good], shared[good])
         elif task.aggregate.how == "median":
@@ -293,21 +307,27 @@ def demographics(
     columns.
 
     What a record lacks is NaN (a number) or 0 in all its columns (a text), and a column "<name> unknown"
-    says so. d = 0 when the corpus has none of the names.
+    says so. A record with several texts has a 1 for each; one with several numbers counts as lacking it.
+    d = 0 when the corpus has none of the names.
     """
     columns: dict[str, np.ndarray] = {}
     for name in names:
         named = labels.filter(pa.compute.equal(labels["name"], name))
         number = dict(zip(named["record"].to_pylist(), named["value"].to_pylist(), strict=True))
-        text = dict(zip(named["record"].to_pylist(), named["text"].to_pylist(), strict=True))
+        known = _values(named.filter(named["start_s"].is_null()))
+        number |= {r: np.nan for r, values in known.items() if len(values) > 1}
         numbers = np.array([v if (v := number.get(r)) is not None else np.nan for r in record_n], float)
-        texts = [text.get(r) or "" for r in record_n]
+        text = _values(named.filter(named["text"].is_valid()))
+        texts = [[t for t in text.get(r, []) if t] for r in record_n]
         if np.isfinite(numbers).any():
             columns[name] = numbers
             missing = ~np.isfinite(numbers)
         elif any(texts):
-            for kind in sorted(set(texts) - {""})[1:] or sorted(set(texts) - {""}):
-                columns[f"{name} = {kind}"] = np.array([float(t == kind) for t in texts])
+            kinds = sorted({str(t) for each in texts for t in each})
+            if max(map(len, texts)) == 1:  # one follows from the others
+                kinds = kinds[1:] or kinds
+            for kind in kinds:
+                columns[f"{name} = {kind}"] = np.array([float(kind in each) for each in texts])
             missing = np.array([not t for t in texts])
         else:
             continue

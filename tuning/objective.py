@@ -134,7 +134,7 @@ class Held:
         split = run.split.model_copy(update={"train": 1.0})  # probes learn from the same people in all trials
         side = {subject: assign(subject, split) for subject in set(whole.subject)}
         sides = np.array([side[subject] for subject in whole.subject])
-        windows = some(whole, np.flatnonzero((sides == "train") | (sides == part)))
+        windows = whole.at(np.flatnonzero((sides == "train") | (sides == part)))
         judged = np.array([side[subject] == part for subject in windows.subject], bool)
         learners = len(set(windows.subject[~judged]))
         if not judged.any() or learners < 2:
@@ -183,11 +183,3 @@ class Held:
         who = windows.subject[judged]
         weights = metrics.draw_weights(len(set(who)), draws=1)
         return float(answer.at(folds[0][1]).drawn(predicted, base, who, weights)[metric][0])
-
-
-def some(windows: Windows, rows: np.ndarray) -> Windows:
-    """These of the windows."""
-    return replace(
-        windows, rows=windows.rows[rows], target=windows.target[rows], subject=windows.subject[rows],
-        record=windows.record[rows], start_s=windows.start_s[rows],
-    )  # fmt: skip

@@ -376,6 +376,17 @@ def checked(recording: Recording, source: Source) -> Recording:
     return recording
 
 
+def split_words(cell: str, separator: str | None) -> list[str]:
+    """The words of a cell, each once, without the brackets and quotes of a list (of {'NORM': 100.0, …} the
+    quoted words); the cell where there is no `separator`.
+    """
+    if separator is None:
+        return [cell]
+    pieces = [piece.strip() for piece in cell.strip().strip("[](){}").split(separator)]
+    quoted = [re.fullmatch(r"""(['"])(.*?)\1(\s*:.*)?""", piece) for piece in pieces]
+    return list(dict.fromkeys(q[2].strip() if q else p for p, q in zip(pieces, quoted, strict=True)))
+
+
 def fields(
     source: Source,
     folder: Path,
@@ -397,7 +408,8 @@ def fields(
         if not word or word in rule.missing:
             continue
         if rule.text:
-            labels.append(Labels(rule.name, [word], rule.unit))
+            words = [w for w in split_words(word, rule.split) if w and w not in rule.missing]
+            labels += [Labels(rule.name, words, rule.unit)] if words else []
             continue
         try:
             value = rule.values[word] if word in rule.values else float(word)

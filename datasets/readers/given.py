@@ -13,7 +13,7 @@ import numpy as np
 from cluster.errors import PlethoraError
 from datasets.descriptor import Column, Descriptor, Events, LabelTable, Lookup
 from datasets.readers import label_times, sheets
-from datasets.readers.base import Labels, Recording, Refused, Root, Source
+from datasets.readers.base import Labels, Recording, Refused, Root, Source, split_words
 from datasets.readers.sheets import Sheet
 from datasets.readers.wfdb_header import read_header
 
@@ -116,14 +116,15 @@ def _from_table(
         rows = sheets.rows_by_key(sheet, rule.key).get(who, [])
     if not rows:
         raise Refused("no_row", f"nothing for {who}")
-    if not timed and len(rows) > 1:
-        raise Refused("two_rows", f"{len(rows)} rows for {who}, and no times")
     start, end = label_times.of_rows(rule, sheet, rows, path, recording) if timed else (None, None)
     labels, problems = [], []
     for title, column in rule.columns.items():
         cells = sheet.column(title)
         try:
-            labels += _label(column, [cells[i] for i in rows], start, end)
+            found = _label(column, [cells[i] for i in rows], start, end)
+            labels += found if timed else [_whole(label, f"{len(rows)} rows for {who}") for label in found]
+        except Refused as why:
+            problems.append(f"label {column.name} of {path.name}: {why.reason} ({why.detail})")
         except ValueError as wrong:
             problems.append(f"label {column.name} of {path.name}: {wrong}")
     return labels, problems
@@ -131,6 +132,11 @@ def _from_table(
 
 def _label(rule: Column, words: list[str], start: Any, end: Any) -> list[Labels]:
     """The label of one column, without the cells that say nothing. ValueError: a cell that is no number."""
+    if rule.split is not None:
+        parts = [split_words(word, rule.split) for word in words]
+        if start is not None:
+            start, end = (np.repeat(times, [len(p) for p in parts]) for times in (start, end))
+        words = [word for part in parts for word in part]
     words = [rule.words.get(word, word) for word in words]
     kept = [i for i, w in enumerate(words) if w in rule.values or (w and w not in rule.missing)]
     if not kept:
@@ -144,6 +150,46 @@ def _label(rule: Column, words: list[str], start: Any, end: Any) -> list[Labels]
     if start is None:
         return [Labels(rule.name, values, rule.unit)] if kept else []
     return [Labels(rule.name, values, rule.unit, start[kept], end[kept])]
+
+
+def _whole(label: Labels, rows: str) -> Labels:
+    """A label of the whole record out of several rows: its different texts, or the number that all say.
+
+    Refused (two_rows): numbers that differ.
+    """
+    if isinstance(label.values, list):
+        return dataclasses.replace(label, values=list(dict.fromkeys(label.values)))
+    different = np.unique(label.values)
+    if len(different) > 1:
+        shown = ", ".join(f"{v:g}" for v in different[:5])
+        raise Refused("two_rows", f"{rows} say {shown}, and no times say when")
+    return dataclasses.replace(label, values=different)
+
+
+def readings(sources: Sequence[Source], descriptor: Descriptor) -> dict[str, str]:
+    """{label: "record" or "value"} of the labels of whole records in sheets, where people have several rows:
+    whether each row is of one record, or some serve several, which then share its value.
+    """
+    found: dict[str, str] = {}
+    for rule in descriptor.tables:
+        if rule.start is not None or rule.step_s is not None:
+            continue
+        rows: dict[tuple[str, str], int] = {}
+        try:
+            for source in sources:
+                known = names(source)
+                row = (
+                    source.subject or f"?{source.record}",
+                    rule.file.format(**known) + "\0" + rule.match.format(**known),
+                )
+                rows[row] = rows.get(row, 0) + 1
+        except KeyError:
+            continue
+        if len({subject for subject, _ in rows}) == len(rows):
+            continue
+        kind = "record" if max(rows.values()) == 1 else "value"
+        found |= {column.name: kind for column in rule.columns.values()}
+    return found
 
 
 def _events(rule: Events, path: Path, recording: Recording) -> Labels:

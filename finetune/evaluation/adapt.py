@@ -2,7 +2,9 @@
 differs from the task's file is told.
 """
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from cluster.errors import PlethoraError
 from datasets.schema import DERIVED, Corpus
@@ -15,7 +17,8 @@ def adapted(task: Task, corpus: Corpus, window_s: float | None = None) -> tuple[
     - A label that the corpus lacks, but has under the same name with `_derived`, is that one.
     - `window_s` (the user's) replaces the task's; else `short_s` does where no stretch of the corpus holds a
       window. Windows overlap by the same share as before.
-    - `level` is for labels of whole records: where the label changes within records, every window counts.
+    - `level` is for labels of whole records: where the label changes within records, every window counts. A
+      reading may also be of a stretch, if that is long enough for two windows.
     """
     changes: dict[str, object] = {}
     said = []
@@ -42,8 +45,18 @@ def adapted(task: Task, corpus: Corpus, window_s: float | None = None) -> tuple[
         and task.label
         and _changes_in_time(corpus, str(changes.get("label", task.label)))
     ):
-        changes["level"] = "window"
-        said.append(f"Every window counts: label {changes.get('label', task.label)} changes within records")
+        label = str(changes.get("label", task.label))
+        seconds = _stretch_s(corpus, label)
+        two_s = float(str(changes.get("window_s", task.window_s))) + float(
+            str(changes.get("hop_s", task.hop_s or 0))
+        )
+        if task.level == "reading" and seconds >= two_s and not label.endswith(DERIVED):
+            said.append(
+                f"A row a stretch under one value of label {label} (half of them last {seconds:g} s or more)"
+            )
+        else:
+            changes["level"] = "window"
+            said.append(f"Every window counts: label {label} changes within records")
     return task.model_copy(update=changes), said
 
 
@@ -55,6 +68,13 @@ def _label_names(corpus: Corpus) -> set[str]:
 def _changes_in_time(corpus: Corpus, label: str) -> bool:
     named = corpus.labels([label])
     return named["start_s"].null_count < named.num_rows
+
+
+def _stretch_s(corpus: Corpus, label: str) -> float:
+    """Median seconds of the labels of this name that have times."""
+    named = corpus.labels([label])
+    seconds = pa.compute.subtract(named["end_s"], named["start_s"]).drop_null().to_numpy()
+    return float(np.median(seconds))
 
 
 def holds(corpus: Corpus, window_s: float) -> bool:

@@ -4,7 +4,7 @@ encoder asked can take them.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from datasets.signal import Signal
 from datasets.windows import WindowSpec
 from finetune.encoder import BundleEncoder
 from finetune.evaluation import multilabel
+from finetune.evaluation.readings import reading_names
 from finetune.task import Task, excluded, window_targets
 
 HANDCRAFTED = Signal(modality="ppg", rate=50.0, band=(0.5, 8.0))  # what features.handcrafted takes
@@ -37,7 +38,7 @@ class Seen:
 class Windows:
     """The windows that are evaluated: rows of the index, targets (in the task's unit, the number of a class,
     or (n, labels) of several `names`), subject, record, start. unlabelled: subjects with good signals of whom
-    no window has a usable label.
+    no window has a usable label. reading: where the task is about readings, the name of each window's.
     """
 
     rows: np.ndarray
@@ -49,6 +50,15 @@ class Windows:
     left_out: dict[str, int] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     unlabelled: int = 0
+    reading: np.ndarray | None = None
+
+    def at(self, rows: np.ndarray) -> "Windows":
+        """These of the windows."""
+        return replace(
+            self, rows=self.rows[rows], target=self.target[rows], subject=self.subject[rows],
+            record=self.record[rows], start_s=self.start_s[rows],
+            reading=None if self.reading is None else self.reading[rows],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -248,10 +258,16 @@ def choose_windows(
     if task.kind == "multi-label":
         kept = multilabel.common(target[good], subject[good], names, task)
         names, target = [names[k] for k in kept], target[:, kept]
-    return Windows(
+    found = Windows(
         rows[good], target[good], subject[good].astype(str), record[good].astype(str), start[good],
         dict(sorted(refused.items())), left_out, names, len(set(subject) - set(subject[good])),
     )  # fmt: skip
+    if task.level != "reading":
+        return found
+    named = reading_names(
+        labels, found.record, found.subject, found.start_s, found.target, task, index.corpus.manifest
+    )
+    return replace(found, reading=named)
 
 
 def _targets(

@@ -68,14 +68,7 @@ def split_windows(windows: Windows, sides: dict[str, str], path: str) -> tuple[W
     refused = dict(windows.refused)
     if not named.all():
         refused["not in the split"] = int((~named).sum())
-    return replace(part_of(windows, np.flatnonzero(named)), refused=refused), side[named] == "test"
-
-
-def part_of(windows: Windows, rows: np.ndarray) -> Windows:
-    return replace(
-        windows, rows=windows.rows[rows], target=windows.target[rows], subject=windows.subject[rows],
-        record=windows.record[rows], start_s=windows.start_s[rows],
-    )  # fmt: skip
+    return replace(windows.at(np.flatnonzero(named)), refused=refused), side[named] == "test"
 
 
 def given_folds(answer: Answer, subject_n: np.ndarray, test_n: np.ndarray, path: str) -> Folds:

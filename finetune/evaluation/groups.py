@@ -1,7 +1,7 @@
-"""Windows pooled to records or subjects, and figures of subgroups of people beside each other."""
+"""Windows pooled to readings, records or subjects, and figures of subgroups of people beside each other."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 from finetune import metrics
 from finetune.evaluation.choose import Windows
 from finetune.evaluation.kinds import Answer
+from finetune.evaluation.readings import units
 from finetune.probe import Folds
 from finetune.task import Subgroup, Task, whole_record
 
@@ -19,24 +20,29 @@ MIN_SUBJECTS = 3  # fewer are no group: an interval over them says nothing
 def pool(
     windows: Windows, vectors: Mapping[str, np.ndarray], task: Task
 ) -> tuple[Windows, dict[str, np.ndarray], np.ndarray]:
-    """Windows of a record (or subject) as one: vectors are averaged (what is NaN in some, over the others),
-    numbers and labels, too; the class is that of most of its windows. Also the group of each window, (n,).
+    """Windows of a reading, record or subject as one: vectors are averaged (what is NaN in some, over the
+    others), targets never (see `readings.units`). Also the group of each window, (n,).
     """
-    names = windows.subject if task.level == "subject" else windows.record
-    _, first, group = np.unique(names, return_index=True, return_inverse=True)
-    count = len(first)
-    if task.kind in ("binary", "multi-class"):
-        votes = np.zeros((count, int(windows.target.max()) + 1))
-        np.add.at(votes, (group, windows.target.astype(int)), 1)
-        target = votes.argmax(1).astype(float)
-    else:
-        target = averaged(windows.target, group)
-        target = (target >= 0.5).astype(float) if task.kind == "multi-label" else target
-    small = replace(
-        windows, rows=windows.rows[first], target=target, subject=windows.subject[first],
-        record=windows.record[first], start_s=windows.start_s[first],
-    )  # fmt: skip
-    return small, {name: averaged(x, group) for name, x in vectors.items()}, group
+    first, group = units(task.level, windows.target, windows.subject, windows.record, windows.reading)
+    return windows.at(first), {name: averaged(x, group) for name, x in vectors.items()}, group
+
+
+def several_values(windows: Windows, task: Task, names: Sequence[str]) -> list[str]:
+    """A line where the task is about people, and a person's records say different things."""
+    if task.level != "subject":
+        return []
+    first, _ = units("subject", windows.target, windows.subject, windows.record)
+    who, count = np.unique(windows.subject[first], return_counts=True)
+    if not (count > 1).any():
+        return []
+    example = who[count > 1][0]
+    values = windows.target[first][windows.subject[first] == example]
+    shown = [] if values.ndim > 1 else [names[int(v)] if names else f"{v:g}" for v in values]
+    told = f" (one has {', '.join(shown[:5])})" if shown else ""
+    return [
+        f"{(count > 1).sum()} of {len(who)} subjects have more than one value of label {task.label}{told}: "
+        "each value is a row of its own, they are not averaged"
+    ]
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Level:
 
 def level_of(windows: Windows, vectors: dict[str, np.ndarray], task: Task) -> Level:
     """Where a task's level is the window, nothing is pooled; else predictions (or vectors, as `pool` says) of
-    a record's or subject's windows are averaged.
+    a reading's, record's or subject's windows are averaged.
     """
     if task.level == "window":
         return Level(windows, windows, vectors)

@@ -22,12 +22,13 @@ from finetune.evaluation.choose import (
     seen_by_any,
     seen_by_pretraining,
 )
-from finetune.evaluation.groups import pool
+from finetune.evaluation.groups import pool, several_values
 from finetune.evaluation.kinds import Answer
 from finetune.evaluation.lengths import fit, run_fitted
 from finetune.evaluation.table import Options, answer_of
 from finetune.evaluation.vectors import Source, cache_folder, cached_vectors
 from finetune.task import Task
+from finetune.task import classes as class_names
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Held:
     notes: dict[str, str]
 
     def pooled(self) -> "Held":
-        """Windows as records or subjects, where the task is about those."""
+        """Windows as readings, records or subjects, where the task is about those."""
         if self.task.level == "window":
             return self
         windows, vectors, _ = pool(self.windows, self.vectors, self.task)
@@ -87,7 +88,13 @@ class Held:
         }  # fmt: skip
 
     def warnings(self) -> list[str]:
-        """A line where people whom pretraining saw, or may have seen, are in the figures."""
+        """A line where people whom pretraining saw, or may have seen, are in the figures; a line where people
+        have several values.
+        """
+        names = class_names(self.labels, self.task)
+        return self._seen() + several_values(self.windows, self.task, names)
+
+    def _seen(self) -> list[str]:
         if self.subjects != "all" or (self.seen.kind == "none" and not self.seen.subjects):
             return []
         known = len(self.seen.subjects)

@@ -1,5 +1,6 @@
 """Several labels a window (diagnoses): which there are, a probe a label on shared folds, AUROC of each."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,9 @@ from finetune.task import Task, excluded, named_labels
 
 NONE = "none"  # the text of a label that says: asked, and nothing was found
 ABOVE = (0.7, 0.8)
+CODE = re.compile(r"[A-Z0-9]{1,7}")  # of ICD-9 and ICD-10 and their modifications, without the dot
+LETTER_CODE = re.compile(r"[A-Z]\d[A-Z0-9]{0,5}")  # ICD-10
+MARKS = "-+*!†"  # may follow a code: of a group (I10.-), of cause and manifestation
 
 
 def window_codes(
@@ -24,7 +28,8 @@ def window_codes(
 
     A label holds where it covers `aggregate.coverage` of the window or more (one without times covers its
     whole record). A window under no label at all is "no label": nobody has asked. The text "none" says that
-    somebody has. Names are cut to `digits` characters.
+    somebody has. Names are codes without the dot, in capitals, cut to `digits` characters. PlethoraError: a
+    text that is not one code (`code_of`).
     """
     named = named_labels(labels, task.label, task)
     refusal = excluded(labels, record_n, task)
@@ -32,7 +37,7 @@ def window_codes(
     columns = (named[c].to_pylist() for c in ("record", "start_s", "end_s", "text"))
     for record, start, end, text in zip(*columns, strict=True):
         if text:
-            code = text if text == NONE else text.replace(".", "")[: task.digits]
+            code = code_of(text, record, task)
             whole = (-np.inf if start is None else start, np.inf if end is None else end)
             spans.setdefault(record, []).append((*whole, code))
     names = sorted({code for found in spans.values() for *_, code in found} - {NONE})
@@ -59,6 +64,37 @@ def window_codes(
             continue
         hot[i] = shared >= task.aggregate.coverage * task.window_s - 1e-6
     return names, hot, refusal
+
+
+def code_of(text: str, record: str, task: Task) -> str:
+    """The code that a label's text is, as the table names it; NONE as itself. Without `digits` a text may be
+    a name, too, and stays as it is. PlethoraError: it is not one code; none is cut out of several.
+    """
+    word = text.strip()
+    if word.lower() == NONE:
+        return NONE
+    code = word.rstrip(MARKS).replace(".", "").upper()
+    if task.digits is not None and CODE.fullmatch(code):
+        return code[: task.digits]
+    if task.digits is None and not _several(word):
+        return code if LETTER_CODE.fullmatch(code) else word
+    other = "" if task.digits is None else f", or, if it is one name, leave `digits` out of task {task.name}"
+    raise PlethoraError(
+        f"label {task.label!r} of record {record} is {word[:80]!r}, which is not one code: name in `split` "
+        "of its column in the descriptor ([tables.columns] or [[fields]]) what stands between the codes, and "
+        f"ingest again{other}"
+    )
+
+
+def _several(word: str) -> bool:
+    """Whether a text looks like a list: marks of one, or codes beside each other."""
+    if re.search(r"[;|{}\[\]\n\t]|['\"]\s*[:,]", word):
+        return True
+    parts = [p.strip() for p in word.split(",")] if "," in word else word.split()
+    short = "," in word  # "AFIB, LVH" are two codes, "HEART FAILURE" is one name
+    return len(parts) > 1 and all(
+        re.fullmatch(r"[A-Za-z]{0,3}\d[\w.]*", p) or (short and len(p) <= 6 and p.isupper()) for p in parts
+    )
 
 
 def common(hot_nk: np.ndarray, subject_n: np.ndarray, names: Sequence[str], task: Task) -> np.ndarray:

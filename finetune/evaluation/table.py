@@ -14,7 +14,7 @@ from finetune import metrics
 from finetune.evaluation import classes, delong, features, multilabel, retrieval
 from finetune.evaluation.choose import Windows
 from finetune.evaluation.fewshot import few_shot
-from finetune.evaluation.given import given_folds, part_of, read_predictions, read_split, split_windows
+from finetune.evaluation.given import given_folds, read_predictions, read_split, split_windows
 from finetune.evaluation.groups import level_of, subgroup_tables
 from finetune.evaluation.kinds import Answer, Classes, Labels, Numbers
 from finetune.evaluation.lengths import fit
@@ -124,7 +124,7 @@ def outcome(
     tested, fold = _tested(tests, given, len(level.score.subject))
     if sum(map(len, tests)) > len(tested):
         base["refused"] = base["refused"] | {"without a given prediction": sum(map(len, tests)) - len(tested)}
-    scored = part_of(level.score, tested)
+    scored = level.score.at(tested)
     seen = answer_of(task, scored, names)
     said = {n: predicted[n][tested] for n in labels_of if n in predicted}
     weights = metrics.draw_weights(len(np.unique(scored.subject)), seed=options.seed)
@@ -311,6 +311,9 @@ def _counts(every: Windows, scored: Windows, names: Sequence[str], task: Task) -
         "subjects": len(set(every.subject)), "records": len(set(every.record)), "windows": len(every.subject),
         "rows": len(scored.subject), "unlabelled_subjects": every.unlabelled,
     }  # fmt: skip
+    if task.level == "reading":
+        each = np.unique(scored.subject, return_counts=True)[1]
+        counts["readings"] = {"fewest": int(each.min()), "most": int(each.max())}  # of a subject
     if task.kind == "multi-label":
         counts["labels"] = len(names)
     elif names:

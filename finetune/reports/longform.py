@@ -99,7 +99,10 @@ def _pressures(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
         parts |= {f"stage: {stage['name']}": stage for stage in card["stages"]}
         for group, found in parts.items():
             size = {"subjects": found["subjects"], "windows": found["values"]}
-            values = {m: found[m] for m in ("mae", "me", "sd", "slope", "aami", "bhs", "ieee")}
+            values = {
+                m: found[m]
+                for m in ("mae", "me", "sd", "sd_subjects", "slope", "aami", "aami_2", "bhs", "ieee")
+            }
             values |= {f"% within {limit} mmHg": share for limit, share in found["within"].items()}
             for metric, value in values.items():
                 of = {"table": "blood pressure", "row": row, "group": group, "metric": metric}

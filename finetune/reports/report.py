@@ -130,7 +130,11 @@ def facts(results: dict[str, Any]) -> list[str]:
         of = "of the mean of its windows' vectors"
         if task.get("pool") == "predictions":
             of = "the mean of its windows' predictions"
-        lines.append(f"One prediction a {results['level']}, {of}: {counts.get('rows', counts['windows'])}")
+        line = f"One prediction a {results['level']}, {of}: {counts.get('rows', counts['windows'])}"
+        if each := counts.get("readings"):
+            few, most = each["fewest"], each["most"]
+            line += f"; readings of a subject: {few}" + (f" to {most}" if most > few else "")
+        lines.append(line)
     lines += [
         _folds_line(results),
         f"Intervals: 95 %, {protocol['draws']:,} bootstrap draws of whole subjects",

@@ -1,5 +1,6 @@
 """Labels and subjects beside the recordings: sheets, annotation files, and what is wrong with them."""
 
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import wfdb
 
 from cluster.errors import PlethoraError
+from datasets import ingest
 from datasets.readers import given, sheets
-from datasets.readers.base import Recording, Refused, Root, Source
+from datasets.readers.base import Recording, Refused, Root, Source, fields
 from tests.datasets.tables import DESCRIPTOR, described
 
 
@@ -73,6 +75,78 @@ def test_a_row_labels_its_record(folder):
     (folder / "s.csv").write_text("id,sbp\nrec2,1\nrec1,120.5\n")
     labels, problems = labels_of(folder, TABLE)
     assert labels["sbp"].values.tolist() == [120.5] and labels["sbp"].start_s is None and problems == []
+
+
+def test_several_rows_of_a_record_give_its_texts_and_the_number_that_all_say(folder):
+    (folder / "s.csv").write_text(
+        "id,code,age,sbp\nrec1,I10,61,120\nrec1,E11,61,140\nrec2,G20,1,1\nrec1,I10,61,\n"
+    )
+    text = '\n[[tables]]\nfile = "s.csv"\nkey = "id"\n[tables.columns]\n'
+    text += 'code = { name = "dx", text = true }\nage = { name = "age" }\nsbp = { name = "sbp" }\n'
+    labels, problems = labels_of(folder, text)
+    assert labels["dx"].values == ["I10", "E11"] and labels["dx"].start_s is None
+    assert labels["age"].values.tolist() == [61] and set(labels) == {"dx", "age"}
+    assert problems == ["label sbp of s.csv: two_rows (3 rows for rec1 say 120, 140, and no times say when)"]
+
+
+def test_words_of_a_cell_with_times_keep_its_times(folder):
+    (folder / "s.csv").write_text("id,at,code\nrec1,0,a;b\nrec1,60,\nrec1,120,b\n")
+    text = TABLE.replace(
+        'sbp = { name = "sbp", unit = "mmHg" }', 'code = { name = "dx", text = true, split = ";" }'
+    )
+    labels, problems = labels_of(folder, text + 'start = "at"\nwindow_s = 60\n')
+    dx = labels["dx"]
+    assert problems == [] and dx.values == ["a", "b", "b"]
+    assert (dx.start_s.tolist(), dx.end_s.tolist()) == ([0, 0, 120], [60, 60, 180])
+
+
+def test_a_header_line_of_several_codes_is_split_too(folder):
+    text = (
+        '\n[[fields]]\nname = "dx"\npattern = "Dx: (.*)"\ntext = true\nsplit = ","\nmissing = ["Unknown"]\n'
+    )
+    rules = described(folder, DESCRIPTOR + text).fields
+    (found,), problems = fields(record(), folder, rules, ["Age: 3", "Dx: 426177001, Unknown,164934002"])
+    assert found.values == ["426177001", "164934002"] and problems == []
+    assert fields(record(), folder, rules, ["Dx: Unknown"]) == ([], [])
+
+
+def test_split_is_refused_for_numbers(folder):
+    text = TABLE.replace('unit = "mmHg"', 'split = ";"')
+    with pytest.raises(PlethoraError, match="set text = true"):
+        described(folder, DESCRIPTOR + text)
+
+
+@pytest.mark.parametrize(
+    ("people", "match", "told"),
+    [
+        ({"rec1": "ann", "rec2": "ann", "rec3": "bob"}, "{record}", {"sbp": "record"}),
+        ({"rec1": "ann", "rec2": "ann", "rec3": "bob"}, "{who}", {}),  # PPG-BP: a row a person
+        ({"rec1": "ann", "rec2": "bob"}, "{record}", {}),
+    ],
+)
+def test_the_corpus_says_whether_records_of_a_person_share_a_row_of_readings(folder, people, match, told):
+    known = described(folder, DESCRIPTOR + TABLE + f'match = "{match}"\n')
+    sources = [dataclasses.replace(record(r, who=who), subject=who) for r, who in people.items()]
+    assert given.readings(sources, known) == told
+    timed = described(folder, DESCRIPTOR + TABLE + f'match = "{match}"\nstart = "t"\nwindow_s = 5\n')
+    assert given.readings(sources, timed) == {}
+
+
+def test_rows_that_serve_several_records_of_a_person_who_has_several_rows_share_by_value(folder):
+    known = described(folder, DESCRIPTOR + TABLE + 'match = "{visit}"\n')
+    visits = {"rec1": "v1", "rec2": "v1", "rec3": "v2"}
+    assert given.readings([record(r, visit=v) for r, v in visits.items()], known) == {"sbp": "value"}
+
+
+def test_keys_that_came_later_leave_the_fingerprint_of_older_descriptors_alone(folder):
+    text = TABLE + '\n[[fields]]\nname = "dx"\ntext = true\n'
+    told = described(folder, DESCRIPTOR + text).model_dump(mode="json")
+    ingest._drop_later(told)
+    assert "split" not in told["tables"][0]["columns"]["sbp"] and "split" not in told["fields"][0]
+    text = text.replace('unit = "mmHg"', 'text = true, split = ";"')
+    told = described(folder, DESCRIPTOR + text).model_dump(mode="json")
+    ingest._drop_later(told)
+    assert told["tables"][0]["columns"]["sbp"]["split"] == ";"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def corpus(seconds: list[tuple[str, float, float]], labels: list[tuple[str, floa
 def test_recordings_shorter_than_the_window_get_the_short_one_and_the_table_says_so() -> None:
     short = corpus([("a", 0, 2.1), ("b", 0, 4.2)], [("sbp", None)])
     task, said = adapt.adapted(load_task("sbp"), short)
-    assert (task.window_s, task.hop_s, task.level) == (2.1, 2.1, "subject")
+    assert (task.window_s, task.hop_s, task.level) == (2.1, 2.1, "reading")
     assert said == ["Windows of 2.1 s, not 10 s: no stretch of the corpus is as long as that"]
     long = corpus([("a", 0, 6.0), ("a", 6.0, 4.0)], [("sbp", None)])  # two rows that follow each other
     assert adapt.adapted(load_task("sbp"), long) == (load_task("sbp"), [])
@@ -63,6 +63,24 @@ def test_a_derived_label_stands_in_for_the_one_that_is_not_there_and_is_named() 
     ]
     both = corpus([("a", 0, 60.0)], [("sbp", None), ("sbp_derived", 0.0)])
     assert adapt.adapted(load_task("sbp"), both)[0].label == "sbp"
+
+
+@pytest.mark.parametrize(("seconds", "level"), [(1.0, "window"), (10.0, "window"), (30.0, "reading")])
+def test_a_stretch_long_enough_for_two_windows_is_one_reading(seconds: float, level: str) -> None:
+    def given(name: str) -> Any:
+        rows = [
+            {"subject": "s", "record": "r", "name": name, "value": 1.0, "start_s": k * seconds,
+             "end_s": (k + 1) * seconds} for k in range(4)
+        ]  # fmt: skip
+        found = corpus([("r", 0, 120.0)], [(name, None)])
+        found.labels = lambda names: pa.Table.from_pylist(rows, schema=LABELS)
+        return found
+
+    task, said = adapt.adapted(load_task("sbp"), given("sbp"))
+    assert task.level == level and len(said) == 1
+    assert ("half of them last 30 s or more" in said[0]) == (level == "reading")
+    assert adapt.adapted(load_task("sbp"), given("sbp_derived"))[0].level == "window"
+    assert adapt.adapted(load_task("age"), given("age"))[0].level == "window"
 
 
 # ---------------------------------------------------------------- lengths

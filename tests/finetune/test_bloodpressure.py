@@ -68,6 +68,46 @@ def test_aami_passes_only_within_both_limits_and_on_85_subjects(
     assert bloodpressure.aami(me, sd, subjects) == said
 
 
+def test_aami_asks_for_three_readings_a_subject() -> None:
+    assert (
+        bloodpressure.aami(0.0, 5.0, 85, 254) == "too few readings" == bloodpressure.aami_2(0.0, 5.0, 85, 254)
+    )
+    assert bloodpressure.aami(0.0, 5.0, 85, 255) == "pass" == bloodpressure.aami_2(0.0, 5.0, 85, 255)
+    assert (
+        bloodpressure.aami(0.0, 5.0, 84, 999) == "too few subjects" == bloodpressure.aami_2(0.0, 5.0, 84, 999)
+    )
+
+
+@pytest.mark.parametrize(
+    ("me", "sd", "said"),
+    [(0.0, 6.95, "pass"), (0.0, 6.96, "fail"), (-2.04, 6.65, "pass"), (2.06, 6.63, "fail"),
+     (5.0, 4.79, "pass"), (-5.0, 4.8, "fail"), (5.2, 0.1, "fail"),
+     (0.0, float("nan"), "fail"), (float("nan"), 1.0, "fail")],
+)  # fmt: skip
+def test_criterion_2_allows_what_table_1_of_iso_81060_2_does(me: float, sd: float, said: str) -> None:
+    assert bloodpressure.aami_2(me, sd, 85, 255) == said
+
+
+def test_table_1_is_the_sd_at_which_85_percent_of_errors_lie_within_10_mmhg() -> None:
+    for step, sd in enumerate(bloodpressure.SD_TABLE):
+        low, high = stats.norm.cdf([-10, 10], loc=step / 10, scale=sd)
+        assert high - low == pytest.approx(0.85, abs=0.002)
+
+
+def test_criterion_2_is_of_subjects_means_however_many_readings_each_has() -> None:
+    error = np.array([3.0, 5, 7, -4, -4, 1])
+    found = bloodpressure.agreement(np.full(6, 120.0), 120 + error, np.array(list("aaabbc")))
+    assert found["sd_subjects"] == pytest.approx(np.std([5, -4, 1], ddof=1))
+
+
+def test_two_equal_readings_are_two_where_the_task_is_about_readings() -> None:
+    given = windows([120, 120, 90, 97], list("aabb"), ["a1", "a2", "b1", "b2"])
+    task = SBP.model_copy(update={"level": "reading"})
+    card = bloodpressure.cards(task, given, {"mean": np.full(4, 115.0)}, LABELS.empty_table())["mean"]
+    assert card["readings"] == 4
+    assert card["calibrated"]["calibrated"]["mae"] == pytest.approx(np.mean([0, 7]))
+
+
 def test_figures_equal_sums_done_by_hand() -> None:
     reference = np.array([100.0, 120, 140, 160])
     found = bloodpressure.agreement(reference, reference + np.array([4, -6, 11, -1]), np.array(list("aabb")))

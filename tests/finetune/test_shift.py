@@ -18,7 +18,6 @@ from datasets.schema import open_corpus
 from datasets.synthetic import synthesize
 from finetune.compare import compare, entrants_of, opened
 from finetune.evaluation import held
-from finetune.evaluation.given import part_of
 from finetune.evaluation.table import Options
 from finetune.reports import shift_report
 from finetune.shift import _alike, _demographics, _outcome, _same_classes, shift
@@ -206,9 +205,7 @@ def test_what_cannot_be_shifted_is_one_clear_line(
             shift([bundle], *given, tasks, str(tmp_path / "out"), options(tmp_path))
     here, there = both(bundle, corpus, moving, out.parent)
     two = np.flatnonzero(np.isin(there.windows.subject, np.unique(there.windows.subject)[:2]))
-    few = replace(
-        there, windows=part_of(there.windows, two), vectors={n: x[two] for n, x in there.vectors.items()}
-    )
+    few = replace(there, windows=there.windows.at(two), vectors={n: x[two] for n, x in there.vectors.items()})
     with pytest.raises(PlethoraError, match=r"2 subjects of .* are left .* at least 3"):
         _outcome([], here, few, options(tmp_path))
     sexes = load_task("sex")

@@ -118,6 +118,47 @@ def test_a_corpus_without_demographics_gives_no_columns() -> None:
     assert x.shape == (1, 0) and names == []
 
 
+# ---------------------------------------------------------------- several labels of a whole record
+
+
+CODES = labels(
+    *(("a", None, None, "dx", code, None) for code in ("I10", "E11", "I10")),
+    ("b", None, None, "dx", "G20", None),
+    *((r, None, None, "age", v, "year") for r, v in (("a", 45.0), ("a", 46.0), ("b", 50.0), ("b", 50.0))),
+)  # fmt: skip
+
+
+def test_values_that_contradict_each_other_give_a_window_no_target(task) -> None:
+    age = task.model_copy(update={"label": "age", "unit": "year"})
+    target, refusal = tasks.window_targets(CODES, ["a", "b"], [0.0, 0.0], age)
+    assert np.isnan(target[0]) and target[1] == 50
+    assert refusal.tolist() == ["several values of the label", ""]
+
+
+def test_a_record_with_several_texts_is_it_or_not_only_where_all_agree() -> None:
+    asked = tasks.load_task("diabetes").model_copy(update={"label": "dx", "positive": "E11"})
+    target, refusal = tasks.window_targets(CODES, ["a", "b"], [0.0, 0.0], asked)
+    assert np.isnan(target[0]) and target[1] == 0 and refusal[0] == "several values of the label"
+    neither = tasks.window_targets(
+        CODES, ["a", "b"], [0.0, 0.0], asked.model_copy(update={"positive": "G20"})
+    )
+    assert neither[0].tolist() == [0, 1]
+    both = asked.model_copy(update={"positive": ("I10", "E11")})
+    assert tasks.window_targets(CODES, ["a"], [0.0], both)[0].tolist() == [1]
+
+
+def test_conditions_groups_and_demographics_know_records_with_several_texts() -> None:
+    where = tasks.load_task("alarm_truth").model_copy(
+        update={"where": (tasks.Where(label="dx", equals="E11"),)}
+    )
+    assert tasks.excluded(CODES, ["a", "b"], where).tolist() == ["", "dx is not E11"]
+    assert tasks.whole_record(CODES, "dx") == {"a": "several values", "b": "G20"}
+    assert tasks.whole_record(CODES, "age") == {"a": "several values", "b": 50.0}
+    x, names = tasks.demographics(CODES, ["a", "b"], ("dx", "age"))
+    assert names == ["dx = E11", "dx = G20", "dx = I10", "age", "age unknown"]
+    np.testing.assert_array_equal(x, [[1, 0, 1, np.nan, 1], [0, 1, 0, 50, 0]])
+
+
 # ---------------------------------------------------------------- classes
 
 

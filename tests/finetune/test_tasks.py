@@ -72,7 +72,7 @@ def corpus_of(task: Task, values: list[Any], rng: np.random.Generator) -> tuple[
 
 
 def windows_of(task: Task, labels: pa.Table, placed: pa.Table) -> choose.Windows:
-    index: Any = SimpleNamespace(table=placed, corpus=SimpleNamespace(uri="made up"))
+    index: Any = SimpleNamespace(table=placed, corpus=SimpleNamespace(uri="made up", manifest={}))
     places = choose.Places(index, {"a": index}, None)
     return choose.choose_windows(places, task, labels, choose.Seen("none"), "unseen", "b")
 
@@ -121,7 +121,7 @@ def test_a_vector_that_knows_the_answer_beats_chance_in_every_task(name: str) ->
     else:
         assert own["low"] > max(chance["high"], 0.4)
     counts = found.results["counts"]
-    expected = {"window": counts["windows"], "record": 2 * PEOPLE, "subject": PEOPLE}[task.level]
+    expected = {"window": counts["windows"], "record": 2 * PEOPLE}.get(task.level, PEOPLE)
     assert counts["subjects"] == PEOPLE and counts["rows"] == expected == len(found.windows.subject)
     if len(found.predicted):
         assert set(found.predicted) == set(rows) - {n for n, m in rows.items() if not m}
@@ -164,12 +164,12 @@ def test_permuted_labels_are_at_chance_within_the_interval(kind: str) -> None:
 
 
 @pytest.mark.parametrize("pool", ["predictions", "vectors"])
-def test_a_subjects_windows_are_one_row_where_the_label_is_the_subjects(pool: Any) -> None:
+def test_a_subjects_windows_are_one_row_where_its_records_share_one_reading(pool: Any) -> None:
     task = load_task("sbp").model_copy(update={"pool": pool})
     rows, pooled = run(task)
     apart, whole = run(task.model_copy(update={"level": "window"}))
     assert rows["a"]["mae"]["value"] < apart["a"]["mae"]["value"]  # noise averages out
-    assert pooled.results["level"] == "subject" and len(set(pooled.windows.subject)) == PEOPLE
+    assert pooled.results["level"] == "reading" and len(set(pooled.windows.subject)) == PEOPLE
     assert (len(pooled.vectors["a"]), len(pooled.fold)) == (PEOPLE, PEOPLE)
     if pool == "predictions":
         order = np.argsort(whole.windows.subject, kind="stable")
