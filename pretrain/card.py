@@ -18,10 +18,29 @@ from scipy import signal
 BUNDLE = Path(".")  # the folder that holds this README
 {constants}
 {upright}
-def prepare(raw, rate, want):
-    """Raw (samples,) or (windows, samples) at `rate` Hz -> (windows, 1, n) float32 for the network."""
+HALF = 0.5 + 1e-6  # of a sample is forgiven: 30 s at 124.945 Hz are 3748.35 samples
+
+
+def steps(samples, rate, want):
+    """How many steps of the network so many raw samples at `rate` Hz hold."""
+    step, least, most = (want[k] * rate for k in ("multiple_s", "min_s", "max_s"))
+    if samples >= most + 1 - 1e-6:
+        raise ValueError(
+            f"{{samples / rate}} s is longer than the maximum of {{want['max_s']}} s: cut it first"
+        )
+    if samples >= most - HALF:
+        return int(most / step + 1e-6)
+    if samples <= least + HALF:
+        return int(np.ceil(least / step - 1e-6))
+    return int(samples / step + HALF * min(1 / step, 1))
+
+
+def prepare(raw, rate, want, count=None):
+    """Raw (samples,) or (windows, samples) at `rate` Hz -> (windows, 1, n) float32 for the network.
+
+    count: steps of the network, by default as many as the samples hold.
+    """
     x = np.atleast_2d(np.asarray(raw, dtype=np.float64))
-    seconds, step = x.shape[-1] / rate, want["multiple_s"]
     band = want["band"]  # one without an upper end is a high-pass
     top = band[1] or band[0] if band else want["rate"] / 2
     if not np.isfinite(x).all():
@@ -30,15 +49,14 @@ def prepare(raw, rate, want):
         raise ValueError(f"{{rate}} Hz cannot hold the band up to {{top}} Hz")
     if rate < (want["min_rate"] or 0):
         raise ValueError(f"{{rate}} Hz is under the {{want['min_rate']}} Hz that are needed")
-    if seconds > want["max_s"] + 0.5 / rate:
-        raise ValueError(f"{{seconds}} s is longer than the maximum of {{want['max_s']}} s: cut it first")
-    if seconds < want["min_s"] - 1e-6:  # too short: {short}
+    count = count or steps(x.shape[-1], rate, want)
+    missing = int(np.ceil(count * want["multiple_s"] * rate - HALF)) - x.shape[-1]
+    if missing > 0:  # too short: {short}
         if want["short"] == "refuse" or x.shape[-1] < 2:
-            raise ValueError(f"{{seconds}} s is under the minimum of {{want['min_s']}} s")
-        missing = int(np.ceil(want["min_s"] * rate - 1e-6)) - x.shape[-1]
+            raise ValueError(f"{{x.shape[-1] / rate}} s is under the minimum of {{want['min_s']}} s")
         x = np.pad(x, ((0, 0), (0, missing)), mode="reflect" if want["short"] == "reflect" else "wrap")
     else:  # the end that fills no whole step is cut
-        x = x[:, : int(np.ceil(int(seconds / step + 1e-6) * step * rate - 1e-6))]
+        x = x[:, : x.shape[-1] + missing]
     sections = []  # zero-phase, at the native rate, before resampling
     if band:
         edges, kind = (band, "bandpass") if band[1] else (band[0], "highpass")
@@ -47,10 +65,9 @@ def prepare(raw, rate, want):
         sections.append(signal.tf2sos(*signal.iirnotch(want["notch"], 30, fs=rate)))
     if sections:
         x = signal.sosfiltfilt(np.concatenate(sections), x, axis=-1)
-    n = round(x.shape[-1] / rate * want["rate"])
+    n = count * round(want["multiple_s"] * want["rate"])
     x = signal.resample(x, n, axis=-1) if n != x.shape[-1] else x
-{turned}    multiple = round(step * want["rate"])
-    return x[:, None, : n // multiple * multiple].astype(np.float32)
+{turned}    return x[:, None].astype(np.float32)
 
 
 {session}
@@ -58,7 +75,7 @@ def prepare(raw, rate, want):
 
 def embed(raw, rate):
     """{doc}"""
-    return SESSION.run(None, {feed})[0]
+{together}    return SESSION.run(None, {feed})[0]
 '''
 
 _UPRIGHT = '''
@@ -78,7 +95,7 @@ def upright(x, rate):
     m = min(n, 2 * (keep - 1))
     y = np.fft.irfft(np.fft.rfft(y)[:, :keep] * gain, m)
     count = max(1, int(m / (1.5 * f[1] * m)))
-    y = y[:, : m // count * count].reshape(len(y), count, -1)
+    y = y[:, : m // count * count].reshape(len(y), count, m // count)
     largest = np.take_along_axis(y, np.abs(y).argmax(axis=-1)[..., None], axis=-1)[..., 0]
     return np.where(np.median(largest, axis=-1, keepdims=True) < 0, -x, x)
 
@@ -86,6 +103,16 @@ def upright(x, rate):
 _TURNED = """\
     if want["upright"]:
         x = upright(x, want["rate"])
+"""
+
+_TOGETHER = """\
+    wants = {{{wants}}}
+    samples = {{name: np.shape(raw[name])[-1] for name in wants}}
+    counts = [steps(samples[name], rate[name], want) for name, want in wants.items()]
+    seconds = [samples[name] / rate[name] for name in wants]
+    if max(seconds) - min(seconds) > 1 / min(rate.values()) + 1e-9 and min(counts) < max(counts):
+        raise ValueError(f"signals of {{seconds}} s are not of the same time: cut them alike")
+    count = min(counts)
 """
 
 _SHORT = {
@@ -108,6 +135,7 @@ def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) ->
     wanted = {n: {k: p.get(k) for k in keys} | {"max_s": _longest(p)} for n, p in known.items()}
     constants = "\n".join(f"{_constant(name)} = {_literal(want)}" for name, want in wanted.items())
     shapes = f"(windows, {entry['dim']}) float32"
+    together = ""
     if len(inputs) == 1:
         name = inputs[0]["name"]
         doc = (
@@ -115,10 +143,14 @@ def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) ->
         )
         feed = f'{{"{name}": prepare(raw, rate, {_constant(name)})}}'
     else:
-        names = ", ".join(i["name"] for i in inputs)
+        names, together = ", ".join(i["name"] for i in inputs), _TOGETHER.format(
+            wants=", ".join(f'"{n}": {_constant(n)}' for n in wanted)
+        )
         doc = f"Dicts by input name ({names}) of raw samples and of rates in Hz, same time -> {shapes}."
         feed = (
-            "{" + ", ".join(f'"{n}": prepare(raw["{n}"], rate["{n}"], {_constant(n)})' for n in wanted) + "}"
+            "{"
+            + ", ".join(f'"{n}": prepare(raw["{n}"], rate["{n}"], {_constant(n)}, count)' for n in wanted)
+            + "}"
         )
     shorts = {want["short"] for want in wanted.values()}
     turns = any(want["upright"] for want in wanted.values())
@@ -129,6 +161,7 @@ def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) ->
         session=f'SESSION = onnxruntime.InferenceSession(str(BUNDLE / "{entry["file"]}"))',
         short=" or ".join(sorted(_SHORT[s] for s in shorts)),
         doc=doc,
+        together=together,
         feed=feed,
     )
 
@@ -187,7 +220,10 @@ def _signal(modality: str, known: dict[str, Any]) -> str:
         steps.append("turn windows over whose QRS complexes point down")
     steps.append("nothing else: the network normalises")
     unit, short = known.get("unit", "any"), _SHORT[known["short"]]
-    return f"- **{modality}**, unit {unit}: {'; then '.join(steps)}. Shorter input is {short}."
+    return (
+        f"- **{modality}**, unit {unit}: {'; then '.join(steps)}. Shorter input is {short}; half a raw sample "
+        "is forgiven, for windows that are no whole number of samples."
+    )
 
 
 def _corpora(lineage: dict[str, Any]) -> str:
