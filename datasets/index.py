@@ -245,9 +245,7 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
         usable = np.logical_and(np.any(there, axis=0), np.all(required, axis=0))
         starts = [
             grid(d, spec, s) if u else grid(0, spec)
-            for s, d, u in zip(
-                table["start_s"].to_pylist(), lasts(table, spec).tolist(), usable, strict=True
-            )
+            for s, d, u in zip(table["start_s"].to_pylist(), lasts(table, spec).tolist(), usable, strict=True)
         ]
         row = np.repeat(np.arange(len(table)), [len(s) for s in starts])
         offset = np.concatenate([*starts, np.empty(0)])

@@ -54,8 +54,9 @@ def prepare(
     x: (n, channels, samples) at `native_rate` Hz, any unit, finite; scale: (n,), what the resampled windows
     are multiplied by; to: samples of the result, where a window's length says more than its raw samples do
     (30 s at 124.945 Hz are 3748.35 samples), by default round(samples / native_rate * sig.rate). Returns (n,
-    channels, to) float32, contiguous. The order is SIGMA's (arXiv 2601.21031, released preset): resampling before filtering moves the result by up
-    to 0.19 of its range. Raises PlethoraError when the band does not fit under half the native rate.
+    channels, to) float32, contiguous. The order is SIGMA's (arXiv 2601.21031, released preset): resampling
+    before filtering moves the result by up to 0.19 of its range. Raises PlethoraError when the band does not
+    fit under half the native rate.
     """
     y = np.asarray(x, dtype=np.float64)
     n, rate, notch = y.shape[-1], float(native_rate), _notch(sig, native_rate)

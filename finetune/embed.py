@@ -183,9 +183,9 @@ def _from_npz(
                 yield keys, vectors
                 bar.update()
 
-    windows = _write(path, schema, parts())
+    windows, unused = _write(path, schema, parts()), round(total - width - float(starts[-1]), 6)
     return {"windows": windows, "rows": rows, "dim": encoder.dim, "window_s": width,
-            "unused_tail_s": max(round(total - width - float(starts[-1]), 6), 0.0), "refused": {}}  # fmt: skip
+            "unused_tail_s": max(unused, 0.0), "refused": {}}  # fmt: skip
 
 
 # ---------------------------------------------------------------- corpora

@@ -131,9 +131,7 @@ class BundleEncoder:
             return self.steps(self.min_s)
         return int(samples / (self.step_s * rate) + HALF * min(1 / (self.step_s * rate), 1))
 
-    def prepare(
-        self, x: Samples, rate: float | Mapping[str, float], window_s: float | None = None
-    ) -> Any:
+    def prepare(self, x: Samples, rate: float | Mapping[str, float], window_s: float | None = None) -> Any:
         """Raw (n, channels, T) at `rate` Hz, any unit → (n, channels, T') float32 at the encoder's rate; with
         several inputs dicts of both by modality, of the same time.
 

@@ -35,10 +35,10 @@ def steps(samples, rate, want):
     return int(samples / step + HALF * min(1 / step, 1))
 
 
-def prepare(raw, rate, want, count=None):
+def prepare(raw, rate, want, seconds=None):
     """Raw (samples,) or (windows, samples) at `rate` Hz -> (windows, 1, n) float32 for the network.
 
-    count: steps of the network, by default as many as the samples hold.
+    seconds: how much of it the network gets, by default all whole steps.
     """
     x = np.atleast_2d(np.asarray(raw, dtype=np.float64))
     band = want["band"]  # one without an upper end is a high-pass
@@ -49,7 +49,7 @@ def prepare(raw, rate, want, count=None):
         raise ValueError(f"{{rate}} Hz cannot hold the band up to {{top}} Hz")
     if rate < (want["min_rate"] or 0):
         raise ValueError(f"{{rate}} Hz is under the {{want['min_rate']}} Hz that are needed")
-    count = count or steps(x.shape[-1], rate, want)
+    count = steps(x.shape[-1], rate, want) if seconds is None else int(seconds / want["multiple_s"] + 1e-6)
     missing = int(np.ceil(count * want["multiple_s"] * rate - HALF)) - x.shape[-1]
     if missing > 0:  # too short: {short}
         if want["short"] == "refuse" or x.shape[-1] < 2:
@@ -108,11 +108,11 @@ _TURNED = """\
 _TOGETHER = """\
     wants = {{{wants}}}
     samples = {{name: np.shape(raw[name])[-1] for name in wants}}
-    counts = [steps(samples[name], rate[name], want) for name, want in wants.items()]
-    seconds = [samples[name] / rate[name] for name in wants]
-    if max(seconds) - min(seconds) > 1 / min(rate.values()) + 1e-9 and min(counts) < max(counts):
-        raise ValueError(f"signals of {{seconds}} s are not of the same time: cut them alike")
-    count = min(counts)
+    used = [steps(samples[name], rate[name], want) * want["multiple_s"] for name, want in wants.items()]
+    lasts = [samples[name] / rate[name] for name in wants]
+    if max(lasts) - min(lasts) > 1 / min(rate.values()) + 1e-9 and max(used) - min(used) > 1e-6:
+        raise ValueError(f"signals of {{lasts}} s are not of the same time: cut them alike")
+    seconds = min(used)
 """
 
 _SHORT = {
@@ -143,13 +143,14 @@ def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) ->
         )
         feed = f'{{"{name}": prepare(raw, rate, {_constant(name)})}}'
     else:
-        names, together = ", ".join(i["name"] for i in inputs), _TOGETHER.format(
-            wants=", ".join(f'"{n}": {_constant(n)}' for n in wanted)
+        names, together = (
+            ", ".join(i["name"] for i in inputs),
+            _TOGETHER.format(wants=", ".join(f'"{n}": {_constant(n)}' for n in wanted)),
         )
         doc = f"Dicts by input name ({names}) of raw samples and of rates in Hz, same time -> {shapes}."
         feed = (
             "{"
-            + ", ".join(f'"{n}": prepare(raw["{n}"], rate["{n}"], {_constant(n)}, count)' for n in wanted)
+            + ", ".join(f'"{n}": prepare(raw["{n}"], rate["{n}"], {_constant(n)}, seconds)' for n in wanted)
             + "}"
         )
     shorts = {want["short"] for want in wanted.values()}
@@ -221,8 +222,8 @@ def _signal(modality: str, known: dict[str, Any]) -> str:
     steps.append("nothing else: the network normalises")
     unit, short = known.get("unit", "any"), _SHORT[known["short"]]
     return (
-        f"- **{modality}**, unit {unit}: {'; then '.join(steps)}. Shorter input is {short}; half a raw sample "
-        "is forgiven, for windows that are no whole number of samples."
+        f"- **{modality}**, unit {unit}: {'; then '.join(steps)}. Shorter input is {short}; half a raw "
+        "sample is forgiven, for windows that are no whole number of samples."
     )
 
 

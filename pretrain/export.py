@@ -93,8 +93,11 @@ def take_no_rows(path: Path) -> None:
         node.input[:] = [inside.get(name, name) for name in node.input]
         node.output[:] = [inside.get(name, name) for name in node.output]
     count, more, zero, one = (_ROWS + name for name in ("count", "more", "0", "1"))
-    steps = [("Shape", [given[0]], count, {"start": 0, "end": 1}),
-             ("Min", [count, one], _ROWS + "least", {}), ("Sub", [one, _ROWS + "least"], more, {})]  # fmt: skip
+    steps: list[tuple[str, list[str], str, dict[str, int]]] = [
+        ("Shape", [given[0]], count, {"start": 0, "end": 1}),
+        ("Min", [count, one], _ROWS + "least", {}),
+        ("Sub", [one, _ROWS + "least"], more, {}),
+    ]
     for name in given:
         shape, zeros = f"{inside[name]}.shape", f"{inside[name]}.zeros"
         steps += [
@@ -103,7 +106,7 @@ def take_no_rows(path: Path) -> None:
             ("ConstantOfShape", [shape], zeros, {}),
             ("Concat", [name, zeros], inside[name], {"axis": 0}),
         ]
-    nodes = [helper.make_node(kind, inputs, [to], to, **more) for kind, inputs, to, more in steps]
+    nodes = [helper.make_node(kind, inputs, [to], to, **how) for kind, inputs, to, how in steps]
     last = helper.make_node("Slice", [inside[output], zero, count, zero], [output], _ROWS + "answer")
     nodes += [*graph.node, last]
     del graph.node[:]

@@ -3,9 +3,9 @@ calibrated on.
 
 Weights of convolutions and matrix products become int8 with a scale a channel. *Static*: their inputs become
 uint8, between bounds measured on calibration windows. *Weights*: their inputs stay float32; it is chosen only
-where static loses too much. In neither does a window's vector depend on its company: bounds taken from each
-batch as it comes (onnxruntime's dynamic quantisation) would let one window with a glitch spoil all others, and
-onnxruntime gives the weights of its convolutions a single scale there.
+where static loses too much. In neither does a window's vector depend on its company. onnxruntime's dynamic
+quantisation is not used: it takes bounds from each batch as it comes, so that one window with a glitch spoils
+all others, and gives the weights of a convolution a single scale.
 """
 
 import contextlib
@@ -117,9 +117,8 @@ def _store_int8(plain: Path, made: Path) -> None:
         parts = {"quantized": np.rint(w / scale).astype(np.int8), "scale": scale.ravel()}
         graph.initializer.remove(next(t for t in graph.initializer if t.name == name))
         graph.initializer.extend(numpy_helper.from_array(x, f"{name}_{part}") for part, x in parts.items())
-        back.append(
-            helper.make_node("DequantizeLinear", [f"{name}_{p}" for p in parts], [name], f"{name}_b", axis=axis)
-        )
+        stored = [f"{name}_{part}" for part in parts]
+        back.append(helper.make_node("DequantizeLinear", stored, [name], f"{name}_back", axis=axis))
     nodes = [*back, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
