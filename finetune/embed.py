@@ -172,7 +172,7 @@ def _from_npz(
         with progress(rows, "embed", "rows") as bar:
             for row in range(rows):
                 windows = {
-                    m: x[row, None, None] if known is None else cut(x[row, None], rate, starts, width)[:, 0]
+                    m: x[row, None, None] if known is None else cut(x[row, None], rate, starts, width)
                     for m, (x, rate) in held.items()
                 }
                 keys = [pa.array(np.full(len(starts), row)), pa.array(starts)]

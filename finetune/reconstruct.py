@@ -91,10 +91,11 @@ def _from_npz(translator: Translator, input: str, source: str, target: str, out:
     if both:
         held = read_signals(input, [source, target])
     seconds = same_time(input, held)
-    starts, known = places(held, translator.window_s, translator.window_s), translator.window_s
-    if not len(starts):  # shorter rows are one window each
-        starts, known = np.zeros(1), None
+    starts = places(held, translator.window_s, translator.window_s)
+    known = translator.window_s if len(starts) else None
     width = seconds if known is None else known
+    if known is None:  # shorter rows are one window each
+        starts = np.zeros(1)
     rows = len(held[source][0])
 
     def prepared(modality: str, encoder: BundleEncoder) -> np.ndarray:

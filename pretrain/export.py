@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def take_no_rows(path: Path) -> None:
         node.input[:] = [inside.get(name, name) for name in node.input]
         node.output[:] = [inside.get(name, name) for name in node.output]
     count, more, zero, one = (_ROWS + name for name in ("count", "more", "0", "1"))
-    steps: list[tuple[str, list[str], str, dict[str, int]]] = [
+    steps: list[tuple[str, list[str], str, Any]] = [
         ("Shape", [given[0]], count, {"start": 0, "end": 1}),
         ("Min", [count, one], _ROWS + "least", {}),
         ("Sub", [one, _ROWS + "least"], more, {}),

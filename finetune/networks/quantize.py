@@ -114,7 +114,10 @@ def _store_int8(plain: Path, made: Path) -> None:
         others = tuple(i for i in range(w.ndim) if i != axis)
         largest = np.abs(w).max(axis=others, keepdims=True)
         scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-        parts = {"quantized": np.rint(w / scale).astype(np.int8), "scale": scale.ravel()}
+        parts: dict[str, np.ndarray] = {
+            "quantized": np.rint(w / scale).astype(np.int8),
+            "scale": scale.ravel(),
+        }
         graph.initializer.remove(next(t for t in graph.initializer if t.name == name))
         graph.initializer.extend(numpy_helper.from_array(x, f"{name}_{part}") for part, x in parts.items())
         stored = [f"{name}_{part}" for part in parts]
