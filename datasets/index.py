@@ -21,7 +21,7 @@ from datasets.judge import judge, schema
 from datasets.plan import Source
 from datasets.schema import Corpus
 from datasets.split import Split, assign
-from datasets.windows import WindowSpec, empty, extract, grid, present
+from datasets.windows import WindowSpec, empty, extract, grid, lasts, present
 
 log = logging.getLogger(__name__)
 _PLACE = ["shard", "group", "row", "offset_s"]  # a window's place in its corpus
@@ -245,9 +245,7 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
         usable = np.logical_and(np.any(there, axis=0), np.all(required, axis=0))
         starts = [
             grid(d, spec, s) if u else grid(0, spec)
-            for s, d, u in zip(
-                table["start_s"].to_pylist(), table["duration_s"].to_pylist(), usable, strict=True
-            )
+            for s, d, u in zip(table["start_s"].to_pylist(), lasts(table, spec).tolist(), usable, strict=True)
         ]
         row = np.repeat(np.arange(len(table)), [len(s) for s in starts])
         offset = np.concatenate([*starts, np.empty(0)])

@@ -10,6 +10,7 @@ from cluster.config import Config
 from cluster.errors import PlethoraError
 from datasets import ecg, zerophase
 
+HALF = 0.5 + 1e-6  # of a sample, and what rounding of a rate and of a length in seconds may add
 SHORT = 100  # samples under which a window is filtered by scipy itself: its padding no longer fits
 
 
@@ -32,23 +33,41 @@ class Signal(Config):
     gate: Literal["none", "ecg"] = "none"  # "ecg": `ecg.sound`
 
 
-def prepare(x: np.ndarray, native_rate: float, sig: Signal, scale: np.ndarray | None = None) -> np.ndarray:
+def length(seconds: np.ndarray | float, rate: np.ndarray | float) -> np.ndarray:
+    """How many samples at `rate` Hz a window of `seconds` has, int64: the nearest number; of two that are as
+    near the lower, so that rounding and cutting off give the same window.
+
+    A stretch holds a window where it has so many samples: half a sample is forgiven, at every rate.
+    """
+    return np.ceil(np.multiply(seconds, rate) - HALF).astype(np.int64)
+
+
+def prepare(
+    x: np.ndarray,
+    native_rate: float,
+    sig: Signal,
+    scale: np.ndarray | None = None,
+    to: int | None = None,
+) -> np.ndarray:
     """Filter at the native rate, then resample, turn upright, normalise: each only as `sig` says.
 
     x: (n, channels, samples) at `native_rate` Hz, any unit, finite; scale: (n,), what the resampled windows
-    are multiplied by. Returns (n, channels, round(samples / native_rate * sig.rate)) float32, contiguous. The
-    order is SIGMA's (arXiv 2601.21031, released preset): resampling before filtering moves the result by up
-    to 0.19 of its range. Raises PlethoraError when the band does not fit under half the native rate.
+    are multiplied by; to: samples of the result, where a window's length says more than its raw samples do
+    (30 s at 124.945 Hz are 3748.35 samples), by default round(samples / native_rate * sig.rate). Returns (n,
+    channels, to) float32, contiguous. The order is SIGMA's (arXiv 2601.21031, released preset): resampling
+    before filtering moves the result by up to 0.19 of its range. Raises PlethoraError when the band does not
+    fit under half the native rate.
     """
     y = np.asarray(x, dtype=np.float64)
     n, rate, notch = y.shape[-1], float(native_rate), _notch(sig, native_rate)
+    m = samples(n, native_rate, sig.rate) if to is None else to
     if sig.band is None and notch is None:
-        y = resample(y, native_rate, sig.rate)
+        y = resample(y, m)
     elif n < SHORT:
-        y = resample(filtered(y, rate, sig.band, sig.order, notch), native_rate, sig.rate)
+        y = resample(filtered(y, rate, sig.band, sig.order, notch), m)
     else:  # the same, in two transforms
         _check_band(sig.band, rate)
-        y = zerophase.design(rate, sig.band, sig.order, n, samples(n, native_rate, sig.rate), notch)(y)
+        y = zerophase.design(rate, sig.band, sig.order, n, m, notch)(y)
     if scale is not None:
         y = y * scale[:, None, None]
     if sig.upright:
@@ -84,12 +103,9 @@ def _check_band(band: zerophase.Band | None, rate: float) -> None:
         )
 
 
-def resample(x: np.ndarray, rate: float, to: float) -> np.ndarray:
-    """Fourier resampling over the last axis, equal to `scipy.signal.resample`. (…, T) → (…, round(T · to /
-    rate)).
-    """
+def resample(x: np.ndarray, m: int) -> np.ndarray:
+    """Fourier resampling over the last axis, equal to `scipy.signal.resample`. (…, T) → (…, m)."""
     n = x.shape[-1]
-    m = samples(n, rate, to)
     if m == n:
         return x
     # Half-spectrum transforms with scipy.fft's float32/float64 kernels: scipy.signal.resample's own steps

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from cluster.config import Config
 from datasets import ecg
-from datasets.signal import Signal, periodicity, prepare
+from datasets.signal import HALF, Signal, length, periodicity, prepare
 
 TOGETHER = 16  # windows in one call into scipy
 
 LATER = ("required", "notch", "upright", "min_rate", "max_flat", "gate")  # keys that came after caches did
 
-__all__ = ["Signal", "WindowSpec", "empty", "extract", "grid", "present", "transform", "verdicts"]
+__all__ = ["Signal", "WindowSpec", "empty", "extract", "grid", "lasts", "present", "transform", "verdicts"]
 
 
 class WindowSpec(Config):
@@ -78,17 +79,30 @@ class WindowSpec(Config):
 
 
 def grid(duration_s: float, spec: WindowSpec, start_s: float = 0.0) -> np.ndarray:
-    """Start offsets in seconds, (windows,), of the windows that fit a stretch of `duration_s` that begins
-    `start_s` into its record.
+    """Start offsets in seconds, (windows,), of the windows that fit a stretch of `duration_s` (`lasts`) that
+    begins `start_s` into its record.
     """
     hop = spec.hop_s or spec.window_s
-    # the millisecond forgives durations that samples/rate rounds down
+    room = duration_s - spec.window_s + 1e-10  # rounding of sums of seconds
     if spec.until_s is not None:
         offset = spec.until_s - spec.window_s - start_s
-        fits = offset >= -1e-3 and offset + spec.window_s <= duration_s + 1e-3
-        return np.array([max(offset, 0.0)] if fits else [])
-    count = int(np.floor((duration_s - spec.window_s + 1e-3) / hop)) + 1
-    return np.arange(max(count, 0)) * hop
+        # the millisecond forgives a row that begins a sample late
+        return np.array([max(offset, 0.0)] if offset >= -1e-3 and max(offset, 0.0) <= room else [])
+    return np.arange(max(int(np.floor(room / hop)) + 1, 0)) * hop
+
+
+def lasts(table: pa.Table, spec: WindowSpec) -> np.ndarray:
+    """(rows,) seconds of each row that windows of `spec` may fill: those that every signal that is there
+    fills to half a sample (`signal.length`); 0 where none is.
+    """
+    found = np.full((len(spec.signals), table.num_rows), np.inf)
+    for number, (sig, there) in enumerate(zip(spec.signals, present(table, spec), strict=True)):
+        if there.any():
+            rate, channels = (table[sig.modality + p].to_numpy() for p in ("_rate", "_channels"))
+            held = pc.binary_length(table[sig.modality]).to_numpy()
+            found[number, there] = (held[there] // (2 * channels[there]) + HALF) / rate[there]
+    least = found.min(axis=0)
+    return np.where(np.isfinite(least), least, 0.0)
 
 
 def empty(n: int, spec: WindowSpec) -> dict[str, np.ndarray]:
@@ -133,8 +147,8 @@ def extract(
 
     Every modality is cut at its own sample nearest to the window's start (ties to the even one), counted from
     the row's start, which all modalities share: the shift is at most half a native sample each, and does not
-    grow along a row. Where window_s is no whole number of samples, the last window of a row may start one
-    sample early, and the prepared window is up to half a prepared sample longer or shorter than window_s.
+    grow along a row. Where window_s is no whole number of samples (`signal.length`), the last window of a row
+    may start one sample early, and time in the prepared window is off by up to half a native sample.
     """
     there = present(table, spec)[:, row]
     if has is not None:
@@ -159,7 +173,7 @@ def cut(
     channels = table[m + "_channels"].to_numpy()
     raw = {r: _samples(table[m], r, int(channels[r])) for r in np.unique(row).tolist()}
     starts = np.round(offset_s * rate).astype(int).tolist()
-    lengths = np.round(window_s * rate).astype(int).tolist()
+    lengths = length(window_s, rate).tolist()
     cuts = [
         _window(raw[r], a, n)[:, : sig.channels]
         for r, a, n in zip(row.tolist(), starts, lengths, strict=True)
@@ -201,7 +215,7 @@ def transform(
     for native in np.unique(rate):
         which = np.flatnonzero(rate == native)
         plain = sig.band is None and sig.notch is None and not sig.upright and sig.normalise == "none"
-        as_is = plain and native == sig.rate
+        as_is = plain and native == sig.rate and len(cuts[which[0]]) == out.shape[-1]
         for low in range(0, len(which), TOGETHER):
             part = which[low : low + TOGETHER]
             some = [cuts[i] for i in part.tolist()]
@@ -215,7 +229,7 @@ def transform(
             if sig.band is None:
                 x = x + (offset / scale)[part, None, None]
             # a band is deaf to an offset, and everything before the scale is linear
-            out[at[part]] = prepare(x, float(native), sig, scale[part])[..., : out.shape[-1]]
+            out[at[part]] = prepare(x, float(native), sig, scale[part], out.shape[-1])
 
 
 def verdicts(

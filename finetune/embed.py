@@ -18,7 +18,8 @@ from datasets.index import Index, build
 from datasets.readers.base import Refused
 from datasets.readers.columns import check_zip
 from datasets.schema import Corpus, open_corpus
-from datasets.windows import WindowSpec
+from datasets.signal import HALF, Signal, length
+from datasets.windows import WindowSpec, grid
 from finetune.encoder import BundleEncoder
 
 TASK_WINDOWS = 256  # windows a Ray task: some 10 MB of prepared samples at 240 s
@@ -135,43 +136,56 @@ def same_time(path: str, held: dict[str, tuple[np.ndarray, float]]) -> float:
     return min(seconds.values())
 
 
+def places(held: dict[str, tuple[np.ndarray, float]], width: float, hop: float) -> np.ndarray:
+    """Seconds (windows,) at which windows of `width` s begin that every signal of `read_signals` fills, to
+    half a sample, as in a corpus.
+    """
+    seconds = min((x.shape[1] + HALF) / rate for x, rate in held.values())
+    return grid(seconds, WindowSpec(signals=(Signal(modality="any", rate=1),), window_s=width, hop_s=hop))
+
+
+def cut(x: np.ndarray, rate: float, starts: np.ndarray, width: float) -> np.ndarray:
+    """(rows, T) at `rate` Hz → (windows, rows, T'): those of `width` s that begin at `starts`."""
+    size = int(length(width, rate))
+    first = np.minimum(np.round(starts * rate).astype(int), x.shape[1] - size)
+    return np.stack([x[:, s : s + size] for s in first])
+
+
 def _from_npz(
     bundle: str, input: str, path: Path, window_s: float | None, hop_s: float | None, mode: str | None, _: int
 ) -> dict[str, Any]:
     encoder = BundleEncoder(bundle, mode)
     held = read_signals(input, encoder.modalities)
     total, rates = same_time(input, held), {m: rate for m, (_, rate) in held.items()}
-    rate = max(rates.values())
-    width = total if window_s is None else round(window_s * rate) / rate
-    if window_s is None and total > encoder.max_s + 0.5 / rate:
-        width = round(encoder.window_s * rate) / rate
-    if width > total + 1e-9:
-        raise PlethoraError(f"{input} holds {total:g} s a row, less than --window-s {window_s:g}")
+    known = window_s  # none: each row is one window, as long as it is
+    if known is None and any(x.shape[1] >= encoder.max_s * r + 1 - 1e-6 for x, r in held.values()):
+        known = encoder.window_s
+    width = total if known is None else known
     hop = width if hop_s is None else hop_s
-    starts = np.round(np.arange(0, total - width + 1e-9, hop) * rate) / rate
+    starts = np.zeros(1) if known is None else places(held, known, hop)
+    if not len(starts):
+        raise PlethoraError(f"{input} holds {total:g} s a row, less than --window-s {width:g}")
     rows = len(next(iter(held.values()))[0])
     schema = _schema([("row", pa.int64()), ("start_s", pa.float64())], encoder, width, hop)
-
-    def cut(samples: np.ndarray, rate: float) -> np.ndarray:
-        length = round(width * rate)
-        first = np.minimum(np.round(starts * rate).astype(int), len(samples) - length)
-        return np.stack([samples[s : s + length] for s in first])[:, None]
 
     def parts() -> Iterable[tuple[list[pa.Array], np.ndarray]]:
         with progress(rows, "embed", "rows") as bar:
             for row in range(rows):
-                windows = {m: cut(x[row], rate) for m, (x, rate) in held.items()}
+                windows = {
+                    m: x[row, None, None] if known is None else cut(x[row, None], rate, starts, width)
+                    for m, (x, rate) in held.items()
+                }
                 keys = [pa.array(np.full(len(starts), row)), pa.array(starts)]
                 try:
-                    vectors = encoder.embed(windows, rates)
+                    vectors = encoder.embed(windows, rates, known)
                 except PlethoraError as problem:
                     raise PlethoraError(f"{input}, row {row}: {problem}") from problem
                 yield keys, vectors
                 bar.update()
 
-    windows = _write(path, schema, parts())
+    windows, unused = _write(path, schema, parts()), round(total - width - float(starts[-1]), 6)
     return {"windows": windows, "rows": rows, "dim": encoder.dim, "window_s": width,
-            "unused_tail_s": round(total - width - float(starts[-1]), 6), "refused": {}}  # fmt: skip
+            "unused_tail_s": max(unused, 0.0), "refused": {}}  # fmt: skip
 
 
 # ---------------------------------------------------------------- corpora
@@ -186,10 +200,11 @@ class _Actor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         task = {name: np.asarray(column[0]) for name, column in batch.items()}
         rows = task.pop("rows")
-        prepared = Index(self.corpus, self.spec, pa.table(task)).load(np.arange(len(rows)))
-        step = self.encoder.samples_step
-        whole = {m: x[..., : x.shape[-1] // step * step] for m, x in prepared.items()}
-        return {"row": rows, "embedding": self.encoder(whole)}
+        # only whole steps are read: what an array's end is cut to before it is filtered
+        whole_s = self.encoder.steps(self.spec.window_s) * self.encoder.step_s
+        spec = self.spec.model_copy(update={"window_s": whole_s})
+        prepared = Index(self.corpus, spec, pa.table(task)).load(np.arange(len(rows)))
+        return {"row": rows, "embedding": self.encoder(prepared)}
 
 
 def planned(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:

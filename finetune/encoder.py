@@ -1,14 +1,14 @@
 """A published bundle as a function from raw samples to vectors, and the same network without its training."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cluster import bundle as bundles
 from cluster.errors import PlethoraError
 from datasets.schema import Corpus
-from datasets.signal import Signal, prepare
+from datasets.signal import HALF, Signal, length, prepare
 from finetune.graph import Graph
 
 BATCH = 64
@@ -55,6 +55,9 @@ class BundleEncoder:
         self.step_s = max(float(k["multiple_s"]) for k in known)
         self.short = "refuse" if any(k["short"] == "refuse" for k in known) else str(known[0]["short"])
         file = str(entry["file"])
+        # in bundles of before 12/2026 int8 inputs may have bounds a batch: there each window goes alone
+        alone = self.bundle.config.get("quantised", {}).get("how") == "dynamic"
+        self._batch = 1 if alone else BATCH
         self._graph = Graph(self.bundle.path(file), f"{uri}/{file}", threads)
 
     @property
@@ -109,12 +112,33 @@ class BundleEncoder:
         """Prepared inputs have a length that is a multiple of this."""
         return round(self.step_s * self.signal.rate)
 
-    def prepare(self, x: Samples, rate: float | Mapping[str, float]) -> Any:
+    def steps(self, window_s: float) -> int:
+        """Whole steps in a window of `window_s`; those of the minimum where it is shorter."""
+        return max(int(window_s / self.step_s + 1e-6), int(np.ceil(self.min_s / self.step_s - 1e-6)))
+
+    def _steps(self, samples: int, rate: float) -> int:
+        """Whole steps in so many raw samples, to half a sample: 30 s at 124.945 Hz are 3748.35. Where a step
+        is less than a sample, the nearest number, and the shortest and longest input are found as well.
+        """
+        if samples >= self.max_s * rate + 1 - 1e-6:
+            raise PlethoraError(
+                f"windows of {samples / rate:g} s are longer than the encoder takes ({self.max_s:g} s): "
+                "cut them (--window-s)"
+            )
+        if samples >= length(self.max_s, rate):
+            return self.steps(self.max_s)
+        if samples <= self.min_s * rate + HALF:
+            return self.steps(self.min_s)
+        return int(samples / (self.step_s * rate) + HALF * min(1 / (self.step_s * rate), 1))
+
+    def prepare(self, x: Samples, rate: float | Mapping[str, float], window_s: float | None = None) -> Any:
         """Raw (n, channels, T) at `rate` Hz, any unit → (n, channels, T') float32 at the encoder's rate; with
         several inputs dicts of both by modality, of the same time.
 
-        The end is cut to a whole number of steps; what is shorter than the minimum is reflected (or
-        repeated, or refused) as preprocessing.json says; then it is filtered at its own rate and resampled.
+        The end is cut to a whole number of steps, where half a raw sample is forgiven; what is shorter than
+        the minimum is reflected (or repeated, or refused) as preprocessing.json says; then it is filtered at
+        its own rate and resampled to exactly those steps. window_s: how many seconds the windows were cut to
+        (`signal.length`), where that is known better than samples and rate tell.
         Raises PlethoraError for input that cannot be matched: non-finite samples, a rate too low for the
         band, another channel count, longer than the encoder's window, signals of different lengths.
         """
@@ -123,15 +147,27 @@ class BundleEncoder:
         missing = [m for m in self.modalities if m not in rates]
         if missing:
             raise PlethoraError(f"mode {self.mode!r}: no rate of {' and '.join(missing)} is given")
-        found = {
-            m: self._prepared(given[m], rates[m], i, s)
+        raw = {
+            m: self._checked(given[m], rates[m], i, s)
             for m, i, s in zip(self.modalities, self.inputs, self.signals, strict=True)
         }
-        if len({(len(y), y.shape[-1]) for y in found.values()}) > 1:
-            sizes = ", ".join(f"{m} {len(given[m])} x {given[m].shape[-1] / rates[m]:g} s" for m in found)
+        steps = {m: self._steps(y.shape[-1], rates[m]) for m, y in raw.items()}
+        seconds = {m: y.shape[-1] / rates[m] for m, y in raw.items()}
+        apart = max(seconds.values()) - min(seconds.values())
+        alike = len(set(steps.values())) == 1 or apart <= 1 / min(rates[m] for m in raw) + 1e-9
+        if len({len(y) for y in raw.values()}) > 1 or not alike:
+            sizes = ", ".join(f"{m} {len(y)} x {seconds[m]:g} s" for m, y in raw.items())
             raise PlethoraError(
                 f"mode {self.mode!r} takes {self.modality} of the same time, not {sizes}: cut them alike"
             )
+        count = min(steps.values()) if window_s is None else self.steps(window_s)
+        found = {
+            s.modality: prepare(
+                self._fit(raw[s.modality], rates[s.modality], count), rates[s.modality], s,
+                to=count * self.samples_step,
+            )
+            for s in self.signals
+        }  # fmt: skip
         return found if isinstance(x, Mapping) else found[self.modalities[0]]
 
     def _by_modality(self, x: Samples) -> Mapping[str, np.ndarray]:
@@ -144,8 +180,8 @@ class BundleEncoder:
             raise PlethoraError(f"mode {self.mode!r} takes {self.modality} together: give a dict of both")
         return {self.modalities[0]: x}
 
-    def _prepared(self, x: np.ndarray, rate: float, entry: dict[str, Any], signal: Signal) -> np.ndarray:
-        """One input's raw windows → what the network takes of them."""
+    def _checked(self, x: np.ndarray, rate: float, entry: dict[str, Any], signal: Signal) -> np.ndarray:
+        """One input's raw windows, as float64. PlethoraError where the network cannot take them."""
         x = np.asarray(x, np.float64)
         if x.ndim != 3 or x.shape[1] != entry["channels"]:
             raise PlethoraError(
@@ -165,35 +201,27 @@ class BundleEncoder:
         bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))
         if len(bad):
             raise PlethoraError(f"window {bad[0]} holds NaN or infinite samples: bridge or drop it first")
-        y = prepare(self._fit(x, rate), rate, signal)
-        return y[..., : y.shape[-1] // self.samples_step * self.samples_step]
+        return x
 
-    def _fit(self, x: np.ndarray, rate: float) -> np.ndarray:
-        """Raw windows of a length that the network takes."""
-        seconds = x.shape[-1] / rate
-        if seconds > self.max_s + 0.5 / rate:
+    def _fit(self, x: np.ndarray, rate: float, steps: int) -> np.ndarray:
+        """Raw windows cut to so many steps, or made longer to reach them."""
+        missing = int(length(steps * self.step_s, rate)) - x.shape[-1]
+        if missing <= 0:
+            return x[..., : x.shape[-1] + missing]
+        if self.short == "refuse" or x.shape[-1] < 2:
             raise PlethoraError(
-                f"windows of {seconds:g} s are longer than the encoder takes ({self.max_s:g} s): "
-                "cut them (--window-s)"
+                f"windows of {x.shape[-1] / rate:g} s are under the encoder's minimum of {self.min_s:g} s"
             )
-        if seconds < self.min_s - 1e-6:
-            want = int(np.ceil(self.min_s * rate - 1e-6))
-            if self.short == "refuse" or x.shape[-1] < 2:
-                raise PlethoraError(
-                    f"windows of {seconds:g} s are under the encoder's minimum of {self.min_s:g} s"
-                )
-            pad = ((0, 0), (0, 0), (0, want - x.shape[-1]))
-            return np.pad(x, pad, mode="reflect" if self.short == "reflect" else "wrap")
-        steps = int(seconds / self.step_s + 1e-6)
-        return x[..., : int(np.ceil(steps * self.step_s * rate - 1e-6))]
+        mode: Literal["reflect", "wrap"] = "reflect" if self.short == "reflect" else "wrap"
+        return np.pad(x, ((0, 0), (0, 0), (0, missing)), mode=mode)
 
     def __call__(self, prepared: Samples) -> np.ndarray:
         """Prepared (n, channels, T'), or a dict of them by modality → vectors (n, dim) float32."""
         given = self._by_modality(prepared)
         feed = {i["name"]: given[i["modality"]] for i in self.inputs}
         parts = [
-            self._graph({name: y[i : i + BATCH] for name, y in feed.items()})
-            for i in range(0, len(given[self.modalities[0]]), BATCH)
+            self._graph({name: y[i : i + self._batch] for name, y in feed.items()})
+            for i in range(0, len(given[self.modalities[0]]), self._batch)
         ]
         found = np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
         if found.shape != (len(given[self.modalities[0]]), self.dim):
@@ -203,11 +231,13 @@ class BundleEncoder:
             )
         return finite(found, self.bundle.uri)
 
-    def embed(self, x: Samples, rate: float | Mapping[str, float]) -> np.ndarray:
-        """Raw (n, channels, T) at `rate` Hz (dicts of both by modality) → vectors (n, dim) float32. Errors:
-        see `prepare`.
+    def embed(
+        self, x: Samples, rate: float | Mapping[str, float], window_s: float | None = None
+    ) -> np.ndarray:
+        """Raw (n, channels, T) at `rate` Hz (dicts of both by modality) → vectors (n, dim) float32.
+        `window_s` and errors: see `prepare`.
         """
-        return self(self.prepare(x, rate))
+        return self(self.prepare(x, rate, window_s))
 
     def pieces(self, window_s: float) -> int:
         """Into how many windows of the encoder a longer window is cut (their vectors are averaged); 1 if it
@@ -286,7 +316,7 @@ def untrained(config: dict[str, Any], mode: str, seed: int) -> Run:
         with torch.inference_mode():
             parts = [
                 module(*(x[i : i + BATCH] for x in inputs)).float().numpy()
-                for i in range(0, len(inputs[0]), BATCH)
+                for i in range(0, max(len(inputs[0]), 1), BATCH)
             ]
         return finite(np.concatenate(parts), "untrained encoder")
 

@@ -20,7 +20,7 @@ from datasets.index import Index, build
 from datasets.schema import open_corpus
 from datasets.windows import WindowSpec
 from finetune import metrics, probe
-from finetune.embed import read_signals, same_time
+from finetune.embed import cut, places, read_signals, same_time
 from finetune.encoder import BATCH, BundleEncoder, finite
 from finetune.evaluation import waveform
 from finetune.evaluation.choose import seen_by_pretraining
@@ -91,17 +91,18 @@ def _from_npz(translator: Translator, input: str, source: str, target: str, out:
     if both:
         held = read_signals(input, [source, target])
     seconds = same_time(input, held)
-    width = min(translator.window_s, seconds)
-    starts = np.arange(int(seconds / width + 1e-6)) * width
+    starts = places(held, translator.window_s, translator.window_s)
+    known = translator.window_s if len(starts) else None
+    width = seconds if known is None else known
+    if known is None:  # shorter rows are one window each
+        starts = np.zeros(1)
     rows = len(held[source][0])
 
     def prepared(modality: str, encoder: BundleEncoder) -> np.ndarray:
         """(rows · windows, 1, T): a row's windows follow each other."""
         x, rate = held[modality]
-        size = round(width * rate)
-        first = np.minimum(np.round(starts * rate).astype(int), x.shape[1] - size)
-        cut = np.stack([x[:, s : s + size] for s in first], axis=1)
-        return encoder.prepare(cut.reshape(-1, 1, size), rate)
+        windows = cut(x, rate, starts, width).swapaxes(0, 1)
+        return encoder.prepare(windows.reshape(-1, 1, windows.shape[-1]), rate, known)
 
     guess = translator(prepared(source, translator.source))
     results: dict[str, Any] = {"windows": len(guess), "decoder": translator.name, "metrics": {}}

@@ -4,143 +4,10 @@ Plethora.
 
 # ruff: noqa: RUF001  (minus signs, dashes and Greek letters are meant)
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-_SNIPPET = '''\
-from pathlib import Path
-
-import numpy as np
-import onnxruntime
-from scipy import signal
-
-BUNDLE = Path(".")  # the folder that holds this README
-{constants}
-{upright}
-def prepare(raw, rate, want):
-    """Raw (samples,) or (windows, samples) at `rate` Hz -> (windows, 1, n) float32 for the network."""
-    x = np.atleast_2d(np.asarray(raw, dtype=np.float64))
-    seconds, step = x.shape[-1] / rate, want["multiple_s"]
-    band = want["band"]  # one without an upper end is a high-pass
-    top = band[1] or band[0] if band else want["rate"] / 2
-    if not np.isfinite(x).all():
-        raise ValueError("NaN or infinite samples: bridge or drop them first")
-    if not rate > 2 * top:
-        raise ValueError(f"{{rate}} Hz cannot hold the band up to {{top}} Hz")
-    if rate < (want["min_rate"] or 0):
-        raise ValueError(f"{{rate}} Hz is under the {{want['min_rate']}} Hz that are needed")
-    if seconds > want["max_s"] + 0.5 / rate:
-        raise ValueError(f"{{seconds}} s is longer than the maximum of {{want['max_s']}} s: cut it first")
-    if seconds < want["min_s"] - 1e-6:  # too short: {short}
-        if want["short"] == "refuse" or x.shape[-1] < 2:
-            raise ValueError(f"{{seconds}} s is under the minimum of {{want['min_s']}} s")
-        missing = int(np.ceil(want["min_s"] * rate - 1e-6)) - x.shape[-1]
-        x = np.pad(x, ((0, 0), (0, missing)), mode="reflect" if want["short"] == "reflect" else "wrap")
-    else:  # the end that fills no whole step is cut
-        x = x[:, : int(np.ceil(int(seconds / step + 1e-6) * step * rate - 1e-6))]
-    sections = []  # zero-phase, at the native rate, before resampling
-    if band:
-        edges, kind = (band, "bandpass") if band[1] else (band[0], "highpass")
-        sections.append(signal.butter(want["order"], edges, btype=kind, fs=rate, output="sos"))
-    if want["notch"] and want["notch"] < rate / 2:
-        sections.append(signal.tf2sos(*signal.iirnotch(want["notch"], 30, fs=rate)))
-    if sections:
-        x = signal.sosfiltfilt(np.concatenate(sections), x, axis=-1)
-    n = round(x.shape[-1] / rate * want["rate"])
-    x = signal.resample(x, n, axis=-1) if n != x.shape[-1] else x
-{turned}    multiple = round(step * want["rate"])
-    return x[:, None, : n // multiple * multiple].astype(np.float32)
-
-
-{session}
-
-
-def embed(raw, rate):
-    """{doc}"""
-    return SESSION.run(None, {feed})[0]
-'''
-
-_UPRIGHT = '''
-
-def upright(x, rate):
-    """ECG windows (windows, n), turned over where the usual largest deflection at 5-20 Hz points down."""
-    n = x.shape[-1]
-    t = np.linspace(-1, 1, n)
-    y = x - x.mean(axis=-1, keepdims=True)
-    y = y - (y @ t / (t @ t))[:, None] * t
-    edge = np.sin(np.linspace(0, np.pi / 2, max(2, min(round(0.25 * rate), n // 4)))) ** 2
-    y[:, : len(edge)] *= edge
-    y[:, -len(edge) :] *= edge[::-1]
-    f = np.arange(n // 2 + 1) * rate / n
-    keep = min(len(f), int(np.searchsorted(f, 50)) + 1)
-    gain = np.r_[0, 1 / ((1 + (5 / f[1:keep]) ** 8) * (1 + (f[1:keep] / 20) ** 8))]
-    m = min(n, 2 * (keep - 1))
-    y = np.fft.irfft(np.fft.rfft(y)[:, :keep] * gain, m)
-    count = max(1, int(m / (1.5 * f[1] * m)))
-    y = y[:, : m // count * count].reshape(len(y), count, -1)
-    largest = np.take_along_axis(y, np.abs(y).argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    return np.where(np.median(largest, axis=-1, keepdims=True) < 0, -x, x)
-
-'''
-_TURNED = """\
-    if want["upright"]:
-        x = upright(x, want["rate"])
-"""
-
-_SHORT = {
-    "reflect": "reflected at its end until the minimum is reached",
-    "repeat": "repeated until the minimum is reached",
-    "refuse": "refused",
-}
-
-
-def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) -> str:
-    """Python source of `embed(raw, rate)` for one mode, with NumPy, SciPy and onnxruntime only.
-
-    One input: `raw` is (samples,) or (windows, samples), `rate` in Hz. Several inputs: both are dicts by
-    input name.
-    """
-    entry = config["modes"][mode]
-    inputs = entry["inputs"]
-    keys = ("rate", "band", "order", "notch", "upright", "min_rate", "min_s", "multiple_s", "short")
-    known = {i["name"]: preprocessing[i["modality"]] for i in inputs}
-    wanted = {n: {k: p.get(k) for k in keys} | {"max_s": _longest(p)} for n, p in known.items()}
-    constants = "\n".join(f"{_constant(name)} = {_literal(want)}" for name, want in wanted.items())
-    shapes = f"(windows, {entry['dim']}) float32"
-    if len(inputs) == 1:
-        name = inputs[0]["name"]
-        doc = (
-            f"Raw {inputs[0]['modality'].upper()} (samples,) or (windows, samples) at `rate` Hz -> {shapes}."
-        )
-        feed = f'{{"{name}": prepare(raw, rate, {_constant(name)})}}'
-    else:
-        names = ", ".join(i["name"] for i in inputs)
-        doc = f"Dicts by input name ({names}) of raw samples and of rates in Hz, same time -> {shapes}."
-        feed = (
-            "{" + ", ".join(f'"{n}": prepare(raw["{n}"], rate["{n}"], {_constant(n)})' for n in wanted) + "}"
-        )
-    shorts = {want["short"] for want in wanted.values()}
-    turns = any(want["upright"] for want in wanted.values())
-    return _SNIPPET.format(
-        constants=constants,
-        upright=_UPRIGHT if turns else "",
-        turned=_TURNED if turns else "",
-        session=f'SESSION = onnxruntime.InferenceSession(str(BUNDLE / "{entry["file"]}"))',
-        short=" or ".join(sorted(_SHORT[s] for s in shorts)),
-        doc=doc,
-        feed=feed,
-    )
-
-
-def _constant(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name).upper()
-
-
-def _literal(want: dict[str, Any]) -> str:
-    shown = {k: json.dumps(v) if isinstance(v, str) else repr(v) for k, v in want.items()}
-    lines = "".join(f"    {json.dumps(k)}: {v},\n" for k, v in shown.items())
-    return "{\n" + lines + "}\n"
+from pretrain.snippet import SHORT, longest, snippet
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -162,16 +29,10 @@ def _figures(metrics: dict[str, Any]) -> str:
     return _table(("figure", "first validation", "last validation"), rows) if rows else ""
 
 
-def _longest(known: dict[str, Any]) -> float:
-    """Seconds of the longest input that the network takes."""
-    return float(known.get("max_s", known["window_s"]))
-
-
 def _signal(modality: str, known: dict[str, Any]) -> str:
     band = known.get("band")
     steps = [
-        f"cut a window of {known['min_s']:g} to {_longest(known):g} s, "
-        f"a multiple of {known['multiple_s']:g} s"
+        f"cut a window of {known['min_s']:g} to {longest(known):g} s, a multiple of {known['multiple_s']:g} s"
     ]
     if band:
         kind = f"band-pass {band[0]:g}–{band[1]:g} Hz" if band[1] else f"high-pass {band[0]:g} Hz"
@@ -186,8 +47,11 @@ def _signal(modality: str, known: dict[str, Any]) -> str:
     if known.get("upright"):
         steps.append("turn windows over whose QRS complexes point down")
     steps.append("nothing else: the network normalises")
-    unit, short = known.get("unit", "any"), _SHORT[known["short"]]
-    return f"- **{modality}**, unit {unit}: {'; then '.join(steps)}. Shorter input is {short}."
+    unit, short = known.get("unit", "any"), SHORT[known["short"]]
+    return (
+        f"- **{modality}**, unit {unit}: {'; then '.join(steps)}. Shorter input is {short}; half a raw "
+        "sample is forgiven, for windows that are no whole number of samples."
+    )
 
 
 def _corpora(lineage: dict[str, Any]) -> str:
@@ -298,7 +162,7 @@ def render(
         parts += [f"### Mode `{mode}`", f"```python\n{snippet(mode, config, preprocessing).rstrip()}\n```"]
         if len(entry["inputs"]) == 1:
             known = preprocessing[entry["inputs"][0]["modality"]]
-            seconds = min(30.0, _longest(known))
+            seconds = min(30.0, longest(known))
             parts += [
                 "Then:",
                 f"```python\nrate = 125  # Hz, of your own recording\n"

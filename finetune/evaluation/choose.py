@@ -16,7 +16,7 @@ from datasets.index import Index, build, read
 from datasets.judge import judge
 from datasets.schema import Corpus
 from datasets.signal import Signal
-from datasets.windows import WindowSpec
+from datasets.windows import WindowSpec, lasts
 from finetune.encoder import BundleEncoder
 from finetune.evaluation import multilabel
 from finetune.evaluation.readings import reading_names
@@ -178,7 +178,7 @@ def relocated(index: Index, spec: WindowSpec, judged: bool) -> Index:
     for s, g in sorted(set(zip(shard.tolist(), group.tolist(), strict=True))):
         which = np.flatnonzero((shard == s) & (group == g))
         rows = read(index.corpus, s, g, spec)
-        at, shift = _within(rows, record[which], start[which], spec.window_s)
+        at, shift = _within(rows, record[which], start[which], spec)
         row[which], offset[which] = np.maximum(at, 0), shift
         there = at >= 0
         verdict[which] = np.where(there, "ok", "absent")
@@ -189,15 +189,16 @@ def relocated(index: Index, spec: WindowSpec, judged: bool) -> Index:
 
 
 def _within(
-    rows: pa.Table, record: np.ndarray, start: np.ndarray, window_s: float
+    rows: pa.Table, record: np.ndarray, start: np.ndarray, spec: WindowSpec
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n,) row of `rows` that holds each window, -1 where none does, and the window's offset in it."""
-    begin, seconds = rows["start_s"].to_numpy(), rows["duration_s"].to_numpy()
+    begin, seconds = rows["start_s"].to_numpy(), lasts(rows, spec)
+    room = seconds - spec.window_s
     name = np.asarray(rows["record"].to_pylist(), object)
     at, offset = np.full(len(record), -1), np.zeros(len(record))
     for i, (r, s) in enumerate(zip(record, start, strict=True)):
-        # the millisecond is that of datasets.windows.grid
-        holds = (name == r) & (begin <= s + 1e-3) & (s + window_s <= begin + seconds + 2e-3)
+        # the millisecond forgives a row that begins a sample late
+        holds = (name == r) & (begin <= s + 1e-3) & (s <= begin + room + 1e-3) & (room >= -1e-10)
         if holds.any():
             at[i] = int(np.argmax(holds))
             offset[i] = max(s - begin[at[i]], 0.0)

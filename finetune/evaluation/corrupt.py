@@ -136,7 +136,7 @@ class Damaged(Index):
             m = signal.modality
             drawn = generators(self.seed, f"{self.kind} {m}", ids)
             x = KINDS[self.kind].damage(recorded[m], was.rate, self.severity, drawn)
-            found[m] = prepare(x, was.rate, signal)[..., : round(self.spec.window_s * signal.rate)]
+            found[m] = prepare(x, was.rate, signal, to=round(self.spec.window_s * signal.rate))
         return found
 
 

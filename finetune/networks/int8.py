@@ -143,18 +143,24 @@ def _calibrated_on(corpus: Corpus, parts: Mapping[str, Sample]) -> dict[str, Any
     }  # fmt: skip
 
 
+_OTHER = {"static": "with inputs in uint8 as well", "weights": "with int8 weights alone"}
+
+
 def _told(parent: bundles.Bundle, mode: str, about: Mapping[str, Any], parts: Mapping[str, Sample]) -> str:
     """The card's paragraph."""
     found, how = about["tried"][about["how"]], about["how"]
     train, val = parts["train"], parts["val"]
-    other = "dynamic" if how == "static" else "static"
+    other = "weights" if how == "static" else "static"
     return (
-        f"**Quantised to int8** ({how}, onnxruntime) from mode `{mode}` of `{parent.uri}`, which is float32; "
+        f"**Quantised to int8** ({how}) from mode `{mode}` of `{parent.uri}`, which is float32; "
         f"not trained again. Weights of {', '.join(about['operators'])} are int8 with a scale a channel, "
-        f"{HOW[how]}; the rest is float32. Calibrated on {train.windows} windows of {len(train.subjects)} "
-        f"subjects of `{about['corpus']}`. On {val.windows} windows of {len(val.subjects)} other subjects "
+        f"{HOW[how]}; the rest is float32. A window's vector does not depend on what else is in its batch. "
+        f"{'Calibrated' if how == 'static' else 'Static bounds kept less: they were measured'} on "
+        f"{train.windows} windows of {len(train.subjects)} subjects of `{about['corpus']}`. On "
+        f"{val.windows} windows of {len(val.subjects)} other subjects "
         f"its vectors have a cosine of {found['cosine']:.4f} (5th percentile {found['cosine_p5']:.4f}) to "
-        f"the float32 ones and keep {found['kept']:.1%} of their variance, each number alike ({other}: "
+        f"the float32 ones and keep {found['kept']:.1%} of their variance, each number alike ("
+        f"{_OTHER[other]}: "
         f"{about['tried'][other]['kept']:.1%}). A probe fitted on float32 vectors is to be fitted again. "
         "`model.safetensors` holds the int8 weights, scales and zero points of the ONNX file; to train on, "
         "take the float32 bundle. The table under *Training* names the calibration corpus alone; what the "

@@ -1,9 +1,11 @@
 """The ONNX file of a mode → the same in int8: onnxruntime's quantisation, judged on people that it was not
 calibrated on.
 
-Weights of convolutions and matrix products become int8 with a scale a channel. *Static*: so do their inputs,
-between bounds measured on calibration windows. *Dynamic*: bounds are taken anew from each batch, so that a
-window's vector depends a little on its company; it is chosen only where static loses too much.
+Weights of convolutions and matrix products become int8 with a scale a channel. *Static*: their inputs become
+uint8, between bounds measured on calibration windows. *Weights*: their inputs stay float32; it is chosen only
+where static loses too much. In neither does a window's vector depend on its company. onnxruntime's dynamic
+quantisation is not used: it takes bounds from each batch as it comes, so that one window with a glitch spoils
+all others, and gives the weights of a convolution a single scale.
 """
 
 import contextlib
@@ -17,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from finetune.encoder import BATCH, BundleEncoder, finite
-from pretrain.export import bare
+from pretrain.export import bare, take_no_rows
 
 ENOUGH = 0.95  # share of the variance kept, each number alike, under which static is not taken unseen
 OPERATORS = ["Conv", "MatMul", "Gemm"]  # those that hold the weights; int8 elsewhere loses more than it saves
 HOW = {
     "static": "their inputs are uint8 between bounds measured on the calibration windows (min-max)",
-    "dynamic": "their inputs become uint8 between the bounds of each batch as it comes, so that a window's "
-    "vector depends a little on its company: embed one window at a time where that matters",
+    "weights": "their inputs stay float32: the file is small, what it computes is float32",
 }
 
 Feed = Mapping[str, np.ndarray]
@@ -78,23 +79,53 @@ def fidelity(true: np.ndarray, found: np.ndarray) -> dict[str, float]:
 
 def quantised(model: Path, how: str, calibration: Feed, folder: Path) -> Path:
     """`model` in int8, in `folder`; `calibration` is for "static" alone."""
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     made = folder / f"{how}.onnx"
-    given: dict[str, Any] = {
-        "op_types_to_quantize": OPERATORS, "per_channel": True, "weight_type": QuantType.QInt8,
-        "extra_options": {"MatMulConstBOnly": True},  # products of two activations stay float32
-    }  # fmt: skip
     with _quiet():
         plain = _plain(model, folder)
-        if how == "static":
-            quantize_static(
-                plain, made, _Reader(calibration), quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8, **given,
-            )  # fmt: skip
+        if how == "weights":
+            _store_int8(plain, made)
         else:
-            quantize_dynamic(plain, made, **given)
+            quantize_static(
+                plain, made, _Reader(calibration), quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=OPERATORS,
+                extra_options={"MatMulConstBOnly": True},  # products of two activations stay float32
+            )  # fmt: skip
+    take_no_rows(made)  # bundles of before 12/2026 may not
     return made
+
+
+def _store_int8(plain: Path, made: Path) -> None:
+    """Weights of `OPERATORS` as int8 with a scale for each output channel, made float32 again at run time."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(plain)
+    graph, back = model.graph, []
+    weights = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        name = node.input[1] if node.op_type in OPERATORS else ""
+        if name not in weights:
+            continue
+        w = numpy_helper.to_array(weights.pop(name))
+        turned = any(a.name == "transB" and a.i for a in node.attribute)
+        axis = 0 if node.op_type == "Conv" or turned else w.ndim - 1
+        others = tuple(i for i in range(w.ndim) if i != axis)
+        largest = np.abs(w).max(axis=others, keepdims=True)
+        scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        parts: dict[str, np.ndarray] = {
+            "quantized": np.rint(w / scale).astype(np.int8),
+            "scale": scale.ravel(),
+        }
+        graph.initializer.remove(next(t for t in graph.initializer if t.name == name))
+        graph.initializer.extend(numpy_helper.from_array(x, f"{name}_{part}") for part, x in parts.items())
+        stored = [f"{name}_{part}" for part in parts]
+        back.append(helper.make_node("DequantizeLinear", stored, [name], f"{name}_back", axis=axis))
+    nodes = [*back, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, made)
 
 
 class _Reader:
@@ -153,7 +184,7 @@ def choose(
 ) -> tuple[Path, dict[str, Any]]:
     """The int8 file that is published, and what was measured on `check`: {"how", "tried": {how: fidelity}}.
 
-    Static, unless it keeps less than `ENOUGH` of the variance and dynamic keeps more.
+    Static, unless it keeps less than `ENOUGH` of the variance and int8 weights alone keep more.
     """
     model = encoder.bundle.path(encoder.bundle.config["modes"][encoder.mode]["file"])
     true = Graph(model)(check)
@@ -161,15 +192,9 @@ def choose(
     tried: dict[str, dict[str, float]] = {}
     for how in HOW:
         files[how] = quantised(model, how, calibration, folder)
-        graph = Graph(files[how])
-        found = graph(check)
-        alone = graph({name: x[:BATCH] for name, x in check.items()}, batch=1)
-        spread_of = true.std(0).mean() or 1.0
-        tried[how] = fidelity(true, found) | {
-            "company": float(np.abs(found[:BATCH] - alone).max() / spread_of)
-        }
-    static, dynamic = tried["static"]["kept"], tried["dynamic"]["kept"]
-    how = "dynamic" if static < ENOUGH and dynamic > static else "static"
+        tried[how] = fidelity(true, Graph(files[how])(check))
+    static, weights = tried["static"]["kept"], tried["weights"]["kept"]
+    how = "weights" if static < ENOUGH and weights > static else "static"
     _takes_all(Graph(files[how]), encoder)
     return files[how], {"how": how, "tried": tried}
 
@@ -179,7 +204,7 @@ def _takes_all(graph: Graph, encoder: BundleEncoder) -> None:
     rate, draw = encoder.signal.rate, np.random.default_rng(0)
     shortest, longest = round(encoder.min_s * rate), round(encoder.max_s * rate)
     for samples in (shortest, (shortest + longest) // 2, longest):
-        for count in (1, 3):
+        for count in (0, 1, 3):
             feed = {
                 str(i["name"]): draw.standard_normal((count, i["channels"], samples)).astype(np.float32)
                 for i in encoder.inputs

@@ -62,8 +62,8 @@ def sentences(results: dict[str, Any]) -> list[str]:
 def facts(results: dict[str, Any]) -> list[str]:
     """How the figures were made, one line each; warnings first."""
     held, made = results["held_out"], results["quantised"]
-    other = "dynamic" if made["how"] == "static" else "static"
     tried = made["tried"]
+    other = next(how for how in tried if how != made["how"])
     lines = [f"WARNING: {line}" for table in results["tasks"] for line in table["warnings"]]
     lines += [
         f"Latency: one window of {results['window_s']:g} s at a time, one thread, medians over rows in turn; "
@@ -72,11 +72,9 @@ def facts(results: dict[str, Any]) -> list[str]:
         f"(overlap of pretraining with the corpus: {results['overlap']['kind']}); variance kept counts each "
         "number of the vector alike, cosines flatter where vectors have much in common",
         f"int8 is {made['how']}: kept {tried[made['how']]['kept']:.1%} of the variance on validation "
-        f"subjects ({other}: {tried[other]['kept']:.1%}), calibrated on {made['windows']['train']} windows",
+        f"subjects ({other}: {tried[other]['kept']:.1%}), calibrated on {made['windows']['train']} windows; "
+        "static: weights int8, their inputs uint8; weights: their inputs stay float32",
     ]
-    if made["how"] == "dynamic":
-        company = tried["dynamic"]["company"]
-        lines.append(f"Dynamic: a vector moves by up to {company:.2f} SD with what else is in its batch")
     for table in results["tasks"]:
         counts = table["counts"]
         lines.append(

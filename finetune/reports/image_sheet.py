@@ -13,7 +13,7 @@ from cluster.config import table_of, validate
 from cluster.errors import PlethoraError
 from datasets.index import read
 from datasets.schema import Corpus, open_corpus
-from datasets.windows import Signal, WindowSpec, empty, extract, grid, verdicts
+from datasets.windows import Signal, WindowSpec, empty, extract, grid, lasts, verdicts
 from finetune.imaging import Images, Imaging, images
 
 CHANNELS = {
@@ -64,8 +64,9 @@ def _windows(corpus: Corpus, spec: WindowSpec, wanted: int, seed: int) -> list[t
     more: list[tuple[np.ndarray, str]] = []
     for place in draw.permutation(len(places)).tolist():
         table = read(corpus, *places[place], spec)
+        seconds = lasts(table, spec)
         for row in draw.permutation(table.num_rows).tolist():
-            offsets = grid(table["duration_s"][row].as_py(), spec)
+            offsets = grid(seconds[row], spec)
             if not len(offsets):
                 continue
             offset = draw.choice(offsets, 1)

@@ -25,7 +25,7 @@ from datasets import index, zerophase
 from datasets.judge import judge
 from datasets.schema import Corpus
 from datasets.signal import Signal, normalise, samples
-from datasets.windows import WindowSpec, cut, empty, extract, grid, present
+from datasets.windows import WindowSpec, cut, empty, extract, grid, lasts, present
 from finetune.imaging import Imaging, images
 from pretrain.masking import priors
 from pretrain.recipes.anyppg import AnyPPGConfig
@@ -82,8 +82,7 @@ def shelf(corpus: Corpus, spec: WindowSpec, most: int) -> Shelf:
     table = index.read(corpus, 0, 0, spec)
     usable = present(table, spec).all(axis=0)
     starts = [
-        grid(d, spec) if u else np.empty(0)
-        for d, u in zip(table["duration_s"].to_pylist(), usable, strict=True)
+        grid(d, spec) if u else np.empty(0) for d, u in zip(lasts(table, spec).tolist(), usable, strict=True)
     ]
     row, offset = np.repeat(np.arange(len(table)), [len(s) for s in starts]), np.concatenate(starts)
     some = np.unique(np.linspace(0, len(row) - 1, min(most, len(row))).astype(int))

@@ -6,7 +6,8 @@ import pytest
 from scipy import signal as scipy_signal
 
 from datasets.schema import row_schema
-from datasets.windows import Signal, WindowSpec, empty, extract, grid, verdicts
+from datasets.signal import length, prepare
+from datasets.windows import Signal, WindowSpec, empty, extract, grid, lasts, verdicts
 
 PPG = Signal(modality="ppg", rate=50.0, band=(0.5, 8.0))
 SPEC = WindowSpec(signals=(PPG,), window_s=10.0, hop_s=5.0)
@@ -53,11 +54,50 @@ def test_only_the_channels_asked_for_are_taken_and_channels_are_interleaved_last
 
 
 @pytest.mark.parametrize(
-    ("duration", "count"), [(9.99, 0), (9.9995, 1), (10.0, 1), (14.9, 1), (15.0, 2), (31.0, 5), (0.0, 0)]
+    ("duration", "count"), [(9.99, 0), (9.9995, 0), (10.0, 1), (14.9, 1), (15.0, 2), (31.0, 5), (0.0, 0)]
 )
 def test_the_grid_holds_the_windows_that_fit_whole(duration: float, count: int) -> None:
     starts = grid(duration, SPEC)
     assert len(starts) == count and (np.diff(starts) == 5.0).all()
+
+
+@pytest.mark.parametrize(
+    ("rate", "samples", "count"),
+    [
+        (124.945, 1249, 1),  # 10 s are 1249.45 samples
+        (124.945, 1248, 0),
+        (124.95, 1249, 1),  # 1249.5: the lower number will do
+        (124.945, 1874, 2),  # 15 s are 1874.175
+        (2000.0, 19_999, 0),  # half a millisecond, but a whole sample
+        (40.02, 400, 1),
+    ],
+)
+def test_a_row_holds_the_windows_that_it_fills_to_half_a_sample(
+    rate: float, samples: int, count: int
+) -> None:
+    x = np.random.default_rng(0).integers(-3000, 3000, samples).astype("<i2")
+    row = {"subject": "s", "record": "r", "start_s": 0.0, "duration_s": samples / rate, "ppg": x.tobytes()}
+    row |= {"ppg_rate": rate, "ppg_scale": 1.0, "ppg_offset": 0.0, "ppg_unit": "x", "ppg_channels": 1}
+    table = pa.Table.from_pylist([row], row_schema(["ppg"]))
+    starts = grid(lasts(table, SPEC)[0], SPEC)
+    assert starts.tolist() == [5.0 * i for i in range(count)]
+    if not count:
+        return
+    out = empty(count, SPEC)
+    extract(table, np.zeros(count, int), starts, SPEC, out, np.arange(count))
+    first = prepare(x[None, None, :][..., : length(10, rate)], rate, PPG, to=500)
+    np.testing.assert_allclose(out["ppg"][0], first[0], atol=1e-3)
+
+
+def test_of_two_signals_the_shorter_one_says_which_windows_fit() -> None:
+    both = WindowSpec(signals=(PPG, Signal(modality="ecg", rate=50.0)), window_s=10.0)
+    row = {"subject": "s", "record": "r", "start_s": 0.0, "duration_s": 10.0}
+    for m, rate, samples in (("ppg", 124.945, 1249), ("ecg", 249.89, 2498)):  # 2498.9: a sample is missing
+        row |= {m: np.zeros(samples, "<i2").tobytes(), f"{m}_rate": rate, f"{m}_scale": 1.0}
+        row |= {f"{m}_offset": 0.0, f"{m}_unit": "x", f"{m}_channels": 1}
+    table = pa.Table.from_pylist([row], row_schema(["ppg", "ecg"]))
+    assert len(grid(lasts(table, both)[0], both)) == 0
+    assert len(grid(lasts(table, SPEC)[0], SPEC)) == 1
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,41 @@ def test_every_rate_and_length_gives_whole_steps(encoder: BundleEncoder, rate: f
     assert prepared.dtype == np.float32
 
 
+@pytest.mark.parametrize("rate", [17.35, 23.977, 31.999, 49.9, 63.97, 64.04, 124.945])
+def test_a_network_of_one_sample_a_step_gets_its_longest_and_shortest_window_whole(
+    tmp_path: Path, rate: float
+) -> None:
+    """Steps finer than a raw sample: several lengths have the same number of raw samples."""
+    fine = {"ppg": tiny.PREPROCESSING["ppg"] | {"multiple_s": 1 / 50, "max_s": 10.0, "window_s": 10.0}}
+    encoder = BundleEncoder(tiny.make_bundle(tmp_path / "f", str(tmp_path / "b"), preprocessing=fine))
+    for seconds in (2.0, 10.0):
+        for n in {round(seconds * rate), int(np.ceil(seconds * rate - 0.5))}:
+            assert encoder.prepare(raw(1, n / rate, rate), rate).shape == (1, 1, round(50 * seconds))
+    for seconds in (3.3, 7.02):  # told how long they are
+        x = raw(1, seconds, rate)
+        assert encoder.prepare(x, rate, seconds).shape == (1, 1, round(50 * seconds))
+        assert abs(encoder.prepare(x, rate).shape[-1] - 50 * seconds) <= 1 + 0.5 * 50 / rate
+
+
+def test_one_sample_too_many_is_cut_and_more_are_refused(encoder: BundleEncoder) -> None:
+    rate = 124.945
+    x = raw(1, 61, rate)
+    most = int(np.ceil(60 * rate))  # as np.arange(0, 60, 1 / rate) has them
+    whole = encoder.prepare(x[..., : most - 1], rate)
+    assert whole.shape[-1] == 3000
+    np.testing.assert_array_equal(encoder.prepare(x[..., :most], rate), whole)
+    with pytest.raises(PlethoraError, match="longer than the encoder takes"):
+        encoder.prepare(x[..., : most + 1], rate)
+
+
+def test_no_windows_give_no_vectors(encoder: BundleEncoder, pair_bundle: str) -> None:
+    assert encoder.embed(np.zeros((0, 1, 3748)), 124.945).shape == (0, 24)
+    both = BundleEncoder(pair_bundle, "ppg+ecg")  # its ECG is turned upright
+    x = {"ppg": np.zeros((0, 1, 1250)), "ecg": np.zeros((0, 1, 2500))}
+    assert both.embed(x, {"ppg": 125.0, "ecg": 250.0}).shape == (0, 24)
+    assert untrained(encoder.bundle.config, "ppg", seed=3)(np.zeros((0, 1, 500), np.float32)).shape == (0, 24)
+
+
 def test_input_under_the_minimum_is_reflected_at_its_own_rate(encoder: BundleEncoder) -> None:
     x = raw(2, 1.2, 125)
     longer = np.concatenate([x, x[..., -2:-102:-1]], axis=-1)

@@ -9,10 +9,16 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
+from datasets.schema import row_schema
+from datasets.windows import WindowSpec, empty, extract, grid, lasts
 from finetune.encoder import BundleEncoder
 from pretrain import card
+from pretrain.export import export_onnx
 from tests.finetune import tiny
 
 # onnxruntime declares more; it runs without, as long as nobody imports its tools
@@ -127,15 +133,88 @@ def test_a_card_of_two_inputs_takes_them_by_name() -> None:
     }
     code = card.snippet("ppg+ecg", config, both)
     compile(code, "snippet", "exec")
-    assert (
-        '{"ppg": prepare(raw["ppg"], rate["ppg"], PPG), "ecg": prepare(raw["ecg"], rate["ecg"], ECG)}' in code
-    )
+    for name in both:
+        assert f'"{name}": prepare(raw["{name}"], rate["{name}"], {name.upper()}, seconds)' in code
 
 
 def test_a_source_without_subject_ids_is_said_to_have_none(bundle: Path) -> None:
     config = json.loads((bundle / "config.json").read_text())
     text = card.render(config, tiny.PREPROCESSING, tiny.lineage(subjects_published=False, subjects=["a"]), {})
     assert "publishes no subject ids" in text
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    milli=st.integers(16_500, 2_000_000),
+    steps=st.integers(1, 30),
+    more=st.sampled_from([-0.5, 0, 0.5]),
+    seed=st.integers(0, 9),
+)
+@example(milli=124_945, steps=15, more=0, seed=0)  # MIMIC-IV: 3748.35 samples
+@example(milli=124_950, steps=15, more=0, seed=0)  # 3748.5
+@example(milli=124_950, steps=15, more=0.5, seed=0)
+@example(milli=62_473, steps=30, more=-0.5, seed=0)  # the longest
+@example(milli=16_777, steps=1, more=-0.5, seed=0)  # the shortest
+def test_a_window_of_any_rate_reaches_the_network_whole_and_alike_from_corpus_arrays_and_card(
+    bundle: Path, milli: int, steps: int, more: float, seed: int
+) -> None:
+    rate, seconds = milli / 1000, 2.0 * steps
+    held = [n for n in (np.floor(seconds * rate + more), np.ceil(seconds * rate + more))
+            if abs(n - seconds * rate) <= 0.5 + 1e-6]  # fmt: skip
+    x = np.random.default_rng(seed).integers(-3000, 3000, int(np.ceil(seconds * rate + 1))).cumsum() % 5000
+    encoder, code = BundleEncoder(str(bundle)), blocks(bundle / "README.md")[0]
+    names: dict = {}
+    exec(code[: code.index("SESSION =")], names)
+    spec = WindowSpec(signals=encoder.signals, window_s=seconds)
+    for n in map(int, held):
+        raw = x[:n].astype("<i2")
+        row = {"subject": "s", "record": "r", "start_s": 0.0, "duration_s": n / rate, "ppg": raw.tobytes()}
+        row |= {"ppg_rate": rate, "ppg_scale": 0.5, "ppg_offset": 3.0, "ppg_unit": "x", "ppg_channels": 1}
+        table = pa.Table.from_pylist([row], row_schema(["ppg"]))
+        starts = grid(lasts(table, spec)[0], spec)
+        assert starts.tolist() == [0.0]
+        corpus = empty(1, spec)
+        extract(table, np.zeros(1, int), starts, spec, corpus, np.zeros(1, int))
+        arrays = encoder.prepare(0.5 * raw[None, None] + 3.0, rate)
+        card_s = names["prepare"](0.5 * raw + 3.0, rate, names["PPG"])
+        assert arrays.shape == card_s.shape == corpus["ppg"].shape == (1, 1, 100 * steps)
+        size = np.abs(arrays).max()
+        np.testing.assert_allclose(corpus["ppg"], arrays, atol=1e-5 * size)
+        np.testing.assert_allclose(card_s, arrays, atol=1e-4 * size)
+
+
+def test_signals_of_different_odd_rates_reach_the_network_alike_from_card_and_encoder(
+    tmp_path: Path,
+) -> None:
+    uri = tiny.make_pair_bundle(tmp_path / "files", str(tmp_path / "bundle"))
+    encoder = BundleEncoder(uri, "ppg+ecg")
+    code = card.snippet("ppg+ecg", encoder.bundle.config, encoder.bundle.preprocessing)
+    names: dict = {}
+    exec(code.replace('Path(".")', f'Path("{uri}")'), names)
+    rng = np.random.default_rng(0)
+    for rates, seconds in (((124.945, 249.89), 30), ((62.473, 499.903), 14), ((127.968, 100.007), 3.1)):
+        rate = dict(zip(("ppg", "ecg"), rates, strict=True))
+        x = {m: rng.normal(size=(2, round(seconds * r))).cumsum(1) for m, r in rate.items()}
+        prepared = encoder.prepare({m: y[:, None] for m, y in x.items()}, rate)
+        assert {y.shape[-1] for y in prepared.values()} == {int(seconds / 2) * 100}
+        np.testing.assert_allclose(names["embed"](x, rate), encoder(prepared), atol=1e-4)
+    x = {"ppg": np.zeros((1, 1000)), "ecg": np.zeros((1, 1600))}
+    with pytest.raises(ValueError, match="not of the same time"):
+        names["embed"](x, {"ppg": 100.0, "ecg": 200.0})
+
+
+def test_no_windows_give_no_vectors_in_the_cards_code_too(tmp_path: Path) -> None:
+    """Graphs of the exporter that publishes; tiny's own, of the older one, take no empty batch."""
+    recipe = tiny.TinyPair(tiny.TinyPair.Config(), 0)
+    encoder = recipe.encoder(recipe.modules())
+    export_onnx(encoder.modes["ppg+ecg"], tmp_path / "ppg+ecg.onnx")
+    entry = {"file": "ppg+ecg.onnx", "inputs": encoder.modes["ppg+ecg"].inputs, "dim": 24}
+    names: dict = {}
+    code = card.snippet("ppg+ecg", {"modes": {"ppg+ecg": entry}}, tiny.PAIR_PREPROCESSING)
+    exec(code.replace('Path(".")', f'Path("{tmp_path}")'), names)
+    for count in (0, 2):
+        x = {"ppg": np.zeros((count, 1250)), "ecg": np.zeros((count, 2500))}
+        assert names["embed"](x, {"ppg": 125.0, "ecg": 250.0}).shape == (count, 24)
 
 
 @pytest.mark.parametrize("rate", [125, 250, 500])

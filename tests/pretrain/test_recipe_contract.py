@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from cluster.config import validate
 from cluster.errors import PlethoraError
 from finetune.supervised import Vision, VisionRunConfig
 from pretrain import recipe as contract
+from pretrain.export import export_onnx, take_no_rows
 from pretrain.net1d import Net1D
 from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig
 from pretrain.recipes.m2ae import M2AE, M2AEConfig
@@ -273,6 +276,24 @@ def test_the_encoder_takes_every_length_it_promises(recipe):
                 cut = samples // mode.step_samples * mode.step_samples
                 assert torch.equal(y, module(*[part[..., :cut] for part in x])), name
             assert y.shape == (3, mode.dim) and y.dtype == torch.float32 and torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "masked", "anyppg", "m2ae", "simclr", "vision, probe"])
+def test_its_onnx_file_gives_no_vectors_for_no_rows_and_nothing_else_for_rows(name, tmp_path):
+    torch.set_num_threads(1)
+    recipe = RECIPES[name]()
+    encoder = recipe.encoder(recipe.modules())
+    mode = list(encoder.modes.values())[-1]  # of several inputs where there is such a one
+    path = tmp_path / "mode.onnx"
+    export_onnx(mode, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for rows in (0, 1, 3):
+        feed = {i["name"]: np.zeros((rows, i["channels"], mode.max_samples), np.float32) for i in mode.inputs}
+        (found,) = session.run(None, feed)
+        assert found.shape == (rows, mode.dim)
+    before = path.read_bytes()
+    take_no_rows(path)
+    assert path.read_bytes() == before
 
 
 def test_modules_are_a_pure_function_of_the_seed(recipe):
