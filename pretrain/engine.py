@@ -205,6 +205,12 @@ class DeepSpeedEngine:
 
     def weights(self) -> dict[str, Tensor]:
         inner = self.module.module
+        if self.stage == 3:
+            # A forward pass without a backward pass (validation) leaves weights gathered, under autocast
+            # rounded to bfloat16, and gathering again would take those. Released, they come from the float32
+            # shares. Without `lower_precision_safe_modules` none would be rounded, but each step would send
+            # twice the bytes.
+            self.module.empty_partition_cache()
         with _gathered(inner) if self.stage == 3 else nullcontext():
             return {k: v.detach().cpu().clone() for k, v in _trained(inner).items()}
 
