@@ -147,7 +147,9 @@ def worker(rank: int, world: int, folder: Path) -> None:
 
     def trained(recipe: Any, stage: int, rates: dict[str, float]) -> dict[str, Any]:
         engines = {
-            name: wrap(name, module, Optim(eps=EPS), Engine(zero_stage=stage, clip=0.05), BATCH // world, 1, device)
+            name: wrap(
+                name, module, Optim(eps=EPS), Engine(zero_stage=stage, clip=0.05), BATCH // world, 1, device
+            )
             for name, module in recipe.modules().items()
         }
         frozen = recipe.frozen()

@@ -137,7 +137,9 @@ def worker(rank: int, world: int, folder: Path) -> None:
         def started(stage: int = stage) -> tuple[Any, Any]:
             recipe = vision()
             ((name, module),) = recipe.modules().items()
-            return recipe, wrap(name, module, Optim(eps=EPS), Engine(zero_stage=stage), BATCH // world, 1, device)
+            return recipe, wrap(
+                name, module, Optim(eps=EPS), Engine(zero_stage=stage), BATCH // world, 1, device
+            )
 
         def steps(recipe: Any, engine: Any, first: int, last: int) -> None:
             for step in range(first, last):

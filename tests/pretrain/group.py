@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-
 # AdamW's eps where runs of unlike rounding are compared. With the default 1e-8 an element whose gradient is
 # rounding alone moves by the whole learning rate, to either side; with this it moves by a millionth of it.
 EPS = 1e-3
@@ -48,7 +47,9 @@ def trained(
 
     ((name, module),) = method.modules().items()
     device, rows = torch.device("cpu"), len(batches[0]["window"]) // world
-    engine = wrap(name, module, Optim(eps=EPS, weight_decay=0), Engine(zero_stage=zero_stage), rows, 1, device)
+    engine = wrap(
+        name, module, Optim(eps=EPS, weight_decay=0), Engine(zero_stage=zero_stage), rows, 1, device
+    )
     steps = []
     for step, whole in enumerate(batches):
         mine = {k: v.chunk(world)[rank] for k, v in whole.items()}

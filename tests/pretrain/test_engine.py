@@ -87,7 +87,9 @@ def exchanges(engine, rank: int, world: int) -> list[int]:  # type: ignore[no-un
 def start(stage: int, accumulation: int, world: int, Engine: type, Optim: type, wrap):  # type: ignore[no-untyped-def]
     config = Engine(zero_stage=stage, clip=0.5)
     micro = 16 // world // accumulation
-    return wrap("net", net(), Optim(weight_decay=0.1, eps=EPS), config, micro, accumulation, torch.device("cpu"))
+    return wrap(
+        "net", net(), Optim(weight_decay=0.1, eps=EPS), config, micro, accumulation, torch.device("cpu")
+    )
 
 
 def train_step(engine, step: int, rank: int, world: int, accumulation: int) -> float:  # type: ignore[no-untyped-def]

@@ -35,7 +35,9 @@ def engines(stage: int, world: int, seed: int) -> dict:
 
     config = Engine(zero_stage=stage, clip=0.5)
     cpu = torch.device("cpu")
-    return {n: wrap(n, Net(seed), Optim(weight_decay=0.1, eps=EPS), config, 12 // world, 1, cpu) for n in NAMES}
+    return {
+        n: wrap(n, Net(seed), Optim(weight_decay=0.1, eps=EPS), config, 12 // world, 1, cpu) for n in NAMES
+    }
 
 
 def train(found: dict, steps: range, rank: int, world: int) -> list[float]:
