@@ -98,6 +98,11 @@ def _merged(
     return data, origins, raw
 
 
+def files(path: Path) -> list[Path]:
+    """`path` and the files that it extends. PlethoraError: one cannot be read."""
+    return [file for file, _ in _chain(path)]
+
+
 def _chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """`path` and the files that it extends, the farthest ancestor first."""
     found: list[tuple[Path, dict[str, Any]]] = []

@@ -247,6 +247,22 @@ def runtime_env() -> dict[str, Any]:
     return table
 
 
+def travels(path: Path) -> bool:
+    """Whether a file or folder of the checkout, an absolute path, is in the copy that a job gets."""
+    # Ray's own walk: its rules are not git's (a pattern of a parent folder cannot be taken back, for one)
+    from ray._private.runtime_env.packaging import _get_excludes, get_excludes_from_ignore_files
+
+    gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
+    table = runtime_env()
+    root = Path(table["working_dir"])
+    left_out = [_get_excludes(root, table["excludes"])]
+    for part in reversed([path, *(p for p in path.parents if p.is_relative_to(root))]):
+        left_out += get_excludes_from_ignore_files(part, include_gitignore=gitignore)
+        if any(leaves(part) for leaves in left_out):
+            return False
+    return True
+
+
 def scaling(
     workers: int | tuple[int, int], gpu: float, cpu: float = 1, resize_every_s: float = 60.0
 ) -> ray.train.ScalingConfig:

@@ -82,12 +82,16 @@ def command(argv: Sequence[str]) -> Command:
             "give secrets to the nodes' environment"
         )
     words[0] = "python"
+    for word in words[3:]:
+        _there(word, word)
     files = [word for word in words[3:] if word.endswith(".toml")]
     if not files:
         return Command(tuple(words))
     file = (Path.cwd() / files[0]).resolve()
     if not file.is_relative_to(session.ROOT):
         raise PlethoraError(f"{files[0]} does not travel with the checkout {session.ROOT}: put it inside")
+    for base in config.files(file):
+        _there(str(base), files[0])
     words[words.index(files[0])] = file.relative_to(session.ROOT).as_posix()
     verb = words[3] if words[3].isalpha() else ""
     if (words[2], verb) not in _READ_RUN_FILES:
@@ -97,6 +101,27 @@ def command(argv: Sequence[str]) -> Command:
     if (words[2], verb) not in _RESUME:
         return Command(tuple(words))
     return Command(tuple(words), str(table.get("name", "")), str(table.get("storage", "")))
+
+
+def _there(word: str, named: str) -> None:
+    """PlethoraError where a word of the command, or of a file that it names, is a path of this machine that
+    will not be in the job's copy of the checkout. An absolute path may be one that all nodes share."""
+    value = word.rpartition("=")[2]
+    for one in value.strip("[]").split(","):
+        name = one.strip().strip("\"'")
+        if "://" in name or not ("/" in name or name.endswith(".toml")):
+            continue
+        path = (Path.cwd() / name).resolve()
+        inside = path.is_relative_to(session.ROOT)
+        if not path.exists() or (os.path.isabs(name) and not inside):
+            continue
+        if not inside or not session.travels(path):
+            what = name if named == word else f"{named}: {name}"
+            raise PlethoraError(
+                f"{what} does not travel with the checkout {session.ROOT}: what git ignores and what "
+                "infra/runtime_env.yaml excludes stays on this machine; put it elsewhere in the checkout, or "
+                "give s3://… or an absolute path that all nodes share"
+            )
 
 
 def _sets(words: Sequence[str]) -> list[str]:
@@ -117,6 +142,9 @@ def _shared(table: dict[str, Any], file: str) -> None:
                 if key == "corpus":
                     yield key, name
                 yield from strings(inner, f"{key}.{name}" if key else name)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from strings(inner, key)
 
     for key, value in [("storage", table.get("storage", "out/runs")), *strings(table, "")]:
         relative = value and "://" not in value and not os.path.isabs(os.path.expanduser(value))
@@ -126,6 +154,8 @@ def _shared(table: dict[str, Any], file: str) -> None:
                 f"{file}: {key} = {value} would lie in the job's own copy of the checkout, which ends with "
                 f"it: give s3://… or an absolute path that all nodes share (--set {key}=…)"
             )
+        if relative:
+            _there(value, f"{file}: {key}")
 
 
 # ---------------------------------------------------------------- jobs

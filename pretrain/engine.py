@@ -103,13 +103,14 @@ def bf16(config: EngineConfig, device: torch.device) -> bool:
 
 
 class _Buffers:
-    """Buffers that a forward pass updates (codebooks, batch statistics), to be put back when a step is
-    skipped: one batch of NaN would otherwise stay in a moving average for ever."""
+    """Buffers that a forward pass or the loop moves (batch statistics, codebooks), to be put back when a step
+    is skipped: one batch of NaN would otherwise stay in a moving average for ever."""
 
     def __init__(self, module: nn.Module) -> None:
         self.live = list(module.buffers())
-        self.kept = [b.clone() for b in self.live]
+        self.kept = [b.detach().clone() for b in self.live]
 
+    @torch.no_grad()  # a library may have a buffer that asks for gradients: the codebook's has
     def settle(self, applied: bool) -> None:
         source, target = (self.live, self.kept) if applied else (self.kept, self.live)
         for a, b in zip(source, target, strict=True):
@@ -205,6 +206,12 @@ class DeepSpeedEngine:
 
     def weights(self) -> dict[str, Tensor]:
         inner = self.module.module
+        if self.stage == 3:
+            # A forward pass without a backward pass (validation) leaves weights gathered, under autocast
+            # rounded to bfloat16, and gathering again would take those. Released, they come from the float32
+            # shares. Without `lower_precision_safe_modules` none would be rounded, but each step would send
+            # twice the bytes.
+            self.module.empty_partition_cache()
         with _gathered(inner) if self.stage == 3 else nullcontext():
             return {k: v.detach().cpu().clone() for k, v in _trained(inner).items()}
 

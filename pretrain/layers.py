@@ -66,6 +66,25 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
+class Stepped(nn.Module):
+    """A part with state that no gradient moves (a codebook, a running mean). Its forward passes in training
+    only gather; the loop moves it once an optimizer step, by the step's whole batch, so that neither
+    micro-batches nor ranks change the result."""
+
+    waits = False  # whether a forward pass found that it cannot work before it has seen a whole batch
+
+    def start(self) -> None:
+        """Once, from a whole batch that forward passes have just seen; the step then begins anew."""
+
+    def move(self) -> None:
+        """By what forward passes have seen since the last call; before the optimizer steps."""
+
+
+def stepped(module: nn.Module) -> list[Stepped]:
+    """The parts of a module, wrapped or not, that the loop moves."""
+    return [part for part in module.modules() if isinstance(part, Stepped)]
+
+
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Sums in place over all ranks where torch.distributed runs; returns x."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

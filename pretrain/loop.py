@@ -18,6 +18,7 @@ from pretrain import checkpoint
 from pretrain.config import RunConfig
 from pretrain.data import open_data
 from pretrain.engine import Engine, wrap
+from pretrain.layers import stepped
 from pretrain.lineage import corpora
 from pretrain.meters import Means, Seen, chunks
 from pretrain.recipe import Recipe, StepResult, build
@@ -184,22 +185,35 @@ def optimize(
     Returns (whether every engine applied it, gradient norm by module, one detached result a micro-batch).
     """
     wrapped = {name: engine.module for name, engine in engines.items()}
-    results = []
-    for number, batch in enumerate(micros):
+    parts = [part for module in wrapped.values() for part in stepped(module)]
+
+    def losses(number: int) -> StepResult:
         seed_dropout(seed, step, number, rank)
         for engine in engines.values():
             engine.begin(last=number == len(micros) - 1)
         with forward():
-            result = recipe.losses(wrapped, frozen, batch, step)
+            return recipe.losses(wrapped, frozen, micros[number], step)
+
+    results = []
+    for number in range(len(micros)):
+        result = losses(number)
+        if any(part.waits for part in parts):  # of the first micro-batch of some step, on all ranks alike
+            for other in range(1, len(micros)):
+                losses(other)
+            for part in parts:
+                part.start()
+            result = losses(number)
         finite = all_finite(result.losses)
         for name, engine in engines.items():
             engine.backward(result.losses[name] * finite)
             result.losses[name] = result.losses[name].detach()  # frees the graph before the next micro-batch
         results.append(result)
+    for part in parts:
+        part.move()  # an engine that does not apply its step puts it back
     applied, norms = True, {}
     for name, engine in engines.items():
-        stepped, norms[name] = engine.step(rates[name])
-        applied &= stepped
+        done, norms[name] = engine.step(rates[name])
+        applied &= done
     return applied, norms, results
 
 

@@ -2,7 +2,8 @@
 
 A thin wrapper of vector-quantize-pytorch that adds what a distributed, resumable run needs: draws keyed by
 the window (its own come from each rank's global generator), sums over ranks whether torch.distributed was
-started before or after construction, and a reset threshold that scales with batch and codebook.
+started before or after construction, one update an optimizer step (its own is one a forward pass), and a
+reset threshold that scales with batch and codebook.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from pretrain.layers import full_precision, sum_over_ranks
+from pretrain.layers import Stepped, full_precision, sum_over_ranks
 
 
 class _KeyedSampler:
@@ -38,12 +39,14 @@ class _KeyedSampler:
         return rows[torch.arange(num, device=rows.device) % len(rows)][None]
 
 
-class Quantizer(nn.Module):
+class Quantizer(Stepped):
     """(B, N, D) features -> nearest code on the unit sphere.
 
-    In training mode ``forward`` starts the codebook by k-means at the first batch, moves it by EMA, and
-    re-seeds codes whose running count is under ``dead_share`` of the even share (0 = never). In eval mode,
-    and in ``codes``, nothing changes. Everything runs in float32 with autocast off.
+    In training mode ``forward`` gathers what it sees, and ``move`` moves the codebook by EMA and re-seeds
+    codes whose running count is under ``dead_share`` of the even share (0 = never). A codebook that is to
+    start by k-means has no codes before ``start``: ``forward`` then says so in ``waits``, and what it returns
+    means nothing. In eval mode, and in ``codes``, nothing changes. Everything runs in float32 with autocast
+    off.
     """
 
     def __init__(self, dim: int, size: int, decay: float, kmeans: bool, dead_share: float) -> None:
@@ -65,7 +68,8 @@ class Quantizer(nn.Module):
         self._sampler = _KeyedSampler()
         book = self.vq._codebook
         book.sample_fn = book.replace_sample_fn = self._sampler
-        book.all_reduce_fn = book.kmeans_all_reduce_fn = sum_over_ranks
+        self._seen: list[tuple[Tensor, Tensor]] = []  # features (n, D) and their keys (n,), a forward pass
+        self._count = 0
 
     @property
     def started(self) -> bool:
@@ -97,18 +101,84 @@ class Quantizer(nn.Module):
         """
         with full_precision(z_bnd):
             z = F.normalize(z_bnd.float(), dim=-1)
-            if self.training:
-                self._prepare(keys_bn)
-                codes, ids, _ = self.vq(z.detach())
+            if self.training and self.started:
+                self._gather(z.detach(), keys_bn, self.size if self.dead_share > 0 else 0)
+                # adds this pass's counts and sums to those of the step's earlier ones
+                codes, ids, _ = self.vq(z.detach(), accum_ema_update=True)
             else:
+                if self.training:
+                    self._gather(z.detach(), keys_bn, keys_bn.numel())
+                    self.waits = True
                 ids = self.codes(z)
                 codes = self.codebook[ids]
             return z + (codes - z).detach(), ids, F.mse_loss(z, codes.detach())
 
-    def _prepare(self, keys_bn: Tensor) -> None:
-        self._sampler.keys = keys_bn
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        threshold = self.dead_share * keys_bn.numel() * world / self.size
+    def _gather(self, z_bnd: Tensor, keys_bn: Tensor, most: int) -> None:
+        """Keep the ``most`` features with the smallest keys: no others can be drawn."""
+        keys = keys_bn.flatten()
+        order = torch.argsort(keys, stable=True)[:most] if most < len(keys) else slice(None)
+        self._seen.append((self.vq._codebook.transform_input(z_bnd).flatten(0, 1)[order], keys[order]))
+        self._count += len(keys)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """K-means over the features of the whole batch, of all ranks."""
+        book, seen = self.vq._codebook, [z for z, _ in self._seen]
+        if len(seen) == 0 or self.started:
+            self._forget()
+            return
+        self._sampler.keys = torch.cat([keys for _, keys in self._seen])
+        with full_precision(seen[0]):
+            first = self._sampler(torch.cat(seen)[None], self.size)[0]
+            means, counts = _kmeans(seen, first, book.kmeans_iters)
+            book.embed_avg.copy_((means * counts[:, None])[None])
+            book.cluster_size.copy_(counts[None])
+            book.update_ema()
+        book.initted.fill_(True)
+        self._forget()
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """One EMA update and one look for dead codes, over the whole batch of all ranks."""
+        from vector_quantize_pytorch.vector_quantize_pytorch import ema_inplace
+
         book = self.vq._codebook
-        book.threshold_ema_dead_code = threshold
-        book.reset_cluster_size = 2.0 * threshold  # a fresh code gets ln 2 / (1 - decay) steps to find users
+        if not self._seen or book.cluster_size.grad is None:
+            self._forget()
+            return
+        for running in (book.cluster_size, book.embed_avg):
+            gathered, running.grad = running.grad, None
+            ema_inplace(running, sum_over_ranks(gathered), book.decay)
+        book.update_ema()
+        if self.dead_share > 0:
+            world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+            book.threshold_ema_dead_code = self.dead_share * self._count * world / self.size
+            # a fresh code gets ln 2 / (1 - decay) steps to find users
+            book.reset_cluster_size = 2.0 * book.threshold_ema_dead_code
+            self._sampler.keys = torch.cat([keys for _, keys in self._seen])
+            book.expire_codes_(torch.cat([z for z, _ in self._seen])[None])
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seen, self._count, self.waits = [], 0, False
+        book = self.vq._codebook
+        book.cluster_size.grad = book.embed_avg.grad = None
+
+
+def _kmeans(parts: list[Tensor], means_vd: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm on the unit sphere over all ranks: (V, D) means and (V,) how many rows each has.
+
+    The library's, but for rows that lie in parts (n, D): the distances of a whole batch to a large codebook
+    need not fit into memory at once.
+    """
+    counts = means_vd.new_zeros(len(means_vd))
+    for _ in range(iterations):
+        counts, sums = torch.zeros_like(counts), torch.zeros_like(means_vd)
+        for rows in parts:
+            nearest = (rows @ means_vd.T).argmax(dim=-1)
+            counts += torch.zeros_like(counts).scatter_add_(0, nearest, torch.ones_like(rows[:, 0]))
+            sums += torch.zeros_like(sums).scatter_add_(0, nearest[:, None].expand_as(rows), rows)
+        counts = sum_over_ranks(counts)
+        moved = F.normalize(sum_over_ranks(sums / counts.clamp_min(1)[:, None]), dim=-1, eps=1e-6)
+        means_vd = torch.where(counts[:, None] == 0, means_vd, moved)
+    return means_vd, counts

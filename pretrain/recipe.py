@@ -120,7 +120,9 @@ class Recipe(Protocol):
     ) -> StepResult:
         """One scalar a module. Calls each given (wrapped) module exactly once and never its insides; every
         module runs at every step. ``step`` counts optimizer steps. In validation the loop calls it with the
-        modules in eval mode under ``torch.no_grad``: nothing may update then."""
+        modules in eval mode under ``torch.no_grad``: nothing may update then. State that no gradient moves
+        (a codebook, a running mean) belongs in a ``pretrain.layers.Stepped`` part of its module, which the
+        loop moves once a step; until such a part has started the loop may call this twice."""
         ...
 
     def summary(self, counts: Mapping[str, Tensor]) -> dict[str, float]:

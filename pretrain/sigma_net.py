@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pretrain.layers import (
     Block,
     PatchTransformer,
+    Stepped,
     TemporalConv,
     full_precision,
     initialise,
@@ -26,7 +27,7 @@ from pretrain.losses import Distance, distance, spectrum
 from pretrain.quantizer import Quantizer
 
 
-class Tokens(nn.Module):
+class Tokens(Stepped):
     """Encoder -> codebook -> decoder of the spectrum."""
 
     def __init__(
@@ -43,6 +44,7 @@ class Tokens(nn.Module):
         self.register_buffer("spectra_seen", torch.zeros(()))
         self.mean_spectrum: Tensor
         self.spectra_seen: Tensor
+        self._spectra: list[Tensor] = []  # sum (P,) of amplitudes, then their number, a forward pass
         self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
         self.to_code = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, code_dim))
         self.to_amplitude = _spectral_head(decoder_dim, patch)
@@ -100,14 +102,29 @@ class Tokens(nn.Module):
         }
 
     def _centre(self, amplitude_bnp: Tensor) -> Tensor:
-        """The running mean spectrum, (P,), which the decoder need not learn; zeros with centre=False."""
+        """The running mean spectrum, (P,), which the decoder need not learn; zeros with centre=False and in
+        the first step."""
         if self.centre and self.training:
-            total = sum_over_ranks(amplitude_bnp.sum(dim=(0, 1)))
-            patches_ = sum_over_ranks(total.new_full((), amplitude_bnp.shape[0] * amplitude_bnp.shape[1]))
-            weight = torch.where(self.spectra_seen > 0, 0.01, 1.0)
-            self.mean_spectrum.lerp_(total / patches_, weight)
-            self.spectra_seen.fill_(1.0)
+            total = amplitude_bnp.sum(dim=(0, 1))
+            rows = total.new_full((1,), amplitude_bnp.shape[0] * amplitude_bnp.shape[1])
+            self._spectra.append(torch.cat([total, rows]))
         return self.mean_spectrum.clone()  # a later update must not reach into this graph
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Nothing here waits; what was seen is seen again."""
+        self._spectra = []
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """The running mean spectrum by one batch."""
+        if not self._spectra:
+            return
+        total = sum_over_ranks(torch.stack(self._spectra).sum(dim=0))
+        weight = torch.where(self.spectra_seen > 0, 0.01, 1.0)
+        self.mean_spectrum.lerp_(total[:-1] / total[-1], weight)
+        self.spectra_seen.fill_(1.0)
+        self._spectra = []
 
 
 def _spectral_head(dim: int, patch: int) -> nn.Sequential:

@@ -172,7 +172,7 @@ def readings(sources: Sequence[Source], descriptor: Descriptor) -> dict[str, str
     """
     found: dict[str, str] = {}
     for rule in descriptor.tables:
-        if rule.start is not None or rule.step_s is not None:
+        if rule.timed:
             continue
         rows: dict[tuple[str, str], int] = {}
         try:

@@ -86,8 +86,9 @@ class Backbone(nn.Module):
         elif size != tuple(pixels.shape[-2:]):
             pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
             valid = F.interpolate(valid, size=size, mode="nearest")
-        tokens = self.vit(pixels)[:, self.prefix :]
-        return tokens, F.max_pool2d(valid, self.patch).flatten(1) > 0
+        # a distilled DeiT pools its class and distillation tokens whatever it is asked
+        tokens = self.vit.forward_features(pixels) if hasattr(self.vit, "dist_token") else self.vit(pixels)
+        return tokens[:, self.prefix :], F.max_pool2d(valid, self.patch).flatten(1) > 0
 
     def fitted(self, height: int, width: int) -> tuple[int, int]:
         """Size up to which an image is resized or padded: the next multiple of the patch."""
@@ -267,11 +268,20 @@ def create(name: str, options: Mapping[str, Any]) -> Any:
 
         near = difflib.get_close_matches(name, [*NAMES, *timm.list_models(pretrained=True)], n=3, cutoff=0.0)
         raise PlethoraError(f"backbone.name: timm has no model {name!r}; did you mean {', '.join(near)}?")
-    try:
-        vit = timm.create_model(
-            name, pretrained=False, num_classes=0, global_pool="", dynamic_img_size=True, **options
+    if name.split(".")[0] in timm.list_models(module="vision_transformer_hybrid"):
+        raise PlethoraError(
+            f"backbone.name = {name!r} is a hybrid: a convolutional network makes its patches, so it takes "
+            "images of one size only; take a plain ViT, for example dinov3"
         )
-    except RuntimeError as error:
+
+    def made(pool: str) -> Any:
+        return timm.create_model(
+            name, pretrained=False, num_classes=0, global_pool=pool, dynamic_img_size=True, **options
+        )
+
+    try:
+        vit = made("token" if name.split(".")[0] in timm.list_models("*_distilled_*", module="deit") else "")
+    except (AssertionError, RuntimeError) as error:
         raise PlethoraError(f"backbone.name = {name!r}: {error}") from None
     except TypeError as error:
         raise PlethoraError(

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.windows import WindowSpec
+from pretrain.layers import stepped
 from pretrain.planning.meter import Meter
 from pretrain.recipe import Recipe
 
@@ -123,10 +124,17 @@ def _once(
     batch: dict[str, Tensor],
     bf16: bool,
 ) -> None:
+    parts = [part for module in modules.values() for part in stepped(module)]
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         result = recipe.losses(modules, frozen, batch, 10**9)
+        if any(part.waits for part in parts):
+            for part in parts:
+                part.start()
+            result = recipe.losses(modules, frozen, batch, 10**9)
     for loss in result.losses.values():
         loss.backward()
+    for part in parts:
+        part.move()
 
 
 def _lines(

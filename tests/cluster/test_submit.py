@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cluster import submit
+from cluster import session, submit
 from cluster.errors import PlethoraError
 from cluster.session import ROOT
 from cluster.submit import Job, command, exit_code
@@ -83,6 +84,74 @@ def test_a_command_that_cannot_work_elsewhere_is_one_clear_line(words: list[str]
     with pytest.raises(PlethoraError) as refused:
         command(words)
     assert says in str(refused.value)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small checkout with files that travel and files that do not."""
+    root = tmp_path / "checkout"
+    run = 'name = "mine"\ncorpus = "s3://b/c"\nstorage = "s3://b/r"\n'
+    texts = {
+        ".gitignore": "*.local.toml\n/drafts/\n", "pretrain/__init__.py": "", "finetune/__init__.py": "",
+        "datasets/__init__.py": "", "runs/.gitignore": "scratch*\n", "runs/mine.toml": run,
+        "runs/mine.local.toml": run, "runs/scratch.toml": run, "drafts/mine.toml": run,
+        "out/runs/mine.toml": run,
+        "runs/child.toml": 'extends = "../drafts/mine.toml"\n', "drafts/task.toml": 'name = "t"\n',
+        "runs/labelled.toml": run + '[method]\ntasks = ["heart_rate", "drafts/task.toml"]\n',
+        "drafts/weights.safetensors": "", "deep/er/mine.toml": run,
+    }  # fmt: skip
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / "infra").mkdir()
+    (root / "infra/runtime_env.yaml").write_text((ROOT / "infra/runtime_env.yaml").read_text())
+    (tmp_path / "elsewhere.toml").write_text(run)
+    monkeypatch.setattr(session, "ROOT", root)
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["pretrain", "out/runs/mine.toml"], "out/runs/mine.toml"),
+        (["pretrain", "--resume", "drafts/mine.toml"], "drafts/mine.toml"),
+        (["pretrain", "runs/mine.local.toml"], "runs/mine.local.toml"),
+        (["pretrain", "runs/scratch.toml"], "runs/scratch.toml"),
+        (["pretrain", "runs/child.toml"], "runs/child.toml: "),
+        (["pretrain", "runs/labelled.toml"], "runs/labelled.toml: method.tasks"),
+        (["pretrain", "runs/mine.toml", "--set", "backbone.weights=drafts/weights.safetensors"],
+         "drafts/weights.safetensors"),
+        (["datasets", "ingest", "drafts/mine.toml", "--root", "s3://b/x"], "drafts/mine.toml"),
+        (["finetune", "compare", "s3://b/e", "--tasks", "heart_rate,drafts/task.toml"], "drafts/task.toml"),
+        (["finetune", "evaluate", "--task=drafts/task.toml"], "drafts/task.toml"),
+        (["pretrain", "../elsewhere.toml"], "../elsewhere.toml"),
+    ],
+)  # fmt: skip
+def test_a_file_that_stays_on_this_machine_is_named_before_anything_is_sent(
+    checkout: Path, words: list[str], named: str
+) -> None:
+    with pytest.raises(PlethoraError) as refused:
+        command(["python", "-m", *words])
+    said = str(refused.value)
+    assert named in said and "does not travel with the checkout" in said and "\n" not in said
+
+
+def test_a_file_of_the_checkout_travels_and_what_is_not_here_may_be_there(checkout: Path) -> None:
+    for words in (["pretrain", "runs/mine.toml"], ["pretrain", "deep/er/mine.toml"],
+                  ["finetune", "evaluate", "--bundle", "/nfs/b", "--out", "out/new"]):  # fmt: skip
+        assert command(["python", "-m", *words]).argv
+
+
+def test_what_travels_is_what_ray_packs(checkout: Path, tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import _zip_files
+
+    packed = tmp_path / "packed.zip"
+    _zip_files(str(checkout), session.runtime_env()["excludes"], str(packed), include_gitignore=True)
+    names = {name for name in zipfile.ZipFile(packed).namelist() if not name.endswith("/")}
+    files = [p for p in checkout.rglob("*") if p.is_file()]
+    assert {p.relative_to(checkout).as_posix() for p in files if session.travels(p)} == names
+    assert "runs/mine.toml" in names and "out/runs/mine.toml" not in names
 
 
 def test_a_secret_never_becomes_part_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:

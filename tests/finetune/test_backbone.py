@@ -1,9 +1,11 @@
 """VisionNet: what is read from the backbone, sizes, masks, what trains in which mode."""
 
+import contextlib
 import json
 import re
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -254,3 +256,31 @@ def test_what_does_not_fit_is_told_before_the_first_step_with_what_to_do():
     for name in ("resnet18", "beit_base_patch16_224"):
         with pytest.raises(PlethoraError, match=rf"{name}"):
             create(name, {})
+
+
+def test_a_distilled_deit_gives_its_patch_tokens_without_class_and_distillation_tokens():
+    found = backbone("deit_tiny_distilled_patch16_224")
+    tokens, valid = found(image(32, 48))
+    assert found.prefix == 2 and tokens.shape == (2, 6, found.dim) and valid.shape == (2, 6)
+    given = (image(32, 48).pixels - found.mean) / found.std
+    torch.testing.assert_close(tokens, found.vit.forward_intermediates(given, norm=True, indices=1,
+                               output_fmt="NLC", intermediates_only=True)[-1])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", timm.list_models(module="vision_transformer_hybrid"))
+def test_a_hybrid_vit_is_refused_in_a_line_that_says_what_to_take(name: str):
+    with pytest.raises(PlethoraError, match=r"is a hybrid.*take a plain ViT") as refused:
+        create(name, {})
+    assert "\n" not in str(refused.value)
+
+
+def test_options_that_fit_no_model_are_one_line():
+    with pytest.raises(PlethoraError, match=r"backbone\.name = 'vit_tiny_patch16_224'.*num_heads"):
+        create("vit_tiny_patch16_224", {"embed_dim": 30, "num_heads": 4})
+
+
+def test_every_vit_of_these_families_is_made_or_refused_in_one_line():
+    families = ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")
+    for name in (name for family in families for name in timm.list_models(module=family)):
+        with contextlib.suppress(PlethoraError), torch.device("meta"):
+            create(name, {"depth": 1})

@@ -10,7 +10,7 @@ import torch
 from cluster.errors import PlethoraError
 from finetune.ranks import Ranks, RanksConfig
 from tests.finetune.test_supervised import BATCH, IMAGING, batch
-from tests.pretrain.group import together
+from tests.pretrain.group import EPS, together
 
 RANKS = (2, 3, 8)
 FAMILIES = {
@@ -147,7 +147,9 @@ def worker(rank: int, world: int, folder: Path) -> None:
 
     def trained(recipe: Any, stage: int, rates: dict[str, float]) -> dict[str, Any]:
         engines = {
-            name: wrap(name, module, Optim(), Engine(zero_stage=stage, clip=0.05), BATCH // world, 1, device)
+            name: wrap(
+                name, module, Optim(eps=EPS), Engine(zero_stage=stage, clip=0.05), BATCH // world, 1, device
+            )
             for name, module in recipe.modules().items()
         }
         frozen = recipe.frozen()
@@ -211,6 +213,7 @@ def finished(ray_session: Any, corpus: str, tmp_path_factory: pytest.TempPathFac
         backbone = {{ name = "vit_tiny_patch16_224", weights = "random", options = {{ embed_dim = 16, depth = 1, num_heads = 2 }} }}
         [optim]
         lr = 3e-3
+        eps = 1e-3
         [optim_of.r4]
         lr = 1e-2
         """  # noqa: E501

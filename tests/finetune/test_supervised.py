@@ -10,7 +10,7 @@ import torch
 from cluster.errors import PlethoraError
 from finetune.encoder import BundleEncoder, pooled
 from finetune.supervised import Tune, TuneConfig, Vision, VisionRunConfig
-from tests.pretrain.group import together
+from tests.pretrain.group import EPS, together
 
 VIT = {
     "name": "vit_tiny_patch16_224",
@@ -137,7 +137,9 @@ def worker(rank: int, world: int, folder: Path) -> None:
         def started(stage: int = stage) -> tuple[Any, Any]:
             recipe = vision()
             ((name, module),) = recipe.modules().items()
-            return recipe, wrap(name, module, Optim(), Engine(zero_stage=stage), BATCH // world, 1, device)
+            return recipe, wrap(
+                name, module, Optim(eps=EPS), Engine(zero_stage=stage), BATCH // world, 1, device
+            )
 
         def steps(recipe: Any, engine: Any, first: int, last: int) -> None:
             for step in range(first, last):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pretrain.group import together
+from tests.pretrain.group import EPS, together
 
 STEPS = 20
 
@@ -87,7 +87,9 @@ def exchanges(engine, rank: int, world: int) -> list[int]:  # type: ignore[no-un
 def start(stage: int, accumulation: int, world: int, Engine: type, Optim: type, wrap):  # type: ignore[no-untyped-def]
     config = Engine(zero_stage=stage, clip=0.5)
     micro = 16 // world // accumulation
-    return wrap("net", net(), Optim(weight_decay=0.1), config, micro, accumulation, torch.device("cpu"))
+    return wrap(
+        "net", net(), Optim(weight_decay=0.1, eps=EPS), config, micro, accumulation, torch.device("cpu")
+    )
 
 
 def train_step(engine, step: int, rank: int, world: int, accumulation: int) -> float:  # type: ignore[no-untyped-def]
@@ -117,7 +119,7 @@ def reference() -> tuple[list[float], dict]:
     deep = [p for p in model.parameters() if p.ndim == 2]
     flat = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": deep, "weight_decay": 0.1}, {"params": flat, "weight_decay": 0.0}], lr=1e-2
+        [{"params": deep, "weight_decay": 0.1}, {"params": flat, "weight_decay": 0.0}], lr=1e-2, eps=EPS
     )
     losses = []
     for step in range(STEPS):

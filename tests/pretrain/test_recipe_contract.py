@@ -13,6 +13,7 @@ from cluster.errors import PlethoraError
 from finetune.supervised import Vision, VisionRunConfig
 from pretrain import recipe as contract
 from pretrain.export import export_onnx, take_no_rows
+from pretrain.layers import stepped
 from pretrain.net1d import Net1D
 from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig
 from pretrain.recipes.m2ae import M2AE, M2AEConfig
@@ -127,9 +128,16 @@ class Trainer:
         for module in self.modules.values():
             module.train()
         result = self.losses(data, step)
+        parts = [part for module in self.modules.values() for part in stepped(module)]
+        if any(part.waits for part in parts):
+            for part in parts:
+                part.start()
+            result = self.losses(data, step)
         for name, loss in result.losses.items():
             self.optimizers[name].zero_grad()
             loss.backward()
+        for part in parts:
+            part.move()
         for optimizer in self.optimizers.values():
             optimizer.step()
         return result

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pretrain.group import together
+from tests.pretrain.group import EPS, together
 
 NAMES = ("net",)
 STAGES = (0, 1, 2, 3)
@@ -35,7 +35,9 @@ def engines(stage: int, world: int, seed: int) -> dict:
 
     config = Engine(zero_stage=stage, clip=0.5)
     cpu = torch.device("cpu")
-    return {n: wrap(n, Net(seed), Optim(weight_decay=0.1), config, 12 // world, 1, cpu) for n in NAMES}
+    return {
+        n: wrap(n, Net(seed), Optim(weight_decay=0.1, eps=EPS), config, 12 // world, 1, cpu) for n in NAMES
+    }
 
 
 def train(found: dict, steps: range, rank: int, world: int) -> list[float]:

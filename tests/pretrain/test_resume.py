@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from cluster import bundle
 from pretrain import checkpoint
 from tests.datasets.test_stream import write_corpus
+from tests.pretrain.group import EPS
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,7 @@ SMALL = {
     "log_every": 40,
     "batch": 12,
     "validate_windows": 24,  # as many for 1, 2 and 3 workers
+    "optim.eps": EPS,
 }
 
 
