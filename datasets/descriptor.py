@@ -186,9 +186,9 @@ class LabelTable(Clocked):
 
     `key`: the column that says whose a row is, and `match` what it says; None: every row is the record's.
     Times are columns `start` and `end` (or start + `window_s`) in `unit_s` seconds, or row i starts at
-    i * `step_s` (or i / what line `rate_line` states in Hz); with none of them, the row labels the whole record;
-    of several rows each text is a label, and a number must be the same in all. A row lasts until its `end`, or
-    for `window_s`, or for a step. Cells may be dates or times of day.
+    i * `step_s` (or i / what line `rate_line` states in Hz). A row lasts until its `end`, or for `window_s`, or
+    for a step. Cells may be dates or times of day. With no times, the row labels the whole record; of several
+    rows each text is a label, and a number must be the same in all.
     """
 
     file: str

@@ -74,7 +74,9 @@ def table(about: dict[str, Any]) -> str:
 
 def _rates(rates: list[float]) -> str:
     """All of a few; of many (each device its own) the lowest, the highest and how many."""
-    return ", ".join(f"{r:g}" for r in rates) if len(rates) < 4 else f"{rates[0]:g}-{rates[-1]:g} ({len(rates)})"
+    if len(rates) < 4:
+        return ", ".join(f"{r:g}" for r in rates)
+    return f"{rates[0]:g}-{rates[-1]:g} ({len(rates)})"
 
 
 def _published(about: dict[str, Any]) -> str:

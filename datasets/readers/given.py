@@ -14,7 +14,6 @@ from cluster.errors import PlethoraError
 from datasets.descriptor import Column, Descriptor, Events, LabelTable, Lookup
 from datasets.readers import label_times, sheets
 from datasets.readers.base import Labels, Recording, Refused, Root, Source, split_words
-from datasets.readers.sheets import Sheet
 from datasets.readers.wfdb_header import read_header
 
 
