@@ -184,18 +184,28 @@ class Events(Config):
 
 
 class Table(Config):
-    """How the files of the reader `table` are laid out."""
+    """How the files of the reader `table` are laid out: text (also .gz), .parquet, .npy, .npz, HDF5.
 
-    delimiter: str | None = None  # None: a tab in .tsv and .txt, else a comma
-    decimal: Literal[".", ","] = "."
+    The array of a .npy file is channel 1 where it has one dimension, else `array` in [[arrays]]; the fields
+    of a .npy file of records are channels. Cells like NA, NULL or `-` are missing samples (`marks.NOTHING`).
+    """
+
+    delimiter: str | None = None  # None: a tab in .tsv and .txt, else a comma, or ; where decimal = ","
+    decimal: Literal[".", ","] = "."  # say "." of lines such as 12,50 without names if they are two numbers
     header: int = pydantic.Field(default=1, ge=0)  # line that holds the channels' names; 0: they are 1, 2, …
     skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no samples
     layout: Literal["columns", "row"] = "columns"  # row: all numbers of the file are channel 1
     time: str | None = None  # column of times: must rise and keep the promised rate; gaps are missing samples
     time_unit_s: float = pydantic.Field(default=1.0, gt=0)
     files: dict[str, str] = {}  # modality -> file, where it is not the record's own
-    ids: str | None = None  # .npz, .hdf5 of many records: the variable that names them, along the first axis
-    # of all others; {id} in file names and matches
+    ids: str | None = None  # .npz, .hdf5 of many records: the variable that names them (numbers or words),
+    # along the first axis of all others; {id} in file names and matches
+
+    @pydantic.model_validator(mode="after")
+    def _known_comma(self) -> "Table":
+        if self.decimal == "," and self.delimiter == ",":
+            raise ValueError("a comma cannot be both `decimal` and `delimiter`")
+        return self
 
 
 class Derive(Config):

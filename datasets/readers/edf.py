@@ -239,7 +239,7 @@ def _samples(
         factor = signal.units[_unit(column, signal)]
         x, missing = _stretch(raw, column, onsets, rate)
         channels.append(Channel(x, missing, factor * column.scale, factor * column.offset))
-    return base.together(channels, rate, signal.unit)
+    return base.together(channels, rate, signal.unit, signal.missing)
 
 
 def _annotations(raw: np.ndarray, header: Header, name: str) -> list[Labels]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets.descriptor import Column, Descriptor, Events, LabelTable, Lookup
-from datasets.readers import sheets
+from datasets.readers import marks, sheets
 from datasets.readers.base import Labels, Recording, Refused, Root, Source
 from datasets.readers.sheets import Sheet
 
@@ -141,7 +141,12 @@ def _times(rule: LabelTable, sheet: Sheet, rows: list[int]) -> tuple[np.ndarray,
 def _label(rule: Column, words: list[str], start: Any, end: Any) -> list[Labels]:
     """The label of one column, without the cells that say nothing. ValueError: a cell that is no number."""
     words = [rule.words.get(word, word) for word in words]
-    kept = [i for i, w in enumerate(words) if w in rule.values or (w and w not in rule.missing)]
+    nothing = ("",) if rule.text else marks.NOTHING
+    kept = [
+        i
+        for i, w in enumerate(words)
+        if w in rule.values or not (w in rule.missing or w.casefold() in nothing)
+    ]
     if not kept:
         return []
     if rule.text:

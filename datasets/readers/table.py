@@ -10,7 +10,8 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets.descriptor import Descriptor, Signal
-from datasets.readers import base
+from datasets.readers import base, marks, rates, text
+from datasets.readers import columns as files
 from datasets.readers.base import (
     Channel,
     Draft,
@@ -23,8 +24,7 @@ from datasets.readers.base import (
     Source,
     together,
 )
-from datasets.readers.columns import ARRAYS, Columns, opened
-from datasets.readers.sheets import delimiter_of
+from datasets.readers.columns import Columns, opened
 
 JITTER = 0.001  # share by which a clock may differ from the promised rate
 JITTER_S = 0.1  # and by how much in all, on short records
@@ -50,7 +50,7 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
         return None
     _promises(draft, descriptor, folder, names)  # all records of a file are rows of the same arrays
     found = []
-    for i, name in enumerate(_ids(folder / draft.name, descriptor)):
+    for i, name in enumerate(files.ids_of(folder / draft.name, descriptor.table.ids)):
         record = f"{draft.record}_{name}"
         groups = {**draft.groups, "record": record, "id": name}
         one = dataclasses.replace(draft, record=record, groups=groups, element=i)
@@ -67,14 +67,6 @@ def _file(modality: str, descriptor: Descriptor, own: str, groups: dict[str, str
     return own if given is None else given.format(**groups, stem=own.rsplit(".", 1)[0])
 
 
-def _ids(path: Path, descriptor: Descriptor) -> list[str]:
-    assert descriptor.table.ids
-    with opened(path, descriptor.table) as columns:
-        if descriptor.table.ids not in columns.names:
-            raise Refused("corrupt", f"{path.name} has no {descriptor.table.ids!r}, which names its records")
-        return [str(int(i)) for i in columns.read(descriptor.table.ids)]
-
-
 def _promises(draft: Draft, descriptor: Descriptor, folder: Path, names: dict[str, str]) -> None:
     """What the files hold of each modality. Refused is raised last, so that the hours of the others count."""
     broken: Refused | None = None
@@ -83,38 +75,47 @@ def _promises(draft: Draft, descriptor: Descriptor, folder: Path, names: dict[st
         if modality in descriptor.table.files and names[modality] not in draft.root.sizes:
             draft.promise(modality, signal, None)
             continue
-        rate = base.fraction(signal.hz)
-        assert rate and signal.source_unit
+        assert signal.source_unit
+        rate, odd, path = base.fraction(signal.hz), None, folder / names[modality]
+        wanted = _wanted(descriptor, modality)
         try:
-            with opened(folder / names[modality], descriptor.table, descriptor.arrays, first) as columns:
-                choice = _pick(columns, signal)
-                length = _length(columns, descriptor, choice or columns.names[:1], rate)
+            with opened(path, descriptor.table, descriptor.arrays, first, wanted) as columns:
+                choice, has = _pick(columns, signal), columns.names
+                if choice:
+                    rate, odd = _rate(columns, descriptor, modality, choice)
+                length = _length(columns, descriptor, choice or has[:1], None if odd else rate)
         except Refused as why:
             if why.reason == "bad_rate":
                 draft.seconds[modality], draft.refused[modality] = Fraction(0), why.reason
             else:
                 broken = why
-                draft.seconds[modality] = Fraction(_lines(folder / names[modality], descriptor)) / rate
+                draft.seconds[modality] = Fraction(_lines(path, descriptor)) / rate if rate else Fraction(0)
             continue
-        draft.whole = max(draft.whole, Fraction(length) / rate)
+        if rate:
+            draft.whole = max(draft.whole, Fraction(length) / rate)
+        if odd:
+            draft.seconds[modality] = Fraction(length) / rate if rate else Fraction(0)
+            draft.refuse(modality, signal, "bad_rate", odd)
+            continue
         channels = len(choice) if choice else 1
-        draft.promise(
-            modality, signal, Promise(length, rate, signal.source_unit, channels) if choice else None
-        )
+        found = Promise(length, rate, signal.source_unit, channels) if choice else None
+        draft.promise(modality, signal, found, has=has)
     if broken is not None:
         raise broken
 
 
+def _wanted(descriptor: Descriptor, modality: str) -> list[text.Choices]:
+    """The channels that are read from the file of a modality, time included."""
+    apart = descriptor.table.files
+    same = [modality] if modality in apart else [m for m in descriptor.signals if m not in apart]
+    time = descriptor.table.time
+    return [*(descriptor.signals[m].choices for m in same), *([((time,),)] if time else [])]
+
+
 def _lines(path: Path, descriptor: Descriptor) -> int:
-    """How many samples a text file that cannot be read would hold, as far as its lines tell; else 0."""
-    spec = descriptor.table
-    if path.suffix.lower() in (*ARRAYS, ".parquet") or not path.is_file():
-        return 0
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        lines = [line.strip() for line in file if line.strip()][spec.header + spec.skip :]
-    if spec.layout == "row":
-        return sum(1 + line.count(delimiter_of(path.name, spec.delimiter)) for line in lines)
-    return len(lines)
+    """How many samples a file that cannot be taken would hold, as far as its lines or shapes tell; else 0."""
+    names = [name for signal in descriptor.signals.values() for choice in signal.choices for name in choice]
+    return files.rows(path, descriptor.table, names, descriptor.arrays)
 
 
 def _pick(columns: Columns, signal: Signal) -> tuple[str, ...] | None:
@@ -122,8 +123,20 @@ def _pick(columns: Columns, signal: Signal) -> tuple[str, ...] | None:
     return next((choice for choice in signal.choices if there.issuperset(choice)), None)
 
 
-def _length(columns: Columns, descriptor: Descriptor, names: Iterable[str], rate: Fraction) -> int:
-    at = _places(columns, descriptor, rate)
+def _rate(
+    columns: Columns, descriptor: Descriptor, modality: str, choice: Sequence[str]
+) -> tuple[Fraction | None, str | None]:
+    """The rate of a modality, and in words why it must be refused (`rates.rate_of`). A column of times tells
+    more than a rate that the file states beside it."""
+    signal = descriptor.signals[modality]
+    if descriptor.table.time is not None and not isinstance(signal.rate, str):
+        return base.fraction(signal.hz), None
+    present = {m: s for m, s in descriptor.signals.items() if _pick(columns, s)}
+    return rates.rate_of(columns, modality, signal, [columns.path(name) for name in choice], present)
+
+
+def _length(columns: Columns, descriptor: Descriptor, names: Iterable[str], rate: Fraction | None) -> int:
+    at = _places(columns, descriptor, rate) if rate else None
     if at is not None:
         return int(at[-1]) + 1 if len(at) else 0
     return min((columns.length(name) for name in names), default=0)
@@ -168,23 +181,28 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     own = source.files[0][0]
     signals: dict[str, Samples] = {}
     labels: list[Labels] = []
+    notes: list[str] = []
     for modality, signal in descriptor.signals.items():
         if modality not in source.seconds or modality in source.refused:
             continue
         path = folder / _file(modality, descriptor, own, source.groups)
-        rate = base.fraction(signal.hz)
-        assert rate and signal.source_unit
-        with opened(path, descriptor.table, descriptor.arrays, source.element) as columns:
+        assert signal.source_unit
+        wanted = _wanted(descriptor, modality)
+        with opened(path, descriptor.table, descriptor.arrays, source.element, wanted) as columns:
             choice = _pick(columns, signal)
-            if choice is None:
+            rate, _ = _rate(columns, descriptor, modality, choice) if choice else (None, None)
+            if choice is None or rate is None:
                 raise Refused("corrupt", f"{path.name} has changed since it was scanned")
             at = _places(columns, descriptor, rate)
-            found = [_channel(columns.read(name), at, signal.units[signal.source_unit]) for name in choice]
+            values = [columns.read(name, signal.missing) for name in choice]
+            found = [_channel(x, at, signal.units[signal.source_unit]) for x in values]
         if len({len(c.x) for c in found}) > 1:
             raise Refused("corrupt", f"{path.name}: the channels of {modality} differ in length")
+        notes += [note for c in found[:1] if (note := marks.note(modality, c.x, c.missing))]
         signals[modality] = together(found, rate, signal.unit)
         labels.append(Labels(f"{modality}_channel", [" ".join(choice)]))
     more, problems = base.fields(source, folder, descriptor.fields)
+    problems += notes
     recording = Recording(signals, [*more, *sorted(labels, key=lambda label: label.name)], problems)
     _traces(recording, folder / own, source, descriptor)
     return recording

@@ -180,7 +180,7 @@ def _samples(
             missing[at] = raw == invalid if invalid is not None else False
         channels.append(Channel(x, missing, *(scales[0] if alike else (1.0, 0.0))))
     assert layout.rate is not None
-    return base.together(channels, layout.rate * per_frame, signal.unit)
+    return base.together(channels, layout.rate * per_frame, signal.unit, signal.missing)
 
 
 def _scale(header: Any, channel: int, signal: Signal) -> tuple[float, float]:
