@@ -46,7 +46,7 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
         return None
     found = []
     with opened(path, descriptor.elements, axis=descriptor.elements_axis) as mat:
-        for element in range(mat.count()):
+        for element in range(_count(draft, mat, descriptor)):
             record = f"{draft.record}-{element}"
             one = dataclasses.replace(
                 draft, record=record, element=element, seconds={}, refused={}, words={}, files=[*draft.files]
@@ -61,6 +61,18 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
     if not found:
         raise Refused("corrupt", f"{path.name} holds no element of {descriptor.elements}")
     return found
+
+
+def _count(draft: Draft, mat: MatFile, descriptor: Descriptor) -> int:
+    """How many records the file holds; where that is not known, the hours of all its numbers are."""
+    try:
+        return mat.count()
+    except Refused:
+        for modality, signal in descriptor.signals.items():
+            if rate := base.fraction(signal.hz):
+                total = max((mat.total(name) for choice in signal.choices for name in choice), default=0)
+                draft.seconds[modality] = Fraction(total) / rate
+        raise
 
 
 def _promise(draft: Draft, mat: MatFile, descriptor: Descriptor) -> None:
@@ -87,7 +99,7 @@ def _promise(draft: Draft, mat: MatFile, descriptor: Descriptor) -> None:
         if modality in draft.seconds:
             continue
         if modality not in picked:
-            draft.promise(modality, signal, None, has=_has(mat, signal))
+            _absent(draft, mat, modality, signal)
             continue
         choice, length = picked[modality]
         rate, odd = stated[modality]
@@ -110,15 +122,21 @@ def _rate(
     return rates.rate_of(mat, modality, descriptor.signals[modality], paths, present)
 
 
-def _has(mat: MatFile, signal: Signal) -> list[str]:
-    """What the file holds instead of a signal; what has its name and is no channel comes first."""
-    for name in (name for choice in signal.choices for name in choice):
-        if kind := mat.what(name):
-            how = (
-                f', a record in each: say elements = "{name}"' if "of " in kind and "own" not in kind else ""
-            )
-            return [f"{name}, which is {kind}{how}", *mat.names()]
-    return mat.names()
+def _absent(draft: Draft, mat: MatFile, modality: str, signal: Signal) -> None:
+    """Note that a signal is not there, or what has its name instead."""
+    names = [name for choice in signal.choices for name in choice]
+    name, kind = next(((name, kind) for name in names if (kind := mat.what(name))), ("", ""))
+    if not kind or not signal.required:
+        draft.promise(modality, signal, None, has=mat.names())
+        return
+    how = "save it as plain numbers"
+    if kind == "a struct":
+        how = f"name a field of it ({', '.join(n for n in mat.names() if n.startswith(f'{name}.'))})"
+    elif "array" in kind:
+        how = f'say elements = "{name}" if each part of it is a record'
+    rate = base.fraction(signal.hz)
+    draft.seconds[modality] = max(draft.whole, Fraction(mat.total(name)) / rate if rate else Fraction(0))
+    draft.refuse(modality, signal, "missing_channel", f"{name} is {kind}: {how}, or name another channel")
 
 
 def _longest(mat: MatFile, signal: Signal, arrays: Sequence[Array]) -> int:

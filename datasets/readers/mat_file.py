@@ -54,6 +54,10 @@ class MatFile(rates.Facts):
         """What a name stands for if no array of numbers and no word (`a cell array of 1 x 3`); else None."""
 
     @abstractmethod
+    def total(self, name: str) -> int:
+        """How many numbers a variable holds, in all cells of a cell array; 0 where there are none."""
+
+    @abstractmethod
     def names(self) -> list[str]:
         """The variables of the file, with their sizes."""
 
@@ -222,13 +226,26 @@ class V5(MatFile):
         found = self._found(name)
         if not isinstance(found, np.ndarray) or found.dtype.kind in "biufUS":
             return None
-        kind = "struct" if _fields(found) else "cell array"
-        return f"a {kind} of {size(found.shape)}"
+        if _fields(found):
+            return f"a struct array of {size(found.shape)}" if found.size != 1 else "a struct"
+        return f"a cell array of {size(found.shape)}"
+
+    def total(self, name: str) -> int:
+        found = self._whole(name)
+        if not isinstance(found, np.ndarray) or _fields(found):
+            return 0
+        cells = found.ravel().tolist() if found.dtype.kind == "O" else [found]
+        return sum(cell.size for cell in cells if isinstance(cell, np.ndarray) and cell.dtype.kind in "biuf")
 
     def names(self) -> list[str]:
         mine = self._part(self._whole(self.elements), self.elements) if self.elements else None
-        listed = [f"{name} ({_kind(kind)}{size(shape)})" for name, (shape, kind) in self._about.items()]
-        return [*(_fields(mine) if mine is not None else ()), *listed]
+        listed = list(_fields(mine))
+        for name, (shape, kind) in self._about.items():
+            one = kind == "struct" and math.prod(shape) == 1
+            listed += (
+                _leaves(self._whole(name), name, DEPTH) if one else [f"{name} ({_kind(kind)}{size(shape)})"]
+            )
+        return listed
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         if self.elements or "." in name:
@@ -261,7 +278,7 @@ class V5(MatFile):
 
 
 def _kind(kind: str) -> str:
-    return f"{kind} " if kind in NESTED else ""
+    return {"cell": "cell array ", "struct": "struct array "}.get(kind, "object " if kind in OBJECTS else "")
 
 
 def _fields(found: Any) -> tuple[str, ...]:

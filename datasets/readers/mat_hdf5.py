@@ -83,11 +83,16 @@ class Hdf5(MatFile):
 
     def names(self) -> list[str]:
         found = []
-        for name, node in self.h5.items():
-            kind = "struct" if isinstance(node, h5py.Group) else "cell " if _cells(node) else ""
-            shape = size(tuple(reversed(node.shape))) if isinstance(node, h5py.Dataset) else ""
-            found += [f"{name} ({kind}{shape})"] if not name.startswith("#") else []
+        for name in _leaves(self.h5, "", DEPTH):
+            node = self.h5[name.replace(".", "/")]
+            kind = "cell array " if _cells(node) else "object " if _opaque(node) else ""
+            found.append(f"{name} ({kind}{size(tuple(reversed(node.shape)))})")
         return found
+
+    def total(self, name: str) -> int:
+        found = self._inside(self.h5, name.split("."))
+        cells = [self.h5[ref] for ref in found[()].ravel()] if _cells(found) else [found]
+        return sum(c.size for c in cells if isinstance(c, h5py.Dataset) and c.dtype.kind in "biuf")
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         node, many = self._node(name)
