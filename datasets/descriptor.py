@@ -186,9 +186,9 @@ class LabelTable(Clocked):
 
     `key`: the column that says whose a row is, and `match` what it says; None: every row is the record's.
     Times are columns `start` and `end` (or start + `window_s`) in `unit_s` seconds, or row i starts at
-    i * `step_s` (or i / what line `rate_line` states in Hz). A row lasts until its `end`, or for `window_s`, or
-    for a step. Cells may be dates or times of day. With no times, the row labels the whole record; of several
-    rows each text is a label, and a number must be the same in all.
+    i * `step_s` (or i / what line `rate_line` states in Hz). A row lasts until its `end`, or for `window_s`,
+    or for a step. Cells may be dates or times of day. With no times, the row labels the whole record; of
+    several rows each text is a label, and a number must be the same in all.
     """
 
     file: str
@@ -239,10 +239,14 @@ class Events(Clocked):
 
 
 class Table(Config):
-    """How the files of the reader `table` are laid out."""
+    """How the files of the reader `table` are laid out: text (also .gz), .parquet, .npy, .npz, HDF5.
 
-    delimiter: str | None = None  # None: a tab in .tsv and .txt, else a comma
-    decimal: Literal[".", ","] = "."
+    The array of a .npy file is channel 1 where it has one dimension, else `array` in [[arrays]]; the fields
+    of a .npy file of records are channels. Cells like NA, NULL or `-` are missing samples (`marks.NOTHING`).
+    """
+
+    delimiter: str | None = None  # None: a tab in .tsv and .txt, else a comma, or ; where decimal = ","
+    decimal: Literal[".", ","] = "."  # say "." of lines such as 12,50 without names if they are two numbers
     header: int = pydantic.Field(default=1, ge=0)  # line that holds the channels' names; 0: they are 1, 2, …
     skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no samples
     layout: Literal["columns", "row"] = "columns"  # row: all numbers of the file are channel 1
@@ -254,8 +258,14 @@ class Table(Config):
     start_line: int | None = pydantic.Field(default=None, ge=1)
     rate_line: int | None = pydantic.Field(default=None, ge=1)
     files: dict[str, str] = {}  # modality -> file, where it is not the record's own
-    ids: str | None = None  # .npz, .hdf5 of many records: the variable that names them, along the first axis
-    # of all others; {id} in file names and matches
+    ids: str | None = None  # .npz, .hdf5 of many records: the variable that names them (numbers or words),
+    # along the first axis of all others; {id} in file names and matches
+
+    @pydantic.model_validator(mode="after")
+    def _known_comma(self) -> "Table":
+        if self.decimal == "," and self.delimiter == ",":
+            raise ValueError("a comma cannot be both `decimal` and `delimiter`")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _one_clock(self) -> "Table":
@@ -295,7 +305,11 @@ class Descriptor(Config):
     traces: tuple[Trace, ...] = ()
     annotations: str | None = None  # keep the file's own annotations (EDF+) as labels of this name
     arrays: tuple[Array, ...] = ()
-    elements: str | None = None  # an array of structs in the file whose every element is a record of its own
+    elements: str | None = (
+        None  # .mat: an array whose every part is a record of its own: a struct of an array of
+    )
+    # structs, a cell of a cell array, or a row or column of a matrix (see `elements_axis`)
+    elements_axis: Literal[0, 1] | None = None  # of a matrix: 0, a row is a record; 1, a column is
     table: Table = Table()
     tables: tuple[LabelTable, ...] = ()
     events: tuple[Events, ...] = ()

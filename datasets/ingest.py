@@ -135,7 +135,7 @@ def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root:
 # Keys of a descriptor that came later, by table, with their defaults. A default is left
 # out of the fingerprint then, so that corpora of before stay what they are.
 LATER: dict[str, dict[str, Any]] = {
-    "": {"models": None},
+    "": {"models": None, "elements_axis": None},
     "signals": {"rate_tolerance": None, "missing": []},
     "numerics": {"offset_s": 0.0},
     "traces": {"offset_s": 0.0},

@@ -14,6 +14,7 @@ import numpy as np
 from cluster.errors import PlethoraError
 from cluster.redact import printable
 from datasets.descriptor import Descriptor, FieldRule, Signal
+from datasets.readers import marks
 from datasets.readers.root import Root
 
 LONGEST_WORDS = 1500  # characters of a message
@@ -336,14 +337,20 @@ class Channel:
     offset: float = 0.0
 
 
-def together(channels: Sequence[Channel], rate: Fraction, unit: str) -> Samples:
+def together(
+    channels: Sequence[Channel], rate: Fraction, unit: str, marked: Sequence[float | str] = ()
+) -> Samples:
     """Channels of one length as one modality. Integers stay integers where all share scale and offset.
 
-    What is not finite is missing, and what one channel misses is missing in all. Raises Refused (bad_scale)
-    where a value or a scale is beyond what float32 can say.
+    What is not finite or one of `marked` (numbers as the source stores them) is missing, and what one
+    channel misses is missing in all. Raises Refused (bad_scale) where a value or a scale is beyond what
+    float32 can say.
     """
     first = channels[0]
     missing = np.logical_or.reduce([c.missing for c in channels])
+    for channel in channels if marked else ():
+        if (where := marks.marked(channel.x, marked)) is not None:
+            missing = missing | where
     if any((c.scale, c.offset) != (first.scale, first.offset) for c in channels):
         channels = [Channel(c.x * c.scale + c.offset, c.missing) for c in channels]
         first = channels[0]
@@ -405,7 +412,8 @@ def fields(
             text = (variables or {}).get(rule.variable, "")
         found = re.search(rule.pattern, text, re.M)
         word = found.group(1).strip() if found else ""
-        if not word or word in rule.missing:
+        nothing = not rule.text and word not in rule.values and marks.is_nothing(word)
+        if not word or word in rule.missing or nothing:
             continue
         if rule.text:
             words = [w for w in split_words(word, rule.split) if w and w not in rule.missing]

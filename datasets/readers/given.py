@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets.descriptor import Column, Descriptor, Events, LabelTable, Lookup
-from datasets.readers import label_times, sheets
+from datasets.readers import label_times, marks, sheets
 from datasets.readers.base import Labels, Recording, Refused, Root, Source, split_words
 from datasets.readers.wfdb_header import read_header
 
@@ -137,7 +137,12 @@ def _label(rule: Column, words: list[str], start: Any, end: Any) -> list[Labels]
             start, end = (np.repeat(times, [len(p) for p in parts]) for times in (start, end))
         words = [word for part in parts for word in part]
     words = [rule.words.get(word, word) for word in words]
-    kept = [i for i, w in enumerate(words) if w in rule.values or (w and w not in rule.missing)]
+    nothing = ("",) if rule.text else marks.NOTHING
+    kept = [
+        i
+        for i, w in enumerate(words)
+        if w in rule.values or not (w in rule.missing or w.casefold() in nothing)
+    ]
     if not kept:
         return []
     if rule.text:

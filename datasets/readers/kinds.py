@@ -5,16 +5,22 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.redact import printable
+
 HEAD = 4096  # bytes that are looked at
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: `name` with its article; the `reader` that reads it (None: none), else `advice`."""
+    """A kind of file: `name` with its article; the `reader` that reads it (None: none), else `advice`.
+
+    `suffix`: by which the reader `table` knows such a file.
+    """
 
     name: str
     reader: str | None = None
     advice: str = ""
+    suffix: str = ""
 
     def __str__(self) -> str:
         advice = f'read it with reader = "{self.reader}"' if self.reader else self.advice
@@ -26,6 +32,10 @@ EXPORT = "no reader reads it: export it as EDF, WFDB or CSV"
 NO_WAVES = "it holds no recording"
 XML = 'no reader reads it: write its samples as CSV and read them with reader = "table"'
 
+PICKLE = Kind(
+    "a Python pickle", None, "it can run code when it is opened: write its arrays as .npz, in a container"
+)
+
 # (place, bytes there, what it is); the first that fits counts
 MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"0       ", Kind("an EDF file", "edf")),
@@ -34,10 +44,10 @@ MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"ANN  1.0", Kind("annotations of an ISHNE Holter ECG", None, "read the ECG file beside it")),
     (128, b"DICM", Kind("a DICOM file", "dicom")),
     (0, b"MATLAB ", Kind("a MATLAB file", "mat")),
-    (0, b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file", "table")),
+    (0, b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file", "table", "", ".h5")),
     (512, b"\x89HDF\r\n\x1a\n", Kind("a MATLAB file (v7.3)", "mat")),
-    (0, b"\x93NUMPY", Kind("a NumPy array (.npy)", "table")),
-    (0, b"PAR1", Kind("a Parquet file", "table")),
+    (0, b"\x93NUMPY", Kind("a NumPy array (.npy)", "table", "", ".npy")),
+    (0, b"PAR1", Kind("a Parquet file", "table", "", ".parquet")),
     (0, b"ARROW1", Kind("an Arrow (Feather) file", None, 'write it as Parquet and use reader = "table"')),
     (0, b"FEA1", Kind("a Feather file", None, 'write it as Parquet and use reader = "table"')),
     (0, b"Obj\x01", Kind("an Avro file", "empatica")),
@@ -76,6 +86,8 @@ MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"GIF8", Kind("a picture (GIF)", None, NO_WAVES)),
     (0, b"II*\x00", Kind("a picture (TIFF)", None, NO_WAVES)),
     (0, b"MM\x00*", Kind("a picture (TIFF)", None, NO_WAVES)),
+    *((0, b"\x80" + bytes([version]), PICKLE) for version in (2, 3, 4, 5)),
+    (0, b"ORC", Kind("an ORC file", None, 'write it as Parquet and use reader = "table"')),
     (0, b"BZh", Kind("a bzip2 archive", None, UNPACK)),
     (0, b"\xfd7zXZ\x00", Kind("an xz archive", None, UNPACK)),
     (0, b"\x28\xb5\x2f\xfd", Kind("a Zstandard archive", None, UNPACK)),
@@ -140,6 +152,28 @@ def describe(path: Path) -> str | None:
     return str(kind) if kind else None
 
 
+def no_text(path: Path) -> str | None:
+    """What a file that should hold a table of text (.gz: compressed) is instead, and what to do."""
+    kind = kind_of(path)
+    if kind is None or (kind.suffix == ".gz" and path.name.lower().endswith(".gz")):
+        return None
+    return f"{kind.name}: name it {kind.suffix}" if kind.suffix else str(kind)
+
+
+def other(path: Path, suffix: str) -> str | None:
+    """What a file is that should be of the kind which `suffix` says, where it is known to be another."""
+    kind = kind_of(path)
+    same = kind is None or kind.suffix == suffix or (suffix == ".h5" and kind.reader == "mat")
+    return (
+        None if same or kind is None else f"{kind.name}: name it {kind.suffix}" if kind.suffix else str(kind)
+    )
+
+
+def plain(words: str, most: int = 200) -> str:
+    """`words` of a library, which may quote bytes of a file, as one line that a terminal can show."""
+    return printable((words.splitlines() or [""])[0], most)
+
+
 def _zip(head: bytes) -> Kind:
     if re.search(rb"\[Content_Types\]\.xml|xl/|_rels/", head):
         return Kind(
@@ -147,7 +181,7 @@ def _zip(head: bytes) -> Kind:
         )
     first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
     return (
-        Kind("a NumPy archive (.npz)", "table")
+        Kind("a NumPy archive (.npz)", "table", "", ".npz")
         if first.endswith(b".npy")
         else Kind("a zip archive", None, UNPACK)
     )
@@ -161,7 +195,7 @@ def _gzip(head: bytes) -> Kind:
     if inside[:4] == b"VITA":
         return Kind("a .vital file", "vitaldb")
     text = bool(inside) and not re.search(rb"[\0-\x08\x0e-\x1f]", inside)
-    return Kind("a gzipped table", "table") if text else Kind("a gzip archive", None, UNPACK)
+    return Kind("a gzipped table", "table", "", ".gz") if text else Kind("a gzip archive", None, UNPACK)
 
 
 def _is_mat4(head: bytes) -> bool:

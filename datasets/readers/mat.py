@@ -1,12 +1,12 @@
-"""MATLAB files, v5 and v7.3: a file is a record, or holds many (`elements`: an array of structs).
+"""MATLAB files, v5 and v7.3: a file is a record, or holds many (`elements`).
 
 A channel is a variable of one row or column, or one row (column) of a matrix that `arrays` names. The format
-states neither rate nor unit: the descriptor must.
+states no unit, and a rate only in a variable: the descriptor gives both, or names that variable.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets.descriptor import Array, Descriptor, Signal, Trace
-from datasets.readers import base
+from datasets.readers import base, marks, rates
 from datasets.readers.base import Channel, Draft, Labels, Promise, Recording, Refused, Root, Source
-from datasets.readers.mat_file import MatFile, opened
+from datasets.readers.mat_file import MatFile, opened, size
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[Source]:
@@ -28,7 +28,8 @@ def scan(root: Root, descriptor: Descriptor) -> list[Source]:
         if signal.rate is None or signal.source_unit is None:
             lacking = "rate" if signal.rate is None else "source_unit"
             raise PlethoraError(
-                f"{descriptor.name}: [signals.{modality}] needs `{lacking}`: a .mat file states neither"
+                f"{descriptor.name}: [signals.{modality}] needs `{lacking}`: a .mat file states neither "
+                "(`rate` may be the name of a variable that does)"
             )
     return base.scan(root, descriptor, _look)
 
@@ -44,8 +45,8 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
             _promise(draft, mat, descriptor)
         return None
     found = []
-    with opened(path, descriptor.elements) as mat:
-        for element in range(mat.count()):
+    with opened(path, descriptor.elements, axis=descriptor.elements_axis) as mat:
+        for element in range(_count(draft, mat, descriptor)):
             record = f"{draft.record}-{element}"
             one = dataclasses.replace(
                 draft, record=record, element=element, seconds={}, refused={}, words={}, files=[*draft.files]
@@ -62,27 +63,90 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
     return found
 
 
+def _count(draft: Draft, mat: MatFile, descriptor: Descriptor) -> int:
+    """How many records the file holds; where that is not known, the hours of all its numbers are."""
+    try:
+        return mat.count()
+    except Refused:
+        for modality, signal in descriptor.signals.items():
+            if rate := base.fraction(signal.hz):
+                total = max((mat.total(name) for choice in signal.choices for name in choice), default=0)
+                draft.seconds[modality] = Fraction(total) / rate
+        raise
+
+
 def _promise(draft: Draft, mat: MatFile, descriptor: Descriptor) -> None:
-    """Raises Refused last, so that the hours of the other modalities count."""
-    lengths, broken = {}, None
+    """What the file holds of each modality. Refused is raised last, so that the hours of the others count."""
+    broken: Refused | None = None
+    picked: dict[str, tuple[tuple[str, ...], int]] = {}
     for modality, signal in descriptor.signals.items():
         try:
             found = _pick(mat, signal, descriptor.arrays)
         except Refused as why:
             broken = why
+            rate = base.fraction(signal.hz)
+            draft.seconds[modality] = (
+                Fraction(_longest(mat, signal, descriptor.arrays)) / rate if rate else Fraction(0)
+            )
             continue
-        lengths[modality] = found
         if found:
-            draft.whole = max(draft.whole, Fraction(found[1]) / (base.fraction(signal.hz) or 1))
-    for modality, found in lengths.items():
-        signal, promised = descriptor.signals[modality], None
-        if found:
-            choice, length = found
-            unit = signal.source_unit or ""
-            promised = Promise(length, base.fraction(signal.hz), unit, len(choice))
-        draft.promise(modality, signal, promised)
+            picked[modality] = found
+    stated = {m: _rate(mat, m, descriptor, picked) for m in picked}
+    for modality, (_, length) in picked.items():
+        if rate := stated[modality][0]:
+            draft.whole = max(draft.whole, Fraction(length) / rate)
+    for modality, signal in descriptor.signals.items():
+        if modality in draft.seconds:
+            continue
+        if modality not in picked:
+            _absent(draft, mat, modality, signal)
+            continue
+        choice, length = picked[modality]
+        rate, odd = stated[modality]
+        if odd:
+            draft.seconds[modality] = Fraction(length) / rate if rate else Fraction(0)
+            draft.refuse(modality, signal, "bad_rate", odd)
+        else:
+            draft.promise(modality, signal, Promise(length, rate, signal.source_unit or "", len(choice)))
     if broken is not None:
         raise broken
+
+
+def _rate(
+    mat: MatFile, modality: str, descriptor: Descriptor, picked: Mapping[str, tuple[tuple[str, ...], int]]
+) -> tuple[Fraction | None, str | None]:
+    """The rate of a modality, and in words why it must be refused (`rates.rate_of`)."""
+    held = {channel: array.variable for array in descriptor.arrays for channel in array.channels}
+    paths = [held.get(name, name) for name in picked[modality][0]]
+    present = {m: descriptor.signals[m] for m in picked}
+    return rates.rate_of(mat, modality, descriptor.signals[modality], paths, present)
+
+
+def _absent(draft: Draft, mat: MatFile, modality: str, signal: Signal) -> None:
+    """Note that a signal is not there, or what has its name instead."""
+    names = [name for choice in signal.choices for name in choice]
+    name, kind = next(((name, kind) for name in names if (kind := mat.what(name))), ("", ""))
+    if not kind or not signal.required:
+        draft.promise(modality, signal, None, has=mat.names())
+        return
+    how = "save it as plain numbers"
+    if kind == "a struct":
+        how = f"name a field of it ({', '.join(n for n in mat.names() if n.startswith(f'{name}.'))})"
+    elif "array" in kind:
+        how = f'say elements = "{name}" if each part of it is a record'
+    rate = base.fraction(signal.hz)
+    draft.seconds[modality] = max(draft.whole, Fraction(mat.total(name)) / rate if rate else Fraction(0))
+    draft.refuse(modality, signal, "missing_channel", f"{name} is {kind}: {how}, or name another channel")
+
+
+def _longest(mat: MatFile, signal: Signal, arrays: Sequence[Array]) -> int:
+    """Samples of a signal that cannot be taken: the longer side of the longest of its arrays."""
+    held = {channel: array.variable for array in arrays for channel in array.channels}
+    names = {held.get(name, name) for choice in signal.choices for name in choice}
+    try:
+        return max((max(mat.shape(name) or (0,)) for name in names), default=0)
+    except Refused:
+        return 0
 
 
 def _pick(mat: MatFile, signal: Signal, arrays: Sequence[Array]) -> tuple[tuple[str, ...], int] | None:
@@ -106,16 +170,21 @@ def _length(mat: MatFile, name: str, arrays: Sequence[Array]) -> int | None:
         if shape is None:
             continue
         if len(shape) != 2 or shape[array.axis] != len(array.channels):
-            size = " x ".join(map(str, shape))
             raise Refused(
-                "corrupt", f"{array.variable} is {size}, the descriptor names {len(array.channels)} channels"
+                "corrupt",
+                f"{array.variable} is {size(shape)}, the descriptor names {len(array.channels)} channels "
+                f"along axis {array.axis}: correct `channels` or `axis` in [[arrays]]",
             )
         return shape[1 - array.axis]
     shape = mat.shape(name)
     if shape is None:
         return None
     if sum(n != 1 for n in shape) > 1:
-        raise Refused("corrupt", f"{name} is {' x '.join(map(str, shape))}, not one channel")
+        raise Refused(
+            "corrupt",
+            f"{name} is {size(shape)}, not one channel: name its channels in [[arrays]], or, where each row "
+            f'(column) is a record of its own, say elements = "{name}" and elements_axis = 0 (1)',
+        )
     return int(np.prod(shape))
 
 
@@ -132,36 +201,63 @@ def _channel(mat: MatFile, name: str, arrays: Sequence[Array]) -> np.ndarray:
 def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples and labels of one record. Raises Refused where the file is broken."""
     path = folder / source.files[0][0]
-    signals, labels = {}, []
-    with opened(path, descriptor.elements, source.element) as mat:
-        for m, signal in descriptor.signals.items():
-            found = None
-            if m in source.seconds and m not in source.refused:
-                found = _pick(mat, signal, descriptor.arrays)
-            if found is None:
+    signals, labels, notes, unread = {}, [], [], []
+    with opened(path, descriptor.elements, source.element, descriptor.elements_axis) as mat:
+        wanted = {
+            m: s for m, s in descriptor.signals.items() if m in source.seconds and m not in source.refused
+        }
+        every = {
+            m: f
+            for m, s in descriptor.signals.items()
+            if (f := _found(mat, s, descriptor.arrays, m in wanted))
+        }
+        for m, signal in wanted.items():
+            if m not in every:
                 continue
             factor = signal.units[signal.source_unit or ""]
             channels = []
-            for name in found[0]:
-                x = _numbers(_channel(mat, name, descriptor.arrays))
-                channels.append(Channel(x, np.zeros(len(x), bool), factor))
-            rate = base.fraction(signal.hz)
-            assert rate is not None
+            for name in every[m][0]:
+                x = _channel(mat, name, descriptor.arrays)
+                lost = marks.marked(x, signal.missing)
+                channels.append(
+                    Channel(_numbers(x), np.zeros(len(x), bool) if lost is None else lost, factor)
+                )
+            rate, odd = _rate(mat, m, descriptor, every)
+            if rate is None or odd:
+                raise Refused("bad_rate", odd or "no rate is stated")
+            if note := marks.note(m, channels[0].x, channels[0].missing):
+                notes.append(note)
             signals[m] = base.together(channels, rate, signal.unit)
-            labels.append(Labels(f"{m}_channel", ["+".join(found[0])]))
-        words = {
-            rule.variable: word
-            for rule in descriptor.fields
-            if rule.variable and (word := mat.word(rule.variable)) is not None
-        }
+            labels.append(Labels(f"{m}_channel", ["+".join(every[m][0])]))
+        words = {}
+        for rule in descriptor.fields:
+            if rule.variable and (word := mat.word(rule.variable)) is not None:
+                words[rule.variable] = word
+            elif rule.variable and (kind := mat.what(rule.variable)):
+                unread.append(
+                    f"label {rule.name}: {rule.variable} is {kind}: save it as a number or char array"
+                )
     more, problems = base.fields(source, folder, descriptor.fields, variables=words)
     labels += more
+    problems += unread
     for trace in descriptor.traces:
         try:
             labels += _trace(trace, source, folder, descriptor)
         except Refused as why:
             problems.append(f"label {trace.name}: {why.reason} ({why.detail})")
-    return Recording(signals, labels, problems)
+    return Recording(signals, labels, problems, notes=notes)
+
+
+def _found(
+    mat: MatFile, signal: Signal, arrays: Sequence[Array], wanted: bool
+) -> tuple[tuple[str, ...], int] | None:
+    """`_pick`, which may only fail for a signal that is `wanted`."""
+    try:
+        return _pick(mat, signal, arrays)
+    except Refused:
+        if wanted:
+            raise
+        return None
 
 
 def _numbers(x: np.ndarray) -> np.ndarray:
@@ -178,7 +274,8 @@ def _trace(trace: Trace, source: Source, folder: Path, descriptor: Descriptor) -
     if not path.is_file():
         raise Refused("missing_file", f"{path.name} is not there")
     own = trace.file is None
-    with opened(path, descriptor.elements if own else None, source.element if own else None) as mat:
+    axis = descriptor.elements_axis
+    with opened(path, descriptor.elements if own else None, source.element if own else None, axis) as mat:
         found = mat.get(trace.variable)
     if found is None or found.dtype.kind not in "biuf":
         raise Refused("missing_channel", f"no numbers {trace.variable} in {path.name}")

@@ -1,17 +1,152 @@
-"""The rate that a file states itself (first step: the engineer of columns has the whole)."""
+"""The rate that a file states itself: in a variable, an attribute or a constant column; and whether it agrees
+with the descriptor's."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
+
+import numpy as np
 
 from datasets.descriptor import Signal
 from datasets.readers.base import fraction
-from datasets.readers.columns import Columns
+
+ROUNDING = 1e-5  # share by which a rate may differ that was written down with few digits
+KNOWN = (
+    "samplingfrequency", "samplefrequency", "samplingfreq", "samplefreq", "samplingrate", "samplerate",
+    "sampfreq", "samprate", "sfreq", "srate", "fsamp", "fs",
+)  # fmt: skip
+# as the last part of a name they are no rate of samples elsewhere (heart rate), but beside a signal's samples
+BESIDE = ("rate", "freq", "frequency", "hz")
+
+
+class Facts:
+    """A file that may state rates: `facts` are dotted names, `fact` gives what one holds."""
+
+    def facts(self) -> Collection[str]:
+        """Names of what may state a rate: `Fs`, `ppg.fs` (in a struct or group, or an attribute of `ppg`)."""
+        return ()
+
+    def fact(self, name: str) -> object:
+        """What the file holds under a name, None where it holds nothing."""
+        return None
+
+    def stated_rate(self, name: str, paths: Sequence[str] = ()) -> float | None:
+        """The rate in Hz that the file states under `name`, first beside the variables `paths`; or None."""
+        for prefix in _prefixes(paths):
+            found = number(self.fact(f"{prefix}{name}"))
+            if found is not None:
+                return found
+        return None
+
+    def stated_rates(self) -> dict[str, float]:
+        """Every rate that the file states under a usual name: name -> Hz."""
+        found = {name: number(self.fact(name)) for name in self.facts() if _rest(name) is not None}
+        return {name: hz for name, hz in found.items() if hz is not None}
 
 
 def rate_of(
-    file: Columns, modality: str, signal: Signal, paths: Sequence[str], present: Mapping[str, Signal]
+    file: Facts, modality: str, signal: Signal, paths: Sequence[str], present: Mapping[str, Signal]
 ) -> tuple[Fraction | None, str | None]:
-    """The rate of a signal that `file` holds, and in words why it must be refused."""
+    """The rate of a signal that `file` holds in the variables `paths`, and in words why it must be refused.
+
+    A rate that the descriptor names is read. One that it gives must agree with what the file states, if the
+    file evidently speaks of this signal: within `rate_tolerance` (then the file's own is taken), else but for
+    rounding. `present`: the signals that the file holds.
+    """
     if isinstance(signal.rate, str):
-        return None, f"the file states no rate in {signal.rate!r}"
-    return fraction(signal.hz), None
+        hz = file.stated_rate(signal.rate, paths)
+        if hz is None:
+            return None, (
+                f"the file states no rate in {signal.rate!r}: name the variable, attribute or column that "
+                "does in `rate`, or give the number"
+            )
+        return fraction(hz), None
+    found = _stated(file.stated_rates(), modality, signal, paths, present)
+    if signal.hz is None or found is None:
+        return fraction(signal.hz if found is None else found[1]), None
+    name, hz = found
+    off = abs(hz / signal.hz - 1)
+    if off <= ROUNDING:
+        return fraction(signal.hz), None
+    if off <= (signal.rate_tolerance or 0):
+        return fraction(hz), None
+    return fraction(hz), (
+        f"{name!r} in the file says {hz:g} Hz, not {signal.hz:g}: correct `rate`, or say rate = {name!r}"
+    )
+
+
+def _stated(
+    rates: Mapping[str, float],
+    modality: str,
+    signal: Signal,
+    paths: Sequence[str],
+    present: Mapping[str, Signal],
+) -> tuple[str, float] | None:
+    """(name, Hz) of the rate that a file evidently states of this signal, None where it may mean others."""
+    mine = {_plain(word) for word in (modality, *paths, *(part for p in paths for part in p.split(".")))}
+    own = [(n, hz) for n, hz in rates.items() if _rest(n) in mine or _parent(n) in paths]
+    if (
+        not own
+    ):  # what speaks of no signal by name: beside this one, nearest first, or the only one of the file
+        own = [(n, hz) for n, hz in rates.items() if len(rates) == 1 and _rest(n) == ""]
+        for prefix in _prefixes(paths):
+            near = [(n, hz) for n, hz in rates.items() if f"{_parent(n)}." == (prefix or ".")]
+            if near:
+                own = near if all(_rest(n) == "" for n, _ in near) else []
+                break
+        if own and any(_agree(s.hz, own[0][1]) for s in present.values() if s.hz != signal.hz):
+            return None
+    return own[0] if own and len({hz for _, hz in own}) == 1 else None
+
+
+def _agree(hz: float | None, other: float) -> bool:
+    return hz is not None and abs(other / hz - 1) <= ROUNDING
+
+
+def _prefixes(paths: Sequence[str]) -> list[str]:
+    """`a.b.` and `a.` and ``, for a variable a.b: where to look for what belongs to it, nearest first."""
+    found = [""]
+    for path in paths[:1]:
+        parts = path.split(".")
+        found = [".".join(parts[:n]) + "." for n in range(len(parts), 0, -1)] + [""]
+    return found
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", word.casefold())
+
+
+def _rest(name: str) -> str | None:
+    """What a name says besides that it is a rate: `` of Fs, ppg of fs_ppg and of fs.ppg; None: it is none."""
+    *parents, leaf = name.split(".")
+    words = [w.casefold() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", leaf)]
+    words = [w for w in words if w not in ("hz", "in")] or words
+    if parents and "".join(words) in BESIDE:
+        return ""
+    for first in range(len(words)):
+        for last in range(first + 1, len(words) + 1):
+            if "".join(words[first:last]) in KNOWN:
+                return "".join(words[:first] + words[last:])
+    return _plain(leaf) if parents and _rest(parents[-1]) == "" else None
+
+
+def number(value: object) -> float | None:
+    """A rate as a file may write it: a number, an array of one and the same, `125`, `125 Hz`."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*(?:[hH][zZ])?\s*", value)
+        value = float(found.group(1)) if found else None
+    if value is None:
+        return None
+    x = np.asarray(value)
+    if x.dtype.kind in "SU" and x.size == 1:
+        return number(x.reshape(-1)[0].item())
+    if x.dtype.kind not in "iuf" or not x.size or not (x == x.reshape(-1)[0]).all():
+        return None
+    hz = float(x.reshape(-1)[0])
+    return hz if np.isfinite(hz) and 0 < hz < 1e9 else None

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.readers import kinds, text
 from datasets.readers.base import Refused
+from datasets.readers.text import delimiter_of
 
 LARGEST = 256 * 2**20  # bytes of XML in a workbook: some million cells
 
@@ -33,16 +35,11 @@ class Sheet:
         return len(next(iter(self.columns.values()), ()))
 
 
-def delimiter_of(name: str, given: str | None) -> str:
-    """What stands between cells: as given, else a tab in .tsv and .txt files and a comma in all others."""
-    return given or ("\t" if name.lower().endswith((".tsv", ".txt")) else ",")
-
-
 def read(
     path: Path, header: int = 1, delimiter: str | None = None, sheet: str | None = None, skip: int = 0
 ) -> Sheet:
     """The sheet at `path`, its names in line `header` (from 1; 0: they are 1, 2, …), and its cells `skip`
-    lines after it. Refused: missing_file, corrupt."""
+    lines after it. Refused: missing_file, corrupt, unsupported."""
     if not path.is_file():
         raise Refused("missing_file", f"{path.name} is not there")
     stat = path.stat()
@@ -54,6 +51,7 @@ def _read(
     path: Path, _changed: int, _size: int, header: int, delimiter: str | None, sheet: str | None, skip: int
 ) -> Sheet:
     suffix = path.suffix.lower()
+    rows: list[list[str]]
     try:
         if suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -61,11 +59,18 @@ def _read(
             table = pq.read_table(path)
             cells = {n: tuple(_word(v) for v in table[n].to_pylist()) for n in table.column_names}
             return Sheet(path.name, cells)
-        rows = list(_workbook(path, sheet) if suffix in (".xlsx", ".xlsm") else _text(path, delimiter))
+        if suffix in (".xlsx", ".xlsm"):
+            rows = list(_workbook(path, sheet))
+        elif words := kinds.no_text(path):
+            raise Refused("unsupported", f"{path.name} is {words}")
+        else:
+            rows = list(_text(path, delimiter))
     except Refused:
         raise
     except Exception as error:  # csv, openpyxl and pyarrow raise whatever a broken file makes them run into
-        raise Refused("corrupt", f"{path.name} cannot be read as a table ({error})") from error
+        raise Refused(
+            "corrupt", f"{path.name} cannot be read as a table ({kinds.plain(str(error))})"
+        ) from error
     if len(rows) < header:
         raise Refused("corrupt", f"{path.name} has {len(rows)} lines, its names should be in line {header}")
     body = [row for row in rows[header + skip :] if any(row)]
@@ -78,15 +83,31 @@ def _read(
         raise Refused("corrupt", f"{path.name} has two columns called {twice[0]!r}")
     odd = next((i for i, row in enumerate(body) if len(row) > len(names) and any(row[len(names) :])), None)
     if odd is not None:
-        raise Refused("corrupt", f"{path.name}: row {odd + 1} has more cells than there are names")
+        commas = "; does it write decimal commas? Then export it again with points"
+        raise Refused("corrupt", f"{path.name}: row {odd + 1} has more cells than there are names{commas}")
+    _check_nameless(path.name, names, body)
     columns = {
         name: tuple(row[i] if i < len(row) else "" for row in body) for i, name in enumerate(names) if name
     }
     return Sheet(path.name, columns)
 
 
+def _check_nameless(file: str, names: list[str], body: list[list[str]]) -> None:
+    """Refused (decimal_comma): a nameless last column of what a decimal comma may have cut off."""
+    last = len(names) - 1
+    if last < 1 or names[last]:
+        return
+    pairs = [(row[last - 1], row[last]) for row in body if len(row) > last and row[last]]
+    if pairs and all(text.DIGITS.fullmatch(a) and b.isdigit() for a, b in pairs):
+        raise Refused(
+            "decimal_comma",
+            f"{file}: the last column has no name, and '{','.join(pairs[0])}' may be one number with a "
+            "decimal comma: export it again with points, or name the column",
+        )
+
+
 def _text(path: Path, delimiter: str | None) -> Iterator[list[str]]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with text.open_text(path) as file:
         for row in csv.reader(file, delimiter=delimiter_of(path.name, delimiter)):
             yield [cell.strip() for cell in row]
 
@@ -128,7 +149,7 @@ def rows_by_key(sheet: Sheet, key: str) -> dict[str, list[int]]:
     return found
 
 
-DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
 
 
 def number(word: str) -> float:
@@ -136,6 +157,8 @@ def number(word: str) -> float:
     if DECIMAL_COMMA.fullmatch(word):
         raise ValueError(f"{word!r} has a decimal comma: write {word.replace(',', '.')!r}")
     try:
+        if "_" in word:  # Python's own way to group digits, which no table means
+            raise ValueError
         return float(word)
     except ValueError:
         raise ValueError(f"{word!r} is no number") from None

@@ -14,7 +14,8 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets.descriptor import Descriptor, Signal
-from datasets.readers import base, clock, moments
+from datasets.readers import base, clock, marks, moments, text
+from datasets.readers import columns as files
 from datasets.readers.base import (
     Channel,
     Draft,
@@ -28,10 +29,10 @@ from datasets.readers.base import (
     together,
 )
 from datasets.readers.clock import Clock, Grid
-from datasets.readers.columns import ARRAYS, Columns, opened
+from datasets.readers.columns import Columns, opened
 from datasets.readers.moments import Moments
 from datasets.readers.rates import rate_of
-from datasets.readers.sheets import delimiter_of
+from datasets.readers.text import delimiter_of
 
 SLOWEST, FASTEST = 1, 100_000  # Hz: rates that a column of times may show where the descriptor says none
 
@@ -56,7 +57,7 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
     if descriptor.table.time is None:
         _promises(draft, descriptor, folder, names, 0)  # all records of a file are rows of the same arrays
     found = []
-    for i, name in enumerate(_ids(folder / draft.name, descriptor)):
+    for i, name in enumerate(files.ids_of(folder / draft.name, descriptor.table.ids)):
         record = f"{draft.record}_{name}"
         groups = {**draft.groups, "record": record, "id": name}
         one = dataclasses.replace(draft, record=record, groups=groups, element=i)
@@ -87,14 +88,6 @@ def _files(descriptor: Descriptor, own: str, groups: dict[str, str]) -> dict[str
     return {m: given[m].format(**groups, stem=stem) if m in given else own for m in descriptor.signals}
 
 
-def _ids(path: Path, descriptor: Descriptor) -> list[str]:
-    assert descriptor.table.ids
-    with opened(path, descriptor.table) as columns:
-        if descriptor.table.ids not in columns.names:
-            raise Refused("corrupt", f"{path.name} has no {descriptor.table.ids!r}, which names its records")
-        return [str(int(i)) for i in columns.read(descriptor.table.ids)]
-
-
 # ---------------------------------------------------------------- one modality in its file
 
 
@@ -120,13 +113,14 @@ def _parts(
 ) -> tuple[dict[str, _Part], dict[str, Refused]]:
     """What the files hold of each modality in `names`, with its `samples` or without; and what breaks
     them."""
+    spec = descriptor.table
     found: dict[str, _Part] = {}
     broken: dict[str, Refused] = {}
     for file in dict.fromkeys(names.values()):
         path = folder / file
         mine = [m for m, name in names.items() if name == file]
         try:
-            with opened(path, descriptor.table, descriptor.arrays, element) as columns:
+            with opened(path, spec, descriptor.arrays, element, _wanted(descriptor, mine)) as columns:
                 there = set(columns.names)
                 for m in mine:
                     choices = descriptor.signals[m].choices
@@ -147,6 +141,12 @@ def _parts(
         except Refused as why:
             broken |= dict.fromkeys(mine, why)
     return {m: part for m, part in found.items() if m not in broken}, broken
+
+
+def _wanted(descriptor: Descriptor, modalities: Sequence[str]) -> list[text.Choices]:
+    """The channels that are read from the file of some modalities, time included."""
+    time = descriptor.table.time
+    return [*(descriptor.signals[m].choices for m in modalities), *([((time,),)] if time else [])]
 
 
 def _rows(columns: Columns) -> int:
@@ -173,7 +173,7 @@ def _part(
     if spec.time is None or isinstance(signal.rate, str):  # a column of times tells more than a stated rate
         paths = [columns.path(name) for name in part.choice]
         rate, words = rate_of(columns, modality, signal, paths, present)
-    delimiter = delimiter_of(path.name, spec.delimiter)
+    delimiter = delimiter_of(path.name, spec.delimiter, spec.decimal)
     if spec.rate_line is not None:
         rate, words = _stated(path, spec.rate_line, delimiter, signal)
     part = dataclasses.replace(part, length=length, rate=rate, words=words)
@@ -182,7 +182,7 @@ def _part(
         return dataclasses.replace(part, times=times, clock=clock.regular(length, rate, float(times.s[0])))
     if spec.time is None:
         return part
-    column = columns.stamps(spec.time)
+    column = columns.raw(spec.time)
     if column is None:
         there = ", ".join(part.has[:20])
         raise Refused(
@@ -291,15 +291,9 @@ def _promises(
 
 
 def _lines(path: Path, descriptor: Descriptor) -> int:
-    """How many samples a text file that cannot be read would hold, as far as its lines tell; else 0."""
-    spec = descriptor.table
-    if path.suffix.lower() in (*ARRAYS, ".parquet") or not path.is_file():
-        return 0
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        lines = [line.strip() for line in file if line.strip()][spec.header + spec.skip :]
-    if spec.layout == "row":
-        return sum(1 + line.count(delimiter_of(path.name, spec.delimiter)) for line in lines)
-    return len(lines)
+    """How many samples a file that cannot be taken would hold, as far as its lines or shapes tell; else 0."""
+    names = [name for signal in descriptor.signals.values() for choice in signal.choices for name in choice]
+    return files.rows(path, descriptor.table, names, descriptor.arrays)
 
 
 def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
@@ -324,6 +318,8 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     labels = [Labels(f"{m}_channel", [" ".join(part.choice)]) for m, part in sorted(parts.items())]
     more, problems = base.fields(source, folder, descriptor.fields)
     recording = Recording(signals, [*more, *labels], problems)
+    noted = (marks.note(m, s.x_tc[:, 0], s.missing) for m, s in signals.items())
+    recording.notes = [note for note in noted if note]
     began = 0.0  # the record's own file, on the record's time
     if (first := _first(parts)) is not None:
         recording.origin, times = first

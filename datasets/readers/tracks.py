@@ -99,11 +99,9 @@ def samples(
     """
     rate = tracks[0].rate
     assert rate is not None
-    marks = [mark for mark in signal.missing if not isinstance(mark, str)]
     channels = []
     for track in tracks:
         factor = signal.units[unit_of(track, signal)]
         x, missing = read(track)
-        missing = missing | np.isin(x, marks) if marks else missing
         channels.append(Channel(x, missing, factor * track.scale, factor * track.offset))
-    return base.together(channels, rate, signal.unit)
+    return base.together(channels, rate, signal.unit, signal.missing)

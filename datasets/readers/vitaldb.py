@@ -304,7 +304,7 @@ def _samples(tracks: list[Track], origin: float, signal: Signal) -> Samples:
         x[at], missing[at] = track.x, track.missing
         factor = signal.units[_unit(track.unit, signal)]
         channels.append(Channel(x, missing, factor * track.scale, factor * track.offset))
-    return base.together(channels, tracks[0].rate, signal.unit)
+    return base.together(channels, tracks[0].rate, signal.unit, signal.missing)
 
 
 def _numbers(track: Any, known: Named, origin: float, hold_s: float) -> list[Labels]:

@@ -207,9 +207,9 @@ def test_what_the_format_does_not_say_the_descriptor_must(tmp_path, path, old, k
         one(tmp_path, TEXT.replace(old, ""))
 
 
-def broken(tmp_path):
+def broken(tmp_path, text=TEXT):
     """Where the record is refused, and why: at scan, or when it is loaded."""
-    known, root, source = one(tmp_path)
+    known, root, source = one(tmp_path, text)
     if source.broken:
         return source.broken
     with pytest.raises(Refused) as caught:
@@ -235,9 +235,10 @@ def test_a_text_an_empty_or_a_cut_off_mat_is_one_clear_refusal(tmp_path, path, v
 def test_a_matrix_of_another_shape_is_refused_and_an_absent_variable_is_a_missing_channel(tmp_path, path):
     tree = content()
     savemat(path, tree | {"acc": tree["acc"][:, :2]})
-    assert broken(tmp_path)[1] == "acc is 1000 x 2, the descriptor names 3 channels"
+    assert broken(tmp_path)[1].startswith("acc is 1000 x 2, the descriptor names 3 channels along axis 1")
     savemat(path, tree | {"ir": tree["ir"].reshape(2, -1)})
-    assert broken(tmp_path)[1] == "ir is 2 x 1000, not one channel"
+    assert broken(tmp_path)[1].startswith("ir is 2 x 1000, not one channel")
+    assert one(tmp_path)[2].seconds == {"ppg": 10, "acc": 20}
     del tree["ir"]
     savemat(path, tree)
     source = one(tmp_path)[2]

@@ -1,0 +1,297 @@
+"""Text files of columns, also compressed (.gz), and what their words mean as numbers."""
+
+import csv
+import gzip
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from datasets.descriptor import Table
+from datasets.readers import kinds, marks
+from datasets.readers.base import Refused
+
+LARGEST = 2 * 2**30  # bytes that a compressed text may unpack to
+COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
+DIGITS = re.compile(r"[-+]?\d+")
+WHOLE, PART = r"^[-+]?\d+$", r"^\d+([eE][-+]?\d+)?$"  # what a decimal comma leaves of 12,50 in two cells
+Choices = Sequence[tuple[str, ...]]  # the channels that a signal may have, the first that are there are read
+
+
+def bare(name: str) -> str:
+    """A file's name in lower case without .gz."""
+    return name.lower().removesuffix(".gz")
+
+
+def delimiter_of(name: str, given: str | None, decimal: str = ".") -> str:
+    """What stands between cells: as given, else a tab in .tsv and .txt files, a semicolon where numbers have
+    decimal commas, and a comma in all others."""
+    if given:
+        return given
+    if bare(name).endswith((".tsv", ".txt")):
+        return "\t"
+    return ";" if decimal == "," else ","
+
+
+class _Bounded(gzip.GzipFile):
+    """A compressed text that is not read beyond `LARGEST` bytes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(LARGEST + 1 if size is None or size < 0 else size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._checked(super().read1(size))
+
+    def _checked(self, data: bytes) -> bytes:
+        if self.tell() > LARGEST:
+            raise Refused("corrupt", f"it unpacks to more than {LARGEST / 2**30:g} GiB: cut the recording")
+        return data
+
+
+def _bytes(path: Path) -> IO[bytes]:
+    return _Bounded(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
+def open_text(path: Path) -> io.TextIOWrapper:
+    """The lines of a text, line ends as they are."""
+    return io.TextIOWrapper(_bytes(path), encoding="utf-8-sig", errors="replace", newline="")
+
+
+def names(path: Path, spec: Table, delimiter: str) -> tuple[list[str], int]:
+    """A text file's column names, "" for those without one, and how many of the last may be nothing but
+    delimiters at the lines' ends. Names are line `spec.header`, or 1, 2, … where there is none."""
+    body, found, first = spec.header + spec.skip, [], None
+    at = -1
+    with open_text(path) as file:
+        for at, cells in enumerate(csv.reader(file, delimiter=delimiter)):
+            if at == spec.header - 1:
+                found = [" ".join(c.split()) for c in cells]
+            if at >= body and cells:
+                first = cells
+                break
+    if at < max(spec.header - 1, 0) or (not spec.header and first is None):
+        raise Refused("corrupt", f"it ends before line {max(spec.header, spec.skip + 1)}")
+    if not spec.header:
+        found = [str(i + 1) for i in range(len(first or []))]
+    extra = len(found) - len(_cut(found))
+    if first is not None and len(first) > len(found) and not any(_cut(first[len(found) :])):
+        extra += len(first) - len(found)
+        found += [""] * (len(first) - len(found))
+    elif first is not None and len(first) < len(found) and extra >= len(found) - len(first):
+        extra -= len(found) - len(first)
+        found = found[: len(first)]
+    if not spec.header and first is not None:
+        extra = len(first) - len(_cut(first))
+    return found, min(extra, len(found) - 1)
+
+
+def _cut(cells: Sequence[str]) -> list[str]:
+    """`cells` without the empty ones at the end."""
+    held = list(cells)
+    while held and not held[-1].strip():
+        held.pop()
+    return held
+
+
+def read(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table, str]:
+    """A text file's columns as words, and its delimiter. Refused: corrupt, decimal_comma."""
+    delimiter = delimiter_of(path.name, spec.delimiter, spec.decimal)
+    named, extra = names(path, spec, delimiter)
+    unique = [name or f"({i + 1})" for i, name in enumerate(named)]
+    if len(set(unique)) < len(unique):
+        raise Refused("corrupt", "two columns have one name")
+    try:
+        with _bytes(path) as file:
+            table = pyarrow.csv.read_csv(
+                file if bare(path.name) != path.name.lower() else path,
+                pyarrow.csv.ReadOptions(
+                    column_names=unique, skip_rows=spec.header + spec.skip, use_threads=False
+                ),
+                # an empty line of a file of one column is a missing sample
+                pyarrow.csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=len(unique) - extra > 1),
+                # bytes, so that a note in another encoding does not spoil the columns beside it
+                pyarrow.csv.ConvertOptions(column_types={n: pa.binary() for n in unique}),
+            )
+    except pa.ArrowInvalid as broken:
+        hint = f"; {_advice(spec, delimiter)}" if delimiter == "," and "columns, got" in str(broken) else ""
+        raise Refused("corrupt", f"{kinds.plain(str(broken))}{hint}") from broken
+    for name in reversed(unique[len(unique) - extra :]):  # delimiters at line ends make no column
+        if not _empty(table[name]):
+            break
+        table = table.drop_columns([name])
+    kept = table.num_columns
+    if delimiter == "," and spec.decimal == ".":
+        pairs = [(i, i + 1) for i in range(0, kept - 1, 2)] if not spec.header and kept % 2 == 0 else []
+        if spec.header and kept > 1 and not named[kept - 1]:
+            pairs = [(kept - 2, kept - 1)]
+        _check_commas(
+            [(table.column(a), table.column(b)) for a, b in pairs],
+            spec, delimiter, 0 if spec.header else _last(table.column_names, wanted),
+        )  # fmt: skip
+    return table, delimiter
+
+
+def _empty(column: pa.ChunkedArray) -> bool:
+    return not pc.any(pc.match_substring_regex(words(column), r"\S")).as_py()
+
+
+def words(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Bytes as words. Refused where they are no UTF-8."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    try:
+        return whole.cast(pa.string())
+    except pa.ArrowInvalid as broken:
+        raise Refused(
+            "corrupt", f"text that is not UTF-8 among its numbers ({kinds.plain(str(broken))})"
+        ) from broken
+
+
+def _last(there: Sequence[str], wanted: Sequence[Choices]) -> int:
+    """The largest number of a column without a name that is read."""
+    read = [next((c for c in choices if set(c) <= set(there)), ()) for choices in wanted]
+    return max((int(name) for choice in read for name in choice if name.isdecimal()), default=0)
+
+
+def _check_commas(pairs: Sequence[tuple[pa.Array, pa.Array]], spec: Table, delimiter: str, last: int) -> None:
+    """Refused (decimal_comma) where the cells of every pair of columns may be the two parts of one number.
+
+    0,07 can only be one; 12,50 may be two numbers, and then the descriptor must say so, or read a column that
+    would not be there otherwise (`last`).
+    """
+    if not pairs:
+        return
+    proof = ""
+    for whole, part in ((words(a), words(b)) for a, b in pairs):
+        if not len(whole) or not _all(whole, WHOLE) or not _all(part, PART):
+            return
+        if not proof and not _any(whole, r"^[-+]?0\d"):
+            told = pc.or_(
+                pc.match_substring_regex(part, r"^0\d"), pc.match_substring_regex(whole, r"^[-+]0$")
+            )
+            row = pc.index(told, True).as_py()
+            proof = f"row {row + 1}: '{whole[row]},{part[row]}'" if row >= 0 else ""
+    if proof:
+        raise Refused(
+            "decimal_comma", f"{proof} is one number with a decimal comma; {_advice(spec, delimiter)}"
+        )
+    if "decimal" not in spec.model_fields_set and last <= len(pairs):
+        whole, part = (words(side)[0] for side in pairs[0])
+        raise Refused(
+            "decimal_comma",
+            f"row 1: '{whole},{part}' is one number with a decimal comma or two numbers: say "
+            f'decimal = "." in [table] of the descriptor if it is two; {_advice(spec, delimiter)}',
+        )
+
+
+def _all(words: pa.Array, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(words.fill_null(""), pattern)).as_py())
+
+
+def _any(words: pa.Array, pattern: str) -> bool:
+    return bool(pc.any(pc.match_substring_regex(words, pattern)).as_py())
+
+
+def row(path: Path, spec: Table, missing: Sequence[float | str]) -> np.ndarray:
+    """All numbers of the file, line after line; a delimiter at a line's end closes it."""
+    delimiter = delimiter_of(path.name, spec.delimiter, spec.decimal)
+    with open_text(path) as file:
+        lines = file.read().splitlines()[spec.header + spec.skip :]
+    cells = [
+        cell for line in lines if line.strip() for cell in line.rstrip().rstrip(delimiter).split(delimiter)
+    ]
+    if delimiter == "," and spec.decimal == "." and len(cells) % 2 == 0:
+        pair = pa.array(cells[::2], pa.string()), pa.array(cells[1::2], pa.string())
+        _check_commas([pair], spec, delimiter, 0)
+    return numbers(pa.array(cells, pa.string()), spec, delimiter, "the row", missing)
+
+
+def rows(path: Path, spec: Table) -> int:
+    """How many samples a text that cannot be read would hold, as far as its lines can be counted."""
+    delimiter = delimiter_of(path.name, spec.delimiter, spec.decimal)
+    count, at = 0, -1
+    try:
+        with open_text(path) as file:
+            for line in file:
+                at += bool(line.strip())
+                if at >= spec.header + spec.skip and line.strip():
+                    count += 1 + (line.strip().count(delimiter) if spec.layout == "row" else 0)
+    except (Refused, OSError, EOFError):  # a compressed text that is cut off: what was there
+        pass
+    return count
+
+
+def numbers(
+    column: pa.ChunkedArray | pa.Array,
+    spec: Table,
+    delimiter: str,
+    where: str,
+    missing: Sequence[float | str] = (),
+) -> np.ndarray:
+    """Words as float64, NaN where they say that there is no number. Refused names the first that is none.
+
+    `missing`: words and numbers that stand for no value, beside the usual words (`marks.NOTHING`).
+    """
+    cells = pc.utf8_trim_whitespace(words(column).fill_null(""))
+    own = {word.strip().casefold() for word in missing if isinstance(word, str)}
+    try:  # the common file holds numbers and empty cells alone
+        found = (
+            pc.if_else(pc.equal(cells, ""), None, cells).cast(pa.float64()) if spec.decimal == "." else None
+        )
+    except pa.ArrowInvalid:
+        found = None
+    if found is None or own:
+        nothing = pc.is_in(pc.utf8_lower(cells), value_set=pa.array(sorted(marks.NOTHING | own)))
+        held = pc.if_else(nothing, None, cells)
+        if spec.decimal == ",":
+            _check_points(held, where)
+            held = pc.replace_substring(held, ",", ".")
+        try:
+            found = held.cast(pa.float64())
+        except pa.ArrowInvalid as broken:
+            raise _no_number(cells, nothing, spec, delimiter, where) from broken
+    x = found.to_numpy(zero_copy_only=False)
+    return marks.without(x, missing)
+
+
+def _check_points(words: pa.Array, where: str) -> None:
+    at = pc.index(pc.match_substring(words, "."), True).as_py()
+    if at >= 0:
+        detail = f'{where}, row {at + 1}: {words[at].as_py()!r} has a point beside decimal = ","'
+        raise Refused("decimal_comma", f"{detail}; export it again without points between thousands")
+
+
+def _no_number(words: pa.Array, nothing: pa.Array, spec: Table, delimiter: str, where: str) -> Refused:
+    for i, (word, empty) in enumerate(zip(words.to_pylist(), nothing.to_pylist(), strict=True)):
+        if empty or _is_number(word.replace(",", ".") if spec.decimal == "," else word):
+            continue
+        if COMMA.fullmatch(word):
+            detail = f"{where}, row {i + 1}: {word!r} has a decimal comma; {_advice(spec, delimiter)}"
+            return Refused("decimal_comma", detail)
+        key = "if it marks a missing sample, add it to `missing` in [signals]"
+        return Refused("corrupt", f"{where}, row {i + 1}: {word[:40]!r} is no number: {key}")
+    return Refused("corrupt", f"{where} holds what is no number")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        pa.scalar(word).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _advice(spec: Table, delimiter: str) -> str:
+    if delimiter == "," and spec.delimiter is None:
+        return (
+            'say decimal = "," in [table] if a line is one such number or a semicolon parts them, '
+            "else export it again with points: commas also part its columns"
+        )
+    if delimiter == ",":
+        return "if it writes decimal commas, export it again with points: commas also part its columns"
+    return 'say decimal = "," in [table] of the descriptor, or export it again with points'
