@@ -54,7 +54,8 @@ def test_a_bug_shows_its_traceback_and_exits_1() -> None:
 
 
 def test_what_a_file_says_moves_no_cursor_in_a_table_a_log_or_a_traceback() -> None:
-    body = "    import logging; logging.warning('log \\x1b]0;t\\x07 µ'); print('table \\x1b[2J\\x9b \\u202e é')\n"
+    body = "    import logging; logging.warning('log \\x1b]0;t\\x07 µ')\n"
+    body += "    print('table \\x1b[2J\\x9b \\u202e é')\n"
     body += "    print('\\rcolour \\x1b[31mred\\x1b[0m up \\x1b[A')\n    raise ValueError('bug \\x1b[2J')"
     done = _run(body)
     assert done.returncode == 1 and "table \ufffd[2J\ufffd \ufffd é" in done.stdout
