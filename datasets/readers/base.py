@@ -15,11 +15,10 @@ from cluster.errors import PlethoraError
 from cluster.redact import printable
 from datasets.descriptor import Descriptor, FieldRule, Signal
 from datasets.readers import marks
+from datasets.readers import words as say
 from datasets.readers.root import Root
 
 LONGEST_WORDS = 1500  # characters of a message
-MOST_TOLERANCE = 0.1  # of `rate_tolerance`
-NAMES = 20  # names that a message lists
 LONGEST_GAP_S = 86_400  # missing time a record may claim freely; beyond it 100 times what is recorded
 
 __all__ = ["Labels", "Recording", "Refused", "Root", "Samples", "Source"]
@@ -156,14 +155,14 @@ class Draft:
         if found is None:
             if signal.required:
                 self.seconds[modality] = self.whole
-                self.refuse(modality, signal, "missing_channel", _missing(signal, has))
+                self.refuse(modality, signal, "missing_channel", say.missing(signal, has))
             return
         expected = fraction(signal.hz)
         off = abs(found.rate / expected - 1) if found.rate and expected else 0
         if not found.rate or off > (signal.rate_tolerance or 0):
-            self.refuse(modality, signal, "bad_rate", _other_rate(found.rate, signal))
+            self.refuse(modality, signal, "bad_rate", say.other_rate(found.rate, signal))
         elif found.unit not in signal.units:
-            self.refuse(modality, signal, "unit_mismatch", _other_unit(found.unit, signal))
+            self.refuse(modality, signal, "unit_mismatch", say.other_unit(found.unit, signal))
         elif not found.sound:
             self.refuse(modality, signal, "bad_scale", "its gain or offset is no number that can be used")
         else:
@@ -204,36 +203,6 @@ class Promise:
     unit: str
     channels: int = 1
     sound: bool = True
-
-
-def quoted(names: Iterable[str]) -> str:
-    """Names out of a file as a message shows them: short, in quotes, `NAMES` of them at most."""
-    shown = list(names)
-    more = f" and {len(shown) - NAMES:,} more" if len(shown) > NAMES else ""
-    return ", ".join(f"'{printable(name, 40)}'" for name in shown[:NAMES]) + more
-
-
-def _missing(signal: Signal, has: Sequence[str]) -> str:
-    wanted = " or ".join("+".join(choice) for choice in signal.choices)
-    there = f"the file has {quoted(has)}" if has else "the file names no channel"
-    return f"{there}, not {printable(wanted, 200)}: put the right name into `channels`"
-
-
-def _other_unit(unit: str, signal: Signal) -> str:
-    known = printable(", ".join(signal.units), 200)
-    if not unit:
-        return f"the file states no unit: say which of {known} it is with `source_unit`"
-    name = printable(unit, 40)
-    return f"the file's unit is '{name}', not {known}: add '{name}' with its factor to `units`"
-
-
-def _other_rate(rate: Fraction | None, signal: Signal) -> str:
-    if not rate:
-        return "the file states no rate that can be used: change `channels` or `rate`"
-    expected = signal.hz or float(rate)
-    near = abs(float(rate) / expected - 1) <= MOST_TOLERANCE
-    keys = "change `rate`, or allow it with `rate_tolerance`," if near else "change `rate`"
-    return f"the file's rate is {float(rate):.10g} Hz, not {expected:.10g}: {keys}"
 
 
 def scan(

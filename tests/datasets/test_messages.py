@@ -1,4 +1,4 @@
-"""What a person reads of refused recordings: the fact, the key to change, a line a cause, no escapes."""
+"""What a person reads of refused recordings: what the file has, the key to change, a line a cause."""
 
 from fractions import Fraction
 from pathlib import Path
