@@ -81,7 +81,7 @@ def test_a_slow_channel_of_such_limits_makes_no_label_and_a_line_says_so(tmp_pat
 
 def test_cells_filled_up_with_nul_are_read(tmp_path, path):
     cells = {"label": b"ECG\0\0old", "unit": b"mV\0\0", "low": b"-5\0\0\0", "high": b"5\0"}
-    (x,) = write(path, [signal(**cells)], version=b"0" + bytes(7), clock=b"1.2.3\0\0\0")
+    (x,) = write(path, [signal(**cells)], version=b"0" + bytes(7), clock=b"1.2.03\0\0")
     got = load(tmp_path)
     assert np.array_equal(got.signals["ecg"].x_tc[:, 0], x) and got.origin == clock(2021, 3, 2, 1, 2, 3)
 
