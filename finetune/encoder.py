@@ -316,8 +316,8 @@ def untrained(config: dict[str, Any], mode: str, seed: int) -> Run:
         with torch.inference_mode():
             parts = [
                 module(*(x[i : i + BATCH] for x in inputs)).float().numpy()
-                for i in range(0, max(len(inputs[0]), 1), BATCH)
+                for i in range(0, len(inputs[0]), BATCH)
             ]
-        return finite(np.concatenate(parts), "untrained encoder")
+        return finite(np.concatenate([np.zeros((0, found.dim), np.float32), *parts]), "untrained encoder")
 
     return run_module

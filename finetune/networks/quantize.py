@@ -209,6 +209,6 @@ def _takes_all(graph: Graph, encoder: BundleEncoder) -> None:
                 str(i["name"]): draw.standard_normal((count, i["channels"], samples)).astype(np.float32)
                 for i in encoder.inputs
             }
-            found = graph(feed)
+            found = graph.run(feed)
             if found.shape != (count, encoder.dim):
                 raise RuntimeError(f"int8 of {encoder.bundle.uri} gives {found.shape}")

@@ -62,9 +62,9 @@ def test_a_network_of_one_sample_a_step_gets_its_longest_and_shortest_window_who
 
 
 def test_one_sample_too_many_is_cut_and_more_are_refused(encoder: BundleEncoder) -> None:
-    rate = 124.945
+    rate = 124.955  # 60 s are 7497.3 samples
     x = raw(1, 61, rate)
-    most = int(np.ceil(60 * rate))  # as np.arange(0, 60, 1 / rate) has them
+    most = int(np.ceil(60 * rate))  # 7498, as np.arange(0, 60, 1 / rate) has them
     whole = encoder.prepare(x[..., : most - 1], rate)
     assert whole.shape[-1] == 3000
     np.testing.assert_array_equal(encoder.prepare(x[..., :most], rate), whole)
