@@ -1,7 +1,7 @@
 # The two commands: `make demo` runs the main job, `make test` the tests. Both build .venv when it is missing.
 PYTHON := .venv/bin/python
 OUT ?= out
-.PHONY: demo test test-s3 lint bench bench-full chaos sbom audit clean
+.PHONY: demo test test-s3 test-numeric lint bench bench-full chaos sbom audit clean
 
 .venv/.ready: requirements.lock
 	python3 -m venv .venv
@@ -18,6 +18,10 @@ test: .venv/.ready
 # on the store at PLETHORA_S3_ENDPOINT, else on one that infra/test-s3 starts and stops
 test-s3: .venv/.ready
 	infra/test-s3
+
+# the tests that compare rounded numbers, under each kind of arithmetic of this machine
+test-numeric: .venv/.ready
+	infra/test-numeric
 
 lint: .venv/.ready
 	$(PYTHON) -m ruff format --check .

@@ -8,6 +8,7 @@ import torch
 from tests.pretrain.group import EPS, together
 
 STEPS = 20
+PRECISIONS = ("fp32", "bf16-autocast")
 
 
 def net() -> torch.nn.Module:
@@ -62,9 +63,41 @@ def worker(rank: int, world: int, folder: Path) -> None:
             engine = start(stage, 2, world, Engine, Optim, wrap)
             engine.load(home, world)
         out[f"{stage}/resumed"] = all(torch.equal(again[0][k], again[1][k]) for k in again[0])
+        for precision in PRECISIONS:
+            out[f"{stage}/{precision}/kept"] = kept_over_validation(stage, precision)
     out["exchanges"] = exchanges(start(0, 2, world, Engine, Optim, wrap), rank, world)
     if rank == 0:
         torch.save(out, folder / "out.pt")
+
+
+def kept_over_validation(stage: int, precision: str) -> dict[str, bool]:
+    """Whether the weights after validation are those after the step before it, and are more than bfloat16s.
+    The first layer is large enough for ZeRO-3 to share it out between passes; the last one is frozen."""
+    from pretrain.config import Engine, Optim
+    from pretrain.engine import wrap
+
+    torch.manual_seed(3)
+    wide = torch.nn.Sequential(
+        torch.nn.Linear(12, 10000), torch.nn.LayerNorm(10000), torch.nn.Linear(10000, 4),
+        torch.nn.Linear(4, 4).requires_grad_(False),
+    )  # fmt: skip
+    config = Engine.model_validate({"zero_stage": stage, "precision": precision})
+    engine = wrap("wide", wide, Optim(), config, 8, 1, torch.device("cpu"))
+    x, y = data(0)
+    found = []
+    for number in range(2):
+        engine.begin(last=True)
+        engine.backward(((engine.module(x).float() - y) ** 2).mean())
+        assert engine.step(1e-3)[0]
+        before = engine.weights()
+        engine.module.eval()
+        with torch.no_grad():
+            engine.module(data(5 + number)[0])
+        engine.module.train()
+        after = engine.weights()
+        found.append(all(torch.equal(before[k], after[k]) for k in before))
+    fine = any(not torch.equal(v, v.bfloat16().float()) for k, v in after.items() if k == "0.weight")
+    return {"same": all(found), "float32": fine}
 
 
 def exchanges(engine, rank: int, world: int) -> list[int]:  # type: ignore[no-untyped-def]
@@ -163,3 +196,9 @@ def test_a_restored_engine_takes_the_next_steps_bitwise(found, stage: int) -> No
 def test_a_gradient_bucket_is_no_larger_than_the_module(found, stage: int) -> None:
     """DeepSpeed lays it out whole on a GPU."""
     assert found[f"{stage}/bucket"] == sum(p.numel() for p in net().parameters())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_validation_changes_no_weight_that_is_kept_or_published(found, stage: int, precision: str) -> None:
+    assert found[f"{stage}/{precision}/kept"] == {"same": True, "float32": True}
