@@ -107,7 +107,7 @@ def test_cells_of_a_cell_array_are_records_each_of_its_own_length(tmp_path, path
 def test_an_array_of_records_that_is_not_taken_names_its_shape_the_key_and_its_hours(tmp_path, path, write):
     write(path, {"ppg": X.reshape(10, 300)})
     assert "ppg is 10 x 300" in broken(tmp_path, TEXT)[1] and "elements_axis" in broken(tmp_path, TEXT)[1]
-    known, root, (source,) = read(tmp_path, many(""))
+    _known, _root, (source,) = read(tmp_path, many(""))
     assert "elements_axis = 0" in source.broken[1] and source.seconds == {"ppg": 30}
     write(path, {"ppg": [X, X[:1000]]})
     _, _, source = one(tmp_path, TEXT)
@@ -163,6 +163,6 @@ def test_what_is_no_matlab_file_of_today_says_how_to_save_it(tmp_path, path):
 
 def test_one_bad_record_of_many_is_refused_alone(tmp_path, path):
     v5(path, {"ppg": [X, X.reshape(2, 1500), X[:500]]})
-    known, root, sources = read(tmp_path, many(""))
+    _known, _root, sources = read(tmp_path, many(""))
     assert [s.refused for s in sources] == [{}, {"ppg": "corrupt"}, {}]
     assert sources[1].seconds["ppg"] == Fraction(15)
