@@ -64,9 +64,9 @@ def open_text(path: Path) -> io.TextIOWrapper:
 
 
 def names(path: Path, spec: Table, delimiter: str) -> tuple[list[str], int, int]:
-    """A text file's column names, "" for those without one, how many of the last may be nothing but delimiters
-    at the lines' ends, and how many of these the line of names lacks. Names are line `spec.header`, or 1, 2, …
-    where there is none."""
+    """A text file's column names, "" for those without one, how many of the last may be but delimiters at the
+    lines' ends, and how many of these the line of names lacks. Names are line `spec.header`, or 1, 2, … where
+    there is none."""
     body, found, first = spec.header + spec.skip, [], None
     at = -1
     with open_text(path) as file:
