@@ -202,8 +202,11 @@ def _any(words: pa.Array, pattern: str) -> bool:
     return bool(pc.any(pc.match_substring_regex(words, pattern)).as_py())
 
 
-def row(path: Path, spec: Table, missing: Sequence[float | str]) -> np.ndarray:
-    """All numbers of the file, line after line; a delimiter at a line's end closes it."""
+def row(path: Path, spec: Table) -> tuple[pa.Array, str]:
+    """All cells of the file, line after line, and its delimiter, which may close a line.
+
+    Refused (decimal_comma).
+    """
     delimiter = delimiter_of(path.name, spec.delimiter, spec.decimal)
     with open_text(path) as file:
         lines = file.read().splitlines()[spec.header + spec.skip :]
@@ -213,7 +216,7 @@ def row(path: Path, spec: Table, missing: Sequence[float | str]) -> np.ndarray:
     if delimiter == "," and spec.decimal == "." and len(cells) % 2 == 0:
         pair = pa.array(cells[::2], pa.string()), pa.array(cells[1::2], pa.string())
         _check_commas([pair], spec, delimiter, 0)
-    return numbers(pa.array(cells, pa.string()), spec, delimiter, "the row", missing)
+    return pa.array(cells, pa.string()), delimiter
 
 
 def rows(path: Path, spec: Table) -> int:
