@@ -74,11 +74,19 @@ class _Row(Columns):
 
     def __init__(self, path: Path, spec: Table) -> None:
         super().__init__(["1"])
-        self._path, self._spec = path, spec
-        self.read("1")
+        self._spec = spec
+        self._cells, self._delimiter = text.row(path, spec)
+        try:  # decimal commas are known before the file counts as sound; words may be marks of missing samples
+            self.read("1")
+        except Refused as why:
+            if why.reason == "decimal_comma":
+                raise
 
     def read(self, name: str, missing: Sequence[float | str] = ()) -> np.ndarray:
-        return text.row(self._path, self._spec, missing)
+        return text.numbers(self._cells, self._spec, self._delimiter, "the row", missing)
+
+    def length(self, name: str) -> int:
+        return len(self._cells)
 
 
 @contextmanager

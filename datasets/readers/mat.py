@@ -54,9 +54,9 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
             mat.element = element
             try:
                 _promise(one, mat, descriptor)
-            except Refused as why:  # the other elements are sound
-                one.broken = (why.reason, why.detail)
-                base.count_required(one, descriptor)
+            except Refused as why:  # of this record alone
+                for modality in one.seconds:
+                    one.refuse(modality, descriptor.signals[modality], why.reason, why.detail)
             found.append(one)
     if not found:
         raise Refused("corrupt", f"{path.name} holds no element of {descriptor.elements}")

@@ -63,9 +63,10 @@ def open_text(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(_bytes(path), encoding="utf-8-sig", errors="replace", newline="")
 
 
-def names(path: Path, spec: Table, delimiter: str) -> tuple[list[str], int]:
-    """A text file's column names, "" for those without one, and how many of the last may be nothing but
-    delimiters at the lines' ends. Names are line `spec.header`, or 1, 2, … where there is none."""
+def names(path: Path, spec: Table, delimiter: str) -> tuple[list[str], int, int]:
+    """A text file's column names, "" for those without one, how many of the last may be but delimiters at the
+    lines' ends, and how many of these the line of names lacks. Names are line `spec.header`, or 1, 2, … where
+    there is none."""
     body, found, first = spec.header + spec.skip, [], None
     at = -1
     with open_text(path) as file:
@@ -79,16 +80,17 @@ def names(path: Path, spec: Table, delimiter: str) -> tuple[list[str], int]:
         raise Refused("corrupt", f"it ends before line {max(spec.header, spec.skip + 1)}")
     if not spec.header:
         found = [str(i + 1) for i in range(len(first or []))]
-    extra = len(found) - len(_cut(found))
+    extra, beyond = len(found) - len(_cut(found)), 0
     if first is not None and len(first) > len(found) and not any(_cut(first[len(found) :])):
-        extra += len(first) - len(found)
-        found += [""] * (len(first) - len(found))
+        beyond = len(first) - len(found)
+        extra += beyond
+        found += [""] * beyond
     elif first is not None and len(first) < len(found) and extra >= len(found) - len(first):
         extra -= len(found) - len(first)
         found = found[: len(first)]
     if not spec.header and first is not None:
         extra = len(first) - len(_cut(first))
-    return found, min(extra, len(found) - 1)
+    return found, min(extra, len(found) - 1), beyond
 
 
 def _cut(cells: Sequence[str]) -> list[str]:
@@ -102,7 +104,7 @@ def _cut(cells: Sequence[str]) -> list[str]:
 def read(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table, str]:
     """A text file's columns as words, and its delimiter. Refused: corrupt, decimal_comma."""
     delimiter = delimiter_of(path.name, spec.delimiter, spec.decimal)
-    named, extra = names(path, spec, delimiter)
+    named, extra, beyond = names(path, spec, delimiter)
     unique = [name or f"({i + 1})" for i, name in enumerate(named)]
     if len(set(unique)) < len(unique):
         raise Refused("corrupt", "two columns have one name")
@@ -126,6 +128,8 @@ def read(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table, 
             break
         table = table.drop_columns([name])
     kept = table.num_columns
+    if kept > len(named) - beyond:
+        raise Refused("corrupt", f"a row has more cells than there are names in line {spec.header}")
     if delimiter == "," and spec.decimal == ".":
         pairs = [(i, i + 1) for i in range(0, kept - 1, 2)] if not spec.header and kept % 2 == 0 else []
         if spec.header and kept > 1 and not named[kept - 1]:
@@ -164,7 +168,8 @@ def _check_commas(pairs: Sequence[tuple[pa.Array, pa.Array]], spec: Table, delim
     0,07 can only be one; 12,50 may be two numbers, and then the descriptor must say so, or read a column that
     would not be there otherwise (`last`).
     """
-    if not pairs:
+    first = words(pairs[0][0].slice(0, 1)) if pairs else []
+    if not len(first) or not DIGITS.fullmatch(first[0].as_py() or ""):  # most files are seen at once
         return
     proof = ""
     for whole, part in ((words(a), words(b)) for a, b in pairs):
@@ -197,8 +202,11 @@ def _any(words: pa.Array, pattern: str) -> bool:
     return bool(pc.any(pc.match_substring_regex(words, pattern)).as_py())
 
 
-def row(path: Path, spec: Table, missing: Sequence[float | str]) -> np.ndarray:
-    """All numbers of the file, line after line; a delimiter at a line's end closes it."""
+def row(path: Path, spec: Table) -> tuple[pa.Array, str]:
+    """All cells of the file, line after line, and its delimiter, which may close a line.
+
+    Refused (decimal_comma).
+    """
     delimiter = delimiter_of(path.name, spec.delimiter, spec.decimal)
     with open_text(path) as file:
         lines = file.read().splitlines()[spec.header + spec.skip :]
@@ -208,7 +216,7 @@ def row(path: Path, spec: Table, missing: Sequence[float | str]) -> np.ndarray:
     if delimiter == "," and spec.decimal == "." and len(cells) % 2 == 0:
         pair = pa.array(cells[::2], pa.string()), pa.array(cells[1::2], pa.string())
         _check_commas([pair], spec, delimiter, 0)
-    return numbers(pa.array(cells, pa.string()), spec, delimiter, "the row", missing)
+    return pa.array(cells, pa.string()), delimiter
 
 
 def rows(path: Path, spec: Table) -> int:
@@ -289,8 +297,8 @@ def _is_number(word: str) -> bool:
 def _advice(spec: Table, delimiter: str) -> str:
     if delimiter == "," and spec.delimiter is None:
         return (
-            'say decimal = "," in [table] if a line is one such number or a semicolon parts them, '
-            "else export it again with points: commas also part its columns"
+            'if it writes decimal commas, say decimal = "," in [table] (for one number a line, or semicolons '
+            "between them), or export it again with points"
         )
     if delimiter == ",":
         return "if it writes decimal commas, export it again with points: commas also part its columns"

@@ -151,6 +151,13 @@ def test_words_and_numbers_that_the_descriptor_names_are_missing_samples(folder)
     assert np.array_equal(ppg(folder, text), [3, np.nan, np.nan, np.nan, 15], equal_nan=True)
 
 
+def test_a_word_in_a_row_of_numbers_may_be_a_missing_sample(folder):
+    (folder / "rec1.csv").write_text("1.5,off,n/a,4.5\n")
+    row = DESCRIPTOR.replace("rate = 100", 'rate = 100\nmissing = ["OFF"]')
+    got = ppg(folder, row + '\n[table]\nlayout = "row"\nheader = 0\n')
+    assert np.array_equal(got, [1.5, np.nan, np.nan, 4.5], equal_nan=True)
+
+
 X = np.array([5, -999, 7, 9, -999, 6])
 
 

@@ -1,6 +1,7 @@
 """Labels and subjects beside the recordings: sheets, annotation files, and what is wrong with them."""
 
 import dataclasses
+import gzip
 from fractions import Fraction
 
 import numpy as np
@@ -58,6 +59,20 @@ def test_sheets_of_every_kind_say_the_same(folder, name):
         )
     sheet = sheets.read(folder / name)
     assert sheet.columns == {"id": ("rec1", "rec2"), "sbp": ("120", "131.5"), "note": ("calm", "")}
+
+
+@pytest.mark.parametrize("word", ["NULL", "n/a", "-", "--", "#N/A", "None"])
+def test_a_word_that_means_nothing_makes_no_number_and_stays_a_word_where_words_are_kept(folder, word):
+    (folder / "s.csv").write_text(f"id,sbp,note\nrec1,{word},{word}\n")
+    table = TABLE.replace("} }", '}, note = { name = "note", text = true } }')
+    labels, problems = labels_of(folder, table)
+    assert "sbp" not in labels and problems == [] and labels["note"].values == [word]
+
+
+def test_a_compressed_sheet_is_read_as_the_sheet(folder):
+    with gzip.open(folder / "s.tsv.gz", "wt") as file:
+        file.write("id\tsbp\nrec1\t120\n")
+    assert sheets.read(folder / "s.tsv.gz").columns == {"id": ("rec1",), "sbp": ("120",)}
 
 
 def test_formulas_in_a_workbook_are_not_run(folder):

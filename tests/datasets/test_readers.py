@@ -44,6 +44,14 @@ def test_samples_are_the_files_own_integers_with_their_gain_and_baseline(tmp_pat
     assert (ppg.rate, ppg.unit) == (Fraction(100), "au")
 
 
+def test_a_number_that_the_descriptor_names_is_a_missing_sample_as_the_file_stores_it(tmp_path):
+    x = waves(10, 100, 1)
+    x[300:340] = -9999
+    text = DESCRIPTOR.replace('channels = ["PLETH"]', 'channels = ["PLETH"]\nmissing = [-9999]')
+    got = load(*one(tmp_path, text, x={"PLETH": x})).signals["ppg"]
+    assert np.flatnonzero(got.missing).tolist() == list(range(300, 340))
+
+
 def test_headers_alone_tell_subject_hours_and_files(tmp_path):
     _, _, source = one(tmp_path)
     assert (source.record, source.subject) == ("r1", "ann")
