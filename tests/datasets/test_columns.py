@@ -193,10 +193,10 @@ def test_the_mark_that_an_hdf5_file_names_itself_is_no_sample(folder, key):
 def test_an_extreme_that_comes_again_and_again_is_asked_about(folder):
     x = np.rint(1000 * np.sin(np.arange(4000) / 9)).astype(np.int16)
     np.savez(folder / "rec1.npz", ppg=x)
-    assert one(folder)[1].problems == []
+    assert one(folder)[1].notes == []
     x[700:740] = -32768
     np.savez(folder / "rec1.npz", ppg=x)
-    (note,) = one(folder)[1].problems
+    (note,) = one(folder)[1].notes
     assert "40 samples are -32768" in note and "missing = [-32768] in [signals.ppg]" in note
 
 
@@ -379,15 +379,15 @@ def binary(folder, kind):
             "pickle": b"\x80\x04\x95",
             "PDF": b"%PDF-1.7\n",
             "EDF": b"0       X X",
-            "Excel": b"\xd0\xcf\x11\xe0",
+            "Office": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
             "UTF-16": "\ufeffppg\n1\n".encode("utf-16-le"),
-            "no text": b"\x01\x00\x02\x1b[2J\x00",
+            "binary": b"\x01\x00\x02\x1b[2J\x00",
         }
         path.write_bytes(starts[kind])
     return path.read_bytes()
 
 
-KINDS = ["NumPy", "HDF5", "Parquet", "gzip", "pickle", "PDF", "EDF", "Excel", "UTF-16", "no text"]
+KINDS = ["NumPy", "HDF5", "Parquet", "gzip", "pickle", "PDF", "EDF", "Office", "UTF-16", "binary"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

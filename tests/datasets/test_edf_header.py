@@ -193,7 +193,7 @@ def test_numbers_that_the_descriptor_calls_missing_are_missing(tmp_path, path):
 
 def test_a_refusal_says_what_the_file_has(tmp_path, path):
     write(path, [signal("EKG", 256, unit="kV"), signal("Pleth", 64)])
-    assert "no ECG, the file has EKG, Pleth" in scan(tmp_path)[2].words["ecg"]
+    assert "the file has 'EKG', 'Pleth', not ECG" in scan(tmp_path)[2].words["ecg"]
     text = TEXT.replace('["ECG"]', '["EKG"]')
     assert "'kV'" in scan(tmp_path, text)[2].words["ecg"]
     assert "256 Hz" in scan(tmp_path, text.replace("unit =", "rate = 250\nunit =", 1))[2].words["ecg"]

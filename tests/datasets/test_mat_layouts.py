@@ -147,7 +147,7 @@ def test_a_number_that_marks_missing_samples_is_none(tmp_path, path, kind):
     text = TEXT.replace("rate = 100", f"rate = 100\nmissing = [{mark}]")
     got = load(*one(tmp_path, text)).signals["ppg"]
     assert np.flatnonzero(got.missing).tolist() == list(range(100, 140))
-    (note,) = load(*one(tmp_path, TEXT)).problems
+    (note,) = load(*one(tmp_path, TEXT)).notes
     assert "40 samples" in note and "missing = [" in note
 
 

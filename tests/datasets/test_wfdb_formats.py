@@ -157,7 +157,7 @@ def test_a_unit_that_is_not_listed_is_refused_as_what_it_is(tmp_path: Path, unit
     write(tmp_path, "a", [f"a_II.dat 16 200/{unit} 16 0 {{f}} {{c}} 0 II"], {"II": X})
     source, _ = scan(tmp_path, ECG)
     assert source.refused == {"ecg": "unit_mismatch"}
-    assert f"the unit is {unit!r}" in source.words["ecg"]
+    assert f"the file's unit is {unit!r}" in source.words["ecg"]
     assert source.seconds == {"ecg": 10}
 
 
@@ -281,7 +281,7 @@ def test_what_a_record_lacks_is_said_beside_what_it_has(tmp_path: Path) -> None:
     write(tmp_path, "a", ["a_II.dat 16 200/mV 16 0 {f} {c} 0 Ableitung 2"], {"II": X})
     source, _ = scan(tmp_path, ECG + "required = true\n")
     assert source.refused == {"ecg": "missing_channel"}
-    assert "the file has Ableitung 2" in source.words["ecg"]
+    assert "the file has 'Ableitung 2'" in source.words["ecg"]
 
 
 def test_units_that_differ_between_segments_are_all_named(tmp_path: Path) -> None:
