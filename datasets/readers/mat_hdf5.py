@@ -26,8 +26,8 @@ class Hdf5(MatFile):
         return None if self.elements is None else self.count()
 
     def _inside(self, at: Any, parts: list[str], mine: bool = True) -> Any:
-        """What lies below a group under the names `parts`, in this record where it is `mine`; links out of the
-        file are not followed."""
+        """What lies below a group under the names `parts`, in this record where it is `mine`; links out of
+        the file are not followed."""
         for i, part in enumerate(parts):
             at = self._cell(at) if i and mine else at
             if not isinstance(at, h5py.Group) or isinstance(at.get(part, getlink=True), h5py.ExternalLink):
