@@ -76,7 +76,7 @@ class _Row(Columns):
         super().__init__(["1"])
         self._spec = spec
         self._cells, self._delimiter = text.row(path, spec)
-        try:  # decimal commas are known before the file counts as sound; words may be marks of missing samples
+        try:  # decimal commas are seen before the file counts as sound; words may be marks
             self.read("1")
         except Refused as why:
             if why.reason == "decimal_comma":

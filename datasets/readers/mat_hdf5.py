@@ -1,6 +1,7 @@
 """MATLAB files of version 7.3, which are HDF5: see `mat_file`."""
 
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ class Hdf5(MatFile):
     ) -> None:
         super().__init__(path, elements, element, axis)
         self.h5 = h5
-        self._count: int | None = None
-        self._count = None if elements is None else self.count()
 
-    def _inside(self, at: Any, parts: list[str]) -> Any:
-        """What lies below a group under the names `parts`; links out of the file are not followed."""
-        for part in parts:
-            at = self._cell(at)
+    @cached_property
+    def _count(self) -> int | None:
+        return None if self.elements is None else self.count()
+
+    def _inside(self, at: Any, parts: list[str], mine: bool = True) -> Any:
+        """What lies below a group under the names `parts`, in this record where it is `mine`; links out of
+        the file are not followed."""
+        for i, part in enumerate(parts):
+            at = self._cell(at) if i and mine else at
             if not isinstance(at, h5py.Group) or isinstance(at.get(part, getlink=True), h5py.ExternalLink):
                 return None
             at = at.get(part)
@@ -103,7 +107,7 @@ class Hdf5(MatFile):
         return tuple(reversed(node.shape))
 
     def count(self) -> int:
-        found = self._inside(self.h5, (self.elements or "").split("."))
+        found = self._inside(self.h5, (self.elements or "").split("."), mine=False)
         if isinstance(found, h5py.Group) and len(found):
             columns = [node for node in found.values() if isinstance(node, h5py.Dataset)]
             return max((node.size if _cells(node) else 1) for node in columns) if columns else 0
