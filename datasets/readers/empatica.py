@@ -4,10 +4,11 @@ Channels: bvp, eda, temperature, accelerometer_x, _y, _z. Accelerometer counts b
 (schemas before 6.5) or its `conversionFactor` (since). It states no unit of the others: `source_unit` does.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def read(path: Path) -> Session:
                     f"it is no Avro file{f' but {kind}' if kind else ''}",
                 )
             file.seek(0)
-            records = list(fastavro.reader(file))
+            records = list(cast(Iterator[_Record], fastavro.reader(file)))
         if len(records) != 1 or "rawData" not in records[0]:
             raise Refused("unsupported", "an Avro file that is no session of an Empatica EmbracePlus")
         return _session(records[0])
