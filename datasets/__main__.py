@@ -1,9 +1,13 @@
-"""python -m datasets synthesize | ingest | inspect"""
+"""python -m datasets synthesize | probe | ingest | inspect"""
 
 import argparse
+import re
+from pathlib import Path
 from typing import Any
 
+from cluster import redact
 from cluster.cli import entry
+from cluster.errors import PlethoraError
 
 SHOWN = 20  # lines of what was refused, and of what was mended
 
@@ -45,6 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     read.add_argument("--out", required=True, help="folder or s3://… of the corpus")
     read.add_argument("--force", action="store_true", help="replace a corpus of other input that is there")
 
+    ask = add("probe", "Say what recordings hold, and write a descriptor to start from.")
+    ask.add_argument(
+        "files", nargs="+", metavar="FILE", help="files, or a folder: one file of each kind is read"
+    )
+    ask.add_argument("--write", metavar="TOML", help="write a descriptor of them: check it, then ingest")
+    ask.add_argument(
+        "--signal", action="append", default=[], metavar="MODALITY=CHANNEL", help="say what a channel is"
+    )
+
     look = add("inspect", "Say what is in a corpus; --plot draws it.")
     look.add_argument("corpus", help="folder or s3://… of the corpus")
     look.add_argument("--plot", metavar="PNG", help="write a picture")
@@ -57,6 +70,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     given = {k: v for k, v in vars(args).items() if k not in ("command", "json")}
     if args.command == "inspect":
         return _inspect(args.corpus, args.plot, args.json)
+    if args.command == "probe":
+        return _probe(args.files, args.write, args.signal, args.json)
     if args.command == "ingest":
         from datasets.ingest import ingest
 
@@ -67,6 +82,29 @@ def main(argv: list[str]) -> dict[str, Any]:
         made = synthesize(given.pop("out"), **given)
     if not args.json:
         _report(made)
+    return made
+
+
+def _probe(files: list[str], write: str | None, signals: list[str], as_json: bool) -> dict[str, Any]:
+    from datasets import probe
+
+    if write and Path(write).exists():
+        raise PlethoraError(
+            f"--write {write}: it is there already, and may have been edited: name another file"
+        )
+    named = dict(word.partition("=")[::2] for word in signals)
+    found = probe.probe(files)
+    if not as_json:
+        print(redact.lines(probe.report(found)))
+    made: dict[str, Any] = {"files": [probe.facts(one) for one in found], "descriptor": write}
+    if write:
+        name = re.sub(r"\W+", "_", Path(write).stem).strip("_").lower() or "recordings"
+        Path(write).write_text(probe.descriptor(found, name, named))
+        if not as_json:
+            root = Path(files[0]) if Path(files[0]).is_dir() else Path(files[0]).parent
+            print(
+                f"\n{write}: check it, then: python -m datasets ingest {write} --root {root} --out out/{name}"
+            )
     return made
 
 

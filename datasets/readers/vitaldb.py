@@ -78,7 +78,7 @@ def _look(draft: Draft, descriptor: Descriptor) -> None:
     path = draft.fetch([draft.name]) / draft.name
     with open(path, "rb") as file:
         draft.digest = hashlib.file_digest(file, "sha256").hexdigest()
-    vital, broken = _read(path)
+    vital, broken = read(path)
     case = Case(_picked(vital, descriptor)) if broken else _case(vital, descriptor)
     origin = case.origin or 0.0
     lengths = {
@@ -208,7 +208,7 @@ def _shift(track: Track, origin: float) -> int:
 # ---------------------------------------------------------------- the file
 
 
-def _read(path: Path) -> tuple[Any, Refused | None]:
+def read(path: Path) -> tuple[Any, Refused | None]:
     """The file as the package reads it, and why it may not be used: something of it was skipped."""
     from vitaldb import VitalFile
 
@@ -221,11 +221,11 @@ def _read(path: Path) -> tuple[Any, Refused | None]:
         return vital, why
     with _printing, redirect_stdout(said):
         try:
-            read = vital.load_vital(str(path))
+            whole = vital.load_vital(str(path))
         except Exception as error:  # a file that ends within its first packets
             return vital, Refused("corrupt", f"{path.name}: {error}")
     got = sum(len(track.recs) for track in vital.trks.values() if track.type in (WAVE, NUMBER))
-    if read and got == promised:
+    if whole and got == promised:
         return vital, None
     words = said.getvalue().strip().splitlines()
     lost = words[0] if words else f"{promised - got} of {promised} records cannot be read"
@@ -275,7 +275,7 @@ def _packets(file: Any) -> Iterator[tuple[int, int, bytes | None]]:
 
 def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples at their native rate and labels of one record. Raises Refused where the file is broken."""
-    vital, broken = _read(folder / source.files[0][0])
+    vital, broken = read(folder / source.files[0][0])
     if broken:
         raise broken
     case = _case(vital, descriptor)
