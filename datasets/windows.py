@@ -175,18 +175,10 @@ def cut(
     starts = np.round(offset_s * rate).astype(int).tolist()
     lengths = length(window_s, rate).tolist()
     cuts = [
-        _window(raw[r], a, n)[:, : sig.channels]
+        raw[r][min(a, len(raw[r]) - n) :][:n, : sig.channels]
         for r, a, n in zip(row.tolist(), starts, lengths, strict=True)
     ]
     return cuts, (rate, scale, offset)
-
-
-def _window(raw: np.ndarray, at: int, length: int) -> np.ndarray:
-    """`length` samples from `at` on. A row as long as the window may hold one sample less than the window's
-    rounded length: its last one is repeated then.
-    """
-    found = raw[max(0, min(at, len(raw) - length)) :][:length]
-    return found if len(found) == length else np.pad(found, ((0, length - len(found)), (0, 0)), "edge")
 
 
 def _samples(column: pa.ChunkedArray, row: int, channels: int) -> np.ndarray:
