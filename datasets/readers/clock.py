@@ -251,7 +251,9 @@ def _rate(
     places."""
 
     def fits(rate: Fraction) -> bool:
-        return abs(own / float(rate) - 1) * rows <= HALF / 2
+        return (
+            abs(own / float(rate) - 1) * rows <= HALF / 10
+        )  # a gap already moves what follows by up to a half
 
     if promised:
         allowed = max(DRIFT, STRAY_S / elapsed_s) if tolerance is None else 0.0

@@ -102,7 +102,7 @@ def test_samples_keep_their_sensitivity_correction_and_baseline(tmp_path, path, 
 def test_leads_are_known_by_either_code(tmp_path, path):
     leads = [channel("5.6.3-9-63", "SCPECG"), channel("5.6.3-9-8", "SCPECG")]
     save(path, [group(ecg(), 500, leads)])
-    assert "the file has 1.1 (aVL), 1.2 (V6)" in scan(tmp_path)[2].words["ecg"]
+    assert "the file has '1.1 (aVL)', '1.2 (V6)'" in scan(tmp_path)[2].words["ecg"]
 
 
 def test_groups_of_other_rates_and_starts_lie_on_one_clock(tmp_path, path):

@@ -72,7 +72,7 @@ def test_leads_are_named_by_number_where_several_are_the_same(tmp_path, path):
     text = DESCRIPTOR.replace('["II"]', '["generic"]')
     source = scan(tmp_path, text)[2]
     assert source.refused == {"ecg": "missing_channel"} and "1 or 2" in source.words["ecg"]
-    assert "1 (generic), 2 (generic)" in scan(tmp_path)[2].words["ecg"]
+    assert "'1 (generic)', '2 (generic)'" in scan(tmp_path)[2].words["ecg"]
     ecg = load(tmp_path, DESCRIPTOR.replace('["II"]', '["2"]')).signals["ecg"]
     assert np.array_equal(ecg.x_tc[:, 0], x[:, 1])
 
