@@ -48,6 +48,7 @@ class Corpus:
     problems: list[str] = field(default_factory=list)
     hours_in: dict[str, float] = field(default_factory=dict)
     hours: dict[str, float] = field(default_factory=dict)
+    moved: dict[str, float] = field(default_factory=dict)  # the largest correction of a clock, in s
     error: str = ""
 
     def seconds(self, record: str, modality: str = "ppg") -> float:
@@ -94,6 +95,7 @@ class Case:
         except PlethoraError as why:
             return Corpus(error=str(why))
         found = Corpus(hours_in=made["hours_in"], hours=made["counts"]["hours"])
+        found.moved = {m: moved["largest_s"] for m, moved in made.get("moved", {}).items()}
         found.problems = [f"{p['record']}: {p['detail']}" for p in made["problems"]]
         modalities = list(tomllib.loads(text)["signals"])
         for shard in sorted((out / "corpus").glob("shards/*.parquet")):

@@ -181,7 +181,7 @@ def _length(mat: MatFile, name: str, arrays: Sequence[Array]) -> int | None:
         return None
     if sum(n != 1 for n in shape) > 1:
         raise Refused(
-            "corrupt",
+            "unsupported",
             f"{name} is {size(shape)}, not one channel: name its channels in [[arrays]], or, where each row "
             f'(column) is a record of its own, say elements = "{name}" and elements_axis = 0 (1)',
         )

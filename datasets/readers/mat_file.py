@@ -86,7 +86,7 @@ class MatFile(rates.Facts):
         """How many records a matrix holds."""
         if self.axis is None:
             raise Refused(
-                "corrupt",
+                "unsupported",
                 f"{name} is {size(shape)}: say elements_axis = 0 where each row is a record, or 1 where each "
                 "column is",
             )

@@ -164,5 +164,5 @@ def test_what_is_no_matlab_file_of_today_says_how_to_save_it(tmp_path, path):
 def test_one_bad_record_of_many_is_refused_alone(tmp_path, path):
     v5(path, {"ppg": [X, X.reshape(2, 1500), X[:500]]})
     _, _, sources = read(tmp_path, many(""))
-    assert [s.refused for s in sources] == [{}, {"ppg": "corrupt"}, {}]
+    assert [s.refused for s in sources] == [{}, {"ppg": "unsupported"}, {}]
     assert sources[1].seconds["ppg"] == Fraction(15)
