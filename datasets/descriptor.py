@@ -35,12 +35,12 @@ class Signal(Config):
 
     channels: tuple[str | tuple[str, ...], ...]  # the first that a record has is taken; a list: all of them,
     # together, as the channels of this modality (an accelerometer's axes)
-    rate: float | str | None = (
-        None  # Hz that the source promises; another one is refused. A name: the variable,
-    )
-    # attribute or column of the record's own file that states it. None: the one that the file states or shows
-    rate_tolerance: float | None = pydantic.Field(default=None, ge=0, le=0.1)  # share by which a record's own
-    # rate may differ from `rate`; its own is kept. None: not at all, 0.1 % where a column of times shows it
+    # Hz that the source promises; another one is refused. A name: the variable, attribute or column of the
+    # record's own file that states it. None: the one that the file states or shows
+    rate: float | str | None = None
+    # share by which a record's own rate may differ from `rate`; its own is kept. None: not at all, 0.1 % where
+    # a column of times shows it
+    rate_tolerance: float | None = pydantic.Field(default=None, ge=0, le=0.1)
     unit: str  # unit in the corpus
     units: dict[str, float]  # unit in the source -> factor to `unit`; a unit not listed is refused
     source_unit: str | None = None  # the source's unit, for formats that state none: one of `units`

@@ -27,6 +27,7 @@ from datasets.readers import (
     wfdb_layout,
 )  # fmt: skip
 from datasets.readers.base import Refused
+from datasets.readers.tracks import Track
 
 TIMES = r"(?i)t|time.*|.*timestamp.*|date.?time|date|elapsed.*|sec(ond)?s?|ms|(unix|epoch).*"
 UNITS_S = ((r"ns|nanosec", 1e-9), (r"us|µs|microsec", 1e-6), (r"ms|millisec", 1e-3))
@@ -81,6 +82,10 @@ def contents(path: Path) -> Contents:
     return found
 
 
+def _channel(track: Track, samples: int) -> Channel:
+    return Channel(track.name, samples, float(track.rate) if track.rate else None, track.unit)
+
+
 def _wfdb(path: Path, found: Contents) -> None:
     sizes = {p.name: p.stat().st_size for p in path.parent.iterdir() if p.is_file()}
     layout = wfdb_layout.read_layout(path.name, lambda _: path.parent, sizes)
@@ -96,35 +101,27 @@ def _wfdb(path: Path, found: Contents) -> None:
 def _edf(path: Path, found: Contents) -> None:
     header = edf_header.read_header(path, path.stat().st_size)
     found.start_s = header.begins
-    for c in header.columns:
-        rate = float(c.rate) if c.rate else None
-        found.channels.append(Channel(c.name, header.records * c.samples, rate, c.unit))
-        found.words += [f"{c.name}: {c.flaw}"] if c.flaw else []
+    found.channels = [_channel(c, header.records * c.samples) for c in header.columns]
+    found.words += [f"{c.name}: {c.flaw}" for c in header.columns if c.flaw]
     found.words += header.notes
 
 
 def _ishne(path: Path, found: Contents) -> None:
     header = ishne.read_header(path, path.stat().st_size)
     found.start_s, found.words = header.begins, list(header.notes)
-    for lead in header.leads:
-        rate = float(lead.rate) if lead.rate else None
-        found.channels.append(Channel(lead.name, header.length, rate, lead.unit))
+    found.channels = [_channel(lead, header.length) for lead in header.leads]
 
 
 def _dicom(path: Path, found: Contents) -> None:
     read = dicom.read(path)
     found.start_s = read.begins
-    for lead in read.leads:
-        rate = float(lead.rate) if lead.rate else None
-        found.channels.append(Channel(lead.name, lead.samples, rate, lead.unit))
+    found.channels = [_channel(lead, lead.samples) for lead in read.leads]
 
 
 def _empatica(path: Path, found: Contents) -> None:
     session = empatica.read(path)
     found.start_s = session.begins
-    for sensor in session.sensors:
-        rate = float(sensor.rate) if sensor.rate else None
-        found.channels.append(Channel(sensor.name, len(sensor.x), rate, sensor.unit))
+    found.channels = [_channel(sensor, len(sensor.x)) for sensor in session.sensors]
 
 
 def _vital(path: Path, found: Contents) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from datasets.descriptor import Descriptor, Signal
 from datasets.readers import base
 from datasets.readers.base import Channel, Draft, Promise, Refused, Samples
-from datasets.readers.units import match_unit
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def promise(draft: Draft, descriptor: Descriptor, tracks: Sequence[T], length: C
 def unit_of(track: Track, signal: Signal) -> str:
     """The track's unit as the descriptor writes it, where it knows it."""
     stated = track.unit or signal.source_unit or ""
-    return match_unit(stated, signal.units) or stated
+    return signal.listed(stated)
 
 
 def samples(

@@ -112,7 +112,7 @@ def _look(draft: Draft, descriptor: Descriptor) -> None:
 
 
 def _unit(stated: str, signal: Signal) -> str:
-    return stated or signal.source_unit or ""
+    return signal.listed(stated or signal.source_unit or "")
 
 
 def _picked(vital: Any, descriptor: Descriptor) -> dict[str, tuple[str, ...]]:
