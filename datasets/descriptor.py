@@ -38,7 +38,7 @@ class Signal(Config):
     # Hz that the source promises; another one is refused. A name: the variable, attribute or column of the
     # record's own file that states it. None: the one that the file states or shows
     rate: float | str | None = None
-    # share by which a record's own rate may differ from `rate`; its own is kept then. None: not at all, or 0.1 %
+    # share by which a record's own rate may differ from `rate`; its own is kept. None: not at all, or 0.1 %
     # where a column of times shows it
     rate_tolerance: float | None = pydantic.Field(default=None, ge=0, le=0.1)
     unit: str  # unit in the corpus

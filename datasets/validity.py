@@ -9,6 +9,7 @@ import numpy as np
 
 REASONS = ("kept", "nan", "clipped", "flat", "fragment")
 KEPT, NAN, CLIPPED, FLAT, FRAGMENT = range(5)
+FEW = 100  # runs up to which slices are quicker than a sum over all samples
 OUTLYING = 10  # a channel's range beyond so many times its usual movement is that of its outliers
 
 
@@ -35,6 +36,11 @@ def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def mark(length: int, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """Boolean mask (length,) that is True in the given non-overlapping runs: the inverse of `runs`."""
+    if len(starts) <= FEW:
+        found = np.zeros(length, bool)
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            found[start:stop] = True
+        return found
     edges = np.zeros(length + 1, np.int8)
     edges[starts] += 1
     edges[stops] -= 1
@@ -54,6 +60,8 @@ def bridge(x_tc: np.ndarray, missing: np.ndarray, longest: float) -> tuple[np.nd
     A run at either end of the signal has nothing to lean on and stays missing. Integers stay integers
     (rounded). Returns (filled copy, what is still missing, runs bridged, samples bridged).
     """
+    if not missing.any():
+        return x_tc, missing, 0, 0
     starts, stops = runs(missing)
     fill = (stops - starts <= longest) & (starts > 0) & (stops < len(missing))
     starts, stops = starts[fill], stops[fill]
@@ -71,8 +79,9 @@ def bridge(x_tc: np.ndarray, missing: np.ndarray, longest: float) -> tuple[np.nd
 def constant(x: np.ndarray, valid: np.ndarray, shortest: float) -> np.ndarray:
     """Mask of the stretches of a channel (T,) that hold one exact value for at least `shortest` samples."""
     same = x[1:] == x[:-1]
-    same &= valid[1:]
-    same &= valid[:-1]
+    if not valid.all():
+        same &= valid[1:]
+        same &= valid[:-1]
     starts, stops = runs(same)
     stops = stops + 1  # n equal steps are n + 1 equal samples
     keep = stops - starts >= shortest
