@@ -151,3 +151,25 @@ def test_what_cannot_be_taken_counts_the_hours_that_its_shape_tells(folder):
     (folder / "rec1.parquet").unlink()
     np.savez(folder / "rec1.npz", ppg=np.zeros((2, 700)))
     assert refusal(folder)[2].seconds == {"ppg": 7}
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+def test_a_rate_a_record_in_a_file_of_many_is_that_of_each(folder, kind):
+    x = np.arange(400.0).reshape(2, 200)
+    if kind == "npz":
+        np.savez(folder / "rec1.npz", id=np.array(["a", "b"]), ppg=x, fs=[100, 250])
+    else:
+        with h5py.File(folder / "rec1.h5", "w") as file:
+            file["id"], file["ppg"], file["fs"] = ["a", "b"], x, [100, 250]
+    known, sources = scan(folder, IDS.replace("rate = 100", 'rate = "fs"'))
+    assert [s.seconds["ppg"] for s in sources] == [2, Fraction(4, 5)]
+    assert [table.load(s, folder, known).signals["ppg"].rate for s in sources] == [100, 250]
+    _, (a, b) = scan(folder, IDS)
+    assert not a.refused and b.refused == {"ppg": "bad_rate"} and b.seconds["ppg"] == Fraction(4, 5)
+    assert "says 250 Hz, not 100" in b.words["ppg"]
+
+
+def test_an_array_that_names_no_channel_counts_its_hours(folder):
+    np.save(folder / "rec1.npy", np.zeros((3000, 2)))
+    _, (source,) = scan(folder)
+    assert source.refused == {"ppg": "missing_channel"} and source.seconds["ppg"] == 30
