@@ -129,10 +129,11 @@ def measured(t: np.ndarray, promised: Fraction | None, tolerance: float | None) 
     """
     wrong = np.flatnonzero(~(np.diff(t) > 0))
     if len(wrong) or not np.isfinite(t).all():
+        row = int(wrong[0]) + 2 if len(wrong) else 1
         raise Refused(
             "bad_time",
-            f"times do not rise at row {int(wrong[0]) + 2 if len(wrong) else 1}: put the rows in order, name a "
-            "finer column in `time`, or drop `time` and give `rate`",
+            f"times do not rise at row {row}: put the rows in order, name a finer column in `time`, or drop "
+            "`time` and give `rate`",
         )
     if len(t) < 2:
         return regular(len(t), promised or Fraction(1), float(t[0]) if len(t) else 0.0)
