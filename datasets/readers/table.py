@@ -129,8 +129,10 @@ def _parts(
                     choice = next((c for c in choices if there.issuperset(c)), None)
                     found[m] = _Part(columns.names, choice or ())
                 present = {m: descriptor.signals[m] for m in mine if found[m].choice}
-                rows = 0 if present else _rows(columns) or files.rows(
-                    path, spec, columns.names, descriptor.arrays
+                rows = (
+                    0
+                    if present
+                    else _rows(columns) or files.rows(path, spec, columns.names, descriptor.arrays)
                 )
                 found |= {m: dataclasses.replace(found[m], length=rows) for m in mine if not present}
                 for m in present:
@@ -290,8 +292,11 @@ def _promises(
             draft.seconds[m] = Fraction(grid.length) / grid.rate
     except Refused as why:
         broken[""] = why
-    if broken:
-        raise list(broken.values())[-1]
+    if not sound or "" in broken or any(signals[m].required for m in broken):
+        for last in list(broken.values())[-1:]:
+            raise last
+    for m, trouble in broken.items():  # the others are sound without it
+        draft.refuse(m, signals[m], trouble.reason, trouble.detail)
 
 
 def _lines(path: Path, descriptor: Descriptor) -> int:

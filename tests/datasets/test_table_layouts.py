@@ -11,7 +11,7 @@ import pytest
 
 from datasets.readers import sheets, table
 from datasets.readers.base import Refused
-from tests.datasets.tables import DESCRIPTOR, scan
+from tests.datasets.tables import DESCRIPTOR, ECG, scan
 from tests.datasets.test_columns import ppg, refusal
 
 
@@ -173,3 +173,13 @@ def test_an_array_that_names_no_channel_counts_its_hours(folder):
     np.save(folder / "rec1.npy", np.zeros((3000, 2)))
     _, (source,) = scan(folder)
     assert source.refused == {"ppg": "missing_channel"} and source.seconds["ppg"] == 30
+
+
+@pytest.mark.parametrize("ecg", [np.zeros((4, 9)), np.array(["words"])])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_optional_signal_that_cannot_be_read_does_not_take_the_required_one_with_it(folder, ecg, first):
+    x = np.arange(100.0)
+    np.savez(folder / "rec1.npz", **({"ecg": ecg, "ppg": x} if first else {"ppg": x, "ecg": ecg}))
+    known, (source,) = scan(folder, DESCRIPTOR + ECG)
+    assert source.broken is None and source.refused == {"ecg": "corrupt"} and "ecg" in source.words["ecg"]
+    assert set(table.load(source, folder, known).signals) == {"ppg"}
