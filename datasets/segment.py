@@ -195,9 +195,15 @@ def _say_coarse(m: str, track: _Track, out: Segments) -> None:
     step, length = track.scale / track.known.scale, max(2, round(float(track.known.rate)))
     if abs(step) == 1 or len(track.x) < length:
         return
-    whole = track.x[: len(track.x) // length * length].reshape(-1, length, track.x.shape[1])
-    some = whole[:: max(1, len(whole) // LOOKED_AT)]  # enough to know what is usual
-    moves = max(validity.usual_movement(some[..., c].ravel(), length) for c in range(some.shape[2]))
+    seconds = len(track.x) // length
+    some = slice(None, None, max(1, seconds // LOOKED_AT))  # enough to know what is usual
+
+    def moved(x: np.ndarray) -> float:
+        return validity.usual_movement(x[: seconds * length].reshape(-1, length)[some].ravel(), length)
+
+    steps = [(moved(track.x[:, c]), moved(track.known.x_tc[:, c])) for c in range(track.x.shape[1])]
+    # of channels that move at all; 0: everything of one fell into a single step
+    moves = max((0.0 if np.isinf(now) else now for now, was in steps if np.isfinite(was)), default=np.inf)
     if moves < COARSE:
         out.words.append(
             f"{m}: rows with outliers are rounded to steps of {abs(track.scale):.3g} {track.known.unit}, and "

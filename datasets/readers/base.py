@@ -359,7 +359,7 @@ def split_words(cell: str, separator: str | None) -> list[str]:
     if separator is None:
         return [cell]
     pieces = [piece.strip() for piece in cell.strip().strip("[](){}").split(separator)]
-    quoted = [re.fullmatch(r"""(['"])(.*?)\1(\s*:.*)?""", piece) for piece in pieces]
+    quoted = [re.fullmatch(r"""(['"])(.*?)\1(\s*:\s*[-+.\w]*)?""", piece) for piece in pieces]
     return list(dict.fromkeys(q[2].strip() if q else p for p, q in zip(pieces, quoted, strict=True)))
 
 

@@ -129,7 +129,12 @@ def measured(t: np.ndarray, promised: Fraction | None, tolerance: float | None) 
     """
     wrong = np.flatnonzero(~(np.diff(t) > 0))
     if len(wrong) or not np.isfinite(t).all():
-        raise Refused("bad_time", f"times do not rise at row {int(wrong[0]) + 2 if len(wrong) else 1}")
+        row = int(wrong[0]) + 2 if len(wrong) else 1
+        raise Refused(
+            "bad_time",
+            f"times do not rise at row {row}: put the rows in order, name a finer column in `time`, or drop "
+            "`time` and give `rate`",
+        )
     if len(t) < 2:
         return regular(len(t), promised or Fraction(1), float(t[0]) if len(t) else 0.0)
     usual, packets = _usual_step(t)
@@ -189,7 +194,8 @@ def _usual_step(t: np.ndarray) -> tuple[float, bool]:
             wide = (t[lag:] - t[:-lag]) / lag
             low, centre, high = np.quantile(wide, (0.25, 0.5, 0.75))
             if high - low < 0.1 * centre:  # else packets are longer, or gaps closer together, than `lag` rows
-                return float(wide[np.abs(wide - centre) <= 0.2 * centre].mean()), sparse
+                near = 0.4 if sparse else 0.2  # of packets, few spans are far longer than all others
+                return float(wide[np.abs(wide - centre) <= near * centre].mean()), sparse
     return usual, False
 
 

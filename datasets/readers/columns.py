@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from datasets.descriptor import Array, Table
 from datasets.readers import arrays as files
-from datasets.readers import kinds, marks, text
+from datasets.readers import kinds, marks, rates, text
 from datasets.readers.arrays import Arrays, check_zip
 from datasets.readers.base import Refused
 from datasets.readers.column import Columns, check_size
@@ -145,6 +145,22 @@ def ids_of(path: Path, name: str) -> list[str]:
             return files.ids(file, variables, name)
     except Refused as why:
         raise Refused(why.reason, f"{path.name}: {why.detail}") from why
+
+
+def rates_vary(path: Path, named: Collection[str]) -> bool:
+    """Whether a file of many records states rates that differ from record to record, under usual names or
+    one of `named`."""
+    try:
+        with files.opened(path) as (file, variables):
+            for variable in variables:
+                name = variable.replace("/", ".")
+                if name in named or name.rpartition(".")[2] in named or rates.is_rate(name):
+                    x = np.asarray(file[variable][()]).reshape(-1)
+                    if x.size > 1 and not (x == x[0]).all():
+                        return True
+    except Exception:  # said where the records themselves are read
+        return False
+    return False
 
 
 def rows(path: Path, spec: Table, names: Collection[str], arrays: Sequence[Array] = ()) -> int:

@@ -89,7 +89,7 @@ def _on_record(rule: Clocked, found: Moments, recording: Recording) -> np.ndarra
         # a record of a day or less: its labels are within a day of its start
         return np.round((found.s - origin - (recording.zone_s or 0.0)) % DAY_S, 6)
     if found.kind == "date" and not dated:
-        raise Refused("bad_time", "dates, but the record's own clock shows none")
+        raise Refused("bad_time", "dates, but the record's own clock shows none: give times from its start")
     at = found.s
     if found.kind == "date" and recording.kind == "date":
         if recording.zone_s is None and found.zone_s is not None:

@@ -77,17 +77,17 @@ def _count(draft: Draft, mat: MatFile, descriptor: Descriptor) -> int:
 
 def _promise(draft: Draft, mat: MatFile, descriptor: Descriptor) -> None:
     """What the file holds of each modality. Refused is raised last, so that the hours of the others count."""
-    broken: Refused | None = None
+    unread: dict[str, Refused] = {}
     picked: dict[str, tuple[tuple[str, ...], int]] = {}
     for modality, signal in descriptor.signals.items():
         try:
             found = _pick(mat, signal, descriptor.arrays)
         except Refused as why:
-            broken = why
             rate = base.fraction(signal.hz)
             draft.seconds[modality] = (
                 Fraction(_longest(mat, signal, descriptor.arrays)) / rate if rate else Fraction(0)
             )
+            unread[modality] = why
             continue
         if found:
             picked[modality] = found
@@ -108,8 +108,11 @@ def _promise(draft: Draft, mat: MatFile, descriptor: Descriptor) -> None:
             draft.refuse(modality, signal, "bad_rate", odd)
         else:
             draft.promise(modality, signal, Promise(length, rate, signal.source_unit or "", len(choice)))
-    if broken is not None:
-        raise broken
+    if not picked or any(descriptor.signals[m].required for m in unread):
+        for last in list(unread.values())[-1:]:
+            raise last
+    for modality, trouble in unread.items():  # the others are sound without it
+        draft.refuse(modality, descriptor.signals[modality], trouble.reason, trouble.detail)
 
 
 def _rate(

@@ -117,12 +117,12 @@ def read(times: np.ndarray, values: Sequence[np.ndarray], rate: float) -> Stream
     if not np.isfinite(times).all():
         raise Refused("bad_time", "a packet has no time")
     lengths = np.array([len(v) for v in values])
-    order = _order(times, lengths, rate)
-    order = order[lengths[order] > 0]
-    if not len(order):
+    if not lengths.any():
         raise Refused("bad_time", "no packet holds a sample")
-    stream = Stream(float(times[order[0]]), rate)
-    order = _without_twins(stream, times, values, order)
+    once = np.flatnonzero(lengths > 0)
+    once = _without_twins(times, values, once)  # what was sent again says nothing about the order
+    order = once[_order(times[once], lengths[once], rate)]
+    stream = Stream(float(times[order[0]]), rate, twice=int((lengths > 0).sum()) - len(once))
     clock = (times[order] - stream.start) * rate
     _split(stream, clock, [values[i] for i in order])
     total = sum(map(len, values))
@@ -158,18 +158,16 @@ def _jumps(times: np.ndarray, lengths: np.ndarray, order: np.ndarray, rate: floa
     return int((np.abs(np.diff(times[order]) * rate - lengths[order][:-1]) > 0.5).sum())
 
 
-def _without_twins(
-    stream: Stream, times: np.ndarray, values: Sequence[np.ndarray], order: np.ndarray
-) -> np.ndarray:
-    """`order` without packets that have the time and the samples of the one before."""
+def _without_twins(times: np.ndarray, values: Sequence[np.ndarray], packets: np.ndarray) -> np.ndarray:
+    """`packets` without those that have the time and the samples of an earlier one."""
+    order = packets[np.argsort(times[packets], kind="stable")]
     near = np.abs(np.diff(times[order])) < 1e-6
     twins = [
-        i
+        order[i]
         for i in np.flatnonzero(near) + 1
         if _same(a := values[order[i - 1]], values[order[i]]) and _varies(a)
     ]
-    stream.twice += len(twins)
-    return np.delete(order, twins)
+    return np.setdiff1d(packets, twins)
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

@@ -134,6 +134,11 @@ def _rest(name: str) -> str | None:
     return _plain(leaf) if parents and _rest(parents[-1]) == "" else None
 
 
+def is_rate(name: str) -> bool:
+    """Whether a variable of this name states a rate of samples."""
+    return _rest(name) is not None
+
+
 def number(value: object) -> float | None:
     """A rate as a file may write it: a number, an array of one and the same, `125`, `125 Hz`."""
     if isinstance(value, bytes):

@@ -54,14 +54,16 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
     if descriptor.table.ids is None:
         _promises(draft, descriptor, folder, names)
         return None
-    if descriptor.table.time is None:
+    named = {s.rate for s in descriptor.signals.values() if isinstance(s.rate, str)}
+    each = descriptor.table.time is not None or files.rates_vary(folder / draft.name, named)
+    if not each:
         _promises(draft, descriptor, folder, names, 0)  # all records of a file are rows of the same arrays
     found = []
     for i, name in enumerate(files.ids_of(folder / draft.name, descriptor.table.ids)):
         record = f"{draft.record}_{name}"
         groups = {**draft.groups, "record": record, "id": name}
         one = dataclasses.replace(draft, record=record, groups=groups, element=i)
-        if descriptor.table.time is not None:
+        if each:
             one = dataclasses.replace(one, seconds={}, refused={}, words={}, samples=0)
             _promise_element(one, descriptor, folder, names, i)
         if descriptor.subject.file is None:
@@ -127,7 +129,11 @@ def _parts(
                     choice = next((c for c in choices if there.issuperset(c)), None)
                     found[m] = _Part(columns.names, choice or ())
                 present = {m: descriptor.signals[m] for m in mine if found[m].choice}
-                rows = 0 if present else _rows(columns)
+                rows = (
+                    0
+                    if present
+                    else _rows(columns) or files.rows(path, spec, columns.names, descriptor.arrays)
+                )
                 found |= {m: dataclasses.replace(found[m], length=rows) for m in mine if not present}
                 for m in present:
                     try:
@@ -286,8 +292,11 @@ def _promises(
             draft.seconds[m] = Fraction(grid.length) / grid.rate
     except Refused as why:
         broken[""] = why
-    if broken:
-        raise list(broken.values())[-1]
+    if not sound or "" in broken or any(signals[m].required for m in broken):
+        for last in list(broken.values())[-1:]:
+            raise last
+    for m, trouble in broken.items():  # the others are sound without it
+        draft.refuse(m, signals[m], trouble.reason, trouble.detail)
 
 
 def _lines(path: Path, descriptor: Descriptor) -> int:

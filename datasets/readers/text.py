@@ -134,6 +134,13 @@ def read(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table, 
         pairs = [(i, i + 1) for i in range(0, kept - 1, 2)] if not spec.header and kept % 2 == 0 else []
         if spec.header and kept > 1 and not named[kept - 1]:
             pairs = [(kept - 2, kept - 1)]
+        if not spec.header and kept % 2 and kept > 1 and "decimal" not in spec.model_fields_set:
+            for counter in range(0, kept, 2):  # a whole number among numbers with decimal commas
+                rest = [i for i in range(kept) if i != counter]
+                _check_commas(
+                    [(table.column(a), table.column(b)) for a, b in zip(rest[::2], rest[1::2], strict=True)],
+                    spec, delimiter, kept,
+                )  # fmt: skip
         _check_commas(
             [(table.column(a), table.column(b)) for a, b in pairs],
             spec, delimiter, 0 if spec.header else _last(table.column_names, wanted),
@@ -169,10 +176,10 @@ def _check_commas(pairs: Sequence[tuple[pa.Array, pa.Array]], spec: Table, delim
     would not be there otherwise (`last`).
     """
     first = words(pairs[0][0].slice(0, 1)) if pairs else []
-    if not len(first) or not DIGITS.fullmatch(first[0].as_py() or ""):  # most files are seen at once
+    if not len(first) or not DIGITS.fullmatch((first[0].as_py() or "").strip()):  # most are seen at once
         return
     proof = ""
-    for whole, part in ((words(a), words(b)) for a, b in pairs):
+    for whole, part in ((_before_comma(a), _behind_comma(b)) for a, b in pairs):
         if not len(whole) or not _all(whole, WHOLE) or not _all(part, PART):
             return
         if not proof and not _any(whole, r"^[-+]?0\d"):
@@ -186,12 +193,22 @@ def _check_commas(pairs: Sequence[tuple[pa.Array, pa.Array]], spec: Table, delim
             "decimal_comma", f"{proof} is one number with a decimal comma; {_advice(spec, delimiter)}"
         )
     if "decimal" not in spec.model_fields_set and last <= len(pairs):
-        whole, part = (words(side)[0] for side in pairs[0])
+        whole, part = _before_comma(pairs[0][0])[0], _behind_comma(pairs[0][1])[0]
         raise Refused(
             "decimal_comma",
             f"row 1: '{whole},{part}' is one number with a decimal comma or two numbers: say "
             f'decimal = "." in [table] of the descriptor if it is two; {_advice(spec, delimiter)}',
         )
+
+
+def _before_comma(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Words without the blanks before them."""
+    return pc.utf8_ltrim_whitespace(words(column))
+
+
+def _behind_comma(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Words without the blanks and semicolons at a line's end."""
+    return pc.utf8_rtrim(words(column), characters=" \t\r;")
 
 
 def _all(words: pa.Array, pattern: str) -> bool:

@@ -137,3 +137,13 @@ def test_a_row_that_strays_and_times_that_do_not_rise_are_named():
         clock.measured(t, Fraction(50), None)
     with pytest.raises(Refused, match="do not rise at row 3"):
         clock.measured(np.array([0.0, 1.0, 0.5]), Fraction(1), None)
+
+
+@pytest.mark.parametrize("size", [4, 7, 10])
+@pytest.mark.parametrize("gap", [0, 3.7])
+def test_small_packets_of_any_size_keep_their_mean_rate(size, gap):
+    n = 6000 // size * size
+    i = np.arange(n)
+    t = i // size * size / 52.1 + i % size * 1e-3 + (i >= n // 2 // size * size) * gap
+    made = clock.measured(t, None, None)
+    assert abs(made.own - 52.1) < 0.05 and len(made.stretches) == 1 + (gap > 0)

@@ -57,6 +57,11 @@ def ppg(folder, text=DESCRIPTOR):
         "12,5,\n13,1,\n",  # a delimiter at the line's end
         "12,5\n13\n11,9\n",
         "13\n12,5\n",
+        "0,870;\n-0,140;\n",  # semicolons at the lines' ends
+        "0,870 \n-0,140\t\n",
+        "  0,870\n -0,140\n",
+        "0,0,870\n1,-0,140\n",  # a counter beside them
+        "0,870,0\n-0,140,1\n",
     ],
 )
 def test_decimal_commas_without_a_header_are_never_read_as_two_columns(folder, lines):
@@ -82,6 +87,8 @@ def test_two_columns_of_whole_numbers_are_read_where_that_is_what_they_must_be(f
     assert ppg(folder, BARE) == [1, 4]
     (folder / "rec1.csv").write_text("1.5,2\n4.5,5\n")
     assert ppg(folder, BARE) == [1.5, 4.5]
+    (folder / "rec1.csv").write_text("512, 498\n513, 501\n")
+    assert ppg(folder, BARE) == [512, 513]  # no number has a blank behind its comma
 
 
 def test_a_column_of_another_file_says_nothing_of_a_file_with_decimal_commas(folder):

@@ -14,7 +14,7 @@ import wfdb
 from cluster.errors import PlethoraError
 from datasets import ingest
 from datasets.readers import given, sheets
-from datasets.readers.base import Recording, Refused, Root, Source, fields
+from datasets.readers.base import Recording, Refused, Root, Source, fields, split_words
 from tests.datasets.tables import DESCRIPTOR, described
 
 
@@ -262,3 +262,10 @@ def test_a_workbook_that_is_none_is_corrupt(folder):
     (folder / "s.xlsx").write_bytes(b"no zip")
     with pytest.raises(Refused, match=r"corrupt: s\.xlsx"):
         sheets.read(folder / "s.xlsx")
+
+
+@pytest.mark.parametrize("separator", [";", "|", "/"])
+def test_a_list_that_another_separator_parts_is_never_cut_to_its_first_word(separator):
+    whole = "{'I50.1': 100.0, 'N18.3': 50}"
+    assert "N18.3" in "".join(split_words(whole, separator))
+    assert split_words(whole, ",") == ["I50.1", "N18.3"]

@@ -234,8 +234,12 @@ def test_a_text_an_empty_or_a_cut_off_mat_is_one_clear_refusal(tmp_path, path, v
 
 def test_a_matrix_of_another_shape_is_refused_and_an_absent_variable_is_a_missing_channel(tmp_path, path):
     tree = content()
-    savemat(path, tree | {"acc": tree["acc"][:, :2]})
-    assert broken(tmp_path)[1].startswith("acc is 1000 x 2, the descriptor names 3 channels along axis 1")
+    for acc, size in ((tree["acc"][:, :2], "1000 x 2"), (np.zeros((0, 0)), "0 x 0")):
+        savemat(path, tree | {"acc": acc})
+        known, root, source = one(tmp_path)
+        assert source.broken is None and source.refused == {"acc": "corrupt"}  # it is optional
+        assert f"acc is {size}, the descriptor names 3 channels along axis 1" in source.words["acc"]
+        assert set(load(known, root, source).signals) == {"ppg"}
     savemat(path, tree | {"ir": tree["ir"].reshape(2, -1)})
     assert broken(tmp_path)[1].startswith("ir is 2 x 1000, not one channel")
     assert one(tmp_path)[2].seconds == {"ppg": 10, "acc": 20}

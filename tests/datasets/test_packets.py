@@ -221,3 +221,10 @@ def test_a_radio_that_loses_packets_again_and_again_leaves_the_others_in_their_p
     _, got, missing, start = laid([s for s, k in zip(sent, kept, strict=True) if k], rate)
     assert np.array_equal(missing, np.repeat(~kept, size)) and start == START
     assert np.array_equal(got[~missing], x[np.repeat(kept, size)])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_several_packets_sent_again_as_a_block_are_taken_once(times):
+    sent, x = made(62.5, 63)
+    sent[12:12] = sent[9:12] * times
+    assert assert_whole(sent, x, 62.5).twice == 3 * times

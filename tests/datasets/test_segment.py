@@ -139,7 +139,11 @@ def test_rows_share_a_scale_where_it_serves_them_all():
 def test_a_record_whose_outliers_leave_its_signal_few_steps_says_so():
     cut = segment("r", {"ppg": samples(loud_then_quiet("floats"))}, Limits(), 3600)
     assert "rounded to steps" in cut.words[0] and "`missing`" in cut.words[0]
-    assert not segment("r", {"ppg": samples(np.sin(np.arange(2000) / 9))}, Limits(), 3600).words
+    x = np.sin(np.arange(2000) / 9)
+    assert not segment("r", {"ppg": samples(x)}, Limits(), 3600).words
+    x[-1] = -1e7  # a step is larger than all else that the record holds
+    (words,) = segment("r", {"ppg": samples(x)}, Limits(), 3600).words
+    assert "moves 0 of them" in words
     assert not segment("r", {"ppg": samples(waves(20, 100, 0))}, Limits(), 3600).words
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from datasets.readers import sheets, table
 from datasets.readers.base import Refused
-from tests.datasets.tables import DESCRIPTOR, scan
+from tests.datasets.tables import DESCRIPTOR, ECG, scan
 from tests.datasets.test_columns import ppg, refusal
 
 
@@ -151,3 +151,35 @@ def test_what_cannot_be_taken_counts_the_hours_that_its_shape_tells(folder):
     (folder / "rec1.parquet").unlink()
     np.savez(folder / "rec1.npz", ppg=np.zeros((2, 700)))
     assert refusal(folder)[2].seconds == {"ppg": 7}
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+def test_a_rate_a_record_in_a_file_of_many_is_that_of_each(folder, kind):
+    x = np.arange(400.0).reshape(2, 200)
+    if kind == "npz":
+        np.savez(folder / "rec1.npz", id=np.array(["a", "b"]), ppg=x, fs=[100, 250])
+    else:
+        with h5py.File(folder / "rec1.h5", "w") as file:
+            file["id"], file["ppg"], file["fs"] = ["a", "b"], x, [100, 250]
+    known, sources = scan(folder, IDS.replace("rate = 100", 'rate = "fs"'))
+    assert [s.seconds["ppg"] for s in sources] == [2, Fraction(4, 5)]
+    assert [table.load(s, folder, known).signals["ppg"].rate for s in sources] == [100, 250]
+    _, (a, b) = scan(folder, IDS)
+    assert not a.refused and b.refused == {"ppg": "bad_rate"} and b.seconds["ppg"] == Fraction(4, 5)
+    assert "says 250 Hz, not 100" in b.words["ppg"]
+
+
+def test_an_array_that_names_no_channel_counts_its_hours(folder):
+    np.save(folder / "rec1.npy", np.zeros((3000, 2)))
+    _, (source,) = scan(folder)
+    assert source.refused == {"ppg": "missing_channel"} and source.seconds["ppg"] == 30
+
+
+@pytest.mark.parametrize("ecg", [np.zeros((4, 9)), np.array(["words"])])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_optional_signal_that_cannot_be_read_does_not_take_the_required_one_with_it(folder, ecg, first):
+    x = np.arange(100.0)
+    np.savez(folder / "rec1.npz", **({"ecg": ecg, "ppg": x} if first else {"ppg": x, "ecg": ecg}))
+    known, (source,) = scan(folder, DESCRIPTOR + ECG)
+    assert source.broken is None and source.refused == {"ecg": "corrupt"} and "ecg" in source.words["ecg"]
+    assert set(table.load(source, folder, known).signals) == {"ppg"}
