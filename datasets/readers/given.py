@@ -201,7 +201,10 @@ def _events(rule: Events, path: Path, recording: Recording) -> Labels:
         sheet = sheets.read(path, rule.header, skip=rule.skip)
         empty = not rule.header and not sheet.length
         words = [] if empty else [w for w in sheet.column(" ".join(rule.column.split())) if w]
-        at = label_times.placed(rule, words, 1 / (rule.rate or 1.0), path, recording)
+        if rule.rate is not None and rule.start_line is None and rule.clock != "record":
+            at = label_times.samples(rule, words, rule.rate, path, recording)
+        else:
+            at = label_times.placed(rule, words, 1 / (rule.rate or 1.0), path, recording)
         texts = [rule.text or rule.column] * len(at)
     else:
         at, texts = _annotations(rule, path)

@@ -39,6 +39,12 @@ def of_rows(
     return start, end
 
 
+def samples(rule: Clocked, cells: Sequence[str], rate: float, path: Path, recording: Recording) -> np.ndarray:
+    """The numbers of samples in `cells`, which count from the record's first, as seconds. Refused."""
+    counted = rule.model_copy(update={"clock": "start", "offset_s": 0.0})
+    return placed(counted, cells, 1.0, path, recording) / rate + rule.offset_s
+
+
 def placed(
     rule: Clocked, cells: Sequence[str], unit_s: float, path: Path, recording: Recording, column: str = ""
 ) -> np.ndarray:

@@ -129,10 +129,10 @@ def test_files_without_a_common_clock_are_refused(folder):
 def test_a_file_without_the_column_of_times_is_refused_with_the_key(folder):
     a_tap(folder, 0.0)
     write(folder, "rec1_acc.csv", {"time": [1, 2], "x": [1, 2]})
-    with pytest.raises(
-        Refused, match=r"no column 't', which holds the times \(`time` in \[table\]\); it has time, x"
-    ):
-        read(folder, TWO + TIMES)
+    source, recording, _ = read(folder, TWO + TIMES)
+    words = "no column 't', which holds the times (`time` in [table]); it has time, x"
+    assert source.refused == {"acc": "bad_time"} and words in source.words["acc"]
+    assert set(recording.signals) == {"ppg"}
 
 
 @pytest.mark.parametrize("zone", [None, "UTC"])
@@ -215,3 +215,14 @@ def test_presses_of_the_button_are_on_the_clock_of_the_empatica_e4(tmp_path):
     (tag,) = (label for label in recording.labels if label.name == "tag")
     assert tag.start_s.tolist() == [5.5, 35.0]
     assert np.flatnonzero(~recording.signals["acc"].missing)[0] == 64
+
+
+def test_sample_numbers_count_from_the_first_sample_whatever_the_clock_says(folder):
+    t = 100 + np.arange(1000) / 100
+    write(folder, "rec1.csv", {"t": t, "ppg": np.sin(t)})
+    write(folder, "rec1_beats.csv", {"sample": [0, 125, 541]})
+    events = '\n[[events]]\nname = "beat"\nfile = "{record}_beats.csv"\ncolumn = "sample"\nrate = 125\n'
+    text = DESCRIPTOR.replace(r"(?P<record>[a-z]+\\d+)\\.\\w+", r"(?P<record>rec\\d)\\.csv")
+    _, recording, labels = read(folder, text + '\n[table]\ntime = "t"\n' + events)
+    assert recording.origin == 100
+    assert labels["beat"].start_s.tolist() == [0, 1, 541 / 125]
