@@ -15,6 +15,7 @@ KNOWN = (
     "samplingfrequency", "samplefrequency", "samplingfreq", "samplefreq", "samplingrate", "samplerate",
     "sampfreq", "samprate", "sfreq", "srate", "fsamp", "fs",
 )  # fmt: skip
+ALONE = ("sr", "freq", "frequency", "hz")  # a rate by themselves; beside other words they may be a pulse's
 # as the last part of a name they are no rate of samples elsewhere (heart rate), but beside a signal's samples
 BESIDE = ("rate", "freq", "frequency", "hz")
 
@@ -125,7 +126,7 @@ def _rest(name: str) -> str | None:
     *parents, leaf = name.split(".")
     words = [w.casefold() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", leaf)]
     words = [w for w in words if w not in ("hz", "in")] or words
-    if parents and "".join(words) in BESIDE:
+    if "".join(words) in (ALONE if not parents else (*ALONE, *BESIDE)):
         return ""
     for first in range(len(words)):
         for last in range(first + 1, len(words) + 1):

@@ -166,3 +166,10 @@ def test_one_bad_record_of_many_is_refused_alone(tmp_path, path):
     _, _, sources = read(tmp_path, many(""))
     assert [s.refused for s in sources] == [{}, {"ppg": "unsupported"}, {}]
     assert sources[1].seconds["ppg"] == Fraction(15)
+
+
+@pytest.mark.parametrize("name", ["sr", "Hz", "freq", "SamplingRate", "fs"])
+def test_a_rate_under_another_usual_name_contradicts_the_descriptor(tmp_path, path, name):
+    savemat(path, {"ppg": X, name: 50.0, "resp_freq": 0.25, "heart_rate": 72.0})
+    source = read(tmp_path, TEXT)[2][0]
+    assert source.refused == {"ppg": "bad_rate"} and f"'{name}' in the file says 50 Hz" in source.words["ppg"]
