@@ -163,6 +163,8 @@ def _edges(rate: Fraction, grid: Fraction, cells: int) -> np.ndarray:
     """The first sample of each cell and the end of the last, (cells + 1,): those nearest to its border."""
     per_cell = rate / grid
     a, b = per_cell.numerator, per_cell.denominator
+    if b == 1:
+        return a * np.arange(cells + 1, dtype=np.int64)
     return (2 * a * np.arange(cells + 1, dtype=np.int64) + b) // (2 * b)
 
 
@@ -174,7 +176,9 @@ def _track(m: str, s: Samples, grid: Fraction, limits: Limits, out: Segments) ->
     cells = math.floor(len(x) / s.rate * grid)
     edges = _edges(s.rate, grid, cells)
     # one verdict a cell: the gravest of its samples (the code order has no meaning beyond kept = 0)
-    by_cell = np.maximum.reduceat(codes[: edges[-1]], edges[:-1]) if cells else codes[:0]
+    by_cell = codes[:cells]
+    if cells and edges[-1] != cells:
+        by_cell = np.maximum.reduceat(codes[: edges[-1]], edges[:-1])
     by_cell = validity.drop_fragments(by_cell, limits.fragment_s * float(grid))
     for start, stop, code in zip(*validity.stretches(by_cell), strict=True):
         if code != KEPT:
