@@ -192,6 +192,8 @@ def _signal(guess: Guess, one: Contents, required: bool) -> list[str]:
     lines.append(f"units = {{ {_word(stated or unit)} = {factor:g} }}")
     if not stated:
         lines.append(f"source_unit = {_word(unit)}  # CHECK: the file states none")
+    elif one.reader == "table":
+        lines.append(f"source_unit = {_word(stated)}")
     lines += ["required = true"] if required else []
     return lines
 

@@ -31,6 +31,7 @@ from datasets.readers.tracks import Track
 
 TIMES = r"(?i)t|time.*|.*timestamp.*|date.?time|date|elapsed.*|sec(ond)?s?|ms|(unix|epoch).*"
 UNITS_S = ((r"ns|nanosec", 1e-9), (r"us|µs|microsec", 1e-6), (r"ms|millisec", 1e-3))
+LOOKED_AT = 60  # first lines of a text
 WIDE = 200  # numbers in the only line of a file: samples in a row
 SECONDS_1970 = 1e9  # what an epoch time of these decades is like in seconds
 
@@ -63,6 +64,11 @@ class Contents:
     time: str = ""
     table: list[str] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
+    preamble: list[str] = field(default_factory=list)  # of a text: lines above its samples
+
+    def above(self, pattern: str) -> str:
+        """The first group of what `pattern` matches in the preamble, or ""."""
+        return next((m[1] for line in self.preamble if (m := re.match(pattern, line, re.I))), "")
 
 
 def contents(path: Path) -> Contents:
@@ -161,6 +167,7 @@ def _table(path: Path, found: Contents) -> None:
     with columns.opened(path, spec) as file:
         stated = file.stated_rates()
         rate_name, rate = next(iter(stated.items())) if len(stated) == 1 else ("", None)
+        rate = rate or float(found.above(r"sampl\w*[ _]?(?:rate|freq\w*)\W+([\d.]+)") or 0) or None
         found.time, shown, spec = _times(file, spec, found)
         if spec.rate_line and spec.start_line:
             delimiter = text.delimiter_of(path.name, spec.delimiter, spec.decimal)
@@ -174,7 +181,8 @@ def _table(path: Path, found: Contents) -> None:
             except Refused as why:
                 found.words.append(f"{printable(name, 40)}: {why.detail}")
                 continue
-            found.channels.append(Channel(name, len(x), shown or rate, "", "" if shown else rate_name))
+            unit = found.above(r"units?\W+(\S+)")
+            found.channels.append(Channel(name, len(x), shown or rate, unit, "" if shown else rate_name))
 
 
 def _layout(path: Path, found: Contents) -> Table:
@@ -182,7 +190,7 @@ def _layout(path: Path, found: Contents) -> Table:
     if kinds.no_text(path) or path.suffix.lower() in (".parquet", ".npy", ".npz", ".h5", ".hdf5"):
         return Table()
     with text.open_text(path) as file:
-        lines = [line.rstrip("\r\n") for line in islice(file, 20)]
+        lines = [line.rstrip("\r\n") for line in islice(file, LOOKED_AT)]
     usual = text.delimiter_of(path.name, None)
     counts = {mark: min((line.count(mark) for line in lines if line), default=0) for mark in ",;\t"}
     best = max(counts, key=lambda mark: (counts[mark], mark == usual))
@@ -194,7 +202,17 @@ def _layout(path: Path, found: Contents) -> Table:
     flat = [cell for row in cells[2:] for cell in row]
     if (delimiter or usual) != "," and any(re.fullmatch(r"[-+]?\d+,\d+", cell) for cell in flat):
         spec["decimal"] = ","
-    if len(lines) == 1 and len(cells[0]) > WIDE and all(map(_numeric, cells[0])):
+    first = next(
+        (i for i in range(len(cells) - 2) if all(all(map(_numeric, c)) for c in cells[i : i + 3])), 0
+    )
+    if first > 1 and len(cells[0]) != len(cells[first]):  # lines that describe the recording stand above
+        named = len(cells[first - 1]) == len(cells[first]) and not all(
+            map(_numeric, ["0", *cells[first - 1]])
+        )
+        spec |= {"header": first if named and any(cells[first - 1]) else 0}
+        spec |= {"skip": 0 if spec["header"] else first}
+        found.preamble = lines[:first]
+    elif len(lines) == 1 and len(cells[0]) > WIDE and all(map(_numeric, cells[0])):
         spec |= {"header": 0, "layout": "row"}
     elif cells and all(map(_numeric, cells[0])):
         spec["header"] = 0

@@ -126,3 +126,12 @@ def test_what_no_reader_reads_is_named_with_what_to_do(tmp_path, capsys):
     assert "a PDF" in capsys.readouterr().out
     with pytest.raises(PlethoraError, match="is not there"):
         main(["probe", str(tmp_path / "none.csv")])
+
+
+def test_lines_above_the_samples_are_no_samples_and_say_rate_and_unit(tmp_path):
+    """As an Apple Watch exports an ECG."""
+    above = 'Name,Jo\nDevice,"Watch6,2"\nSample Rate,50 hertz\n\nLead,Lead I\nUnit,\u00b5V\n\n'
+    (tmp_path / "ecg_2024.csv").write_text(above + "".join(f"{x}\n" for x in X))
+    main(["probe", str(tmp_path), "--write", str(tmp_path / "mine.toml"), "--signal", "ecg=1"])
+    got = recorded(tmp_path, tmp_path / "mine.toml").signals["ecg"]
+    assert (got.rate, got.unit) == (RATE, "mV") and np.allclose(got.x_tc[:, 0] * got.scale, X / 1000)
