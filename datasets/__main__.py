@@ -92,6 +92,8 @@ def _probe(files: list[str], write: str | None, signals: list[str], as_json: boo
         raise PlethoraError(
             f"--write {write}: it is there already, and may have been edited: name another file"
         )
+    if write and not Path(write).absolute().parent.is_dir():
+        raise PlethoraError(f"--write {write}: its folder is not there: make it, or name another")
     named = dict(word.partition("=")[::2] for word in signals)
     found = probe.probe(files)
     if not as_json:

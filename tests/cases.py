@@ -277,6 +277,10 @@ def main() -> int:
     parser.add_argument("--only", help="run those whose name holds this")
     options = parser.parse_args()
     os.environ.setdefault("PLETHORA_SUBJECT_KEY", "0" * 32)
+    if not Path(options.cases).is_dir():
+        parser.error(f"no cases at {options.cases}: name their folder with --cases")
+    if not any((options.only or "") in name for name in CASES):
+        parser.error(f"no case is called like {options.only!r}; there are {', '.join(CASES)}")
     missed = 0
     with session(workers=1, actors=2):
         for name, run in CASES.items():

@@ -111,6 +111,8 @@ def test_a_descriptor_that_is_there_stays_and_a_name_in_a_file_writes_no_toml_of
     (tmp_path / "r.csv").write_text("ppg\n1\n2\n")
     with pytest.raises(PlethoraError, match="it is there already"):
         main(["probe", str(tmp_path / "r.csv"), "--write", str(tmp_path / "mine.toml")])
+    with pytest.raises(PlethoraError, match="its folder is not there"):
+        main(["probe", str(tmp_path / "r.csv"), "--write", str(tmp_path / "none" / "mine.toml")])
     hostile = [probe.Channel('ppg"]\nlicence = "open', 10, 50.0, "\x1b[2J")]
     one = probe.Contents(Path("a.edf"), "an EDF file", "edf", hostile)
     known = tomllib.loads(probe.descriptor([one], "mine"))
