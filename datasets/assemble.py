@@ -146,19 +146,19 @@ def _moved(reports: Sequence[ShardReport]) -> dict[str, dict[str, float]]:
 
 def _merge(out: str, file: str, reports: Sequence[ShardReport], columns: pa.Schema) -> dict[str, Any]:
     """One side table out of its parts; labels get their row groups by name, so that one name reads fast."""
-    names: Sequence[str | None] = [None]
-    if file == schema.LABELS_FILE:
-        names = sorted({name for r in reports for name in r.labels})
+    by_name = file == schema.LABELS_FILE
     rows: dict[str, int] = {}
     with ParquetFile(storage.join(out, file), columns) as merged:
-        for name in names:
+        for name in sorted({name for r in reports for name in r.labels}) if by_name else ["rows"]:
             for report in reports:
+                if by_name and name not in report.labels:
+                    continue
                 part = part_uri(out, file, report.index)
                 fs, path = storage.filesystem(part)
                 with storage.clear_errors(part), fs.open_input_file(path) as source:
-                    filters = None if name is None else [("name", "=", name)]
-                    table = pq.read_table(source, filters=filters)
+                    side = pq.ParquetFile(source)
+                    table = side.read_row_group(report.labels.index(name)) if by_name else side.read()
                 if table.num_rows:
                     merged.write(table.cast(columns))
-                    rows[name or "rows"] = rows.get(name or "rows", 0) + table.num_rows
+                    rows[name] = rows.get(name, 0) + table.num_rows
     return {"sha256": merged.sha256, "rows": rows}

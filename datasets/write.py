@@ -152,7 +152,7 @@ def write_shard(
     columns = schema.row_schema(modalities)
     pending: list[dict[str, Any]] = []
     labels: list[pa.Table] = []
-    rejects: list[pa.Table] = []
+    rejects: list[dict[str, Any]] = []
     rates: dict[str, set[float]] = {}
     weight = 0
     writer: ParquetFile | None = None
@@ -168,7 +168,7 @@ def write_shard(
     for entry in entries:
         cut = _cut(entry, limits, segment_s)
         _account(report, entry, cut, rates)
-        rejects.append(_reject_table(entry.record, cut))
+        rejects += _rejects(entry.record, cut)
         if cut.rows and entry.recording:
             labels.append(label_table(entry.subject, entry.record, entry.recording.labels))
         heavy = sum(_bytes(row) for row in cut.rows)
@@ -181,8 +181,10 @@ def write_shard(
             weight += _bytes(row)
         tick()
     flush()
-    report.labels = _write_part(out, schema.LABELS_FILE, index, labels, schema.LABELS, _LABEL_ORDER)
-    _write_part(out, schema.REJECTS_FILE, index, rejects, schema.REJECTS, _REJECT_ORDER)
+    table = pa.concat_tables(labels) if labels else schema.LABELS.empty_table()
+    report.labels = _write_part(part_uri(out, schema.LABELS_FILE, index), table, _LABEL_ORDER)
+    table = pa.Table.from_pylist(rejects, schema=schema.REJECTS)
+    _write_part(part_uri(out, schema.REJECTS_FILE, index), table, _REJECT_ORDER)
     if writer is not None:
         with writer:
             pass
@@ -253,8 +255,6 @@ def label_table(subject: str, record: str, labels: Iterable[Labels]) -> pa.Table
         tables.append(
             pa.Table.from_arrays(
                 [
-                    pa.repeat(subject, n),
-                    pa.repeat(record, n),
                     nulls if label.start_s is None else pa.array(label.start_s, pa.float64()),
                     nulls if label.end_s is None else pa.array(label.end_s, pa.float64()),
                     pa.repeat(label.name, n),
@@ -262,34 +262,35 @@ def label_table(subject: str, record: str, labels: Iterable[Labels]) -> pa.Table
                     pa.array(label.values, pa.string()) if words else pa.nulls(n, pa.string()),
                     pa.nulls(n, pa.string()) if label.unit is None else pa.repeat(label.unit, n),
                 ],
-                schema=schema.LABELS,
+                schema=_OF_A_RECORD,
             )
         )
-    return pa.concat_tables(tables) if tables else schema.LABELS.empty_table()
+    if not tables:
+        return schema.LABELS.empty_table()
+    table = pa.concat_tables(tables)
+    whose = [pa.repeat(subject, len(table)), pa.repeat(record, len(table))]
+    return pa.Table.from_arrays([*whose, *table.columns], schema=schema.LABELS)
 
 
-def _reject_table(record: str, cut: Segments) -> pa.Table:
-    rows = [
+def _rejects(record: str, cut: Segments) -> list[dict[str, Any]]:
+    return [
         {"record": record, "modality": m, "start_s": float(a), "duration_s": float(n), "reason": reason}
         for m, a, n, reason in cut.rejects
     ]
-    return pa.Table.from_pylist(rows, schema=schema.REJECTS)
 
 
+_OF_A_RECORD = pa.schema([f for f in schema.LABELS if f.name not in ("subject", "record")])
 _LABEL_ORDER = [(key, "ascending") for key in ("name", "subject", "record", "start_s")]
 _REJECT_ORDER = [(key, "ascending") for key in ("record", "modality", "start_s")]
 
 
-def _write_part(
-    out: str, file: str, index: int, tables: list[pa.Table], columns: pa.Schema, order: list[tuple[str, str]]
-) -> list[str]:
-    """Write one task's rows of a side table, sorted; returns the label names in it."""
-    table = pa.concat_tables(tables) if tables else columns.empty_table()
+def _write_part(uri: str, table: pa.Table, order: list[tuple[str, str]]) -> list[str]:
+    """Write one task's rows of a side table, sorted; returns the label names in it, a row group each."""
     table = table.sort_by(order)
-    names: list[str] = sorted(pc.unique(table["name"]).to_pylist()) if "name" in columns.names else []
-    with ParquetFile(part_uri(out, file, index), columns) as part:
-        for name in names:  # a row group a name: the merge reads name by name
-            part.write(table.filter(pc.field("name") == name))
+    names: list[str] = pc.unique(table["name"]).to_pylist() if "name" in table.column_names else []
+    with ParquetFile(uri, table.schema) as part:
+        for name in names:  # `assemble` reads name by name
+            part.write(table.filter(pc.equal(table["name"], name)))
         if not names:
             part.write(table)
     return names

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage, signal
 
 from datasets import labels, physiology, synthetic
 from datasets.descriptor import Derive, read_descriptor
@@ -276,3 +277,26 @@ def test_rates_and_medians_are_those_of_a_loop_over_stretches(seed):
     high = low + rng.integers(1, 90, 10)
     each = [np.median(x[a:b]) for a, b in zip(low, high, strict=True)]
     np.testing.assert_array_equal(labels._medians(x, low, high), each)
+    group = np.sort(rng.integers(0, 12, 90))
+    each = [np.median(x[:90][group == k]) if (group == k).any() else np.nan for k in range(12)]
+    np.testing.assert_array_equal(labels._medians_by(x[:90], group, 12), each)
+
+
+@pytest.mark.parametrize("rate", [40, 62.4725, 125, 500])
+@pytest.mark.parametrize("band", [(5, 20), (3, 16), (None, 16)])
+def test_the_band_and_the_level_are_those_of_scipy_and_numpy(rate, band):
+    x = np.random.default_rng(1).standard_normal(3000).cumsum()
+    low, high = band
+    edges, kind = (high, "low") if low is None else ((low, min(high, 0.45 * rate)), "band")
+    sos = signal.butter(2, edges, kind, fs=rate, output="sos")
+    np.testing.assert_array_equal(labels._band(x, rate, low, high), signal.sosfiltfilt(sos, x))
+    with pytest.raises(ValueError, match="mirrors"):
+        labels._band(x[:9], rate, low, high)
+
+    for samples_of_it in (1, 99, 3000):
+        envelope = np.abs(x[:samples_of_it])
+        size = int(2 * rate)
+        cuts = np.arange(0, max(1, len(envelope) - size // 2), size)
+        tops = ndimage.median_filter(np.maximum.reduceat(envelope, cuts), 5, mode="nearest")
+        want = np.interp(np.arange(len(envelope)), cuts + size / 2, tops)
+        np.testing.assert_allclose(labels._level(envelope, rate), want, rtol=1e-14)
