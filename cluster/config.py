@@ -9,7 +9,7 @@ import difflib
 import json
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -19,6 +19,7 @@ from cluster.errors import PlethoraError
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 Keys = tuple[str, ...]
+ANY = "*"  # the name of a table that bears any name: [signals.ppg]
 LARGEST = 2**20  # bytes of a configuration file
 DEEPEST = 16  # keys in one --set
 
@@ -277,7 +278,7 @@ def _problem(model: type[pydantic.BaseModel], keys: Keys, problem: Any) -> str:
 
 def _nearest(model: type[pydantic.BaseModel], keys: Keys) -> str | None:
     """The known dotted key that `keys` most likely meant: first in its own table, then anywhere."""
-    known = list(_known(model, ()))
+    known = [_given(path, keys) for path in _known(model, ())]
     beside = [path[-1] for path in known if len(path) == len(keys) and path[:-1] == keys[:-1]]
     close = difflib.get_close_matches(keys[-1], beside, n=1, cutoff=0.6)
     if close:
@@ -295,8 +296,14 @@ def _nearest(model: type[pydantic.BaseModel], keys: Keys) -> str | None:
     return close[0] if close else None
 
 
+def _given(path: Keys, keys: Keys) -> Keys:
+    """A known path with the table that `keys` name in place of any."""
+    return tuple(keys[i] if part == ANY and i < len(keys) else part for i, part in enumerate(path))
+
+
 def _known(annotation: Any, at: Keys) -> Iterator[Keys]:
-    """Every dotted key that a model (or a type that holds one) knows."""
+    """Every dotted key that a model (or a type that holds one) knows; `ANY`: tables with names of their
+    own."""
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         for name, field in annotation.model_fields.items():
             keys = (*at, field.alias or name)
@@ -304,5 +311,6 @@ def _known(annotation: Any, at: Keys) -> Iterator[Keys]:
             if len(keys) < 8:  # a model may hold itself
                 yield from _known(field.annotation, keys)
         return
+    named = (ANY,) if typing.get_origin(annotation) in (dict, Mapping) else ()
     for inner in typing.get_args(annotation):
-        yield from _known(inner, at)
+        yield from _known(inner, (*at, *named))

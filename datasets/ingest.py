@@ -205,11 +205,15 @@ def _entry(
     if broken is None:
         shared = given.shared(descriptor)
         folder = files.fetch([name for name, _ in source.files if name not in shared], scratch)
-        try:
-            recording = checked(reader.load(source, folder, descriptor), source)
-        except Refused as why:
-            broken = (why.reason, why.detail)
-        else:
+        while recording is None and broken is None:
+            try:
+                recording = checked(reader.load(source, folder, descriptor), source)
+            except Refused as why:
+                if smaller := _without(source, why, descriptor):
+                    source = smaller
+                else:
+                    broken = (why.reason, why.detail)
+        if recording is not None:
             given.add(recording, source, folder, common, descriptor)
             recording.labels += labels.derived(recording, descriptor.derive, descriptor.limits)
     refused = {m: (source.seconds[m], reason) for m, reason in source.refused.items()}
@@ -217,6 +221,17 @@ def _entry(
         refused = {m: (seconds, broken[0]) for m, seconds in source.seconds.items()}
     detail = f"{broken[0]}: {broken[1]}" if broken else _refused_detail(source)
     return Entry(source.record, subject, recording, refused, detail)
+
+
+def _without(source: Source, why: Refused, descriptor: Descriptor) -> Source | None:
+    """The record without the signal that its samples showed to be broken; None where it must not go in so."""
+    m = why.modality
+    if m is None or m in source.refused or descriptor.signals[m].required:
+        return None
+    if not source.seconds.keys() - source.refused - {m}:
+        return None
+    refused, words = source.refused | {m: why.reason}, source.words | {m: why.detail}
+    return dataclasses.replace(source, refused=refused, words=words)
 
 
 def _refused_detail(source: Source) -> str | None:

@@ -190,9 +190,12 @@ def opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
         try:
             whole = np.load(path, allow_pickle=False, mmap_mode="r")
         except ValueError as error:
-            reason = "unsupported" if "object" in str(error).lower() else "corrupt"
+            if "object" in str(error).lower():
+                raise Refused(
+                    "unsupported", "it holds pickled Python objects: save it as an array of numbers"
+                ) from error
             raise Refused(
-                reason, f"it cannot be read as plain numbers ({kinds.plain(str(error))})"
+                "corrupt", f"it cannot be read as plain numbers ({kinds.plain(str(error))})"
             ) from error
         held: Mapping[str, np.ndarray] = {NPY: whole}
         if whole.dtype.names:

@@ -2,8 +2,9 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from cluster.redact import printable
-from datasets.descriptor import Descriptor, FieldRule, Signal
+from datasets.descriptor import Descriptor, Signal
 from datasets.readers import marks
 from datasets.readers import words as say
 from datasets.readers.root import Root
@@ -27,15 +28,27 @@ __all__ = ["Labels", "Recording", "Refused", "Root", "Samples", "Source"]
 class Refused(Exception):
     """A record that must not go in: a reason from the ledger's vocabulary, and what a person should know.
 
-    `detail` becomes one line without control characters: it may quote the file.
+    `detail` becomes one line without control characters: it may quote the file. `modality`: the only signal
+    that is broken; the others may go in without it where it is not required.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
+        self.modality: str | None = None
         self.reason, self.detail = reason, printable(detail, LONGEST_WORDS)
         super().__init__(f"{reason}: {self.detail}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Refused, (self.reason, self.detail)
+
+
+@contextmanager
+def alone(modality: str) -> Iterator[None]:
+    """Let what is refused within be known as the trouble of one modality."""
+    try:
+        yield
+    except Refused as why:
+        why.modality = modality
+        raise
 
 
 @dataclass
@@ -345,53 +358,9 @@ def checked(recording: Recording, source: Source) -> Recording:
             continue
         samples = recording.signals.get(modality)
         got = Fraction(len(samples.x_tc)) / samples.rate if samples else Fraction(0)
-        if got != promised:
-            raise Refused(
-                "corrupt", f"{modality}: {float(got):g} s in the file, {float(promised):g} s promised"
-            )
+        with alone(modality):
+            if got != promised:
+                raise Refused(
+                    "corrupt", f"{modality}: {float(got):g} s in the file, {float(promised):g} s promised"
+                )
     return recording
-
-
-def split_words(cell: str, separator: str | None) -> list[str]:
-    """The words of a cell, each once, without the brackets and quotes of a list (of {'NORM': 100.0, …} the
-    quoted words); the cell where there is no `separator`.
-    """
-    if separator is None:
-        return [cell]
-    pieces = [piece.strip() for piece in cell.strip().strip("[](){}").split(separator)]
-    quoted = [re.fullmatch(r"""(['"])(.*?)\1(\s*:\s*[-+.\w]*)?""", piece) for piece in pieces]
-    return list(dict.fromkeys(q[2].strip() if q else p for p, q in zip(pieces, quoted, strict=True)))
-
-
-def fields(
-    source: Source,
-    folder: Path,
-    rules: tuple[FieldRule, ...],
-    comments: Sequence[str] = (),
-    variables: Mapping[str, str] | None = None,
-) -> tuple[list[Labels], list[str]]:
-    """Labels of the whole record, and in words which could not be read (see `FieldRule`)."""
-    labels, problems = [], []
-    for rule in rules:
-        text = "\n".join(comments)
-        if rule.file:
-            path = folder / rule.file.format(**source.groups)
-            text = path.read_text(errors="replace") if path.is_file() else ""
-        elif rule.variable:
-            text = (variables or {}).get(rule.variable, "")
-        found = re.search(rule.pattern, text, re.M)
-        word = found.group(1).strip() if found else ""
-        nothing = not rule.text and word not in rule.values and marks.is_nothing(word)
-        if not word or word in rule.missing or nothing:
-            continue
-        if rule.text:
-            words = [w for w in split_words(word, rule.split) if w and w not in rule.missing]
-            labels += [Labels(rule.name, words, rule.unit)] if words else []
-            continue
-        try:
-            value = rule.values[word] if word in rule.values else float(word)
-        except ValueError:
-            problems.append(f"label {rule.name}: {word!r} is no number")
-        else:
-            labels.append(Labels(rule.name, np.array([value]), rule.unit))
-    return labels, problems

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets.descriptor import Descriptor
-from datasets.readers import base, kinds, tracks
+from datasets.readers import base, fields, kinds, tracks
 from datasets.readers.base import Draft, Labels, Recording, Refused, Root, Source
 from datasets.readers.tracks import Track
 
@@ -178,7 +178,7 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples (integers of the file) and labels of one record. Raises Refused where the file is broken."""
     found = read(folder / source.files[0][0])
     words = {e.keyword: str(e.value) for e in found.data if e.VR not in ("SQ", "OB", "OW", "UN")}
-    labels, problems = base.fields(source, folder, descriptor.fields, variables=words)
+    labels, problems = fields.read(source, folder, descriptor.fields, variables=words)
 
     def samples(lead: Lead) -> tuple[np.ndarray, np.ndarray]:
         raw, missing = (part[:, lead.column] for part in _raw(found.data, lead.group))
@@ -188,6 +188,7 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     for m, signal in descriptor.signals.items():
         leads = tracks.pick(found.leads, signal) if m in source.seconds.keys() - source.refused else None
         if leads:
-            signals[m] = tracks.samples(leads, signal, samples)
+            with base.alone(m):
+                signals[m] = tracks.samples(leads, signal, samples)
             labels.append(Labels(f"{m}_channel", ["+".join(t.label for t in leads)]))
     return Recording(signals, labels, problems, found.begins)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.descriptor import Descriptor
-from datasets.readers import base, tracks
+from datasets.readers import base, fields, tracks
 from datasets.readers.base import Draft, Labels, Recording, Refused, Root, Source
 from datasets.readers.edf_header import TAL, Column, Header, onset, read_header
 
@@ -100,12 +100,13 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     header = read_header(path, source.files[0][1])
     onsets = _onsets(path, header)
     raw = _open(path, header)
-    labels, problems = base.fields(source, folder, descriptor.fields)
+    labels, problems = fields.read(source, folder, descriptor.fields)
     signals = {}
     for m, signal in descriptor.signals.items():
         columns = tracks.pick(header.columns, signal) if m in source.seconds.keys() - source.refused else None
         if columns:
-            signals[m] = tracks.samples(columns, signal, lambda c: _stretch(raw, header, c, onsets))
+            with base.alone(m):
+                signals[m] = tracks.samples(columns, signal, lambda c: _stretch(raw, header, c, onsets))
             labels.append(Labels(f"{m}_channel", ["+".join(c.name for c in columns)]))
     for name, known in descriptor.numerics.channels.items() if descriptor.numerics else ():
         try:

@@ -197,7 +197,9 @@ def _scale(low: str, high: str, least: str, most: str, commas: bool, depth: int)
             raise ValueError
     except ValueError:
         nan = float("nan")
-        return nan, nan, f"its header gives the limits {low!r} to {high!r} for {least!r} to {most!r}"
+        unsure = any(_THOUSANDS.fullmatch(word) for word in (low, high)) and not commas
+        doubt = ", where the comma may part decimals or thousands" if unsure else ""
+        return nan, nan, f"its header gives the limits {low!r} to {high!r} for {least!r} to {most!r}{doubt}"
     scale = (top - bottom) / (last - first)
     return scale, bottom - first * scale, ""
 

@@ -13,7 +13,7 @@ from typing import TypedDict, cast
 import numpy as np
 
 from datasets.descriptor import Descriptor
-from datasets.readers import base, kinds, tracks
+from datasets.readers import base, fields, kinds, tracks
 from datasets.readers.base import Draft, Labels, Recording, Refused, Root, Source
 from datasets.readers.tracks import Track
 
@@ -135,7 +135,7 @@ def _scale(sensor: _Stream, version: tuple[int, int]) -> tuple[float, str]:
 def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples and labels of one record. Raises Refused where the file is broken."""
     found = read(folder / source.files[0][0])
-    labels, problems = base.fields(source, folder, descriptor.fields, variables=found.words)
+    labels, problems = fields.read(source, folder, descriptor.fields, variables=found.words)
 
     def samples(sensor: Sensor) -> tuple[np.ndarray, np.ndarray]:
         x = np.pad(sensor.x, (sensor.late, 0))
@@ -145,6 +145,7 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     for m, signal in descriptor.signals.items():
         sensors = tracks.pick(found.sensors, signal) if m in source.seconds.keys() - source.refused else None
         if sensors:
-            signals[m] = tracks.samples(sensors, signal, samples)
+            with base.alone(m):
+                signals[m] = tracks.samples(sensors, signal, samples)
             labels.append(Labels(f"{m}_channel", ["+".join(t.label for t in sensors)]))
     return Recording(signals, labels, problems, found.begins)

@@ -12,8 +12,8 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets.descriptor import Column, Descriptor, Events, LabelTable, Lookup
-from datasets.readers import label_times, marks, sheets
-from datasets.readers.base import Labels, Recording, Refused, Root, Source, split_words
+from datasets.readers import fields, label_times, marks, sheets
+from datasets.readers.base import Labels, Recording, Refused, Root, Source
 from datasets.readers.wfdb_header import read_header
 
 
@@ -132,7 +132,7 @@ def _from_table(
 def _label(rule: Column, words: list[str], start: Any, end: Any) -> list[Labels]:
     """The label of one column, without the cells that say nothing. ValueError: a cell that is no number."""
     if rule.split is not None:
-        parts = [split_words(word, rule.split) for word in words]
+        parts = [fields.split_words(word, rule.split) for word in words]
         if start is not None:
             start, end = (np.repeat(times, [len(p) for p in parts]) for times in (start, end))
         words = [word for part in parts for word in part]

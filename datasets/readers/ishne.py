@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.descriptor import Descriptor
-from datasets.readers import base, kinds, tracks
+from datasets.readers import base, fields, kinds, tracks
 from datasets.readers.base import Draft, Labels, Recording, Refused, Root, Source
 from datasets.readers.tracks import Track
 
@@ -108,13 +108,16 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     header = read_header(path, source.files[0][1])
     shape = (header.length, len(header.leads))
     raw = np.memmap(path, "<i2", "r", header.start, shape) if header.length else np.zeros(shape, "<i2")
-    labels, problems = base.fields(source, folder, descriptor.fields)
+    labels, problems = fields.read(source, folder, descriptor.fields)
+
+    def samples(lead: Track) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(raw[:, int(lead.name) - 1]), np.zeros(header.length, bool)
+
     signals = {}
     for m, signal in descriptor.signals.items():
         leads = tracks.pick(header.leads, signal) if m in source.seconds.keys() - source.refused else None
         if leads:
-            signals[m] = tracks.samples(
-                leads, signal, lambda t: (np.array(raw[:, int(t.name) - 1]), np.zeros(header.length, bool))
-            )
+            with base.alone(m):
+                signals[m] = tracks.samples(leads, signal, samples)
             labels.append(Labels(f"{m}_channel", ["+".join(t.label for t in leads)]))
     return Recording(signals, labels, header.notes + problems, header.begins)

@@ -128,6 +128,7 @@ def outside(labels: Iterable[Labels], recording: Recording, file: str) -> list[s
         if off.any():
             found.append(
                 f"label {label.name} of {file}: {int(off.sum()):,} of {len(off):,} lie outside the record (0 "
-                f"to {whole:g} s; one at {label.start_s[off][0]:g} s): are `clock` and `offset_s` right?"
+                f"to {whole:g} s; one at {label.start_s[off][0]:g} s): are `clock`, `offset_s` and the "
+                "unit of its times right?"
             )
     return found

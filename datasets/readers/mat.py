@@ -14,8 +14,8 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets.descriptor import Array, Descriptor, Signal, Trace
-from datasets.readers import base, marks, rates
-from datasets.readers.base import Channel, Draft, Labels, Promise, Recording, Refused, Root, Source
+from datasets.readers import base, fields, marks, rates
+from datasets.readers.base import Channel, Draft, Labels, Promise, Recording, Refused, Root, Samples, Source
 from datasets.readers.mat_file import MatFile, opened, size
 
 
@@ -214,23 +214,12 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
             for m, s in descriptor.signals.items()
             if (f := _found(mat, s, descriptor.arrays, m in wanted))
         }
-        for m, signal in wanted.items():
+        for m in wanted:
             if m not in every:
                 continue
-            factor = signal.units[signal.source_unit or ""]
-            channels = []
-            for name in every[m][0]:
-                x = _channel(mat, name, descriptor.arrays)
-                lost = marks.marked(x, signal.missing)
-                channels.append(
-                    Channel(_numbers(x), np.zeros(len(x), bool) if lost is None else lost, factor)
-                )
-            rate, odd = _rate(mat, m, descriptor, every)
-            if rate is None or odd:
-                raise Refused("bad_rate", odd or "no rate is stated")
-            if note := marks.note(m, channels[0].x, channels[0].missing):
-                notes.append(note)
-            signals[m] = base.together(channels, rate, signal.unit)
+            with base.alone(m):
+                signals[m], note = _samples(mat, m, descriptor, every)
+            notes += [note] if note else []
             labels.append(Labels(f"{m}_channel", ["+".join(every[m][0])]))
         words = {}
         for rule in descriptor.fields:
@@ -240,7 +229,7 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
                 unread.append(
                     f"label {rule.name}: {rule.variable} is {kind}: save it as a number or char array"
                 )
-    more, problems = base.fields(source, folder, descriptor.fields, variables=words)
+    more, problems = fields.read(source, folder, descriptor.fields, variables=words)
     labels += more
     problems += unread
     for trace in descriptor.traces:
@@ -249,6 +238,24 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
         except Refused as why:
             problems.append(f"label {trace.name}: {why.reason} ({why.detail})")
     return Recording(signals, labels, problems, notes=notes)
+
+
+def _samples(
+    mat: MatFile, modality: str, descriptor: Descriptor, every: Mapping[str, tuple[tuple[str, ...], int]]
+) -> tuple[Samples, str | None]:
+    """A modality's samples, and what a person should know of them."""
+    signal = descriptor.signals[modality]
+    factor = signal.units[signal.source_unit or ""]
+    channels = []
+    for name in every[modality][0]:
+        x = _channel(mat, name, descriptor.arrays)
+        lost = marks.marked(x, signal.missing)
+        channels.append(Channel(_numbers(name, x), np.zeros(len(x), bool) if lost is None else lost, factor))
+    rate, odd = _rate(mat, modality, descriptor, every)
+    if rate is None or odd:
+        raise Refused("bad_rate", odd or "no rate is stated")
+    note = marks.note(modality, channels[0].x, channels[0].missing)
+    return base.together(channels, rate, signal.unit), note
 
 
 def _found(
@@ -263,10 +270,11 @@ def _found(
         return None
 
 
-def _numbers(x: np.ndarray) -> np.ndarray:
+def _numbers(name: str, x: np.ndarray) -> np.ndarray:
     """Samples that numpy can reckon with: integers as they are where int64 holds them, else float64."""
     if x.dtype.kind not in "biuf":
-        raise Refused("corrupt", f"samples of type {x.dtype}")
+        kind = "words" if x.dtype.kind in "SUO" else f"of type {x.dtype}"
+        raise Refused("corrupt", f"{name} is {kind}, no numbers: change `channels`")
     if x.dtype.kind == "f" or x.dtype == np.uint64:
         return x.astype(np.float64)
     return x.astype(np.int16) if x.dtype.kind == "b" else x.astype(x.dtype.newbyteorder("="))

@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets.descriptor import Descriptor, Signal
-from datasets.readers import base, clock, marks, moments, text
+from datasets.readers import base, clock, fields, marks, moments, text
 from datasets.readers import columns as files
 from datasets.readers.base import (
     Channel,
@@ -311,8 +311,9 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     names = _files(descriptor, own, source.groups)
     wanted = {m: n for m, n in names.items() if m in source.seconds and m not in source.refused}
     parts, broken = _parts(folder, descriptor, wanted, source.element, samples=True)
-    for why in broken.values():
-        raise why
+    for m in sorted(broken, key=lambda m: not descriptor.signals[m].required):
+        with base.alone(m):
+            raise broken[m]
     grids = _grids(parts)
     signals: dict[str, Samples] = {}
     for m, part in parts.items():
@@ -320,12 +321,13 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
         path = folder / names[m]
         if not part.choice or part.rate is None:
             raise Refused("corrupt", f"{path.name} has changed since it was scanned")
-        if len({len(x) for x in part.x}) > 1:
-            raise Refused("corrupt", f"{path.name}: the channels of {m} differ in length")
-        scale = signal.units[signal.source_unit or ""]
-        signals[m] = together([_channel(x, grids.get(m), scale) for x in part.x], part.rate, signal.unit)
+        with base.alone(m):
+            if len({len(x) for x in part.x}) > 1:
+                raise Refused("corrupt", f"{path.name}: the channels of {m} differ in length")
+            scale = signal.units[signal.source_unit or ""]
+            signals[m] = together([_channel(x, grids.get(m), scale) for x in part.x], part.rate, signal.unit)
     labels = [Labels(f"{m}_channel", [" ".join(part.choice)]) for m, part in sorted(parts.items())]
-    more, problems = base.fields(source, folder, descriptor.fields)
+    more, problems = fields.read(source, folder, descriptor.fields)
     recording = Recording(signals, [*more, *labels], problems)
     noted = (marks.note(m, s.x_tc[:, 0], s.missing) for m, s in signals.items())
     recording.notes = [note for note in noted if note]

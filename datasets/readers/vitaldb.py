@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from datasets.descriptor import Descriptor, Named, Signal
-from datasets.readers import base, packets
+from datasets.readers import base, fields, packets
 from datasets.readers.base import (
     Channel,
     Draft,
@@ -280,10 +280,11 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
         raise broken
     case = _case(vital, descriptor)
     origin = case.origin or 0.0
-    signals, (labels, problems) = {}, base.fields(source, folder, descriptor.fields)
+    signals, (labels, problems) = {}, fields.read(source, folder, descriptor.fields)
     for m, tracks in case.tracks.items():
         if m in source.seconds and m not in source.refused:
-            signals[m] = _samples(tracks, origin, descriptor.signals[m])
+            with base.alone(m):
+                signals[m] = _samples(tracks, origin, descriptor.signals[m])
             labels.append(Labels(f"{m}_channel", ["+".join(case.picked[m])]))
     if descriptor.numerics:
         for name, known in descriptor.numerics.channels.items():

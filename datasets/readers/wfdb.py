@@ -11,7 +11,7 @@ import numpy as np
 from wfdb.io._signal import INVALID_SAMPLE_VALUE, _rd_segment
 
 from datasets.descriptor import Descriptor, Signal
-from datasets.readers import base
+from datasets.readers import base, fields
 from datasets.readers.base import (
     Channel,
     Draft,
@@ -122,7 +122,7 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     layout = read_layout(source.files[0][0], lambda _: folder, dict(source.files))
     if layout.broken:
         raise layout.broken
-    labels, problems = base.fields(source, folder, descriptor.fields, layout.header.comments)
+    labels, problems = fields.read(source, folder, descriptor.fields, layout.header.comments)
     choices: dict[str, tuple[str, ...]] = {}
     for m, signal in descriptor.signals.items():
         choice = layout.pick(signal) if m in source.seconds and m not in source.refused else None
@@ -136,7 +136,10 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
         for m, where in held.items():
             marks = [n for n in descriptor.signals[m].missing if not isinstance(n, str)]
             parts[m].append([_without(read[i], marks) for i in where])
-    signals = {m: _samples(layout, choices[m], parts[m], descriptor.signals[m]) for m in choices}
+    signals = {}
+    for m in choices:
+        with base.alone(m):
+            signals[m] = _samples(layout, choices[m], parts[m], descriptor.signals[m])
     labels += [Labels(f"{m}_channel", ["+".join(choices[m])]) for m in sorted(choices)]
     if descriptor.numerics and descriptor.numerics.record:
         more, trouble = _numerics(source, folder, layout, descriptor)

@@ -23,6 +23,10 @@ class Engine(Config):
     zero_stage: int = pydantic.Field(default=1, ge=0, le=3)
 
 
+class Signals(Config):
+    signals: dict[str, Optim]
+
+
 class Run(Config):
     name: str
     steps: int = 10
@@ -140,6 +144,13 @@ def test_a_model_is_frozen_and_validates_back_to_itself(file: Path) -> None:
 )
 def test_a_misspelled_key_names_the_nearest_one(file: Path, item: str, key: str, nearest: str) -> None:
     assert _mistake(file, item) == f"--set {item}: unknown key `{key}`, the nearest known one is `{nearest}`"
+
+
+def test_a_misspelled_key_of_a_table_with_a_name_of_its_own_names_that_table() -> None:
+    with pytest.raises(
+        PlethoraError, match=r"`signals\.ppg\.lrr`, the nearest known one is `signals\.ppg\.lr`"
+    ):
+        config.validate(Signals, {"signals": {"ppg": {"lrr": 2}}}, "here")
 
 
 def test_a_misspelled_key_names_the_file_that_holds_it(file: Path, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_a_wanted_channel_of_such_limits_is_refused_with_them(tmp_path, path, li
     source = scan(tmp_path)[2]
     assert source.refused == {"ecg": "bad_scale"} and source.seconds["ecg"] == 10
     assert all(repr(limit) in source.words["ecg"] for limit in limits)
+    assert ("decimals or thousands" in source.words["ecg"]) == ("," in limits[0])
 
 
 def test_a_slow_channel_of_such_limits_makes_no_label_and_a_line_says_so(tmp_path, path):

@@ -14,7 +14,9 @@ import wfdb
 from cluster.errors import PlethoraError
 from datasets import ingest
 from datasets.readers import given, sheets
-from datasets.readers.base import Recording, Refused, Root, Source, fields, split_words
+from datasets.readers.base import Recording, Refused, Root, Source
+from datasets.readers.fields import read as fields
+from datasets.readers.fields import split_words
 from tests.datasets.tables import DESCRIPTOR, described
 
 

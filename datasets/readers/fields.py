@@ -1,0 +1,56 @@
+"""Labels of a whole record: words out of its text files, comments and variables."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.descriptor import FieldRule
+from datasets.readers import marks
+from datasets.readers.base import Labels, Source
+
+
+def split_words(cell: str, separator: str | None) -> list[str]:
+    """The words of a cell, each once, without the brackets and quotes of a list (of {'NORM': 100.0, …} the
+    quoted words); the cell where there is no `separator`.
+    """
+    if separator is None:
+        return [cell]
+    pieces = [piece.strip() for piece in cell.strip().strip("[](){}").split(separator)]
+    quoted = [re.fullmatch(r"""(['"])(.*?)\1(\s*:\s*[-+.\w]*)?""", piece) for piece in pieces]
+    return list(dict.fromkeys(q[2].strip() if q else p for p, q in zip(pieces, quoted, strict=True)))
+
+
+def read(
+    source: Source,
+    folder: Path,
+    rules: tuple[FieldRule, ...],
+    comments: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> tuple[list[Labels], list[str]]:
+    """Labels of the whole record, and in words which could not be read (see `FieldRule`)."""
+    labels, problems = [], []
+    for rule in rules:
+        text = "\n".join(comments)
+        if rule.file:
+            path = folder / rule.file.format(**source.groups)
+            text = path.read_text(errors="replace") if path.is_file() else ""
+        elif rule.variable:
+            text = (variables or {}).get(rule.variable, "")
+        found = re.search(rule.pattern, text, re.M)
+        word = found.group(1).strip() if found else ""
+        nothing = not rule.text and word not in rule.values and marks.is_nothing(word)
+        if not word or word in rule.missing or nothing:
+            continue
+        if rule.text:
+            words = [w for w in split_words(word, rule.split) if w and w not in rule.missing]
+            labels += [Labels(rule.name, words, rule.unit)] if words else []
+            continue
+        try:
+            value = rule.values[word] if word in rule.values else float(word)
+        except ValueError:
+            problems.append(f"label {rule.name}: {word!r} is no number")
+        else:
+            labels.append(Labels(rule.name, np.array([value]), rule.unit))
+    return labels, problems
