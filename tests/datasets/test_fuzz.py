@@ -23,14 +23,20 @@ from datasets.descriptor import read_descriptor
 from datasets.readers import READERS
 from datasets.readers.base import Root
 from tests.datasets import (
+    edf_files,
     recordings,
-    test_edf,
     test_mat,
     test_vitaldb,
     test_wfdb_segments,
 )
 from tests.datasets.recordings import waves, write_record
 
+SPO2 = edf_files.signal("SpO2", 1, "0", "100", "0", "1000", unit="%")
+NIGHT = (
+    edf_files.TEXT
+    + '\n[signals.ppg]\nchannels = ["Pleth"]\nunit = "au"\nunits = { au = 1 }\nsource_unit = "au"\n'
+    + '\n[numerics.channels]\nSpO2 = { name = "spo2", unit = "%" }\n'
+)
 MOST_BYTES = 256 * 2**20  # no source below is larger than 200 kB
 
 
@@ -50,14 +56,20 @@ def flac(folder):
 
 
 def edf(folder):
-    test_edf.write(folder / "n1.edf", seconds=5, annotations=[(1, 2, "N2")])
-    return test_edf.TEXT
+    night(folder, "EDF+C", [0, 1, 2, 3, 4])
+    return NIGHT
 
 
 def edf_d(folder):
-    test_edf.write(folder / "n1.edf", seconds=5)
-    test_edf.broken_up(folder / "n1.edf", [0, 1, 2, 7, 8])
-    return test_edf.TEXT
+    night(folder, "EDF+D", [0, 1, 2, 7, 8])
+    return NIGHT
+
+
+def night(folder, reserved, onsets):
+    """Five data records that begin at `onsets`, with an annotation in the second."""
+    tals = [b"+%d\x14\x14\0" % onset + (b"+1\x152\x14N2\x14\0" if onset == 1 else b"") for onset in onsets]
+    signals = [edf_files.signal("Pleth", 128, "-10", "30", unit=""), edf_files.signal(rate=256), SPO2]
+    edf_files.write(folder / "n1.edf", signals, 5, tals=tals, reserved=reserved)
 
 
 def mat5(folder):
