@@ -96,7 +96,7 @@ class Dying(stream.Reader):
         self.mark = Path(shelves[0].corpus.uri) / "killed"
 
     def __call__(self, batch: dict) -> dict:
-        if batch["span"][0] > 0 and not self.mark.exists():
+        if batch["first"][0] > 0 and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(batch)
@@ -118,7 +118,8 @@ def planned(found: list[index.Index], world: int, start: int = 0) -> tuple[Plan,
     sources, shelves = zip(
         *(i.source(i.select(None), w) for i, w in zip(found, (0.7, 0.3), strict=True)), strict=True
     )
-    return Plan(sources, 5, 12, 11, world, start, shuffle_windows=40, window_bytes=400), list(shelves)
+    # blocks of two or three steps
+    return Plan(sources, 5, 12, 11, world, start, lanes=4, window_bytes=int(2.4e6)), list(shelves)
 
 
 def test_the_index_lists_every_window_that_fits(found) -> None:
@@ -151,7 +152,7 @@ def test_row_groups_stay_apart_however_many_shards_there_are(found) -> None:
     far = table.set_column(table.column_names.index("shard"), "shard", shards)
     rows = np.arange(len(far))
     apart, _ = index.Index(found[0].corpus, found[0].spec, far).source(rows, 1.0)
-    assert np.array_equal(apart.group, found[0].source(rows, 1.0)[0].group) and apart.group.max() > 1
+    assert np.array_equal(apart.counts, found[0].source(rows, 1.0)[0].counts) and len(apart.counts) > 2
 
 
 def test_the_split_puts_every_subject_on_one_side(found) -> None:
