@@ -7,8 +7,10 @@ from functools import update_wrapper
 from threading import Lock
 from typing import Generic, TypeVar
 
+from cluster.session import memory_bytes
+
 THREADS = 2  # loads at a time: one decompresses while the other waits for the bucket
-ROOM = 2**30  # bytes of results in memory
+ROOM = 1 / 8  # of this machine's memory: results that are held there
 T = TypeVar("T")
 
 
@@ -25,9 +27,10 @@ class Ahead(Generic[T]):
         load: Callable[..., T],
         size: int,
         spill: Callable[[T, float], tuple[T, int]] = lambda found, _: (found, 0),
-        room: float = ROOM,
+        room: float | None = None,
     ) -> None:
-        self.load, self.size, self.spill, self.room = load, size, spill, room
+        self.load, self.size, self.spill = load, size, spill
+        self.room = ROOM * memory_bytes() if room is None else room
         update_wrapper(self, load)
         self._held: OrderedDict[Hashable, Future[T]] = OrderedDict()
         self._bytes: dict[Hashable, int] = {}

@@ -179,8 +179,7 @@ def _spill(table: pa.Table, room: float) -> tuple[pa.Table, int]:
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all(), 0
 
 
-# Some 16 MiB each. Beyond `ahead.ROOM` they are on disk: a worker that reads for many lanes would else hold
-# gigabytes of what these have open (`stream.Reader`).
+# Some 16 MiB each. Beyond `ahead.ROOM` they are on disk: what a worker's lanes have open may be gigabytes.
 read = Ahead(_read, 8, _spill)
 
 

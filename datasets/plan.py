@@ -5,7 +5,7 @@ see, step by step, what one would, and a run resumes on another world size witho
 window. What is held grows with the row groups, not with the windows: an order is computed where it is needed.
 
     pass       a corpus's row groups in drawn order, cut into `lanes` lanes of equal length (± 1 window)
-    reel       `mixed` row groups of a lane, or what of them lies in it: its windows come in drawn order
+    reel       `mixed` row groups of a lane (the first one alone): its windows come in drawn order
     sequence   all windows of a run, without end: its places go to the lanes in turn, and each lane takes
                from the corpora by weight
     step       `batch` places of the sequence: the same number from every lane (± 1, in turn)
@@ -164,10 +164,16 @@ class Plan:
         )
 
     def blocks(self, rank: int | None = None) -> Iterator[Block]:
-        """Every block from `start` on: of one worker, or of all of them in turn."""
-        for first in range(self.start * self.share, self.steps * self.share, self.block_rows):
+        """Every block from `start` on: of one worker, or of all of them in turn.
+
+        The first holds one step at most, so that this comes soon.
+        """
+        first, end = self.start * self.share, self.steps * self.share
+        last = min(first + min(self.share, self.block_rows), end)
+        while first < last:
             for worker in range(self.world) if rank is None else (rank,):
-                yield Block(worker, first, min(first + self.block_rows, self.steps * self.share))
+                yield Block(worker, first, last)
+            first, last = last, min(last + self.block_rows, end)
 
     def after(self, block: Block) -> Block | None:
         """The same worker's next block, None after the last one."""
@@ -287,7 +293,9 @@ class Plan:
         held = np.searchsorted(begin, ends, "right") - 1  # the row group in which a lane begins
         reels = []
         for low, high, a, b in zip(ends[:-1], ends[1:], held[:-1], held[1:], strict=True):
-            borders = np.unique(begin[a + self.mixed : b + 1 : self.mixed])  # row groups may be empty
+            # The first row group of a lane, part of which is another lane's, stands alone: so the first batch
+            # waits for one a lane, and lanes do not all open their next ones at a time.
+            borders = np.unique(begin[a + 1 : b + 1 : self.mixed])  # row groups may be empty
             reels.append(np.concatenate(([low], borders[(borders > low) & (borders < high)], [high])))
         return _Pass(turn.astype(np.int32), begin, reels)
 

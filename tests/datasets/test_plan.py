@@ -102,7 +102,7 @@ def test_the_order_is_that_of_a_plain_loop_over_lanes(plan: Plan) -> None:
             first = mine[0][0] if mine else 0
             reels: OrderedDict[int, list[int]] = OrderedDict()
             for rank, position in mine:
-                reels.setdefault((rank - first) // plan.mixed, []).append(position)
+                reels.setdefault((rank - first + plan.mixed - 1) // plan.mixed, []).append(position)
             order = []
             for reel, of_it in enumerate(reels.values()):
                 draw = np.random.default_rng([plan.seed, 1, 0, pass_, lane, reel])
@@ -153,9 +153,10 @@ def test_blocks_are_small_and_as_large_as_they_may_be(plan: Plan) -> None:
         sizes = [len(plan.rows(block).step) for block in plan.blocks(rank)]
         assert sum(sizes) == plan.steps * plan.share
         assert all(n * plan.window_bytes <= BLOCK_BYTES or n == 1 for n in sizes)
-        assert sizes[:-1] == [sizes[0]] * (len(sizes) - 1)
+        assert sizes[0] <= plan.share  # the first step comes soon
+        assert sizes[1:-1] == [sizes[1]] * (len(sizes) - 2) if len(sizes) > 1 else True
         room = max(1, int(BLOCK_BYTES // plan.window_bytes))
-        assert len(sizes) == 1 or sizes[0] > min(room, plan.share) // 2
+        assert len(sizes) < 3 or sizes[1] > min(room, plan.share) // 2
 
 
 def test_corpora_are_mixed_by_weight_at_every_step() -> None:
@@ -233,11 +234,11 @@ def test_a_batch_holds_many_people() -> None:
     counts = np.full(2000, 1400)
     plan = Plan((Source(counts, np.arange(counts.sum())),), 0, 2048, 10)
     person = np.repeat(np.arange(2000) // 5, 1400)  # stays of 20 hours: five row groups, 7,000 windows
-    for block in plan.blocks():
+    for block in replace(plan, start=400, steps=410).blocks():
         rows = plan.rows(block)
         for step in np.unique(rows.step):
             count = np.bincount(person[rows.position[rows.step == step]])
-            assert (count > 0).sum() >= 60
+            assert (count > 0).sum() >= 90
             assert (count * (count - 1)).sum() / (2048 * 2047) <= 0.02
 
 
