@@ -1,28 +1,48 @@
 """Reading ahead: what is wanted next loads in threads while the caller works at what it has."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import update_wrapper
 from threading import Lock
 from typing import Generic, TypeVar
 
+from cluster.session import memory_bytes
+
 THREADS = 2  # loads at a time: one decompresses while the other waits for the bucket
+ROOM = 1 / 8  # of this machine's memory: results that are held there
 T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
     """The last `size` results of `load`, each loaded once, whoever asks and from whichever thread.
 
-    A failed load is raised to each who waits for it and tried again when asked for once more.
+    A failed load is raised to each who waits for it and tried again when asked for once more. `spill(result,
+    room)` may move a result out of memory where those that are held take more than `room` bytes: it returns
+    what stands for it, and the bytes that this takes.
     """
 
-    def __init__(self, load: Callable[..., T], size: int) -> None:
-        self.load, self.size = load, size
+    def __init__(
+        self,
+        load: Callable[..., T],
+        size: int,
+        spill: Callable[[T, float], tuple[T, int]] = lambda found, _: (found, 0),
+        room: float | None = None,
+    ) -> None:
+        self.load, self.size, self.spill = load, size, spill
+        self.room = ROOM * memory_bytes() if room is None else room
         update_wrapper(self, load)
         self._held: OrderedDict[Hashable, Future[T]] = OrderedDict()
+        self._bytes: dict[Hashable, int] = {}
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
+
+    def keep(self, wanted: Collection[Hashable]) -> None:
+        """Let go of all results but these, each named by what `load` was called with."""
+        with self._lock:
+            for what in self._held.keys() - set(wanted):
+                del self._held[what]
+                self._bytes.pop(what, None)
 
     def __call__(self, *what: Hashable) -> T:
         """load(*what), held, under way, or loaded in the caller's thread."""
@@ -49,6 +69,7 @@ class Ahead(Generic[T]):
     def clear(self) -> None:
         with self._lock:
             self._held.clear()
+            self._bytes.clear()
 
     def _place(self, what: tuple) -> tuple[Future[T], bool]:
         """What stands for `what`, and whether the caller is to load it."""
@@ -59,12 +80,19 @@ class Ahead(Generic[T]):
             future: Future[T] = Future()
             self._held[what] = future
             if len(self._held) > self.size:
-                self._held.popitem(last=False)
+                self._bytes.pop(self._held.popitem(last=False)[0], None)
             return future, True
 
     def _run(self, what: tuple, future: "Future[T]") -> None:
         try:
-            future.set_result(self.load(*what))
+            found = self.load(*what)
+            with self._lock:
+                room = self.room - sum(self._bytes.values())
+            found, size = self.spill(found, room)
+            with self._lock:
+                if self._held.get(what) is future:
+                    self._bytes[what] = size
+            future.set_result(found)
         except BaseException as failed:
             with self._lock:
                 self._held.pop(what, None)

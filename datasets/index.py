@@ -3,6 +3,7 @@ hash.
 """
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -118,8 +119,9 @@ class Index:
             known[names.indices.to_numpy()],
             self.has(rows),
         )
-        groups = np.unique(shard.astype(np.int64) << 32 | group, return_inverse=True)[1].astype(np.int32)
-        return Source(groups, self.ids(rows), weight), shelf
+        place = shard.astype(np.int64) << 32 | group  # rising, as the table is
+        counts = np.diff(np.flatnonzero(np.diff(place, prepend=-1, append=-1)))
+        return Source(counts, self.ids(rows), weight), shelf
 
     def load(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Prepared windows of these rows of the table, in this process: {modality: (n, channels, samples)},
@@ -167,9 +169,18 @@ def _read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:
     return join(corpus.read_row_group(shard, group, columns), there, [m for m in spec.optional if m in there])
 
 
-# The last few are kept (some 16 MiB each): planned blocks that follow each other meet inside a row group, and
-# parts of a large block share theirs.
-read = Ahead(_read, 8)
+def _spill(table: pa.Table, room: float) -> tuple[pa.Table, int]:
+    """The table in memory, or, where it does not fit there, in a file that has no name and is mapped."""
+    if table.nbytes <= room:
+        return table, table.nbytes
+    with tempfile.NamedTemporaryFile(prefix="plethora-", suffix=".arrow") as file:
+        with pa.ipc.new_file(file.name, table.schema) as out:
+            out.write_table(table.combine_chunks())
+        return pa.ipc.open_file(pa.memory_map(file.name)).read_all(), 0
+
+
+# Some 16 MiB each. Beyond `ahead.ROOM` they are on disk: what a worker's lanes have open may be gigabytes.
+read = Ahead(_read, 8, _spill)
 
 
 def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:

@@ -12,6 +12,7 @@ The index, and with it the plan, stays what it is: the same windows come in the 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -192,7 +193,20 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-read = Ahead(_load, 8)
+def _spill(columns: dict[str, np.ndarray], room: float) -> tuple[dict[str, np.ndarray], int]:
+    """The columns in memory, or, where they do not fit there, in files that have no name and are mapped."""
+    size = sum(x.nbytes for x in columns.values())
+    if size <= room:
+        return columns, size
+    mapped: dict[str, np.ndarray] = {}
+    for name, values in columns.items():
+        with tempfile.TemporaryFile(prefix="plethora-") as file:
+            values.tofile(file)
+            mapped[name] = np.memmap(file, values.dtype, "r", 0, values.shape)
+    return mapped, 0
+
+
+read = Ahead(_load, 8, _spill)
 
 
 def gather(

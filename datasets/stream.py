@@ -19,7 +19,7 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from datasets import index, memory, prepared
-from datasets.ahead import THREADS
+from datasets.ahead import Ahead
 from datasets.index import Shelf
 from datasets.plan import BLOCK_BYTES, Block, Plan, Rows
 from datasets.windows import WindowSpec
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+MOST_OPEN = 4096  # row groups
 WAITING = 3  # blocks of a worker that wait in the object store, and as many as are being made
 
 
@@ -42,13 +43,14 @@ class Reader:
     def __init__(self, plan: Plan, shelves: list[Shelf], spec: WindowSpec, alone: bool = False) -> None:
         """alone: every block comes to this actor, so that it may begin to read the next one."""
         self.plan, self.shelves, self.spec, self.alone = plan, shelves, spec, alone
+        index.read.size = prepared.read.size = MOST_OPEN  # `_let_go` says which are wanted
         memory.keep_freed()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One row a block (`Block`'s fields) → {modality: (n, channels, samples) float32, "window", "step",
         …}.
         """
-        if len(batch["span"]) != 1:
+        if len(batch["rank"]) != 1:
             raise PlethoraError(
                 "a transform actor was given several planned blocks at once: Ray Data merged them"
             )
@@ -62,6 +64,7 @@ class Reader:
             windows = prepared.gather(ready, rows.source, **place, spec=self.spec)
         else:
             windows = index.gather([s.corpus for s in self.shelves], rows.source, **place, spec=self.spec)
+        self._let_go(block)
         if self.alone and (after := self.plan.after(block)) is not None:
             self._begin(self.plan.rows(after))
         return windows | {
@@ -79,11 +82,23 @@ class Reader:
             for name in names
         }
 
+    def _let_go(self, block: Block) -> None:
+        """Keep no row groups but those from which later blocks take windows."""
+        wanted: dict[Ahead, list[tuple]] = {index.read: [], prepared.read: []}
+        for source, number in self.plan.still_open(block):
+            shelf, at = self.shelves[source], self.plan.sources[source].starts[number]
+            shard, group = int(shelf.shard[at]), int(shelf.group[at])
+            if shelf.prepared is not None:
+                wanted[prepared.read].append((shelf.prepared, shard, group))
+            else:
+                wanted[index.read].append((shelf.corpus, shard, group, self.spec))
+        for cache, keys in wanted.items():
+            cache.keep(keys)
+
     def _begin(self, rows: Rows) -> None:
-        """Begin to read the first row groups of a block."""
+        """Begin to read the row groups of a block that are not open yet."""
         place = self._columns(rows, ("shard", "group"))
-        first = np.unique(np.stack([rows.source, *place.values()]), axis=1)[:, :THREADS]
-        for source, shard, group in first.T.tolist():
+        for source, shard, group in np.unique(np.stack([rows.source, *place.values()]), axis=1).T.tolist():
             shelf = self.shelves[source]
             if shelf.prepared is not None:
                 prepared.read.begin(shelf.prepared, shard, group)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cluster.config import Config
+from datasets.plan import LANES, MIXED
 from datasets.split import Split
 
 
@@ -47,7 +48,10 @@ class Stream(Config):
     actors: int = Field(
         default=1, ge=0
     )  # transform actors a worker, a core each; 0: a worker reads for itself, in a thread
-    shuffle_mb: float = Field(default=128, gt=0)  # prepared bytes shuffled together, over all workers
+    # row groups that are read at a time, of all workers together: so many people meet in a batch, and so many
+    # decoded row groups are held (a power of two, and no smaller than the number of workers)
+    lanes: int = Field(default=LANES, ge=1)
+    mixed: int = Field(default=MIXED, ge=1)  # row groups whose windows a lane mixes
     materialised: bool = False  # read what `python -m pretrain materialize` wrote, no transform
 
 

@@ -86,12 +86,14 @@ class Data:
                 shelf = replace(shelf, target=self.targets[number][rows])
             sources.append(source)
             shelves.append(shelf)
-        size = self.spec.bytes
-        shuffle = int(self.run.stream.shuffle_mb * 1e6 / size)
+        run, stream = self.run, self.run.stream
         return (
-            Plan(tuple(sources), self.run.seed, self.run.batch, self.steps, world, start, shuffle, size),
+            Plan(
+                tuple(sources), run.seed, run.batch, self.steps, world, start, stream.lanes, stream.mixed,
+                self.spec.bytes,
+            ),
             shelves,
-        )
+        )  # fmt: skip
 
     def validation(self, rank: int, world: int, part: str = "val") -> dict[str, np.ndarray]:
         """This rank's share of up to `validate_windows` windows of held-out subjects (`part`: "val" or

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,7 +23,6 @@ from pretrain.planning.rehearse import rehearsal
 from pretrain.planning.speed import step_time
 
 GROUP_BYTES = 16e6  # of samples in a row group, as ingest makes them
-KEPT_GROUPS = 8  # that a reader keeps (datasets.index.read)
 WORTH = 1.6  # doubling the GPUs must speed a run up by so much, or the knee is passed
 CURVE = tuple(2**k for k in range(11))
 
@@ -192,29 +190,16 @@ def _work(
 
 
 def reread(run: RunConfig, spec: WindowSpec, raw: float, windows: int) -> float:
-    """Windows' worth of row groups that a worker fetches for a window it trains on, over some blocks of the
-    real plan: shuffling reads parts of row groups.
+    """How often a row group is read in a pass, by the real plan of such a corpus: where a lane ends inside a
+    row group, two read it.
     """
     a_group = max(1, round(GROUP_BYTES / raw))
-    n = min(windows, max(200_000, 8 * run.batch))
-    source = Source(np.arange(n) // a_group, np.arange(n))
-    shuffle = int(run.stream.shuffle_mb * 1e6 / spec.bytes)
-    steps = max(1, n // run.batch)
-    found = Plan((source,), run.seed, run.batch, steps, run.most, 0, shuffle, spec.bytes)
-    fetched, rows = 0, 0
-    kept: OrderedDict[int, None] = OrderedDict()
-    for block in found.blocks(0):
-        groups = source.group[found.rows(block).position]
-        rows += len(groups)
-        for group in np.unique(groups).tolist():
-            fetched += group not in kept
-            kept[group] = None
-            kept.move_to_end(group)
-            while len(kept) > KEPT_GROUPS:
-                kept.popitem(last=False)
-        if rows * run.most > n / 2 and rows > 20 * a_group:
-            break
-    return max(1.0, fetched * a_group / rows)
+    counts = np.full(-(-windows // a_group), a_group)
+    counts[-1] -= counts.sum() - windows
+    stream = run.stream
+    source = Source(counts, np.empty(0, np.int64))  # names are for the ledger
+    plan = Plan((source,), run.seed, run.batch, 1, run.most, 0, stream.lanes, stream.mixed, spec.bytes)
+    return plan.reads(0, 0) / len(counts)
 
 
 def _refusal(

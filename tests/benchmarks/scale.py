@@ -1,100 +1,147 @@
-"""What a corpus as large as the papers' costs a worker beside its windows: seconds and bytes of choosing the
-windows of a part, of planning them, and of the order of a pass.
+"""What a plan costs on a corpus as large as the papers', beside the plan of an older commit (a git worktree):
+bytes that each process holds, seconds for an order, how often a row group is read, people in a batch.
 
-The index is made up (shards, groups and rows as ingest writes them, hours in windows of 10 s, a subject each
-hour); all that works on it is ours. Beside the order of a pass: the same order by one sort of all windows.
+The corpus is made up as ingest would lay out AnyPPG's: windows of 10 s of PPG at 125 Hz and ECG at 500 Hz,
+1,280 of them in a row group of 16 MB, people who stay 20 hours. Reads are counted over a whole pass of a
+tenth of the corpus, by a worker that holds what its plan says is open (the older one: its last 8 row groups).
 
-    python -m tests.benchmarks.scale [--hours 27800]
+    python -m tests.benchmarks.scale [--windows 40000000] [--older d1d4553]
 """
 
 import argparse
+import os
+import pickle
 import time
-from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from datasets.index import Index
-from datasets.judge import schema
-from datasets.plan import Plan, Source, _Key, _pass_order
-from datasets.windows import Signal, WindowSpec
+from datasets.plan import Plan, Source
+from tests.benchmarks import older
 from tests.benchmarks.table import show
 
-WINDOWS = 360  # an hour
-HOURS = 3  # a row group: 16 MB of PPG and ECG
-SPEC = WindowSpec(
-    signals=(Signal(modality="ppg", rate=125.0), Signal(modality="ecg", rate=500.0)), window_s=10.0
-)
+GROUP, STAY = 1280, 7200  # windows of a row group, and of a person
+BATCH, WINDOW_BYTES = 2048, 25_000
+WORLDS = (1, 4, 8, 16, 64)
+OLDER = """
+import json, pickle, sys, time
+import numpy as np
+from collections import OrderedDict
+from datasets.plan import Plan, Source
+n, group, stay, batch, size, worlds = json.loads({given!r})
+shuffle = int(128e6 / size)
+source = Source((np.arange(n) // group).astype(np.int32), np.arange(n))
+plan = Plan((source,), 0, batch, n // batch, 1, 0, shuffle, size)
+held = sum(x.nbytes for x in vars(source).values() if isinstance(x, np.ndarray))
+began = time.perf_counter()
+block = next(plan.blocks())
+rows = plan.rows(block)
+first = time.perf_counter() - began
+people = np.unique(rows.position[rows.step == block.first] // stay)
+count = np.bincount(rows.position[rows.step == block.first] // stay)
+pairs = float((count * (count - 1)).sum() / (batch * (batch - 1)))
+few = n // 10
+reads = []
+for world in worlds:
+    source = Source((np.arange(few) // group).astype(np.int32), np.arange(few))
+    plan = Plan((source,), 0, batch, few // batch, world, 0, shuffle, size)
+    kept, fetched = OrderedDict(), 0
+    for block in plan.blocks(0):
+        for g in np.unique(source.group[plan.rows(block).position]).tolist():
+            fetched += g not in kept
+            kept[g] = None
+            kept.move_to_end(g)
+            while len(kept) > 8:
+                kept.popitem(last=False)
+    reads.append(fetched * world / (few / group))
+out = dict(held=held, order_s=first, order_bytes=4 * n, people=len(people), pairs=pairs, reads=reads)
+print(json.dumps(out))
+"""
 
 
-def made_up(hours: int) -> Index:
-    """An index of `hours`, a fifth of whose windows are refused."""
-    n = hours * WINDOWS
-    window = np.arange(n)
-    group = window // (HOURS * WINDOWS)
-    names = pa.array([f"{hour * 0x9E3779B97F4A7C15 % 2**64:016x}{hour:016x}" for hour in range(hours)])
-    refused = (np.random.default_rng(0).random(n) < 0.2).astype(np.int32)
-    hour = (window // WINDOWS).astype(np.int32)
-    columns: dict[str, Any] = {
-        "shard": (group // 16).astype(np.int32),
-        "group": (group % 16).astype(np.int32),
-        "row": (window // WINDOWS % HOURS).astype(np.int32),
-        "offset_s": window % WINDOWS * 10.0,
-        "start_s": window % WINDOWS * 10.0,
-        "subject": pa.DictionaryArray.from_arrays(hour, names),
-        "record": pa.DictionaryArray.from_arrays(hour, names),
-        "quality": np.ones(n, np.float32),
-        "verdict": pa.DictionaryArray.from_arrays(refused, pa.array(["ok", "quality"])),
-    }
-    assert list(columns) == schema(SPEC).names
-    corpus: Any = SimpleNamespace(hash="ab" * 32, uri="made-up")
-    return Index(corpus, SPEC, pa.table(columns))
+def made_up(windows: int) -> Source:
+    counts = np.full(-(-windows // GROUP), GROUP)
+    counts[-1] -= counts.sum() - windows
+    return Source(counts, np.empty(0, np.int64))
 
 
-def one_sort(source: Source, seed: int, number: int, pass_: int) -> np.ndarray:
-    """The order of a pass, by one sort of all its windows."""
-    rng = np.random.default_rng([seed, 0, number, pass_])
-    groups, inverse = np.unique(source.group, return_inverse=True)
-    return np.lexsort((rng.random(len(source)), rng.permutation(len(groups))[inverse]))
+def reads(windows: int, world: int) -> float:
+    """How often a row group is read in a pass, all workers together, by what the first of them reads."""
+    plan = Plan((made_up(windows),), 0, BATCH, windows // BATCH, world, window_bytes=WINDOW_BYTES)
+    kept: set[int] = set()
+    fetched = 0
+    for block in plan.blocks(0):
+        used = set(np.unique(plan.rows(block).position // GROUP).tolist())
+        fetched += len(used - kept)
+        kept = {group for _, group in plan.still_open(block)}
+    return fetched * world / (windows / GROUP)
+
+
+def company(plan: Plan) -> tuple[int, float]:
+    """Means over ten batches of a pass: people in one, and the share of its pairs that are of one person."""
+    people, pairs = [], []
+    for step in np.linspace(plan.steps * 0.05, plan.steps * 0.95, 10).astype(int).tolist():
+        rows = plan.rows(next(replace(plan, start=step).blocks()))
+        count = np.bincount(rows.position[rows.step == step] // STAY)
+        people.append((count > 0).sum())
+        pairs.append((count * (count - 1)).sum() / (BATCH * (BATCH - 1)))
+    return int(np.mean(people)), float(np.mean(pairs))
+
+
+def held(plan: Plan) -> int:
+    """Bytes of the plan and of the orders that it keeps."""
+    return len(pickle.dumps((plan, plan._orders)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hours", type=int, default=27_800, help="10 million windows; AnyPPG's has 109,909")
+    parser.add_argument("--windows", type=int, default=40_000_000, help="AnyPPG's 109,909 h are 40 million")
+    parser.add_argument("--older", default="d1d4553", help="the commit beside it; '' for none")
+    parser.add_argument(
+        "--json", action="store_true", help="accepted for symmetry: JSON is always the last line"
+    )
     given = parser.parse_args()
-    found = made_up(given.hours)
-    rows: list[dict[str, Any]] = []
-
-    def timed(what: str, work: Callable[[], Any], kept: Callable[[Any], int] = lambda _: 0) -> Any:
-        began = time.perf_counter()
-        out = work()
-        rows.append({"what": what, "s": time.perf_counter() - began, "MB kept": kept(out) / 1e6})
-        return out
-
-    chosen = timed("windows of one part", lambda: found.select("train"), lambda x: x.nbytes)
-    source, _ = timed(
-        "their plan",
-        lambda: found.source(chosen, 1.0),
-        lambda x: sum(v.nbytes for part in x for v in vars(part).values() if isinstance(v, np.ndarray)),
-    )
-    plan = Plan((source,), 0, 512, 10**6, 1, 0, 4096, SPEC.bytes)
-    mine = timed("the order of a pass", lambda: _pass_order(_Key(source), 0, 0, 0), lambda x: x.nbytes)
-    same = timed("the order of a pass, by one sort", lambda: one_sort(source, 0, 0, 0), lambda x: x.nbytes)
-    timed("a block, once there is an order", lambda: plan.rows(next(plan.blocks(0))))
-    rows.append({"what": "the index, let go before training", "s": 0.0, "MB kept": found.table.nbytes / 1e6})
-    took = {row["what"]: row["s"] for row in rows}
-    show(
-        f"scale ({len(found.table):,} windows, {len(source):,} to train on)",
-        rows,
-        {
-            "one order, either way": np.array_equal(mine, same),
-            "sooner than by one sort": took["the order of a pass"] < took["the order of a pass, by one sort"],
-        },
-    )
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    before: dict[str, Any] = {}
+    if given.older:
+        sizes = f"[{given.windows}, {GROUP}, {STAY}, {BATCH}, {WINDOW_BYTES}, {list(WORLDS)}]"
+        before = older.told(given.older, OLDER.format(given=sizes))
+    plan = Plan((made_up(given.windows),), 0, BATCH, given.windows // BATCH, 1, window_bytes=WINDOW_BYTES)
+    began = time.perf_counter()
+    plan._pass(0, 0)
+    order_s = time.perf_counter() - began
+    for block, _ in zip(plan.blocks(), range(20), strict=False):
+        plan.rows(block)
+    people, pairs = company(plan)
+    kept = held(plan)
+    then = [""] * 4
+    if before:  # eight orders of passes were kept
+        mb = (before["held"] + 8 * before["order_bytes"]) / 1e6
+        then = [mb, 1e3 * before["order_s"], before["people"], 100 * before["pairs"]]
+    what = [
+        "plan and orders, MB a process",
+        "order of a pass, ms",
+        f"people in a batch of {BATCH:,}",
+        "pairs of one person, %",
+    ]
+    now = [kept / 1e6, 1e3 * order_s, people, 100 * pairs]
+    rows = [{"what": w, "here": h, "older": o} for w, h, o in zip(what, now, then, strict=True)]
+    again = {world: reads(given.windows // 10, world) for world in WORLDS}
+    rows += [
+        {"what": f"reads of a row group, {world} workers", "here": n, "older": old}
+        for (world, n), old in zip(again.items(), before.get("reads", [""] * len(WORLDS)), strict=True)
+    ]
+    goals = {
+        "plan and orders: at most 5 MB a process": kept <= 5e6,
+        "order of a pass: under 50 ms": order_s < 0.05,
+        f"at least 100 people in a batch of {BATCH:,}": people >= 100,
+        "at most 1 % of pairs of one person": pairs <= 0.01,
+        "a row group is read at most 1.1 times": max(again.values()) <= 1.1,
+    }
+    show(f"scale ({given.windows:,} windows)", rows, goals)
 
 
 if __name__ == "__main__":

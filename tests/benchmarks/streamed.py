@@ -25,7 +25,6 @@ from datasets.schema import content_hash, open_corpus, row_schema
 from datasets.windows import Signal, WindowSpec, empty
 
 GROUP_BYTES = 16.2e6
-SHUFFLE_BYTES = 128e6  # the default of stream.shuffle_mb
 
 
 @dataclass(frozen=True)
@@ -240,8 +239,7 @@ class Ours:
             there = prepared.open_prepared(ready, found)
             shelf = replace(shelf, prepared=there, place=prepared.places(found, rows))
         steps = max(2, round(mb * 1e6 / case.window_bytes / case.batch))
-        shuffle = round(SHUFFLE_BYTES / case.spec.bytes)
-        plan = Plan((source,), 0, case.batch, steps, workers, 0, shuffle, case.spec.bytes)
+        plan = Plan((source,), 0, case.batch, steps, workers, 0, window_bytes=case.spec.bytes)
         with Peak() as peak:
             seen = self.ray.get(
                 [

@@ -60,3 +60,29 @@ def test_a_failed_load_is_raised_where_it_is_asked_for_and_tried_again() -> None
         next(given)
     away.clear()
     assert ahead(1) == 1
+
+
+def test_what_exceeds_the_room_is_spilled_and_what_is_let_go_makes_room() -> None:
+    spilled: list[int] = []
+
+    def spill(found: int, room: float) -> tuple[int, int]:
+        if found <= room:
+            return found, found
+        spilled.append(found)
+        return found, 0
+
+    ahead = Ahead(lambda a: 10 * a, 8, spill, room=60)
+    assert [ahead(a) for a in (1, 2, 4, 3)] == [10, 20, 40, 30] and spilled == [40]
+    ahead.keep([(1,), (4,)])
+    assert [ahead(4), ahead(5), ahead(2)] == [40, 50, 20] and spilled == [40, 20]
+
+
+def test_only_what_is_kept_is_not_loaded_again() -> None:
+    loaded: list[int] = []
+    ahead = Ahead(lambda a: loaded.append(a), 8)
+    for a in (1, 2, 3):
+        ahead(a)
+    ahead.keep([(2,), (9,)])
+    for a in (1, 2, 3):
+        ahead(a)
+    assert loaded == [1, 2, 3, 1, 3]

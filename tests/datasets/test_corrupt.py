@@ -87,7 +87,7 @@ def test_a_stream_stops_at_a_shard_that_was_damaged_after_indexing(ray_session: 
     source, shelf = found.source(found.select(None), 1.0)
     plan = Plan((source,), seed=0, batch=8, steps=3)
     flip(corpus / SHARD, waveform_place(corpus / SHARD))
-    block = {"span": 0, "rank": 0, "part": 0, "parts": 1, "first": 0, "last": 3}
+    block = {"rank": 0, "first": 0, "last": 24}
     batches = ray_session.data.from_items([block]).map_batches(
         stream.Reader,
         batch_size=None,

@@ -1,6 +1,8 @@
 """The plan is pure: these tests draw corpora, seeds, world sizes and positions."""
 
-from collections import Counter
+import pickle
+from collections import Counter, OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import PlethoraError
-from datasets.plan import Plan, Source, _Key, _pass_order, steps_for, tally
+from datasets.plan import BLOCK_BYTES, Plan, Source, backwards, steps_for, tally
 
 
 def source(n: int, groups: int, weight: float = 1.0, salt: int = 0) -> Source:
+    """`n` windows in `groups` row groups, some of them empty."""
     rng = np.random.default_rng([n, groups, salt])
-    return Source(np.sort(rng.integers(0, groups, n)), rng.integers(-(2**62), 2**62, n), weight)
+    counts = np.bincount(rng.integers(0, groups, n), minlength=groups)
+    return Source(counts, rng.integers(-(2**62), 2**62, n), weight)
 
 
 @st.composite
@@ -21,7 +25,7 @@ def plans(draw: st.DrawFn) -> Plan:
     world = draw(st.sampled_from([1, 2, 3, 4]))
     sources = tuple(
         source(
-            draw(st.integers(1, 90)), draw(st.integers(1, 7)), draw(st.sampled_from([0.2, 1.0, 3.0])), salt=i
+            draw(st.integers(1, 90)), draw(st.integers(1, 30)), draw(st.sampled_from([0.2, 1.0, 3.0])), salt=i
         )
         for i in range(draw(st.integers(1, 3)))
     )
@@ -31,7 +35,8 @@ def plans(draw: st.DrawFn) -> Plan:
         batch=12 * draw(st.integers(1, 3)),
         steps=draw(st.integers(1, 17)),
         world=world,
-        shuffle_windows=draw(st.sampled_from([1, 40, 200])),
+        lanes=draw(st.sampled_from([1, 2, 8, 64])),
+        mixed=draw(st.integers(1, 3)),
         window_bytes=draw(st.sampled_from([4, 10**7])),
     )
 
@@ -72,25 +77,59 @@ def test_no_window_comes_twice_in_a_pass_and_a_finished_pass_misses_none(plan: P
     assert set(seen.values()) == {1}
     for number, s in enumerate(plan.sources):
         passes = Counter(p for (n, p, _) in seen if n == number)
+        given = sum(passes.values())
+        # with several corpora a lane may be a window ahead of another
+        ahead = 0 if len(plan.sources) == 1 else plan.lanes
         for p in range(max(passes, default=0)):
-            assert passes[p] == len(s)
+            assert passes[p] == len(s) or (p + 1) * len(s) > given - ahead
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_the_order_is_that_of_a_plain_loop_over_lanes(plan: Plan) -> None:
+    plan = replace(plan, sources=plan.sources[:1], world=1)
+    (s,) = plan.sources
+    starts = np.concatenate(([0], np.cumsum(s.counts)))
+
+    def lanes_of(pass_: int) -> list[list[int]]:
+        """Each lane's windows in order."""
+        turn = np.random.default_rng([plan.seed, 0, 0, pass_]).permutation(len(s.counts))
+        line = [(rank, int(starts[g] + k)) for rank, g in enumerate(turn) for k in range(s.counts[g])]
+        lanes, begin = [], 0
+        for lane in range(plan.lanes):
+            end = begin + len(s) // plan.lanes + (lane < len(s) % plan.lanes)
+            mine, begin = line[begin:end], end
+            first = mine[0][0] if mine else 0
+            reels: OrderedDict[int, list[int]] = OrderedDict()
+            for rank, position in mine:
+                reels.setdefault((rank - first + plan.mixed - 1) // plan.mixed, []).append(position)
+            order = []
+            for reel, of_it in enumerate(reels.values()):
+                draw = np.random.default_rng([plan.seed, 1, 0, pass_, lane, reel])
+                order += [of_it[i] for i in draw.permutation(len(of_it))]
+            lanes.append(order)
+        return lanes
+
+    wanted = []
+    pass_ = 0
+    while len(wanted) < plan.steps * plan.batch:
+        lanes = lanes_of(pass_)
+        wanted += [(pass_, lanes[j % plan.lanes].pop(0)) for j in range(len(s))]
+        pass_ += 1
+    got = [(p, w) for _, _, p, w in consumed(plan)[0]]
+    assert got == wanted[: len(got)]
 
 
 @settings(max_examples=40, deadline=None)
 @given(plans(), st.sampled_from([1, 2, 3, 4]))
 def test_the_windows_of_a_step_do_not_depend_on_the_world_size(plan: Plan, world: int) -> None:
-    other = Plan(
-        plan.sources, plan.seed, plan.batch, plan.steps, world, 0, plan.shuffle_windows, plan.window_bytes
-    )
-    assert by_step(plan) == by_step(other)
+    assert by_step(plan) == by_step(replace(plan, world=world))
 
 
 @settings(max_examples=40, deadline=None)
 @given(plans(), st.integers(0, 16), st.sampled_from([1, 2, 3, 4]))
 def test_resuming_reads_exactly_the_suffix(plan: Plan, start: int, world: int) -> None:
-    rest = Plan(
-        plan.sources, plan.seed, plan.batch, plan.steps, world, start, plan.shuffle_windows, plan.window_bytes
-    )
+    rest = replace(plan, world=world, start=start)
     assert by_step(rest) == {k: v for k, v in by_step(plan).items() if k >= start}
 
 
@@ -109,19 +148,19 @@ def test_the_expected_ledger_is_what_the_workers_count(plan: Plan, until: int) -
 
 @settings(max_examples=30, deadline=None)
 @given(plans())
-def test_blocks_of_one_span_have_equal_rows_and_stay_small(plan: Plan) -> None:
-    rows: dict[int, set[int]] = {}
-    for block in plan.blocks():
-        n = len(plan.rows(block).step)
-        rows.setdefault(block.span, set()).add(n)
-        assert n * plan.window_bytes <= 100e6 or n == 1
-    assert all(len(sizes) == 1 for sizes in rows.values())
+def test_blocks_are_small_and_as_large_as_they_may_be(plan: Plan) -> None:
+    for rank in range(plan.world):
+        sizes = [len(plan.rows(block).step) for block in plan.blocks(rank)]
+        assert sum(sizes) == plan.steps * plan.share
+        assert all(n * plan.window_bytes <= BLOCK_BYTES or n == 1 for n in sizes)
+        assert sizes[0] <= plan.share  # the first step comes soon
+        assert sizes[1:-1] == [sizes[1]] * (len(sizes) - 2) if len(sizes) > 1 else True
+        room = max(1, int(BLOCK_BYTES // plan.window_bytes))
+        assert len(sizes) < 3 or sizes[1] > min(room, plan.share) // 2
 
 
 def test_corpora_are_mixed_by_weight_at_every_step() -> None:
-    plan = Plan(
-        (source(1000, 9, 0.75), source(40, 3, 0.25, 1)), seed=0, batch=64, steps=40, shuffle_windows=640
-    )
+    plan = Plan((source(1000, 9, 0.75), source(40, 3, 0.25, 1)), seed=0, batch=64, steps=40)
     for step in by_step(plan).values():
         assert abs(sum(n for (s, _, _), n in step.items() if s == 1) - 16) <= 12
     total = Counter()
@@ -131,27 +170,96 @@ def test_corpora_are_mixed_by_weight_at_every_step() -> None:
 
 
 def test_passes_are_permuted_afresh() -> None:
-    plan = Plan((source(64, 8),), seed=0, batch=16, steps=8, shuffle_windows=16)
+    plan = Plan((source(64, 8),), seed=0, batch=16, steps=8)
     order = [row[3] for row in consumed(plan)[0]]
     assert sorted(order[:64]) == sorted(order[64:]) and order[:64] != order[64:]
 
 
-def test_a_pass_orders_windows_by_their_groups_turn_and_then_by_a_draw_of_their_own() -> None:
-    for seed, (n, groups) in enumerate([(1, 1), (500, 1), (300, 300), (5000, 40)]):
-        given = source(n, groups)
-        if seed % 2:  # in any order
-            given = Source(np.random.default_rng(seed).permutation(given.group), given.ids)
-        rng = np.random.default_rng([seed, 0, 2, 1])
-        drawn = rng.random(n)
-        _, number = np.unique(given.group, return_inverse=True)
-        wanted = np.lexsort((drawn, rng.permutation(number.max() + 1)[number]))
-        assert np.array_equal(_pass_order(_Key(given), seed, 2, 1), wanted)
+@pytest.mark.parametrize(
+    ("batch", "world"),
+    [(2048, 1), (2048, 4), (2048, 8), (2048, 64), (8250, 1), (8250, 3), (8250, 6), (16_712, 8), (96, 3)],
+)
+def test_a_row_group_is_read_about_once_by_all_workers_together(batch: int, world: int) -> None:
+    plan = Plan((source(1_500_000, 1100),), 3, batch, 10**4, world, window_bytes=25_000)
+    group_of = np.repeat(np.arange(1100), plan.sources[0].counts)
+    plan = replace(plan, steps=1_500_000 // batch)
+    fetched, most = 0, 0
+    for rank in range(world):
+        kept: set[int] = set()
+        for block in plan.blocks(rank):
+            used = set(np.unique(group_of[plan.rows(block).position]).tolist())
+            fetched += len(used - kept)
+            kept = {group for _, group in plan.still_open(block)}
+            most = max(most, len(kept | used))
+    shared = sum(k * 64 % world != 0 for k in range(world))  # lanes that a cut between workers goes through
+    assert fetched <= plan.reads(0, 0) + shared * (1100 / 64 + 2) + 2 * world
+    assert fetched <= (1.15 if shared else 1.1) * 1100
+    assert most <= 2.1 * plan.mixed * (64 / world + 1)
 
 
-def test_a_worker_reads_few_row_groups_a_block() -> None:
-    plan = Plan((source(4096, 64),), seed=0, batch=64, steps=64, world=4, shuffle_windows=1024)
-    touched = [len(np.unique(plan.sources[0].group[plan.rows(b).position])) for b in plan.blocks()]
-    assert np.mean(touched) <= 256 / 64 + 2.5  # 256 windows a block, 64 a group, and the two cut ones
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_what_is_still_open_after_a_block_is_what_has_begun_and_goes_on(plan: Plan) -> None:
+    def reel_of(s: int, p: int, position: int) -> tuple[int, int, int, int, int]:
+        """(corpus, pass, lane, reel, row group) of a window."""
+        order, source = plan._pass(s, p), plan.sources[s]
+        group = int(np.searchsorted(source.starts, position, "right")) - 1
+        place = order.begin[order.turn.tolist().index(group)] + position - source.starts[group]
+        lane = next(k for k, borders in enumerate(order.reels) if borders[0] <= place < borders[-1])
+        return s, p, lane, int(np.searchsorted(order.reels[lane], place, "right")), group
+
+    for rank in range(plan.world):
+        blocks = list(plan.blocks(rank))
+        seen = [
+            {reel_of(int(s), int(p), int(w)) for s, p, w in zip(r.source, r.pass_, r.position, strict=True)}
+            for r in (plan.rows(block) for block in blocks)
+        ]
+        for number, block in enumerate(blocks):
+            begun = {reel[:4] for of_block in seen[: number + 1] for reel in of_block}
+            later = {reel for of_block in seen[number + 1 :] for reel in of_block}
+            assert {(s, group) for s, *reel, group in later if (s, *reel) in begun} <= plan.still_open(block)
+
+
+def test_cuts_between_workers_stay_in_one_lane() -> None:
+    for batch, world in ((8250, 3), (16_712, 8), (2048, 64), (1000, 5)):
+        plan = Plan((source(100_000, 90),), 0, batch, 400, world)
+        lanes = [set() for _ in range(world)]
+        for rank in range(world):
+            slot, _, _ = plan._places(np.arange(400), rank)
+            lanes[rank] = set(slot.tolist())
+        assert sum(map(len, lanes)) <= 64 + world - 1
+
+
+def test_a_batch_holds_many_people() -> None:
+    counts = np.full(2000, 1400)
+    plan = Plan((Source(counts, np.arange(counts.sum())),), 0, 2048, 10)
+    person = np.repeat(np.arange(2000) // 5, 1400)  # stays of 20 hours: five row groups, 7,000 windows
+    for block in replace(plan, start=400, steps=410).blocks():
+        rows = plan.rows(block)
+        for step in np.unique(rows.step):
+            count = np.bincount(person[rows.position[rows.step == step]])
+            assert (count > 0).sum() >= 90
+            assert (count * (count - 1)).sum() / (2048 * 2047) <= 0.02
+
+
+def test_a_plan_travels_without_its_orders() -> None:
+    plan = Plan((Source(np.full(30_000, 1400), np.empty(0, np.int64)),), 0, 2048, 10**6)
+    before = len(pickle.dumps(plan))
+    rows = plan.rows(next(plan.blocks()))
+    again = pickle.loads(pickle.dumps(plan))
+    assert before < 1e6 and len(pickle.dumps(plan)) - before < 1e6
+    assert np.array_equal(again.rows(next(again.blocks())).position, rows.position)
+
+
+def test_the_other_order_of_bits_is_its_own_inverse() -> None:
+    for n in (1, 2, 8, 64):
+        assert backwards(backwards(np.arange(n))).tolist() == list(range(n))
+    assert backwards(np.arange(8)).tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
+
+
+def test_lanes_that_are_no_power_of_two_are_named() -> None:
+    with pytest.raises(PlethoraError, match=r"stream.lanes = 48 is no power of two"):
+        Plan((source(9, 2),), seed=0, batch=10, steps=1, lanes=48)
 
 
 def test_a_batch_that_does_not_divide_over_the_workers_is_named() -> None:
@@ -165,9 +273,7 @@ def test_steps_cover_the_epochs_asked_for() -> None:
 
 @pytest.mark.parametrize(("world", "start"), [(1, 0), (2, 3), (3, 7)])
 def test_after_a_block_comes_the_next_one_of_its_worker(world, start) -> None:
-    source = Source(np.arange(90) // 9, np.arange(90))
-    plan = Plan((source,), 1, 6, 40, world, start, shuffle_windows=30, window_bytes=int(3e7))
+    plan = Plan((source(90, 10),), 1, 6, 40, world, start, window_bytes=int(3e7))
     for rank in range(world):
         blocks = list(plan.blocks(rank))
-        assert max(b.parts for b in blocks) > 1
         assert [plan.after(b) for b in blocks] == [*blocks[1:], None]

@@ -96,7 +96,7 @@ class Dying(stream.Reader):
         self.mark = Path(shelves[0].corpus.uri) / "killed"
 
     def __call__(self, batch: dict) -> dict:
-        if batch["span"][0] > 0 and not self.mark.exists():
+        if batch["first"][0] > 0 and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(batch)
@@ -118,7 +118,8 @@ def planned(found: list[index.Index], world: int, start: int = 0) -> tuple[Plan,
     sources, shelves = zip(
         *(i.source(i.select(None), w) for i, w in zip(found, (0.7, 0.3), strict=True)), strict=True
     )
-    return Plan(sources, 5, 12, 11, world, start, shuffle_windows=40, window_bytes=400), list(shelves)
+    # blocks of two or three steps
+    return Plan(sources, 5, 12, 11, world, start, lanes=4, window_bytes=int(2.4e6)), list(shelves)
 
 
 def test_the_index_lists_every_window_that_fits(found) -> None:
@@ -151,7 +152,7 @@ def test_row_groups_stay_apart_however_many_shards_there_are(found) -> None:
     far = table.set_column(table.column_names.index("shard"), "shard", shards)
     rows = np.arange(len(far))
     apart, _ = index.Index(found[0].corpus, found[0].spec, far).source(rows, 1.0)
-    assert np.array_equal(apart.group, found[0].source(rows, 1.0)[0].group) and apart.group.max() > 1
+    assert np.array_equal(apart.counts, found[0].source(rows, 1.0)[0].counts) and len(apart.counts) > 2
 
 
 def test_the_split_puts_every_subject_on_one_side(found) -> None:
@@ -261,3 +262,24 @@ def test_what_is_begun_comes_whole_and_its_failure_comes_when_it_is_asked_for() 
     first = stream.begun(int(x) for x in ("no",))
     with pytest.raises(ValueError, match="no"):
         next(first)
+
+
+def test_row_groups_that_are_spilled_to_disk_give_the_same_windows(found, monkeypatch) -> None:
+    whole = consume(found, 2, actors=0)
+    monkeypatch.setattr(index.read, "room", 0)
+    index.read.clear()
+    spilled = consume(found, 2, actors=0)
+    for a, b in zip(whole, spilled, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert x.keys() == y.keys() and all(np.array_equal(x[name], y[name]) for name in x)
+    index.read.clear()
+
+
+def test_a_reader_holds_no_row_group_that_it_is_done_with(found) -> None:
+    plan, shelves = planned(found, 1)
+    index.read.clear()
+    reader = stream.Reader(plan, shelves, SPEC)
+    for block in plan.blocks(0):
+        reader({name: np.array([value]) for name, value in vars(block).items()})
+        assert len(index.read._held) == len(plan.still_open(block))
+    assert index.read._held

