@@ -25,6 +25,7 @@ from datasets.split import Split, assign
 from datasets.windows import WindowSpec, empty, extract, grid, lasts, present
 
 log = logging.getLogger(__name__)
+VERSION = 2  # of what an index says of a window: one of other code is made again
 _PLACE = ["shard", "group", "row", "offset_s"]  # a window's place in its corpus
 
 
@@ -187,15 +188,14 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
     """The index of a corpus, from `cache` (a URI) when it is there, else made by Ray Data and put there."""
     for line in _lacks(corpus, spec):
         log.warning("%s: its windows come without", line)
-    file = cache and storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}.parquet")
+    file = cache and storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}-v{VERSION}.parquet")
     if file and storage.exists(file):
         try:
             return Index(corpus, spec, _decode(storage.read_bytes(file)))
         except (pa.ArrowException, OSError) as broken:
             raise PlethoraError(f"{file} is corrupt: delete it, the next run makes it again") from broken
-    table = pa.concat_tables([schema(spec).empty_table(), *_scan_all(corpus, spec)])
-    table = table.sort_by([(c, "ascending") for c in _PLACE]).combine_chunks()
-    written = _encode(table)
+    table = pa.concat_tables([_coded(schema(spec).empty_table()), *map(_coded, _scan_all(corpus, spec))])
+    written = _encode(table.unify_dictionaries())
     if file:
         storage.write_bytes(file, written)
     # decoded again, cached or not: a first run holds what the next one will
@@ -222,6 +222,7 @@ def _lacks(corpus: Corpus, spec: WindowSpec) -> list[str]:
 
 
 def _scan_all(corpus: Corpus, spec: WindowSpec) -> Iterator[pa.Table]:
+    """The windows of all row groups, in the order of their places (Ray Data keeps it, see `data_context`)."""
     import ray
 
     from cluster.session import data_context
@@ -280,6 +281,16 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
     return pa.concat_tables(found)
 
 
+def _coded(table: pa.Table) -> pa.Table:
+    """Names and verdicts as codes of four bytes: as text they would be most of the table, and more than an
+    array of Arrow's can hold (2 GiB) from 67 million windows on.
+    """
+    for number, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            table = table.set_column(number, field.name, table[field.name].dictionary_encode())
+    return table
+
+
 def _encode(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
@@ -289,9 +300,7 @@ def _encode(table: pa.Table) -> bytes:
 
 
 def _decode(data: bytes) -> pa.Table:
-    """Names and verdicts stay codes of four bytes: as strings they would be most of the table, of which every
-    worker holds one.
-    """
+    """The table that `_encode` wrote; text stays codes."""
     import pyarrow.parquet as pq
 
     source = pa.BufferReader(data)

@@ -177,7 +177,7 @@ def test_an_optional_signal_that_fails_its_gate_is_left_out_and_a_required_one_r
 def test_a_transform_actor_gives_the_masks_with_its_windows(mixed) -> None:
     found = scanned(mixed, EITHER)
     source, shelf = found.source(found.select(None), 1.0)
-    plan = Plan((source,), 0, 4, 2, window_bytes=EITHER.bytes)
+    plan = Plan((source,), 0, 8, 1, window_bytes=EITHER.bytes)
     (block,) = plan.blocks(0)
     batch = stream.Reader(plan, [shelf], EITHER)({k: np.array([v]) for k, v in vars(block).items()})
     order = np.argsort(source.ids)

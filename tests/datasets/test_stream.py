@@ -146,6 +146,14 @@ def test_an_index_holds_names_and_verdicts_as_codes_cached_or_not(found, tmp_pat
             assert pa.types.is_dictionary(table.schema.field(name).type)
 
 
+def test_the_windows_of_an_index_come_in_the_order_of_their_places_and_their_text_as_codes(found) -> None:
+    parts = list(map(index._coded, index._scan_all(found[0].corpus, SPEC)))
+    assert len(parts) > 1
+    assert not any(pa.types.is_string(field.type) for part in parts for field in part.schema)
+    place = [found[0].table[name].to_pylist() for name in ("shard", "group", "row", "offset_s")]
+    assert list(zip(*place, strict=True)) == sorted(zip(*place, strict=True))
+
+
 def test_row_groups_stay_apart_however_many_shards_there_are(found) -> None:
     table = found[0].table
     shards = pa.array(table["shard"].to_numpy() * 4096, pa.int32())
