@@ -171,7 +171,7 @@ def test_one_broken_element_of_a_mat_file_leaves_the_others_and_counts_its_hours
         both[0, i] = (one["ECG"], one["PPG"])
     savemat(tmp_path / "root/m.mat", {"recs": both})
     text = DESCRIPTOR.replace('"edf"\n', '"mat"\nelements = "recs"\n', 1)
-    found = mat.scan(Root(str(tmp_path / "root")), read_descriptor(recordings.descriptor(tmp_path, text)))
+    found = recordings.Use(mat, text).all(tmp_path)[2]
     assert [s.seconds for s in found] == [
         {"ecg": 60, "ppg": 60},
         {"ppg": 30, "ecg": Fraction(5, 100)},
