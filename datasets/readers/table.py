@@ -80,7 +80,7 @@ def _promise_element(
         _promises(draft, descriptor, folder, names, element)
     except Refused as why:  # of one record of the file, not of all
         for m in draft.seconds:
-            draft.refuse(m, descriptor.signals[m], why.reason, why.detail)
+            draft.refuse(m, why.reason, why.detail)
 
 
 def _files(descriptor: Descriptor, own: str, groups: dict[str, str]) -> dict[str, str]:
@@ -275,7 +275,7 @@ def _promises(
         length = part.clock.on(part.clock.start_s).length if part.clock else part.length
         draft.promise(m, signals[m], Promise(length, part.rate, unit, len(part.choice)))
         if part.words or not part.rate:
-            draft.refuse(m, signals[m], "bad_rate", part.words or "no rate is stated: give `rate`")
+            draft.refuse(m, "bad_rate", part.words or "no rate is stated: give `rate`")
         else:
             sound[m] = part
         draft.whole = max(draft.whole, draft.seconds[m])
@@ -283,7 +283,7 @@ def _promises(
         if m not in there:
             draft.promise(m, signal, None)
             if m in draft.refused:
-                draft.refuse(m, signal, "missing_channel", f"no file {names[m]} (`files` in [table])")
+                draft.refuse(m, "missing_channel", f"no file {names[m]} (`files` in [table])")
         elif m in parts and not parts[m].choice:
             draft.whole = draft.whole or Fraction(parts[m].length) / (base.fraction(signal.hz) or 1)
             draft.promise(m, signal, None, parts[m].has)
@@ -296,7 +296,7 @@ def _promises(
         for last in list(broken.values())[-1:]:
             raise last
     for m, trouble in broken.items():  # the others are sound without it
-        draft.refuse(m, signals[m], trouble.reason, trouble.detail)
+        draft.refuse(m, trouble.reason, trouble.detail)
 
 
 def _lines(path: Path, descriptor: Descriptor) -> int:

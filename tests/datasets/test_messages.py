@@ -1,5 +1,6 @@
 """What a person reads of refused recordings: what the file has, the key to change, a line a cause."""
 
+import copy
 from fractions import Fraction
 from pathlib import Path
 
@@ -56,8 +57,15 @@ def test_another_unit_or_rate_is_answered_with_the_files_own_and_the_key(found, 
 
 def test_words_without_a_key_name_no_table():
     draft = Draft(Root("."), "a", "a", {}, lambda names: Path(), ["a"])
-    draft.refuse("ecg", ECG, "bad_time", "time runs back")
+    draft.refuse("ecg", "bad_time", "time runs back")
     assert draft.words == {"ecg": "time runs back"}
+
+
+def test_a_refusal_that_goes_to_another_process_keeps_its_signal():
+    why = Refused("corrupt", "a.dat is odd")
+    why.modality = "ppg"
+    same = copy.copy(why)  # as a process would send it
+    assert (same.reason, same.detail, same.modality) == ("corrupt", "a.dat is odd", "ppg")
 
 
 def test_forty_records_with_one_cause_are_one_line():
