@@ -141,7 +141,7 @@ class Arrays(Columns):
         return None
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # with fewer than a record has variables, each record would unpack all of them anew
 def _member(path: Path, _changed: int, name: str) -> np.ndarray:
     """A variable of an .npz file, kept while the records that it holds are read one after the other."""
     with np.load(path, allow_pickle=False) as file:
