@@ -305,10 +305,9 @@ class Descriptor(Config):
     traces: tuple[Trace, ...] = ()
     annotations: str | None = None  # keep the file's own annotations (EDF+) as labels of this name
     arrays: tuple[Array, ...] = ()
-    elements: str | None = (
-        None  # .mat: an array whose every part is a record of its own: a struct of an array of
-    )
-    # structs, a cell of a cell array, or a row or column of a matrix (see `elements_axis`)
+    # .mat: an array whose every part is a record of its own: a struct of an array of structs, a cell of a
+    # cell array, or a row or column of a matrix (see `elements_axis`)
+    elements: str | None = None
     elements_axis: Literal[0, 1] | None = None  # of a matrix: 0, a row is a record; 1, a column is
     table: Table = Table()
     tables: tuple[LabelTable, ...] = ()

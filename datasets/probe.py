@@ -54,11 +54,20 @@ def probe(paths: Sequence[str | Path]) -> list[Contents]:
     for path in files:
         for one in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
             found.setdefault(re.sub(r"\d+", "0", one.name).lower(), one)
-    looked = [contents(path) for path in found.values()]
-    read = [one for one in looked if one.reader and one.channels] or looked
-    if not read:
+    if not found:
         raise PlethoraError(f"{files[0]} holds no files")
-    return read[:MOST] if any(p.is_dir() for p in files) else looked
+    if not any(p.is_dir() for p in files):
+        return [contents(path) for path in found.values()]
+    looked: list[Contents] = []
+    read: list[Contents] = []
+    for path in found.values():
+        held = contents(path)
+        looked.append(held)
+        if held.reader and held.channels:
+            read.append(held)
+        if len(read) == MOST:  # a file is read whole: no more than are reported
+            break
+    return read or looked[:MOST]
 
 
 def guesses(channels: Iterable[Channel], named: Mapping[str, str] | None = None) -> list[Guess]:

@@ -22,9 +22,8 @@ INT16 = np.iinfo(np.int16)
 COARSEST_S = 1  # a grid coarser than this would throw seconds away at every border
 COARSE = 50  # steps in a second's usual movement; with fewer, rounding adds a hundredth of it
 LOOKED_AT = 256  # stretches of a second
-QUANTISED = (
-    1e-4  # share of a row's range by which a sample may differ from the source's (the corpus contract)
-)
+# share of a row's range by which a sample may differ from the source's (the corpus contract)
+QUANTISED = 1e-4
 
 
 @dataclass

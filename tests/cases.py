@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cluster.session import session
-from tests.cases_kit import ROOT, Case, Check, Checks, near, says
+from tests.cases_kit import ROOT, Case, Check, Checks, near, published_bundle, says
 
 
 def bp_readings_averaged(case: Case) -> Checks:
-    bundle = os.environ.get("BUNDLE", str(ROOT / "out/demo/runs/sigma/bundle"))
+    bundle = published_bundle()
     case.ingest(case.make())
     corpus = next(case.work.glob("*/corpus"))
     out = case.work / "eval"
@@ -97,7 +97,7 @@ def missing_marker_kept(case: Case) -> Checks:
 
 
 def odd_rate_windows(case: Case) -> Checks:
-    bundle = os.environ.get("BUNDLE", str(ROOT / "out/demo/runs/sigma/bundle"))
+    bundle = published_bundle()
     (case.work / "in").mkdir()
     subprocess.run([sys.executable, str(case.folder / "make.py"), str(case.work)], check=True)
     case.ingest(case.work / "in")
@@ -279,17 +279,18 @@ def main() -> int:
     os.environ.setdefault("PLETHORA_SUBJECT_KEY", "0" * 32)
     if not Path(options.cases).is_dir():
         parser.error(f"no cases at {options.cases}: name their folder with --cases")
-    if not any((options.only or "") in name for name in CASES):
+    chosen = {name: run for name, run in CASES.items() if (options.only or "") in name}
+    if not chosen:
         parser.error(f"no case is called like {options.only!r}; there are {', '.join(CASES)}")
+    folders = {name: Path(options.cases) / name.split("/")[0] for name in chosen}
+    if not any(folder.is_dir() for folder in folders.values()):
+        parser.error(f"none of these cases lies in {options.cases}: name their folder with --cases")
     missed = 0
     with session(workers=1, actors=2):
-        for name, run in CASES.items():
-            if options.only and options.only not in name:
-                continue
-            folder = Path(options.cases) / (name.split("/")[0])
+        for name, run in chosen.items():
             with tempfile.TemporaryDirectory() as work:
                 try:
-                    checks = list(run(Case(folder, Path(work))))
+                    checks = list(run(Case(folders[name], Path(work))))
                 except Exception as error:  # a case that cannot be run is missed; the others go on
                     detail = getattr(error, "stderr", None) or str(error)
                     checks = [Check("run", "to its end", detail.strip()[-160:], False)]

@@ -113,6 +113,8 @@ class Case:
 
     def script(self, name: str, *words: str) -> str:
         """What one of the case's own programs prints."""
+        if not (self.folder / name).is_file():  # Python's own words about it could pass for an answer
+            raise FileNotFoundError(f"the case has no {self.folder / name}")
         env = {**os.environ, "PLETHORA": str(ROOT)}
         done = subprocess.run(
             [sys.executable, str(self.folder / name), *words],
@@ -123,6 +125,14 @@ class Case:
     def command(self, *words: str) -> None:
         """One of our commands; an error ends the case."""
         subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True, capture_output=True, text=True)
+
+
+def published_bundle() -> str:
+    """The bundle in BUNDLE, else the one that `make demo` publishes."""
+    path = os.environ.get("BUNDLE", str(ROOT / "out/demo/runs/sigma/bundle"))
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"no bundle at {path}: run `make demo`, or name a bundle's folder in BUNDLE")
+    return path
 
 
 def near(what: str, got: float, right: float, within: float, unit: str = "") -> Check:

@@ -114,9 +114,9 @@ class Arrays(Columns):
 
     def length(self, name: str) -> int:
         variable, axis, channel = self._places[name]
-        shape = getattr(self._file[variable], "shape", None) if channel >= 0 else None
-        shape = shape[1:] if shape and self._element is not None else shape
-        if shape and len(shape) == 2 and shape[axis] == self._named[variable] and self._element is None:
+        whole = channel >= 0 and self._element is None
+        shape = getattr(self._file[variable], "shape", None) if whole else None
+        if shape and len(shape) == 2 and shape[axis] == self._named[variable]:
             return int(shape[1 - axis])
         return len(self.read(name))
 
@@ -141,7 +141,7 @@ class Arrays(Columns):
         return None
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # with fewer than a record has variables, each record would unpack all of them anew
 def _member(path: Path, _changed: int, name: str) -> np.ndarray:
     """A variable of an .npz file, kept while the records that it holds are read one after the other."""
     with np.load(path, allow_pickle=False) as file:

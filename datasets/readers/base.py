@@ -38,7 +38,7 @@ class Refused(Exception):
         super().__init__(f"{reason}: {self.detail}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Refused, (self.reason, self.detail)
+        return Refused, (self.reason, self.detail), {"modality": self.modality}
 
 
 @contextmanager
@@ -168,22 +168,22 @@ class Draft:
         if found is None:
             if signal.required:
                 self.seconds[modality] = self.whole
-                self.refuse(modality, signal, "missing_channel", say.missing(signal, has))
+                self.refuse(modality, "missing_channel", say.missing(signal, has))
             return
         expected = fraction(signal.hz)
         off = abs(found.rate / expected - 1) if found.rate and expected else 0
         if not found.rate or off > (signal.rate_tolerance or 0):
-            self.refuse(modality, signal, "bad_rate", say.other_rate(found.rate, signal))
+            self.refuse(modality, "bad_rate", say.other_rate(found.rate, signal))
         elif found.unit not in signal.units:
-            self.refuse(modality, signal, "unit_mismatch", say.other_unit(found.unit, signal))
+            self.refuse(modality, "unit_mismatch", say.other_unit(found.unit, signal))
         elif not found.sound:
-            self.refuse(modality, signal, "bad_scale", "its gain or offset is no number that can be used")
+            self.refuse(modality, "bad_scale", "its gain or offset is no number that can be used")
         else:
             self.samples += found.length * found.channels
         rate = found.rate or expected  # no rate anywhere: no hours can be claimed
         self.seconds[modality] = Fraction(found.length) / rate if rate else Fraction(0)
 
-    def refuse(self, modality: str, signal: Signal, reason: str, words: str) -> None:
+    def refuse(self, modality: str, reason: str, words: str) -> None:
         """Refuse a modality; `words`: what the file has, and the key of [signals] to change, in backticks."""
         self.refused[modality] = reason
         where = f" in [signals.{modality}]" if "`" in words else ""

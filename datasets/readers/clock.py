@@ -18,9 +18,8 @@ from scipy.ndimage import map_coordinates, minimum_filter1d
 from datasets.readers.base import Refused
 
 DRIFT = 0.001  # share by which a clock may differ from the promised rate, unless the descriptor says another
-STRAY_S = (
-    0.1  # how far a row's time may lie from the clock of the rows around it, and a short record may drift
-)
+# how far a row's time may lie from the clock of the rows around it, and a short record may drift
+STRAY_S = 0.1
 HALF = 0.5  # samples that a sample may lie off its place
 LONGEST = 100  # a record that is mostly gap: more likely times in another unit
 KNOTS_S = (60.0, 20.0, 5.0)  # the clock is a line between knots so far apart, closer ones where it bends
@@ -257,9 +256,8 @@ def _rate(
     places."""
 
     def fits(rate: Fraction) -> bool:
-        return (
-            abs(own / float(rate) - 1) * rows <= HALF / 10
-        )  # a gap already moves what follows by up to a half
+        # a gap already moves what follows by up to a half
+        return abs(own / float(rate) - 1) * rows <= HALF / 10
 
     if promised:
         allowed = max(DRIFT, STRAY_S / elapsed_s) if tolerance is None else 0.0

@@ -127,8 +127,7 @@ def opened(
             why.reason, why.detail if path.name in why.detail else f"{path.name}: {why.detail}"
         ) from why
     except Exception as error:  # whatever numpy, h5py and pyarrow run into, here or at `read`
-        words = kinds.plain(str(error)) or type(error).__name__
-        raise Refused("corrupt", f"{path.name} cannot be read ({words})") from error
+        raise Refused("corrupt", f"{path.name} cannot be read ({kinds.said(error)})") from error
 
 
 def _table(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table, Table, str]:

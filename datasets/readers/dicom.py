@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.descriptor import Descriptor
 from datasets.readers import base, fields, kinds, tracks
-from datasets.readers.base import Draft, Labels, Recording, Refused, Root, Source
+from datasets.readers.base import Draft, Recording, Refused, Root, Source
 from datasets.readers.tracks import Track
 
 if TYPE_CHECKING:
@@ -184,11 +184,5 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
         raw, missing = (part[:, lead.column] for part in _raw(found.data, lead.group))
         return np.pad(raw, (lead.late, 0)), np.pad(missing, (lead.late, 0), constant_values=True)
 
-    signals = {}
-    for m, signal in descriptor.signals.items():
-        leads = tracks.pick(found.leads, signal) if m in source.seconds.keys() - source.refused else None
-        if leads:
-            with base.alone(m):
-                signals[m] = tracks.samples(leads, signal, samples)
-            labels.append(Labels(f"{m}_channel", ["+".join(t.label for t in leads)]))
-    return Recording(signals, labels, problems, found.begins)
+    signals, named = tracks.load(source, descriptor, found.leads, samples)
+    return Recording(signals, labels + named, problems, found.begins)

@@ -101,13 +101,10 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     onsets = _onsets(path, header)
     raw = _open(path, header)
     labels, problems = fields.read(source, folder, descriptor.fields)
-    signals = {}
-    for m, signal in descriptor.signals.items():
-        columns = tracks.pick(header.columns, signal) if m in source.seconds.keys() - source.refused else None
-        if columns:
-            with base.alone(m):
-                signals[m] = tracks.samples(columns, signal, lambda c: _stretch(raw, header, c, onsets))
-            labels.append(Labels(f"{m}_channel", ["+".join(c.name for c in columns)]))
+    signals, named = tracks.load(
+        source, descriptor, header.columns, lambda c: _stretch(raw, header, c, onsets), lambda c: c.name
+    )
+    labels += named
     for name, known in descriptor.numerics.channels.items() if descriptor.numerics else ():
         try:
             column = tracks.find(header.columns, name)

@@ -14,7 +14,7 @@ import numpy as np
 
 from datasets.descriptor import Descriptor
 from datasets.readers import base, fields, kinds, tracks
-from datasets.readers.base import Draft, Labels, Recording, Refused, Root, Source
+from datasets.readers.base import Draft, Recording, Refused, Root, Source
 from datasets.readers.tracks import Track
 
 _UNITS = {"bvp": "", "eda": "", "temperature": "", "accelerometer": "g"}
@@ -141,11 +141,5 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
         x = np.pad(sensor.x, (sensor.late, 0))
         return x, np.arange(len(x)) < sensor.late
 
-    signals = {}
-    for m, signal in descriptor.signals.items():
-        sensors = tracks.pick(found.sensors, signal) if m in source.seconds.keys() - source.refused else None
-        if sensors:
-            with base.alone(m):
-                signals[m] = tracks.samples(sensors, signal, samples)
-            labels.append(Labels(f"{m}_channel", ["+".join(t.label for t in sensors)]))
-    return Recording(signals, labels, problems, found.begins)
+    signals, named = tracks.load(source, descriptor, found.sensors, samples)
+    return Recording(signals, labels + named, problems, found.begins)

@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.descriptor import Descriptor
 from datasets.readers import base, fields, kinds, tracks
-from datasets.readers.base import Draft, Labels, Recording, Refused, Root, Source
+from datasets.readers.base import Draft, Recording, Refused, Root, Source
 from datasets.readers.tracks import Track
 
 MAGIC = b"ISHNE1.0"
@@ -113,11 +113,5 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     def samples(lead: Track) -> tuple[np.ndarray, np.ndarray]:
         return np.array(raw[:, int(lead.name) - 1]), np.zeros(header.length, bool)
 
-    signals = {}
-    for m, signal in descriptor.signals.items():
-        leads = tracks.pick(header.leads, signal) if m in source.seconds.keys() - source.refused else None
-        if leads:
-            with base.alone(m):
-                signals[m] = tracks.samples(leads, signal, samples)
-            labels.append(Labels(f"{m}_channel", ["+".join(t.label for t in leads)]))
-    return Recording(signals, labels, header.notes + problems, header.begins)
+    signals, named = tracks.load(source, descriptor, header.leads, samples)
+    return Recording(signals, labels + named, header.notes + problems, header.begins)

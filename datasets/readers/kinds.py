@@ -157,21 +157,28 @@ def no_text(path: Path) -> str | None:
     kind = kind_of(path)
     if kind is None or (kind.suffix == ".gz" and path.name.lower().endswith(".gz")):
         return None
-    return f"{kind.name}: name it {kind.suffix}" if kind.suffix else str(kind)
+    return _misnamed(kind)
 
 
 def other(path: Path, suffix: str) -> str | None:
     """What a file is that should be of the kind which `suffix` says, where it is known to be another."""
     kind = kind_of(path)
     same = kind is None or kind.suffix == suffix or (suffix == ".h5" and kind.reader == "mat")
-    return (
-        None if same or kind is None else f"{kind.name}: name it {kind.suffix}" if kind.suffix else str(kind)
-    )
+    return None if same or kind is None else _misnamed(kind)
+
+
+def _misnamed(kind: Kind) -> str:
+    return f"{kind.name}: name it {kind.suffix}" if kind.suffix else str(kind)
 
 
 def plain(words: str, most: int = 200) -> str:
     """`words` of a library, which may quote bytes of a file, as one line that a terminal can show."""
     return printable((words.splitlines() or [""])[0], most)
+
+
+def said(error: Exception) -> str:
+    """What a library's exception says, or its kind where it says nothing."""
+    return plain(str(error)) or type(error).__name__
 
 
 def _zip(head: bytes) -> Kind:

@@ -56,7 +56,7 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
                 _promise(one, mat, descriptor)
             except Refused as why:  # of this record alone
                 for modality in one.seconds:
-                    one.refuse(modality, descriptor.signals[modality], why.reason, why.detail)
+                    one.refuse(modality, why.reason, why.detail)
             found.append(one)
     if not found:
         raise Refused("corrupt", f"{path.name} holds no element of {descriptor.elements}")
@@ -105,14 +105,14 @@ def _promise(draft: Draft, mat: MatFile, descriptor: Descriptor) -> None:
         rate, odd = stated[modality]
         if odd:
             draft.seconds[modality] = Fraction(length) / rate if rate else Fraction(0)
-            draft.refuse(modality, signal, "bad_rate", odd)
+            draft.refuse(modality, "bad_rate", odd)
         else:
             draft.promise(modality, signal, Promise(length, rate, signal.source_unit or "", len(choice)))
     if not picked or any(descriptor.signals[m].required for m in unread):
         for last in list(unread.values())[-1:]:
             raise last
     for modality, trouble in unread.items():  # the others are sound without it
-        draft.refuse(modality, descriptor.signals[modality], trouble.reason, trouble.detail)
+        draft.refuse(modality, trouble.reason, trouble.detail)
 
 
 def _rate(
@@ -139,7 +139,7 @@ def _absent(draft: Draft, mat: MatFile, modality: str, signal: Signal) -> None:
         how = f'say elements = "{name}" if each part of it is a record'
     rate = base.fraction(signal.hz)
     draft.seconds[modality] = max(draft.whole, Fraction(mat.total(name)) / rate if rate else Fraction(0))
-    draft.refuse(modality, signal, "missing_channel", f"{name} is {kind}: {how}, or name another channel")
+    draft.refuse(modality, "missing_channel", f"{name} is {kind}: {how}, or name another channel")
 
 
 def _longest(mat: MatFile, signal: Signal, arrays: Sequence[Array]) -> int:

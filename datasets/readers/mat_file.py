@@ -33,8 +33,9 @@ def clear(path: Path) -> Iterator[None]:
     except Refused:
         raise
     except Exception as error:  # scipy and h5py raise whatever their parsing runs into
-        words = kinds.plain(str(error)) or type(error).__name__
-        raise Refused("corrupt", f"{path.name} cannot be read as a MATLAB file ({words})") from error
+        raise Refused(
+            "corrupt", f"{path.name} cannot be read as a MATLAB file ({kinds.said(error)})"
+        ) from error
 
 
 class MatFile(rates.Facts):
@@ -194,12 +195,12 @@ class V5(MatFile):
         """What a name stands for, in this record where the file holds many."""
         if not self.elements:
             return self._whole(name)
-        mine = self._part(self._whole(self.elements), self.elements)
+        mine = self._part(self._whole(self.elements))
         if _fields(mine) and (found := _inside(mine, name.split("."))) is not None:
             return found
-        return self._part(self._whole(name), name)
+        return self._part(self._whole(name))
 
-    def _part(self, found: Any, name: str) -> Any:
+    def _part(self, found: Any) -> Any:
         if not isinstance(found, np.ndarray):
             return None
         count, at = self.count(), self.element or 0
@@ -238,7 +239,7 @@ class V5(MatFile):
         return sum(cell.size for cell in cells if isinstance(cell, np.ndarray) and cell.dtype.kind in "biuf")
 
     def names(self) -> list[str]:
-        mine = self._part(self._whole(self.elements), self.elements) if self.elements else None
+        mine = self._part(self._whole(self.elements)) if self.elements else None
         listed = list(_fields(mine))
         for name, (shape, kind) in self._about.items():
             one = kind == "struct" and math.prod(shape) == 1
@@ -273,7 +274,7 @@ class V5(MatFile):
             and "." not in self.elements
             and self._about.get(self.elements, ((), ""))[1] in NESTED
         ):
-            found += _leaves(self._part(self._whole(self.elements), self.elements), "", DEPTH - 1)
+            found += _leaves(self._part(self._whole(self.elements)), "", DEPTH - 1)
         return found
 
 

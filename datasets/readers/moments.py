@@ -3,7 +3,6 @@
 float64 seconds tell times of this century to 0.3 µs, which no signal here needs.
 """
 
-import gzip
 import itertools
 import math
 import re
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datasets.readers import text
 from datasets.readers.base import Refused
 
 DAY_S = 86_400
@@ -73,7 +73,7 @@ def read(column: np.ndarray | pa.Array | pa.ChunkedArray, unit_s: float = 1.0, d
         try:
             return _words(column.cast(pa.string()), unit_s, decimal)
         except pa.ArrowInvalid as broken:
-            raise Refused("bad_time", "a column of times that is not UTF-8") from broken
+            raise Refused("bad_time", "a column of times that is not UTF-8: save it as UTF-8") from broken
     if pa.types.is_timestamp(kind):
         zone = None
         if kind.tz:
@@ -91,12 +91,11 @@ def read(column: np.ndarray | pa.Array | pa.ChunkedArray, unit_s: float = 1.0, d
 
 def stated(path: Path, line: int, delimiter: str) -> Moments:
     """The time that the first cell of a text file's line (from 1) states. Refused: bad_time."""
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", errors="replace") as file:
+    with text.open_text(path) as file:
         words = next(itertools.islice(file, line - 1, None), "").strip().split(delimiter)
     found = read(pa.array([words[0]], pa.string()))
     if not np.isfinite(found.s).all():
-        raise Refused("bad_time", f"line {line} states nothing")
+        raise Refused("bad_time", f"line {line} states no time or rate: correct `start_line` or `rate_line`")
     return found
 
 
@@ -140,19 +139,8 @@ def _words(words: pa.StringArray, unit_s: float, decimal: str) -> Moments:
             odd = pc.and_(pc.is_null(parts), pc.is_valid(words)).to_numpy(zero_copy_only=False)
             _refuse(words, odd)
             return _clock(parts) if pattern == _CLOCK else _date(parts, words)
-    _refuse(words, _no_numbers(numbers))
+    _refuse(words, np.array([not text.is_number(word) for word in numbers.to_pylist()]))
     raise AssertionError("a column of words that is neither numbers nor refused")
-
-
-def _no_numbers(words: pa.StringArray) -> np.ndarray:
-    def wrong(word: str | None) -> bool:
-        try:
-            pa.scalar(word).cast(pa.float64())
-        except pa.ArrowInvalid:
-            return True
-        return False
-
-    return np.array([wrong(word) for word in words.to_pylist()])
 
 
 def _refuse(words: pa.StringArray, odd: np.ndarray) -> None:

@@ -86,9 +86,8 @@ def _stated(
     """(name, Hz) of the rate that a file evidently states of this signal, None where it may mean others."""
     mine = {_plain(word) for word in (modality, *paths, *(part for p in paths for part in p.split(".")))}
     own = [(n, hz) for n, hz in rates.items() if _rest(n) in mine or _parent(n) in paths]
-    if (
-        not own
-    ):  # what speaks of no signal by name: beside this one, nearest first, or the only one of the file
+    if not own:
+        # what speaks of no signal by name: beside this one, nearest first, or the only one of the file
         own = [(n, hz) for n, hz in rates.items() if len(rates) == 1 and _rest(n) == ""]
         for prefix in _prefixes(paths):
             near = [(n, hz) for n, hz in rates.items() if f"{_parent(n)}." == (prefix or ".")]

@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from cluster.errors import PlethoraError
-from datasets.descriptor import Descriptor, Signal
+from datasets.descriptor import Descriptor, Signal, Table
 from datasets.readers import base, clock, fields, marks, moments, text
 from datasets.readers import columns as files
 from datasets.readers.base import (
@@ -80,7 +81,7 @@ def _promise_element(
         _promises(draft, descriptor, folder, names, element)
     except Refused as why:  # of one record of the file, not of all
         for m in draft.seconds:
-            draft.refuse(m, descriptor.signals[m], why.reason, why.detail)
+            draft.refuse(m, why.reason, why.detail)
 
 
 def _files(descriptor: Descriptor, own: str, groups: dict[str, str]) -> dict[str, str]:
@@ -110,6 +111,32 @@ class _Part:
     x: Sequence[np.ndarray] = ()
 
 
+class _Times:
+    """A file's column of times, which is read once for all of its modalities."""
+
+    def __init__(self, columns: Columns, spec: Table) -> None:
+        self._columns, self._spec = columns, spec
+        self._clocks: dict[tuple[Fraction | None, float | None], Clock] = {}
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Refused (bad_time): there is no such column, or it holds no times."""
+        name, column = self._spec.time, self._columns.raw(self._spec.time or "")
+        if column is None:
+            there = ", ".join(self._columns.names[:20])
+            raise Refused(
+                "bad_time", f"no column {name!r}, which holds the times (`time` in [table]); it has {there}"
+            )
+        return moments.read(column, self._spec.time_unit_s, self._spec.decimal)
+
+    def clock(self, promised: Fraction | None, tolerance: float | None) -> Clock:
+        """As `clock.measured`."""
+        if (promised, tolerance) not in self._clocks:
+            made = clock.measured(self.moments.rising(), promised, tolerance)
+            self._clocks[promised, tolerance] = made
+        return self._clocks[promised, tolerance]
+
+
 def _parts(
     folder: Path, descriptor: Descriptor, names: Mapping[str, str], element: int | None, samples: bool
 ) -> tuple[dict[str, _Part], dict[str, Refused]]:
@@ -129,6 +156,7 @@ def _parts(
                     choice = next((c for c in choices if there.issuperset(c)), None)
                     found[m] = _Part(columns.names, choice or ())
                 present = {m: descriptor.signals[m] for m in mine if found[m].choice}
+                times = _Times(columns, spec)
                 rows = (
                     0
                     if present
@@ -137,7 +165,7 @@ def _parts(
                 found |= {m: dataclasses.replace(found[m], length=rows) for m in mine if not present}
                 for m in present:
                     try:
-                        found[m] = _part(columns, path, descriptor, m, found[m], present)
+                        found[m] = _part(columns, path, descriptor, m, found[m], present, times)
                         if samples:
                             signal = descriptor.signals[m]
                             x = [columns.read(name, signal.missing) for name in found[m].choice]
@@ -171,6 +199,7 @@ def _part(
     modality: str,
     part: _Part,
     present: Mapping[str, Signal],
+    column: _Times,
 ) -> _Part:
     """The length, rate and clock of a modality. Refused: bad_time, and what reading runs into."""
     spec, signal = descriptor.table, descriptor.signals[modality]
@@ -188,16 +217,10 @@ def _part(
         return dataclasses.replace(part, times=times, clock=clock.regular(length, rate, float(times.s[0])))
     if spec.time is None:
         return part
-    column = columns.raw(spec.time)
-    if column is None:
-        there = ", ".join(part.has[:20])
-        raise Refused(
-            "bad_time", f"no column {spec.time!r}, which holds the times (`time` in [table]); it has {there}"
-        )
-    times = moments.read(column, spec.time_unit_s, spec.decimal)
+    times = column.moments
     if len(times.s) != length:
         raise Refused("bad_time", f"{len(times.s):,} times of {length:,} samples in {spec.time!r}")
-    made = clock.measured(times.rising(), rate, signal.rate_tolerance)
+    made = column.clock(rate, signal.rate_tolerance)
     return dataclasses.replace(
         part, rate=made.rate, words=words or _unlike(made, rate, signal), times=times, clock=made
     )
@@ -275,7 +298,7 @@ def _promises(
         length = part.clock.on(part.clock.start_s).length if part.clock else part.length
         draft.promise(m, signals[m], Promise(length, part.rate, unit, len(part.choice)))
         if part.words or not part.rate:
-            draft.refuse(m, signals[m], "bad_rate", part.words or "no rate is stated: give `rate`")
+            draft.refuse(m, "bad_rate", part.words or "no rate is stated: give `rate`")
         else:
             sound[m] = part
         draft.whole = max(draft.whole, draft.seconds[m])
@@ -283,7 +306,7 @@ def _promises(
         if m not in there:
             draft.promise(m, signal, None)
             if m in draft.refused:
-                draft.refuse(m, signal, "missing_channel", f"no file {names[m]} (`files` in [table])")
+                draft.refuse(m, "missing_channel", f"no file {names[m]} (`files` in [table])")
         elif m in parts and not parts[m].choice:
             draft.whole = draft.whole or Fraction(parts[m].length) / (base.fraction(signal.hz) or 1)
             draft.promise(m, signal, None, parts[m].has)
@@ -296,7 +319,7 @@ def _promises(
         for last in list(broken.values())[-1:]:
             raise last
     for m, trouble in broken.items():  # the others are sound without it
-        draft.refuse(m, signals[m], trouble.reason, trouble.detail)
+        draft.refuse(m, trouble.reason, trouble.detail)
 
 
 def _lines(path: Path, descriptor: Descriptor) -> int:

@@ -293,7 +293,7 @@ def _check_points(words: pa.Array, where: str) -> None:
 
 def _no_number(words: pa.Array, nothing: pa.Array, spec: Table, delimiter: str, where: str) -> Refused:
     for i, (word, empty) in enumerate(zip(words.to_pylist(), nothing.to_pylist(), strict=True)):
-        if empty or _is_number(word.replace(",", ".") if spec.decimal == "," else word):
+        if empty or is_number(word.replace(",", ".") if spec.decimal == "," else word):
             continue
         if COMMA.fullmatch(word):
             detail = f"{where}, row {i + 1}: {word!r} has a decimal comma; {_advice(spec, delimiter)}"
@@ -303,7 +303,8 @@ def _no_number(words: pa.Array, nothing: pa.Array, spec: Table, delimiter: str, 
     return Refused("corrupt", f"{where} holds what is no number")
 
 
-def _is_number(word: str) -> bool:
+def is_number(word: str | None) -> bool:
+    """Whether a word can be a number, or is none at all (null)."""
     try:
         pa.scalar(word).cast(pa.float64())
     except pa.ArrowInvalid:

@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.descriptor import Descriptor, Signal
 from datasets.readers import base
-from datasets.readers.base import Channel, Draft, Promise, Refused, Samples
+from datasets.readers.base import Channel, Draft, Labels, Promise, Refused, Samples, Source
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def promise(draft: Draft, descriptor: Descriptor, tracks: Sequence[T], length: C
                 raise Refused("bad_rate", f"{stated}: name channels of one rate in `channels`")
         except Refused as why:
             draft.seconds[modality] = draft.whole
-            draft.refuse(modality, signal, why.reason, why.detail)
+            draft.refuse(modality, why.reason, why.detail)
             continue
         if not found:
             draft.promise(modality, signal, None, [t.shown for t in tracks])
@@ -78,9 +78,9 @@ def promise(draft: Draft, descriptor: Descriptor, tracks: Sequence[T], length: C
         draft.promise(modality, signal, said, [t.shown for t in tracks])
         reason = draft.refused.get(modality)
         if reason == "bad_scale" and flawed and flawed.flaw:
-            draft.refuse(modality, signal, reason, f"{flawed.name}: {flawed.flaw}: change `channels`")
+            draft.refuse(modality, reason, f"{flawed.name}: {flawed.flaw}: change `channels`")
         elif reason == "unit_mismatch" and not unit:
-            draft.refuse(modality, signal, reason, "the file states no unit: add `source_unit`")
+            draft.refuse(modality, reason, "the file states no unit: add `source_unit`")
 
 
 def unit_of(track: Track, signal: Signal) -> str:
@@ -104,3 +104,23 @@ def samples(
         x, missing = read(track)
         channels.append(Channel(x, missing, factor * track.scale, factor * track.offset))
     return base.together(channels, rate, signal.unit, signal.missing)
+
+
+def load(
+    source: Source,
+    descriptor: Descriptor,
+    tracks: Sequence[T],
+    read: Callable[[T], tuple[np.ndarray, np.ndarray]],
+    called: Callable[[T], str] = lambda track: track.label,
+) -> tuple[dict[str, Samples], list[Labels]]:
+    """The signals of one record that its header promises, and the label of each that says what the file calls
+    its channels; `read` as in `samples`."""
+    signals, labels = {}, []
+    for modality, signal in descriptor.signals.items():
+        wanted = modality in source.seconds and modality not in source.refused
+        found = pick(tracks, signal) if wanted else None
+        if found:
+            with base.alone(modality):
+                signals[modality] = samples(found, signal, read)
+            labels.append(Labels(f"{modality}_channel", ["+".join(called(t) for t in found)]))
+    return signals, labels

@@ -36,7 +36,7 @@ from datasets.readers.base import (
     Source,
 )
 
-WAVE, NUMBER, WORDS = 1, 2, 5  # track types
+WAVE, NUMBER = 1, 2  # track types
 INFO, RECORD = 0, 1  # packet types
 NOTHING = 4e9  # at and beyond this the package, too, reads a number as missing
 _printing = threading.Lock()
@@ -103,10 +103,10 @@ def _look(draft: Draft, descriptor: Descriptor) -> None:
         draft.promise(modality, signal, found if names else None, has)
         if len(rates[modality]) > 1:
             differ = " and ".join(f"{float(rate):g}" for rate in sorted(rates[modality]))
-            draft.refuse(modality, signal, "bad_rate", f"{differ} Hz differ: name others in `channels`")
+            draft.refuse(modality, "bad_rate", f"{differ} Hz differ: name others in `channels`")
         elif modality in case.refused and modality not in draft.refused:
             why = case.refused[modality]
-            draft.refuse(modality, signal, why.reason, why.detail)
+            draft.refuse(modality, why.reason, why.detail)
     if broken:
         raise broken
 
@@ -311,7 +311,7 @@ def _samples(tracks: list[Track], origin: float, signal: Signal) -> Samples:
 def _numbers(track: Any, known: Named, origin: float, hold_s: float) -> list[Labels]:
     """A number holds until the next one, `hold_s` at most."""
     records = sorted(track.recs, key=lambda r: r["dt"])
-    factor, offset = (track.gain, track.offset) if track.fmt > 2 else (1.0, 0.0)
+    factor, offset = _scale(track)
     start = np.array([r["dt"] for r in records], np.float64) - origin
     values = np.array([r["val"] for r in records], np.float64) * factor + offset
     end = np.minimum(np.append(start[1:], math.inf), start + hold_s)

@@ -4,6 +4,7 @@ Single-segment and multi-segment records alike (`wfdb_layout`). Samples are the 
 through floats, so that they go into the corpus unchanged; floats only where gains change between segments.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from wfdb.io._signal import INVALID_SAMPLE_VALUE, _rd_segment
 
 from datasets.descriptor import Descriptor, Signal
-from datasets.readers import base, fields
+from datasets.readers import base, fields, kinds, marks
 from datasets.readers.base import (
     Channel,
     Draft,
@@ -24,7 +25,7 @@ from datasets.readers.base import (
     Source,
 )
 from datasets.readers.wfdb_header import UNCALIBRATED, Line
-from datasets.readers.wfdb_layout import Layout, Piece, first_line, read_layout
+from datasets.readers.wfdb_layout import Layout, Piece, read_layout
 
 INVALID = INVALID_SAMPLE_VALUE | {"508": -(2**7)}
 
@@ -50,7 +51,7 @@ def _look(draft: Draft, descriptor: Descriptor) -> None:
         trouble = _trouble(layout, lines, signal)
         draft.promise(modality, signal, _promise(layout, choice, lines, signal, not trouble), layout.names)
         if trouble and "bad_" in draft.refused[modality]:
-            draft.refuse(modality, signal, *trouble)
+            draft.refuse(modality, *trouble)
             draft.seconds[modality] = draft.whole or draft.seconds[modality]
         elif fault := layout.fault(choice):
             faults[modality] = fault
@@ -134,8 +135,7 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
         wanted = sorted({i for where in held.values() for i in where})
         read = dict(zip(wanted, _read(folder, layout, piece, wanted), strict=True))
         for m, where in held.items():
-            marks = [n for n in descriptor.signals[m].missing if not isinstance(n, str)]
-            parts[m].append([_without(read[i], marks) for i in where])
+            parts[m].append([_without(read[i], descriptor.signals[m].missing) for i in where])
     signals = {}
     for m in choices:
         with base.alone(m):
@@ -162,7 +162,7 @@ def _read(folder: Path, layout: Layout, piece: Piece, channels: list[int]) -> li
     except Refused:
         raise
     except Exception as error:  # wfdb raises whatever its unpacking runs into
-        raise Refused("corrupt", f"unreadable signal file ({first_line(error)})") from error
+        raise Refused("corrupt", f"unreadable signal file ({kinds.said(error)})") from error
     for line, raw in zip(lines, raws, strict=True):
         # a header that does not say how long the record is holds no checksum of it
         if piece.header.frames and line.checksum is not None and (int(raw.sum()) - line.checksum) % 65536:
@@ -202,9 +202,10 @@ def _from_the_start(line: Line, raw: np.ndarray) -> Channel:
     return Channel(raw, missing)
 
 
-def _without(channel: Channel, marks: list[float]) -> Channel:
-    """The channel, its samples that are one of `marks` missing."""
-    return Channel(channel.x, channel.missing | np.isin(channel.x, marks)) if marks else channel
+def _without(channel: Channel, missing: Sequence[float | str]) -> Channel:
+    """The channel, its samples that are one of the numbers in `missing` missing."""
+    where = marks.marked(channel.x, missing)
+    return channel if where is None else Channel(channel.x, channel.missing | where)
 
 
 def _check_flac(path: Path, piece: Piece, line: Line) -> None:

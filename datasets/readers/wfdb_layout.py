@@ -118,11 +118,6 @@ def read_layout(name: str, fetch: Callable[[Iterable[str]], Path], sizes: Mappin
     return layout
 
 
-def first_line(error: Exception) -> str:
-    """What a library's exception says, short enough for one line."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
-
-
 def _frames_from_size(piece: Piece, sizes: Mapping[str, int]) -> int:
     """Frames in the first signal file that is there, for a header that does not state how many they are."""
     signals = piece.header.signals

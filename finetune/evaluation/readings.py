@@ -11,10 +11,8 @@ import pyarrow as pa
 
 from finetune.task import Task
 
-BY_RECORD, BY_VALUE = (
-    "record",
-    "value",
-)  # manifest["readings"], as `datasets.readers.given.readings` writes it
+# manifest["readings"], as `datasets.readers.given.readings` writes it
+BY_RECORD, BY_VALUE = "record", "value"
 
 
 def units(
@@ -57,13 +55,14 @@ def reading_names(
     start, end, value = (
         named[c].to_numpy(zero_copy_only=False).astype(float) for c in ("start_s", "end_s", "value")
     )
-    rows: dict[str, list[int]] = {}
+    of_record: dict[str, list[int]] = {}
     for row, record in enumerate(named["record"].to_pylist()):
-        rows.setdefault(record, []).append(row)
+        of_record.setdefault(record, []).append(row)
+    rows = {record: np.array(at) for record, at in of_record.items()}
     found = np.array([""] * len(record_n), object)
     whole = np.zeros(len(record_n), bool)
     for i, (record, at_s, target) in enumerate(zip(record_n, start_n, target_n, strict=True)):
-        at = np.array(rows[record])
+        at = rows[record]
         if np.isnan(start[at]).any():
             whole[i] = True
             continue

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.descriptor import Descriptor, read_descriptor
 from datasets.readers import edf as reader
-from datasets.readers.base import Recording, Root, Source
 from tests.datasets import recordings
 from tests.datasets.recordings import waves
 
@@ -29,6 +27,8 @@ unit = "mV"
 units = { uV = 1e-3, mV = 1 }
 required = true
 """
+USE = recordings.Use(reader, TEXT)
+scan, load = USE.one, USE.sound
 
 
 def signal(label="ECG", rate=100, low="-5", high="5", least="-32768", most="32767", unit="mV", seed=0):
@@ -77,17 +77,3 @@ def write(path: Path, signals, records=10, record_s="1", count=None, kind="EDF",
     head += cells.get("padding", b"")
     path.write_bytes(head + np.concatenate(blocks, axis=1).tobytes() + cells.get("tail", b""))
     return x
-
-
-def scan(folder: Path, text: str = TEXT) -> tuple[Descriptor, Root, Source]:
-    known = read_descriptor(recordings.descriptor(folder, text))
-    root = Root(str(folder / "root"))
-    (source,) = reader.scan(root, known)
-    return known, root, source
-
-
-def load(folder: Path, text: str = TEXT) -> Recording:
-    """The one record below `folder`/root; it must be sound."""
-    known, root, source = scan(folder, text)
-    assert not source.broken and not source.refused, (source.broken, source.words)
-    return reader.load(source, Path(root.uri), known)

@@ -1,9 +1,15 @@
-"""Small WFDB recordings with known samples, written by wfdb itself."""
+"""Small WFDB recordings with known samples, written by wfdb itself; and how tests read any recording."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import wfdb
+
+from datasets.descriptor import Descriptor, read_descriptor
+from datasets.readers.base import Recording, Root, Source
 
 DESCRIPTOR = """
 name = "little"
@@ -114,3 +120,40 @@ def descriptor(folder: Path, text: str = DESCRIPTOR) -> Path:
     path = folder / "little.toml"
     path.write_text(text)
     return path
+
+
+def path_of(name: str) -> Any:
+    """The fixture `path`: where `name` lies in a new `tmp_path`/root."""
+
+    @pytest.fixture
+    def path(tmp_path: Path) -> Path:
+        (tmp_path / "root").mkdir()
+        return tmp_path / "root" / name
+
+    return path
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a reader makes of `folder`/root by the text of a descriptor: `text`, where a call names none."""
+
+    reader: Any
+    text: str
+
+    def all(self, folder: Path, text: str | None = None) -> tuple[Descriptor, Root, list[Source]]:
+        known = read_descriptor(descriptor(folder, self.text if text is None else text))
+        root = Root(str(folder / "root"))
+        return known, root, self.reader.scan(root, known)
+
+    def one(self, folder: Path, text: str | None = None) -> tuple[Descriptor, Root, Source]:
+        known, root, (source,) = self.all(folder, text)
+        return known, root, source
+
+    def load(self, known: Descriptor, root: Root, source: Source) -> Recording:
+        return self.reader.load(source, Path(root.uri), known)
+
+    def sound(self, folder: Path, text: str | None = None) -> Recording:
+        """The one record, of which nothing may be refused."""
+        known, root, source = self.one(folder, text)
+        assert not source.broken and not source.refused, (source.broken, source.words)
+        return self.load(known, root, source)

@@ -6,15 +6,11 @@ from datetime import UTC
 import numpy as np
 import pytest
 
+from tests.datasets import recordings
 from tests.datasets.edf_files import TEXT, load, scan, signal, write
 
 LIMITS = ("-8388608", "8388607")
-
-
-@pytest.fixture
-def path(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root" / "n1.bdf"
+path = recordings.path_of("n1.bdf")
 
 
 def test_samples_are_the_integers_of_the_file_up_to_both_ends(tmp_path, path):

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.descriptor import read_descriptor
-from datasets.readers.base import Root
 from tests.datasets import recordings
 from tests.datasets.edf_files import TEXT
 from tests.datasets.recordings import waves
@@ -61,25 +59,8 @@ def ecg(seconds=10, rate=500, dtype="<i2"):
     return np.stack([waves(seconds, rate, n) for n in (1, 2)], axis=1).astype(dtype)
 
 
-def scan(folder, text=DESCRIPTOR):
-    known = read_descriptor(recordings.descriptor(folder, text))
-    root = Root(str(folder / "root"))
-    (source,) = reader.scan(root, known)
-    return known, root, source
-
-
-def load(folder, text=DESCRIPTOR):
-    known, root, source = scan(folder, text)
-    assert not source.broken and not source.refused, (source.broken, source.words)
-    return reader.load(source, Path(root.uri), known)
-
-
-@pytest.fixture
-def path(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root" / "n1.dcm"
-
-
+USE = recordings.Use(reader, DESCRIPTOR)
+scan, load, path = USE.one, USE.sound, recordings.path_of("n1.dcm")
 LEADS = [channel("2:1"), channel("2:2", ChannelSensitivityCorrectionFactor="1.02", ChannelBaseline="30")]
 
 

@@ -1,16 +1,13 @@
 """The EDF reader against pyedflib, and EDF+D, which pyedflib does not open."""
 
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.descriptor import read_descriptor
 from datasets.readers import edf as reader
-from datasets.readers.base import Root
 from datasets.segment import segment
 from tests.datasets import recordings
 from tests.datasets.recordings import waves
@@ -51,6 +48,8 @@ units = { g = 1 }
 [numerics.channels]
 SpO2 = { name = "spo2", unit = "%" }
 """
+USE = recordings.Use(reader, TEXT)
+read, load, path = USE.one, USE.load, recordings.path_of("n1.edf")
 
 
 def header(label, rate, unit, low, high, dmin=-32768, dmax=32767):
@@ -81,23 +80,6 @@ def write(path, seconds=20, kind=pyedflib.FILETYPE_EDFPLUS, annotations=()):
         for at, long, text in annotations:
             file.writeAnnotation(at, long, text)
     return x
-
-
-def read(folder, text=TEXT):
-    known = read_descriptor(recordings.descriptor(folder, text))
-    root = Root(str(folder / "root"))
-    (source,) = reader.scan(root, known)
-    return known, root, source
-
-
-def load(known, root, source):
-    return reader.load(source, Path(root.uri), known)
-
-
-@pytest.fixture
-def path(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root" / "n1.edf"
 
 
 @pytest.mark.parametrize("kind", [pyedflib.FILETYPE_EDF, pyedflib.FILETYPE_EDFPLUS])

@@ -6,13 +6,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from tests.datasets import recordings
 from tests.datasets.edf_files import TEXT, load, scan, signal, write
 
-
-@pytest.fixture
-def path(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root" / "n1.edf"
+path = recordings.path_of("n1.edf")
 
 
 def values(recording, modality="ecg"):

@@ -1,13 +1,9 @@
 """Avro files as Empatica's EmbracePlus writes them, made with fastavro."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from datasets.descriptor import read_descriptor
 from datasets.readers import empatica as reader
-from datasets.readers.base import Root
 from tests.datasets import recordings
 from tests.datasets.edf_files import TEXT
 
@@ -30,6 +26,8 @@ unit = "g"
 units = { g = 1 }
 """
 )
+USE = recordings.Use(reader, DESCRIPTOR)
+scan, load, path = USE.one, USE.sound, recordings.path_of("n1.avro")
 
 
 def schema(params):
@@ -67,25 +65,6 @@ def write(path, version=(6, 4), params=None, bvp_late_s=0.0, codec="deflate"):
     with open(path, "wb") as file:
         fastavro.writer(file, fastavro.parse_schema(schema(params)), [record], codec=codec)
     return bvp, acc
-
-
-def scan(folder, text=DESCRIPTOR):
-    known = read_descriptor(recordings.descriptor(folder, text))
-    root = Root(str(folder / "root"))
-    (source,) = reader.scan(root, known)
-    return known, root, source
-
-
-def load(folder, text=DESCRIPTOR):
-    known, root, source = scan(folder, text)
-    assert not source.broken and not source.refused, (source.broken, source.words)
-    return reader.load(source, Path(root.uri), known)
-
-
-@pytest.fixture
-def path(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root" / "n1.avro"
 
 
 @pytest.mark.parametrize(

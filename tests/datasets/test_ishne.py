@@ -3,19 +3,18 @@
 import binascii
 import struct
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datasets.descriptor import read_descriptor
 from datasets.readers import ishne as reader
-from datasets.readers.base import Root
 from tests.datasets import recordings
 from tests.datasets.edf_files import TEXT
 from tests.datasets.recordings import waves
 
 DESCRIPTOR = TEXT.replace('"edf"', '"ishne"').replace("[eb]df", "ecg").replace('["ECG"]', '["II"]')
+USE = recordings.Use(reader, DESCRIPTOR)
+scan, load, path = USE.one, USE.sound, recordings.path_of("n1.ecg")
 
 
 def write(path, rate=180, leads=(5, 6), resolution=(2441, 5000), counted="lead", checksum=None, tail=b""):
@@ -36,25 +35,6 @@ def write(path, rate=180, leads=(5, 6), resolution=(2441, 5000), counted="lead",
     struct.pack_into("<H", head, 8, binascii.crc_hqx(body, 0xFFFF) if checksum is None else checksum)
     path.write_bytes(bytes(head) + extra + x.astype("<i2").tobytes() + tail)
     return x
-
-
-def scan(folder, text=DESCRIPTOR):
-    known = read_descriptor(recordings.descriptor(folder, text))
-    root = Root(str(folder / "root"))
-    (source,) = reader.scan(root, known)
-    return known, root, source
-
-
-def load(folder, text=DESCRIPTOR):
-    known, root, source = scan(folder, text)
-    assert not source.broken and not source.refused, (source.broken, source.words)
-    return reader.load(source, Path(root.uri), known)
-
-
-@pytest.fixture
-def path(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root" / "n1.ecg"
 
 
 @pytest.mark.parametrize("counted", ["lead", "all"])

@@ -10,10 +10,9 @@ from scipy.io import loadmat, savemat
 
 from cluster.errors import PlethoraError
 from datasets import jobs
-from datasets.descriptor import read_descriptor
 from datasets.ingest import ingest
 from datasets.readers import mat as reader
-from datasets.readers.base import Refused, Root
+from datasets.readers.base import Refused
 from datasets.schema import open_corpus, waveform
 from tests.datasets import recordings
 from tests.datasets.recordings import waves
@@ -68,6 +67,8 @@ window_s = 8
 step_s = 2
 unit = "bpm"
 """
+USE = recordings.Use(reader, TEXT)
+read, one, load, path = USE.all, USE.one, USE.load, recordings.path_of("m1.mat")
 
 
 def content():
@@ -112,27 +113,6 @@ def hdf5(path, tree):
 
 
 WRITERS = {"v5": lambda path, tree: savemat(path, tree, do_compression=True), "v7.3": hdf5}
-
-
-def read(folder, text=TEXT):
-    known = read_descriptor(recordings.descriptor(folder, text))
-    root = Root(str(folder / "root"))
-    return known, root, reader.scan(root, known)
-
-
-def one(folder, text=TEXT):
-    known, root, (source,) = read(folder, text)
-    return known, root, source
-
-
-def load(known, root, source):
-    return reader.load(source, Path(root.uri), known)
-
-
-@pytest.fixture
-def path(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root" / "m1.mat"
 
 
 @pytest.mark.parametrize("version", WRITERS)

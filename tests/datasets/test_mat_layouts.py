@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from tests.datasets import recordings
 from tests.datasets.test_mat import broken, hdf5, load, one, read
 
 TEXT = """
@@ -65,12 +66,7 @@ def v5(path, tree):
 
 
 BOTH = pytest.mark.parametrize("write", [v5, cells])
-
-
-@pytest.fixture
-def path(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root" / "m1.mat"
+path = recordings.path_of("m1.mat")
 
 
 def samples(known, root, source):

@@ -1,5 +1,6 @@
 """What a person reads of refused recordings: what the file has, the key to change, a line a cause."""
 
+import copy
 from fractions import Fraction
 from pathlib import Path
 
@@ -56,8 +57,15 @@ def test_another_unit_or_rate_is_answered_with_the_files_own_and_the_key(found, 
 
 def test_words_without_a_key_name_no_table():
     draft = Draft(Root("."), "a", "a", {}, lambda names: Path(), ["a"])
-    draft.refuse("ecg", ECG, "bad_time", "time runs back")
+    draft.refuse("ecg", "bad_time", "time runs back")
     assert draft.words == {"ecg": "time runs back"}
+
+
+def test_a_refusal_that_goes_to_another_process_keeps_its_signal():
+    why = Refused("corrupt", "a.dat is odd")
+    why.modality = "ppg"
+    same = copy.copy(why)  # as a process would send it
+    assert (same.reason, same.detail, same.modality) == ("corrupt", "a.dat is odd", "ppg")
 
 
 def test_forty_records_with_one_cause_are_one_line():
@@ -171,7 +179,7 @@ def test_one_broken_element_of_a_mat_file_leaves_the_others_and_counts_its_hours
         both[0, i] = (one["ECG"], one["PPG"])
     savemat(tmp_path / "root/m.mat", {"recs": both})
     text = DESCRIPTOR.replace('"edf"\n', '"mat"\nelements = "recs"\n', 1)
-    found = mat.scan(Root(str(tmp_path / "root")), read_descriptor(recordings.descriptor(tmp_path, text)))
+    found = recordings.Use(mat, text).all(tmp_path)[2]
     assert [s.seconds for s in found] == [
         {"ecg": 60, "ppg": 60},
         {"ppg": 30, "ecg": Fraction(5, 100)},

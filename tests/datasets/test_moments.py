@@ -1,6 +1,7 @@
 """Times in every form that people write give the same seconds; what is no time is refused by its row."""
 
 import datetime as dt
+import gzip
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.readers import moments
+from datasets.readers import moments, text
 from datasets.readers.base import Refused
 
 
@@ -79,3 +80,19 @@ def test_what_is_no_time_is_refused_by_its_row(cells, said):
     with pytest.raises(Refused, match=said.replace("[", r"\[").replace("(", r"\(")) as why:
         moments.read(words(*cells))
     assert why.value.reason == "bad_time"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_a_line_that_states_nothing_is_answered_with_the_keys_to_correct(tmp_path, name):
+    (tmp_path / name).write_bytes((gzip.compress if name.endswith("gz") else bytes)(b"1700000000, 1\n,\n"))
+    assert moments.stated(tmp_path / name, 1, ",").s.tolist() == [1_700_000_000]
+    for line in (2, 9):
+        with pytest.raises(Refused, match=f"line {line} states no time or rate: correct `start_line` or"):
+            moments.stated(tmp_path / name, line, ",")
+
+
+def test_a_compressed_text_is_not_unpacked_without_end_for_its_first_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "LARGEST", 10_000)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"1" * 10**6))
+    with pytest.raises(Refused, match="unpacks to more than"):
+        moments.stated(tmp_path / "a.csv.gz", 1, ",")

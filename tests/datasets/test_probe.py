@@ -14,6 +14,7 @@ from datasets.__main__ import main
 from datasets.descriptor import read_descriptor
 from datasets.readers import READERS
 from datasets.readers.base import Recording, Root, checked
+from datasets.readers.contents import contents
 
 RATE, N = 50, 3000
 X = np.round(100 * np.sin(2 * np.pi * 1.2 * np.arange(N) / RATE), 2)
@@ -137,3 +138,15 @@ def test_lines_above_the_samples_are_no_samples_and_say_rate_and_unit(tmp_path):
     main(["probe", str(tmp_path), "--write", str(tmp_path / "mine.toml"), "--signal", "ecg=1"])
     got = recorded(tmp_path, tmp_path / "mine.toml").signals["ecg"]
     assert (got.rate, got.unit) == (RATE, "mV") and np.allclose(got.x_tc[:, 0] * got.scale, X / 1000)
+
+
+def test_of_a_large_folder_no_more_files_are_read_than_are_reported(tmp_path, monkeypatch):
+    for i in range(40):
+        name = "".join("abcdefghij"[int(digit)] for digit in f"{i:02d}")
+        (tmp_path / f"{name}.csv").write_text("time,ppg\n0.00,1\n0.02,2\n0.04,3\n")
+    (tmp_path / "a_note.pdf").write_bytes(b"%PDF-1.4\n")
+    looked = []
+    monkeypatch.setattr(probe, "contents", lambda path: looked.append(path) or contents(path))
+    found = probe.probe([tmp_path])
+    assert len(found) == probe.MOST and all(one.path.suffix == ".csv" for one in found)
+    assert len(looked) <= probe.MOST + 1

@@ -18,10 +18,8 @@ from tests.datasets.recordings import DESCRIPTOR, waves, write_record
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def scan(folder, text=DESCRIPTOR):
-    known = read_descriptor(recordings.descriptor(folder, text))
-    root = Root(str(folder / "root"))
-    return known, root, reader.scan(root, known)
+USE = recordings.Use(reader, DESCRIPTOR)
+scan, load = USE.all, USE.load
 
 
 def one(folder, text=DESCRIPTOR, **more):
@@ -29,10 +27,6 @@ def one(folder, text=DESCRIPTOR, **more):
     write_record(folder / "root", 1, "ann", x, **more)
     known, root, sources = scan(folder, text)
     return known, root, sources[0]
-
-
-def load(known, root, source):
-    return reader.load(source, Path(root.uri), known)
 
 
 def test_samples_are_the_files_own_integers_with_their_gain_and_baseline(tmp_path):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.readers import sheets, table
+from datasets.readers import arrays, clock, moments, sheets, table
 from datasets.readers.base import Refused
 from tests.datasets.tables import DESCRIPTOR, ECG, scan
 from tests.datasets.test_columns import ppg, refusal
@@ -183,3 +183,28 @@ def test_an_optional_signal_that_cannot_be_read_does_not_take_the_required_one_w
     known, (source,) = scan(folder, DESCRIPTOR + ECG)
     assert source.broken is None and source.refused == {"ecg": "corrupt"} and "ecg" in source.words["ecg"]
     assert set(table.load(source, folder, known).signals) == {"ppg"}
+
+
+def test_the_variables_of_many_records_are_unpacked_once_for_all_of_them(folder):
+    draw = np.random.default_rng(0)
+    x = {name: draw.normal(size=(20, 1000)).astype("f4") for name in ("ppg", "ecg", "abp")}
+    np.savez(folder / "rec1.npz", ids=np.arange(20), **x)
+    text = DESCRIPTOR + ECG + ECG.replace("ecg", "abp") + '\n[table]\nids = "ids"\n'
+    known, sources = scan(folder, text)
+    before = arrays._member.cache_info().misses
+    for i, source in enumerate(sources):
+        got = table.load(source, folder, known).signals
+        assert all(np.array_equal(got[name].x_tc[:, 0], x[name][i]) for name in x)
+    assert arrays._member.cache_info().misses - before <= 3
+
+
+def test_a_column_of_times_is_read_once_for_all_signals_of_its_file(folder, monkeypatch):
+    rows = "".join(f"{i / 100},{i % 7},{i % 5}\n" for i in range(3000))
+    (folder / "rec1.csv").write_text("t,ppg,ecg\n" + rows)
+    reads, read, measure = [], moments.read, clock.measured
+    monkeypatch.setattr(moments, "read", lambda *a: reads.append("times") or read(*a))
+    monkeypatch.setattr(clock, "measured", lambda *a: reads.append("clock") or measure(*a))
+    known, (source,) = scan(folder, DESCRIPTOR + ECG + '\n[table]\ntime = "t"\n')
+    assert reads == ["times", "clock"] and not source.refused
+    got = table.load(source, folder, known).signals
+    assert [len(got[m].x_tc) for m in ("ppg", "ecg")] == [3000, 3000] and len(reads) == 4

@@ -2,16 +2,14 @@
 
 import gzip
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 import vitaldb
 from vitaldb.utils import TYPE_STR, TYPE_WAV, Track
 
-from datasets.descriptor import read_descriptor
 from datasets.readers import vitaldb as reader
-from datasets.readers.base import Refused, Root
+from datasets.readers.base import Refused
 from datasets.segment import segment
 from tests.datasets import recordings
 from tests.datasets.recordings import waves
@@ -45,6 +43,8 @@ units = { mV = 1 }
 [numerics.channels]
 "Solar8000/HR" = { name = "hr", unit = "bpm" }
 """
+USE = recordings.Use(reader, TEXT)
+read, load, path = USE.one, USE.load, recordings.path_of("1.vital")
 START = 1_700_000_000.0
 
 
@@ -78,23 +78,6 @@ def write(path, gaps=(), packed=False, jitter=0.0, ecg_start=START + 2.5):
     file.trks["EVENT"] = Track("EVENT", TYPE_STR, recs=words)
     file.to_vital(str(path), packed=packed)
     return pleth, ecg
-
-
-def read(folder, text=TEXT):
-    known = read_descriptor(recordings.descriptor(folder, text))
-    root = Root(str(folder / "root"))
-    (source,) = reader.scan(root, known)
-    return known, root, source
-
-
-def load(known, root, source):
-    return reader.load(source, Path(root.uri), known)
-
-
-@pytest.fixture
-def path(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root" / "1.vital"
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import wfdb
 
-from datasets.descriptor import read_descriptor
 from datasets.readers import wfdb as reader
-from datasets.readers.base import Refused, Root, Source
+from datasets.readers.base import Refused, Source
 from datasets.readers.wfdb_layout import Layout, read_layout
 from tests.datasets import recordings
 from tests.datasets.recordings import waves
@@ -129,10 +128,9 @@ def write(
 
 
 def scan(folder: Path, text: str) -> tuple[Source, reader.Recording | None]:
-    known = read_descriptor(recordings.descriptor(folder, HEAD + text))
-    root = Root(str(folder / "root"))
-    (source,) = reader.scan(root, known)
-    return source, None if source.broken else reader.load(source, Path(root.uri), known)
+    use = recordings.Use(reader, HEAD + text)
+    known, root, source = use.one(folder)
+    return source, None if source.broken else use.load(known, root, source)
 
 
 def physical(recording: reader.Recording | None, modality: str) -> np.ndarray:

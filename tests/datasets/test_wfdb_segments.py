@@ -1,7 +1,6 @@
 """Multi-segment and compressed WFDB records, and roots that are neither folders nor buckets."""
 
 from fractions import Fraction
-from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -81,15 +80,8 @@ def mimic(root, gain=None, fmt="80"):
     return home
 
 
-def read(folder, text=MIMIC):
-    known = read_descriptor(recordings.descriptor(folder, text))
-    root = Root(str(folder / "root"))
-    (source,) = reader.scan(root, known)
-    return known, root, source
-
-
-def load(known, root, source):
-    return reader.load(source, Path(root.uri), known)
+USE = recordings.Use(reader, MIMIC)
+read, load = USE.one, USE.load
 
 
 def physical(samples):
