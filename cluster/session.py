@@ -45,14 +45,17 @@ _SAID_OTHERWISE = {
 
 
 @contextlib.contextmanager
-def session(workers: int = 0, actors: int = 2, gpu: float = 0, cpu: float = 1) -> Iterator[Any]:
+def session(
+    workers: int = 0, actors: int = 2, gpu: float = 0, cpu: float = 1, fewest: int | None = None
+) -> Iterator[Any]:
     """Ray for a `with` block, which gets the `ray` module: joined if there is one, else a local one.
 
     An initialised Ray is used as it is; RAY_ADDRESS is joined (this checkout travels as working directory,
     unless a Ray job brought it already); else a local Ray starts with a logical CPU for each of `workers`,
     for the `actors` of each, and a spare, for fewer would starve the stream for ever. Only what was started
     here is shut down. Token authentication stays on. PlethoraError when the cluster cannot be joined, a
-    GPU is asked for (`gpu` a worker) where there is none, or more CPUs (`cpu`) than this machine has.
+    GPU is asked for (`gpu` a worker) where there is none, or more CPUs (`cpu` a worker, one an actor) than
+    there are for `fewest` workers.
     """
     ray = quiet_ray()
     if ray.is_initialized():
@@ -69,6 +72,13 @@ def session(workers: int = 0, actors: int = 2, gpu: float = 0, cpu: float = 1) -
             raise PlethoraError(
                 f"resources.gpu = {gpu:g} for {workers} workers needs {gpu * workers:g} GPUs, "
                 f"Ray has {have:g}: set resources.gpu = 0 or add GPUs"
+            )
+        least = workers if fewest is None else fewest
+        need, have = least * (cpu + actors), ray.cluster_resources().get("CPU", 0)
+        if need > have:  # a worker without a CPU would be waited for, and actors without one starve it
+            raise PlethoraError(
+                f"{least} workers with {cpu:g} CPUs (resources.cpu) and {actors} transform actors "
+                f"(stream.actors) each need {need:g} CPUs, Ray has {have:g}: lower one of them, or add nodes"
             )
         yield ray
     finally:

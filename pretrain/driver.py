@@ -42,7 +42,7 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
 
     asked = run.resources
     workers = run.fewest if asked.gpu else run.most
-    with session.session(workers, run.stream.actors, asked.gpu, asked.cpu):
+    with session.session(workers, run.stream.actors, asked.gpu, asked.cpu, run.fewest):
         data = open_data(run, recipe)
         terms.check([*corpora(data), *inherited(run)], bundle)  # before, not after, it is paid for
         for line in summary(run, recipe, data, start):

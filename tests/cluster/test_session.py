@@ -113,12 +113,14 @@ entry(main)
 """
 
 
-def _joined(ray_session: Any, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def _joined(
+    ray_session: Any, folder: Path, code: str = JOIN, **settings: str
+) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the session is on loopback alone, so who joins must be
     env |= {"RAY_ADDRESS": ray_session.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT), **settings}
     return subprocess.run(
-        [sys.executable, "-c", JOIN],
+        [sys.executable, "-c", code],
         cwd=folder,
         env=env,
         capture_output=True,
@@ -137,6 +139,19 @@ def test_a_running_cluster_is_joined_with_its_token_and_this_checkout_travels_th
     assert done.stdout.strip().endswith("datasets/__init__.py")
     assert done.stderr == ""
     assert ray_session.get(ray_session.remote(lambda: 1).remote()) == 1, "the joiner ends itself alone"
+
+
+def test_a_joined_cluster_with_too_few_cpus_is_one_clear_line(ray_session: Any, tmp_path: Path) -> None:
+    have = ray_session.cluster_resources()["CPU"]
+    many = int(have) + 1
+    done = _joined(ray_session, tmp_path, JOIN.replace("session()", f"session({many}, 1)"))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"error: {many} workers with 1 CPUs (resources.cpu) and 1 transform actors (stream.actors) each need "
+        f"{2 * many} CPUs, Ray has {have:g}: lower one of them, or add nodes"
+    ]
+    elastic = _joined(ray_session, tmp_path, JOIN.replace("session()", f"session({many}, 1, fewest=1)"))
+    assert elastic.returncode == 0, elastic.stderr
 
 
 @pytest.mark.slow
