@@ -21,6 +21,7 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 
+VERSION = 1  # of the order: a run goes on only with the one that it began with
 MAX_LANES = 64  # more lanes mix better and read more row groups a block; every usual worker count divides 64
 BLOCK_BYTES = 100e6  # Ray Data cuts blocks above 128 MB, which would change who gets which rows
 
