@@ -1,13 +1,19 @@
 """Temporary folders that do not outlive a machine's patience: what a killed process left is removed later."""
 
+import errno
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+from cluster.errors import PlethoraError
+
+LITTLE = 2**20  # bytes: less is a full disk
 STALE_S = 3600.0  # another container may share the folder and not the process ids
 
 
@@ -23,3 +29,19 @@ def scratch(kind: str) -> "tempfile.TemporaryDirectory[str]":
         if pid.isdecimal() and old and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     return tempfile.TemporaryDirectory(prefix=f"plethora-{kind}-{os.getpid()}-")
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Within, only the temporary `folder` is written to: where it has no room left, one line says so. torch
+    and safetensors tell a full disk in words of their own, torch without any reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+        if not full and not ("write" in str(error) and shutil.disk_usage(folder).free < LITTLE):
+            raise
+        raise PlethoraError(
+            f"the temporary folder {folder.parent} is full: free some of it, or name another one with TMPDIR"
+        ) from error

@@ -226,8 +226,14 @@ class Corpus:
     def read_row_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One row group of one shard, only the wanted columns (see `row_schema`)."""
         wanted = None if columns is None else list(columns)
+        where, size = storage.join(self.uri, self.shards[shard]["path"]), self.shards[shard].get("bytes", 0)
 
         def read(source: Any) -> pa.Table:
+            if size and source.size() != size:  # known since it was opened: this costs no request
+                raise PlethoraError(
+                    f"{where} is corrupt, or was replaced ({source.size():,} bytes where its {MANIFEST} "
+                    f"vouched for {size:,}): ingest it again, with --force"
+                )
             file = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
             trust.check_group(file, group, wanted)
             table = file.read_row_group(group, columns=wanted)

@@ -5,9 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cluster import storage
 from cluster.config import Config
 from datasets.plan import LANES, MIXED
 from datasets.split import Split
+
+# What a run's own folder holds: a run of such a name would write into another one's.
+OWN = ("bundle", "evaluations", "owner", "telemetry")
 
 
 class Optim(Config):
@@ -111,7 +115,22 @@ class RunConfig(Config):
             raise ValueError(
                 f"name = {name!r} names no folder below storage: use letters, digits, - _ . and /"
             )
+        own = [part for part in parts if part in OWN or part.startswith("checkpoint_20")]
+        if own:
+            raise ValueError(f"name = {name!r}: `{own[0]}` is a folder inside runs: choose another word")
         return name
+
+    @field_validator("corpus")
+    @classmethod
+    def _names_each_corpus_once(cls, corpus: str | dict[str, float]) -> str | dict[str, float]:
+        known: dict[str, str] = {}
+        for uri in corpus if isinstance(corpus, dict) else ():
+            first = known.setdefault(storage.normalise(uri), uri)
+            if first != uri:
+                raise ValueError(
+                    f"corpus names one folder twice, {first!r} and {uri!r}: name it once, with one weight"
+                )
+        return corpus
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

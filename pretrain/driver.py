@@ -2,16 +2,17 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import session, storage, telemetry, terms
+from cluster import owner, session, storage, telemetry, terms
 from cluster.durable import durable
-from cluster.errors import PlethoraError
-from pretrain import checkpoint
+from cluster.errors import PlethoraError, user_message
+from pretrain import checkpoint, fingerprint
 from pretrain.config import RunConfig
 from pretrain.data import Data, open_data
+from pretrain.fingerprint import Fingerprint
 from pretrain.lineage import corpora, inherited
 from pretrain.recipe import Recipe, build
 
@@ -19,24 +20,42 @@ from pretrain.recipe import Recipe, build
 def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Train `run` to its published bundle. Returns {"bundle", "steps", "metrics", "resumed_from", "stopped"}.
 
-    resume: go on from the run's last committed checkpoint (a fresh start where there is none); without it, a
-    run that exists is an error. callbacks: of Ray Train; with any, each validation is reported to them as
-    {"step", "steps", "figures": {name: value}}. Raises PlethoraError for what a user can mend.
+    resume: go on from the run's last committed checkpoint (a fresh start where there is none), as the same
+    run that it began as; without it, a run that exists is an error. callbacks: of Ray Train; with any, each
+    validation is reported to them as {"step", "steps", "figures": {name: value}}. Raises PlethoraError for
+    what a user can mend.
     """
     run = located(run)
     home = storage.join(run.storage, run.name)
+    outside_bundles(run)
     recipe = build(run.recipe, run.method, run.seed)
     bundle = storage.join(home, "bundle")
-    done = checkpoint.committed(home)
-    if not resume and (done is not None or storage.exists(bundle)):
+    if not resume and (checkpoint.begun(home) or storage.exists(bundle)):
         raise PlethoraError(
             f"run {run.name} exists in {run.storage}: go on with --resume, or give another name"
         )
+    now = fingerprint.of(run, recipe)
     if storage.exists(storage.join(bundle, "_COMPLETE")):
+        if (before := began_as(run)) is not None:
+            fingerprint.compare(run.name, before, now, lengthen=False)
         say(f"run {run.name} is complete")
         metrics = storage.read_json(storage.join(bundle, "metrics.json"))
         return {"bundle": bundle, "metrics": metrics["last"], "resumed_from": None}
-    start = done or 0
+    with owner.owned(home) as token:
+        return _owned(run, recipe, now, token, callbacks)
+
+
+def _owned(
+    run: RunConfig, recipe: Recipe, now: Fingerprint, token: str, callbacks: Sequence[Any]
+) -> dict[str, Any]:
+    """`launch`, in a folder that is ours: what is there of this run is as far as it came."""
+    home = storage.join(run.storage, run.name)
+    bundle = storage.join(home, "bundle")
+    before = began_as(run) if checkpoint.begun(home) else None
+    longer = before is not None and fingerprint.compare(run.name, before, now)
+    for line in checkpoint.mend(home):
+        say(f"run {run.name}: {line}")
+    start = checkpoint.committed(home) or 0
     for name in checkpoint.collect(home):
         say(f"run {run.name}: removed {name}, which was never committed")
 
@@ -44,19 +63,15 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
     workers = run.fewest if asked.gpu else run.most
     with session.session(workers, run.stream.actors, asked.gpu, asked.cpu, run.fewest):
         data = open_data(run, recipe)
+        if longer and before is not None:
+            say(lengthened(run, data, before, now, start))
         terms.check([*corpora(data), *inherited(run)], bundle)  # before, not after, it is paid for
+        fingerprint.write(home, now)
         for line in summary(run, recipe, data, start):
             say(line)
         steps = data.steps
         del data  # gigabytes of a large corpus, which nobody here asks again
-        board = telemetry.make_board()
-        with board.render(run.name, steps):
-            result = fitted(trainer(run, board, callbacks), run)
-        value = result.return_value or {}
-        if "error" in value:
-            raise PlethoraError(value["error"])
-        if value.get("stopped"):
-            say(f"run {run.name}: {value['stopped']}")
+        value = trained(run, now, token, steps, callbacks)
     for name in checkpoint.collect(home):  # of workers that died while the run went on
         say(f"run {run.name}: removed {name}, which was never committed")
     metrics = storage.read_json(storage.join(bundle, "metrics.json"))
@@ -67,6 +82,68 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
         "metrics": metrics["last"],
         "stopped": value.get("stopped", ""),
     }
+
+
+def trained(
+    run: RunConfig, known: Fingerprint, token: str, steps: int, callbacks: Sequence[Any]
+) -> dict[str, Any]:
+    """What the run's workers return at its end. A checkpoint that turns out damaged is let go of, and the run
+    goes on from the one before. PlethoraError: they gave up, and why.
+    """
+    home = storage.join(run.storage, run.name)
+    board = telemetry.make_board()
+    told = {"known": known.model_dump(mode="json"), "token": token, "board": board}
+    with board.render(run.name, steps):
+        while True:
+            value = fitted(trainer(run, told, callbacks), run).return_value or {}
+            if "damaged" not in value:
+                break
+            checkpoint.drop(home, value["damaged"])
+            say(
+                f"run {run.name}: skipped {value['damaged']}, which is damaged ({value['error']}): going on "
+                f"after step {checkpoint.committed(home)}"
+            )
+    if "error" in value:
+        raise PlethoraError(value["error"])
+    if value.get("stopped"):
+        say(f"run {run.name}: {value['stopped']}")
+    return value
+
+
+def began_as(run: RunConfig) -> Fingerprint | None:
+    """What a run that exists began with; None, and a word, where nothing tells."""
+    found = fingerprint.read(home := storage.join(run.storage, run.name))
+    if found is None:
+        say(f"run {run.name}: no {fingerprint.FILE} in {home} tells what it began as; taken for the same run")
+    return found
+
+
+def outside_bundles(run: RunConfig) -> None:
+    """PlethoraError where the run's folder lies in a published bundle, which would no longer verify."""
+    place = storage.normalise(run.storage)
+    for part in ("", *run.name.split("/")):
+        place = storage.join(place, part)
+        if storage.exists(storage.join(place, "_COMPLETE")):
+            raise PlethoraError(
+                f"run {run.name} would write into what is published at {place}: give another name or storage"
+            )
+
+
+def lengthened(run: RunConfig, data: Data, before: Fingerprint, now: Fingerprint, start: int) -> str:
+    """A line that says that the run goes on to be longer. PlethoraError: the longer plan has other windows in
+    the steps that are done.
+    """
+    plan, _ = data.plan(0, 1)
+    seen = {f"{source}/{pass_}": list(told) for (source, pass_), told in plan.expected(start).items()}
+    if start and seen != checkpoint.ledger(storage.join(run.storage, run.name)):
+        raise PlethoraError(
+            f"run {run.name} cannot grow from {before.length} to {now.length}: the {start} steps that are "
+            f"done would have been others; end it with {before.length}, or give another name"
+        )
+    return (
+        f"run {run.name} grows from {before.length} to {now.length}: its {start} steps are the same in both "
+        "plans, the learning rate follows the longer schedule from here on"
+    )
 
 
 def located(run: RunConfig) -> RunConfig:
@@ -94,9 +171,10 @@ def located(run: RunConfig) -> RunConfig:
     )
 
 
-def trainer(run: RunConfig, board: Any, callbacks: Sequence[Any] = ()) -> Any:
-    """The TorchTrainer of a run. Workers make their own datasets: each plans what is left from the checkpoint
-    that it restored, so that what was done beyond it is done again."""
+def trainer(run: RunConfig, told: Mapping[str, Any], callbacks: Sequence[Any] = ()) -> Any:
+    """The TorchTrainer of a run, whose workers are `told` what `loop.train` wants beside it. They make their
+    own datasets: each plans what is left from the checkpoint that it restored, so that what was done beyond
+    it is done again."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -117,8 +195,8 @@ def trainer(run: RunConfig, board: Any, callbacks: Sequence[Any] = ()) -> Any:
     return TorchTrainer(
         loop,
         train_loop_config={
+            **told,
             "run": run.model_dump(),
-            "board": board,
             "actor_cpus": float(not shared),
             "report": bool(callbacks),
         },
@@ -162,7 +240,7 @@ def fitted(trainer: Any, run: RunConfig) -> Any:
         known = [c for c in causes if isinstance(c, PlethoraError) or storage.is_full_or_away(c)]
         if not known:  # code that is wrong: the traceback says where
             raise
-        lines = " ".join(str(known[0]).split())
+        lines = user_message(known[0]) or " ".join(str(known[0]).split())
         raise PlethoraError(
             f"run {run.name} stopped: {lines}; once that is mended, go on with --resume"
         ) from error

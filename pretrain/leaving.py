@@ -17,6 +17,8 @@ from ray.exceptions import RayActorError
 from ray.train import CheckpointConsistencyMode
 from ray.train.v2._internal.execution.callback import WorkerCallback  # RunConfig.callbacks takes it
 
+from pretrain.guard import Guard
+
 ASK_EVERY_S = 2.0  # Ray's own watcher looks every 5 s; asking it is a meeting of all ranks
 COMMIT_S = 20.0  # the controller looks every 2 s
 
@@ -33,19 +35,21 @@ class Heed(WorkerCallback):
 
 
 class Notice:
-    """What the ranks of one worker group know of having to leave."""
+    """What the ranks of one worker group know of having to leave, and of what the run stands on."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.asked = device, time.monotonic()
+    def __init__(self, device: torch.device, guard: Guard) -> None:
+        self.device, self.guard, self.asked = device, guard, time.monotonic()
 
     def given(self) -> bool:
-        """Whether any rank was told to leave. Every rank calls it after every step, and hears the same."""
+        """Whether any rank was told to leave. Every rank calls it after every step, and hears the same;
+        `Ended` where the guard says so."""
         late = time.monotonic() - self.asked > ASK_EVERY_S
         word = torch.tensor([float(late), float(_terminated.is_set())], device=self.device)
         dist.all_reduce(word, op=dist.ReduceOp.MAX)
         ask, leave = word.tolist()
         if ask and not leave:
             self.asked = time.monotonic()
+            self.guard.passing()
             return ray.train.get_preemption_info() is not None
         return bool(leave)
 

@@ -18,6 +18,8 @@ from pretrain import checkpoint
 from pretrain.config import RunConfig
 from pretrain.data import open_data
 from pretrain.engine import Engine, wrap
+from pretrain.fingerprint import Fingerprint
+from pretrain.guard import Ended, Guard
 from pretrain.layers import stepped
 from pretrain.lineage import corpora
 from pretrain.meters import Means, Seen, chunks
@@ -44,10 +46,21 @@ class State:
 def train(config: dict[str, Any]) -> dict[str, Any]:
     """One worker of one run, from the last checkpoint (or the seed) to the published bundle.
 
-    config: {"run": RunConfig as a dict, "board": telemetry board, "actor_cpus": of each transform actor}.
+    config: {"run": RunConfig as a dict, "known": Fingerprint as a dict, "token": of the folder's owner,
+    "board": telemetry board, "actor_cpus": of each transform actor}.
     Returns {"bundle": uri, "stopped": why the run ended early, or ""} or, where every worker agreed to give
-    up, {"error": one line}: raising would make Ray start the same steps again.
+    up, {"error": one line}: raising would make Ray start the same steps again. With "damaged", a checkpoint's
+    name, the run can go on from the one before.
     """
+    try:
+        return _train(config)
+    except checkpoint.Damaged as damaged:
+        return {"error": str(damaged), "damaged": damaged.checkpoint}
+    except Ended as ended:
+        return {"error": str(ended)}
+
+
+def _train(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     from pretrain.leaving import Notice, leave
@@ -59,7 +72,10 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
 
     recipe = build(run.recipe, run.method, run.seed)
+    guard = Guard(asked, Fingerprint(**config["known"]), config["token"], rank)
+    guard.begin(recipe)
     data = open_data(run, recipe)
+    guard.read([found.corpus for found in data.indexes])
     modules, frozen = recipe.modules(), {name: m.to(device) for name, m in recipe.frozen().items()}
     with checkpoint.last() as saved:
         state = State(**saved.state if saved else {})
@@ -89,7 +105,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     learned_from = corpora(data) if rank == 0 else []
     del data  # gigabytes of a large corpus in every worker (python -m tests.benchmarks.scale)
     means, seen = Means(), Seen(state.ledger)
-    notice = Notice(device)
+    notice = Notice(device, guard)
 
     for step in range(state.step, state.step if selection.stopped else steps):
         micros = []
@@ -142,6 +158,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
             selection.merge()
             state.ledger, state.selection = seen.merge(), selection.told
             with watch.spending("checkpoint"):
+                guard.saving()
                 watch.flush()
                 checkpoint.save(engines, vars(state), rank, {}, selection.weights)
             watch.checkpointed(state.step)

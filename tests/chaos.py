@@ -186,8 +186,8 @@ def compared(run: Run, reference: Run, elastic: bool) -> list[str]:
     if whole.lineage["windows_seen"] != broken.lineage["windows_seen"]:
         wrong.append("the ledger differs from the unbroken run's")
     wrong += unwhole(run.home)
-    known = {Path(c.path).name for c, _ in checkpoint._result(run.home).best_checkpoints}
-    expected = {"bundle", "telemetry", "checkpoint_manager_snapshot.json", ".validate_storage_marker"}
+    known = set(checkpoint.listed(run.home))
+    expected = {"bundle", "owner", "plan.json", "telemetry", checkpoint.SNAPSHOT, ".validate_storage_marker"}
     for name in {path.split("/")[0] for path in storage.listing(run.home)} - known - expected:
         wrong.append(f"{name} is an orphan")
     return wrong
@@ -202,21 +202,15 @@ def unwhole(home: str) -> list[str]:
             bundle.verify(place)
         except Exception as error:
             wrong.append(f"a torn bundle is visible: {error}")
-    listed = _committed(home)
-    for name in listed:
+    for name in checkpoint.listed(home):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 storage.download(storage.join(home, name), folder)
                 checkpoint.verify(Path(folder))
             except Exception as error:
-                if name in _committed(home):  # else it was let go meanwhile
+                if name in checkpoint.listed(home):  # else it was let go meanwhile
                     wrong.append(f"a torn checkpoint is visible: {error}")
     return wrong
-
-
-def _committed(home: str) -> list[str]:
-    result = checkpoint._result(home)
-    return [Path(c.path).name for c, _ in (result.best_checkpoints or [])] if result else []
 
 
 def peep(home: str, torn: list[str], over: threading.Event) -> None:

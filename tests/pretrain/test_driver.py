@@ -69,5 +69,5 @@ def test_a_worker_gets_the_cpus_that_the_run_names_and_an_elastic_one_those_of_i
         "storage": str(tmp_path),
     }
     run = RunConfig.model_validate(RUN.model_dump() | given)
-    scaling = driver.trainer(run, None).scaling_config
+    scaling = driver.trainer(run, {}).scaling_config
     assert (scaling.num_workers, scaling.resources_per_worker) == (workers, {"CPU": asked})

@@ -143,10 +143,13 @@ def test_workers_that_read_for_themselves_train_to_the_same_weights_bit_by_bit(u
 
 def test_a_run_goes_on_with_fewer_workers_as_if_nothing_had_happened(ray_session, home, capsys) -> None:
     optim = {"lr": 0.03, "warmup_steps": 2, "eps": EPS}  # sums over one worker and two round differently
-    settings: dict[str, Any] = {"method": {"dropout": 0.0}, "max_failures": 0, "optim": optim}
-    whole = driver.launch(run(home, "whole", **settings, workers=1))
+    mended = home / "mended"
+    method = {"dropout": 0.0, "fail_at": 15, "kill_mark": str(mended)}
+    settings: dict[str, Any] = {"method": method, "max_failures": 0, "optim": optim}
+    whole = driver.launch(run(home, "whole", **settings | {"method": {"dropout": 0.0}}, workers=1))
     with pytest.raises(Exception, match="planted failure"):
-        driver.launch(run(home, "fewer", **settings | {"method": {"dropout": 0.0, "fail_at": 15}}))
+        driver.launch(run(home, "fewer", **settings))
+    mended.touch()
     orphan = home / "storage" / "fewer" / "checkpoint_2020-01-01_00-00-00.000000"
     orphan.mkdir()
     (orphan / "half.pt").touch()

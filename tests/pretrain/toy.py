@@ -19,7 +19,7 @@ from pretrain.recipe import Encoder, Mode, StepResult
 class ToyConfig(Config):
     kill_at: int = -1  # one worker ends at this step as by `kill -9`, once
     kill_mark: str = ""  # a file that says that it was done
-    fail_at: int = -1  # every worker raises at this step, always
+    fail_at: int = -1  # every worker raises at this step, as long as there is no file `kill_mark`
     dropout: float = 0.1
     nan_from: int = 10**9  # every loss from this step on is NaN
 
@@ -75,7 +75,7 @@ class Toy:
         return StepResult(losses={"net": loss}, log={"indexes_at_3": float(indexes)}, counts=counts)
 
     def die(self, step: int) -> None:
-        if step == self.config.fail_at:
+        if step == self.config.fail_at and not Path(self.config.kill_mark or "/nowhere").exists():
             time.sleep(6)  # Ray's controller commits a report within 2 s: what came before is kept
             raise RuntimeError("planted failure")
         if step == self.config.kill_at:

@@ -1,0 +1,178 @@
+"""What a run trains, key by key: written with the run when it begins, compared each time it goes on.
+
+What decides which windows come in which order, and what the checkpoints hold, is in it. How many workers
+train, how a step is cut into micro-batches, learning rates and what is logged are not: those may change.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from cluster import storage
+from cluster.config import Config, validate
+from cluster.errors import PlethoraError
+from datasets import plan
+from datasets.schema import open_corpus
+from datasets.split import Split
+from datasets.windows import WindowSpec
+from pretrain import recipe as recipes
+from pretrain.config import RunConfig
+from pretrain.lineage import parents
+from pretrain.recipe import Recipe
+
+FILE = "plan.json"
+_MOST = 3  # changes that one line names
+
+
+class Corpus(Config):
+    """`hash`: of its content; `weight`: of 1. Where it lies may change."""
+
+    uri: str
+    hash: str
+    weight: float
+
+    def __str__(self) -> str:
+        return f"{self.uri} (content {self.hash}, weight {self.weight:g})"
+
+
+class Order(Config):
+    """Of [stream]."""
+
+    lanes: int
+    mixed: int
+
+
+class Shards(Config):
+    """Of [engine]: how a checkpoint is laid out."""
+
+    zero_stage: int
+
+
+class Figure(Config):
+    """Of [select]: what the best weights in a checkpoint are the best by."""
+
+    metric: str
+
+
+class Fingerprint(Config):
+    """Field by field, and named as in a run file, what a run may not change under way."""
+
+    plan: int  # version of the plan's order
+    recipe: str
+    method: dict[str, Any]  # whole, with defaults; what names a bundle or weights: the hash of those
+    seed: int
+    batch: int
+    steps: int | None
+    epochs: float | None
+    epoch_windows: int | None
+    corpus: tuple[Corpus, ...]
+    split: Split
+    windows: WindowSpec
+    stream: Order
+    engine: Shards
+    select: Figure
+
+    @property
+    def length(self) -> str:
+        """How long the run is, as its file says it."""
+        return f"{self.steps} steps" if self.steps is not None else f"{self.epochs:g} epochs"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key of a run that is not what it was."""
+
+    key: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        text = f"{self.key} was {self.old}, is {self.new}"
+        return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", text)
+
+
+def of(run: RunConfig, recipe: Recipe) -> Fingerprint:
+    """The fingerprint of a located run. PlethoraError: a corpus is not there."""
+    kind: Any = recipes.load(run.recipe)
+    method = validate(kind.Config, run.method, "[method]").model_dump(mode="json")
+    hashes = {parent["uri"]: f"content {parent['hash']}" for parent in parents(run)}
+    return Fingerprint(
+        plan=plan.VERSION,
+        recipe=run.recipe,
+        method=_put(method, hashes),
+        seed=run.seed,
+        batch=run.batch,
+        steps=run.steps,
+        epochs=run.epochs,
+        epoch_windows=run.epoch_windows,
+        corpus=tuple(Corpus(uri=uri, hash=open_corpus(uri).hash, weight=w) for uri, w in run.corpora.items()),
+        split=run.split,
+        windows=recipe.windows(),
+        stream=Order(lanes=run.stream.lanes, mixed=run.stream.mixed),
+        engine=Shards(zero_stage=run.engine.zero_stage),
+        select=Figure(metric=run.select.metric),
+    )
+
+
+def _put(value: Any, hashes: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _put(inner, hashes) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_put(inner, hashes) for inner in value]
+    return hashes.get(value, value) if isinstance(value, str) else value
+
+
+def read(home: str) -> Fingerprint | None:
+    """What the run at `home` began with; None where that was never written."""
+    where = storage.join(home, FILE)
+    return validate(Fingerprint, storage.read_json(where), where) if storage.exists(where) else None
+
+
+def write(home: str, found: Fingerprint) -> None:
+    """Keep what the run at `home` begins, or goes on, with."""
+    storage.write_json(storage.join(home, FILE), found.model_dump(mode="json"))
+
+
+def changes(before: Fingerprint, now: Fingerprint) -> list[Change]:
+    """Every key that differs, in the order of the fields."""
+    found = []
+    old, new = (_flat("", p.model_dump(mode="json", exclude={"corpus"})) for p in (before, now))
+    for key in [*old, *(key for key in new if key not in old)]:
+        if old.get(key) != new.get(key):
+            found.append(Change(key, *(json.dumps(p.get(key), ensure_ascii=False) for p in (old, new))))
+    for a, b in zip_longest(before.corpus, now.corpus):
+        if a is None or b is None or (a.hash, a.weight) != (b.hash, b.weight):
+            found.append(Change("corpus", str(a or "not there"), str(b or "not there")))
+    return found
+
+
+def _flat(at: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {at: value}
+    return {k: v for name, inner in value.items() for k, v in _flat(f"{at}.{name}".strip("."), inner).items()}
+
+
+def compare(name: str, before: Fingerprint, now: Fingerprint, lengthen: bool = True) -> bool:
+    """Whether run `name` is to be longer than it was (`lengthen`: may be). PlethoraError: it is to be another
+    run, told by its keys.
+    """
+    found = changes(before, now)
+    longer = lengthen and len(found) == 1 and _longer(before, now)
+    if not found or longer:
+        return longer
+    told = "; ".join(str(change) for change in found[:_MOST])
+    more = f"; and {len(found) - _MOST} more" if len(found) > _MOST else ""
+    other = ", with the Plethora that began it" if found[0].key == "plan" else ""
+    raise PlethoraError(
+        f"run {name} is not what it began as ({told}{more}): go on with what it began with{other}, or give "
+        "another name"
+    )
+
+
+def _longer(before: Fingerprint, now: Fingerprint) -> bool:
+    """Of two that differ in one key, whether that is the length, which grew."""
+    if before.steps is not None and now.steps is not None:
+        return now.steps > before.steps
+    return before.epochs is not None and now.epochs is not None and now.epochs > before.epochs
