@@ -34,13 +34,13 @@ def scratch(kind: str) -> "tempfile.TemporaryDirectory[str]":
 @contextmanager
 def filling(folder: Path) -> Iterator[None]:
     """Within, only the temporary `folder` is written to: where it has no room left, one line says so. torch
-    and safetensors tell a full disk in words of their own, torch without any reason.
+    and safetensors tell a full disk in words of their own, torch without the reason.
     """
     try:
         yield
     except Exception as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
-        if not full and not ("write" in str(error) and shutil.disk_usage(folder).free < LITTLE):
+        if not full and shutil.disk_usage(folder).free >= LITTLE:
             raise
         raise PlethoraError(
             f"the temporary folder {folder.parent} is full: free some of it, or name another one with TMPDIR"

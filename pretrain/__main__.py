@@ -34,7 +34,9 @@ def main(argv: list[str]) -> dict | None:
     )
     if verb == "train":
         parser.add_argument(
-            "--resume", action="store_true", help="go on from the last checkpoint, if there is one"
+            "--resume",
+            action="store_true",
+            help="go on from the last sound checkpoint, if there is one, as the run that it began as",
         )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line on stdout"

@@ -2,12 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cluster.errors import PlethoraError
+from pretrain import checkpoint
 from pretrain.checkpoint import verify
 
 
@@ -51,3 +57,53 @@ def test_damage_is_named(folder: Path, damage: Callable[[Path], object], says: s
     damage(folder)
     with pytest.raises(PlethoraError, match=says):
         verify(folder)
+
+
+class Writes:
+    """An engine whose share is written so."""
+
+    def __init__(self, write: Callable[[Path], object]) -> None:
+        self.write = write
+
+    def save(self, folder: Path) -> None:
+        self.write(folder)
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder of 1 MB."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+BIG = torch.zeros(2**20)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: torch.save({"w": BIG}, folder / "net.pt"),
+        lambda folder: save_file({"w": BIG}, folder / "buffers.safetensors"),
+        lambda folder: (folder / "x").write_bytes(BIG.numpy().tobytes()),
+    ],
+    ids=["torch", "safetensors", "bytes"],
+)
+def test_a_full_temporary_folder_is_one_line(small: Path, write: Callable[[Path], object]) -> None:
+    engines: Any = {"net": Writes(write)}
+    with pytest.raises(
+        PlethoraError, match=f"temporary folder {small} is full: free some of it, or .* TMPDIR"
+    ):
+        checkpoint.save(engines, {"step": 1}, 1, {})
+
+
+def test_what_else_goes_wrong_while_saving_keeps_its_traceback(tmp_path: Path) -> None:
+    def fails(folder: Path) -> None:
+        raise RuntimeError("cannot write this")
+
+    engines: Any = {"net": Writes(fails)}
+    with pytest.raises(RuntimeError, match="cannot write this"):
+        checkpoint.save(engines, {"step": 1}, 1, {})
