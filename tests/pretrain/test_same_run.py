@@ -39,7 +39,7 @@ def run(home: Path, name: str, **more: Any) -> RunConfig:
         "name": name,
         "steps": 12,
         "batch": 8,
-        "stream": {"actors": 0, "shuffle_mb": 0.01},  # three steps shuffled together
+        "stream": {"actors": 0, "lanes": 4},
         "split": {"val": 0.2, "test": 0.2},
         "engine": {"zero_stage": 0},
         "validate_every": 0,
@@ -104,7 +104,8 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     [
         ({"batch": 16}, "batch was 8, is 16"),
         ({"seed": 7}, "seed was 0, is 7"),
-        ({"stream": {"actors": 0, "shuffle_mb": 1.0}}, r"stream.shuffle_mb was 0.01, is 1.0"),
+        ({"stream": {"actors": 0, "lanes": 8}}, r"stream.lanes was 4, is 8"),
+        ({"stream": {"actors": 0, "lanes": 4, "mixed": 3}}, r"stream.mixed was 2, is 3"),
         ({"split": {"val": 0.1, "test": 0.2}}, "split.val was 0.2, is 0.1"),
         ({"steps": 10}, "steps was 12, is 10"),
         ({"steps": None, "epochs": 2.0}, "steps was 12, is null; epochs was null, is 2.0"),
