@@ -239,7 +239,8 @@ def sizes(uri: str | Path) -> dict[str, int]:
     for folder, _, names in os.walk(text):
         for name in names:
             path = os.path.join(folder, name)
-            found[os.path.relpath(path, text).replace(os.sep, "/")] = os.lstat(path).st_size
+            with contextlib.suppress(FileNotFoundError):  # a writer's temporary file is gone by now
+                found[os.path.relpath(path, text).replace(os.sep, "/")] = os.lstat(path).st_size
     return dict(sorted(found.items()))
 
 
