@@ -129,7 +129,7 @@ class Case:
 
 def published_bundle() -> str:
     """The bundle in BUNDLE, else the one that `make demo` publishes."""
-    path = os.environ.get("BUNDLE", str(ROOT / "out/demo/runs/sigma/bundle"))
+    path = os.environ.get("BUNDLE") or str(ROOT / "out/demo/runs/sigma/bundle")
     if not Path(path).is_dir():
         raise FileNotFoundError(f"no bundle at {path}: run `make demo`, or name a bundle's folder in BUNDLE")
     return path
