@@ -3,7 +3,7 @@
     <folder>/owner/000001.json   who: a drawn token, host, process, when it began, when it last gave a sign
 
 The highest number owns. Who takes over writes the next one, exclusively: of two, one gets it, and an owner
-that was thought dead finds out (`holds`). The last one stays, marked as given back.
+that was thought dead finds out (`holds`). The last one stays, marked as given back, beside what came of it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def owned(folder: str) -> Iterator[str]:
     def live() -> None:
         while not over.wait(SIGN_S):
             with contextlib.suppress(PlethoraError):  # the store is away: the next sign may come through
-                sign()
+                if holds(folder, mine.token):  # what somebody took over or removed does not come back
+                    sign()
 
     living = threading.Thread(target=live, daemon=True)
     living.start()
@@ -70,7 +71,10 @@ def owned(folder: str) -> Iterator[str]:
         living.join()
         with contextlib.suppress(PlethoraError):  # what ended the block matters more
             if holds(folder, mine.token):
-                sign(given_back=True)
+                if all(name.startswith(f"{FOLDER}/") for name in storage.listing(folder)):
+                    storage.delete(folder)  # nothing came of it
+                else:
+                    sign(given_back=True)
 
 
 def holds(folder: str, token: str) -> bool:

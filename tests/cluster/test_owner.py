@@ -98,7 +98,31 @@ def test_an_owner_elsewhere_is_dead_once_it_gives_no_sign(
         with owner.owned(folder) as token:
             assert owner.holds(folder, token) and not owner.holds(folder, first)
     assert "watching for up to 1 s whether it lives" in capsys.readouterr().err
-    assert told(folder).given_back, "the first one gives nothing back that it lost"
+    assert not storage.exists(folder), "the first one gives nothing back that it lost"
+
+
+def test_what_an_owner_leaves_is_a_word_beside_its_files_and_nothing_where_there_are_none(
+    folder: str,
+) -> None:
+    with owner.owned(folder):
+        pass
+    assert not storage.exists(folder)
+    with owner.owned(folder):
+        storage.write_bytes(storage.join(folder, "file"), b"x")
+    assert storage.listing(folder) == ["file", "owner/000001.json"] and told(folder).given_back
+    with owner.owned(folder):
+        assert not told(folder).given_back
+    assert storage.listing(folder) == ["file", "owner/000002.json"]
+
+
+def test_what_was_removed_under_its_owner_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "SIGN_S", 0.1)
+    with owner.owned(str(tmp_path / "run")) as token:
+        storage.delete(tmp_path / "run")
+        time.sleep(0.5)
+        assert not owner.holds(str(tmp_path / "run"), token) and not (tmp_path / "run").exists()
 
 
 def test_an_owner_elsewhere_that_gives_signs_is_alive(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
