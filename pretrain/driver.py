@@ -65,6 +65,11 @@ def _owned(
         data = open_data(run, recipe)
         if longer and before is not None:
             say(lengthened(run, data, before, now, start))
+        if before is None and start and not same_so_far(run, data, start):
+            raise PlethoraError(
+                f"run {run.name} was begun as another run, or by an older Plethora, whose plan has another "
+                "order: go on with what it began with, or give another name"
+            )
         terms.check([*corpora(data), *inherited(run)], bundle)  # before, not after, it is paid for
         fingerprint.write(home, now)
         for line in summary(run, recipe, data, start):
@@ -129,13 +134,18 @@ def outside_bundles(run: RunConfig) -> None:
             )
 
 
+def same_so_far(run: RunConfig, data: Data, start: int) -> bool:
+    """Whether the windows that the run's checkpoint counts are those of its plan's first `start` steps."""
+    plan, _ = data.plan(0, 1)
+    seen = {f"{source}/{pass_}": list(told) for (source, pass_), told in plan.expected(start).items()}
+    return seen == checkpoint.ledger(storage.join(run.storage, run.name))
+
+
 def lengthened(run: RunConfig, data: Data, before: Fingerprint, now: Fingerprint, start: int) -> str:
     """A line that says that the run goes on to be longer. PlethoraError: the longer plan has other windows in
     the steps that are done.
     """
-    plan, _ = data.plan(0, 1)
-    seen = {f"{source}/{pass_}": list(told) for (source, pass_), told in plan.expected(start).items()}
-    if start and seen != checkpoint.ledger(storage.join(run.storage, run.name)):
+    if start and not same_so_far(run, data, start):
         raise PlethoraError(
             f"run {run.name} cannot grow from {before.length} to {now.length}: the {start} steps that are "
             f"done would have been others; end it with {before.length}, or give another name"

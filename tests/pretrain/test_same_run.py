@@ -185,6 +185,18 @@ def test_a_run_grows_where_its_steps_are_the_same_and_says_so(
     assert fingerprint.read(str(folder)).steps == 15  # type: ignore[union-attr]
 
 
+def test_a_run_of_before_there_were_plans_is_refused_where_its_windows_were_others(
+    stopped: RunConfig, home: Path
+) -> None:
+    one, folder = copied(home, stopped, "older")
+    (folder / fingerprint.FILE).unlink()
+    with pytest.raises(PlethoraError, match="run older was begun as another run, or by an older Plethora"):
+        driver.launch(other(one, seed=7), resume=True)
+    with mended(home):
+        assert driver.launch(one, resume=True)["resumed_from"] == 9
+    assert fingerprint.read(str(folder)) is not None
+
+
 def test_a_run_whose_done_steps_would_be_others_does_not_grow(
     stopped: RunConfig, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
