@@ -54,8 +54,8 @@ def session(
     unless a Ray job brought it already); else a local Ray starts with a logical CPU for each of `workers`,
     for the `actors` of each, and a spare, for fewer would starve the stream for ever. Only what was started
     here is shut down. Token authentication stays on. PlethoraError when the cluster cannot be joined, a
-    GPU is asked for (`gpu` a worker) where there is none, or more CPUs (`cpu` a worker, one an actor) than
-    there are for `fewest` workers.
+    GPU is asked for (`gpu` a worker) where there is none, or there are fewer CPUs than `fewest` workers need
+    (`cpu` each, and one for each of their actors; None: who calls makes do with what there is).
     """
     ray = quiet_ray()
     if ray.is_initialized():
@@ -73,11 +73,10 @@ def session(
                 f"resources.gpu = {gpu:g} for {workers} workers needs {gpu * workers:g} GPUs, "
                 f"Ray has {have:g}: set resources.gpu = 0 or add GPUs"
             )
-        least = workers if fewest is None else fewest
-        need, have = least * (cpu + actors), ray.cluster_resources().get("CPU", 0)
+        need, have = (fewest or 0) * (cpu + actors), ray.cluster_resources().get("CPU", 0)
         if need > have:  # a worker without a CPU would be waited for, and actors without one starve it
             raise PlethoraError(
-                f"{least} workers with {cpu:g} CPUs (resources.cpu) and {actors} transform actors "
+                f"{fewest} workers with {cpu:g} CPUs (resources.cpu) and {actors} transform actors "
                 f"(stream.actors) each need {need:g} CPUs, Ray has {have:g}: lower one of them, or add nodes"
             )
         yield ray

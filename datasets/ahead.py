@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from cluster.session import memory_bytes
 
 THREADS = 2  # loads at a time: one decompresses while the other waits for the bucket
+MOST_OPEN = 4096  # results where who asks lets go of them (`Ahead.keep`)
 ROOM = 1 / 8  # of this machine's memory: results that are held there
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
 from datasets import memory
-from datasets.ahead import Ahead
+from datasets.ahead import MOST_OPEN, Ahead
 from datasets.join import join
 from datasets.judge import judge, schema
 from datasets.plan import Source
@@ -143,17 +143,19 @@ def gather(
     offset_s: np.ndarray,
     spec: WindowSpec,
     has: np.ndarray,
+    read: Ahead[pa.Table] | None = None,
 ) -> dict[str, np.ndarray]:
     """Prepared windows at the given places, (n,) each: {modality: (n, channels, samples) float32} in their
     order, zeros where bit i of `has` says that signal i is not used, and `has_<m>` (n,) bool for each
     optional modality.
 
-    Each row group is read once, however its windows are scattered over the order.
+    Each row group is read once, however its windows are scattered over the order, by `read` (None: the one of
+    this module, which holds few).
     """
     out = empty(len(row), spec)
     places, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)
     wanted = [(corpora[s], sh, g, spec) for s, sh, g in places.T.tolist()]
-    for number, table in enumerate(read.each(wanted)):
+    for number, table in enumerate((read or few).each(wanted)):
         which = np.flatnonzero(inverse.ravel() == number)
         used = (has[which] >> np.arange(len(spec.signals))[:, None] & 1) == 1
         extract(table, row[which], offset_s[which], spec, out, which, used)
@@ -180,8 +182,10 @@ def _spill(table: pa.Table, room: float) -> tuple[pa.Table, int]:
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all(), 0
 
 
-# Some 16 MiB each. Beyond `ahead.ROOM` they are on disk: what a worker's lanes have open may be gigabytes.
-read = Ahead(_read, 8, _spill)
+# Some 16 MiB each. `few`: the last ones. `held`: what a worker's lanes have open, until `stream.Reader` lets go;
+# beyond `ahead.ROOM` on disk. Two of them, so that neither crowds out the other.
+few = Ahead(_read, 8)
+held = Ahead(_read, MOST_OPEN, _spill)
 
 
 def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
@@ -251,7 +255,7 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
     for shard, group in zip(batch["shard"].tolist(), batch["group"].tolist(), strict=True):
         if group == 0:
             corpus.check_shard(shard)  # page checksums tell accidents, this tells another file
-        table = read(corpus, shard, group, spec)
+        table = few(corpus, shard, group, spec)
         there = present(table, spec)
         required = there[[s.required for s in spec.signals]]
         usable = np.logical_and(np.any(there, axis=0), np.all(required, axis=0))
@@ -276,7 +280,7 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
                 schema=schema(spec),
             )
         )
-    read.clear()  # Ray keeps the process, maybe without work
+    few.clear()  # Ray keeps the process, maybe without work
     memory.give_back()
     return pa.concat_tables(found)
 

@@ -24,7 +24,7 @@ from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
 from datasets import memory
-from datasets.ahead import Ahead
+from datasets.ahead import MOST_OPEN, Ahead
 from datasets.index import Index
 from datasets.windows import WindowSpec
 
@@ -206,7 +206,7 @@ def _spill(columns: dict[str, np.ndarray], room: float) -> tuple[dict[str, np.nd
     return mapped, 0
 
 
-read = Ahead(_load, 8, _spill)
+read = Ahead(_load, MOST_OPEN, _spill)  # of streams, which let go
 
 
 def gather(

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-MOST_OPEN = 4096  # row groups
 WAITING = 3  # blocks of a worker that wait in the object store, and as many as are being made
 
 
@@ -43,7 +42,6 @@ class Reader:
     def __init__(self, plan: Plan, shelves: list[Shelf], spec: WindowSpec, alone: bool = False) -> None:
         """alone: every block comes to this actor, so that it may begin to read the next one."""
         self.plan, self.shelves, self.spec, self.alone = plan, shelves, spec, alone
-        index.read.size = prepared.read.size = MOST_OPEN  # `_let_go` says which are wanted
         memory.keep_freed()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -63,7 +61,9 @@ class Reader:
         if ready[0] is not None:
             windows = prepared.gather(ready, rows.source, **place, spec=self.spec)
         else:
-            windows = index.gather([s.corpus for s in self.shelves], rows.source, **place, spec=self.spec)
+            windows = index.gather(
+                [s.corpus for s in self.shelves], rows.source, **place, spec=self.spec, read=index.held
+            )
         self._let_go(block)
         if self.alone and (after := self.plan.after(block)) is not None:
             self._begin(self.plan.rows(after))
@@ -84,14 +84,14 @@ class Reader:
 
     def _let_go(self, block: Block) -> None:
         """Keep no row groups but those from which later blocks take windows."""
-        wanted: dict[Ahead, list[tuple]] = {index.read: [], prepared.read: []}
+        wanted: dict[Ahead, list[tuple]] = {index.held: [], prepared.read: []}
         for source, number in self.plan.still_open(block):
             shelf, at = self.shelves[source], self.plan.sources[source].starts[number]
             shard, group = int(shelf.shard[at]), int(shelf.group[at])
             if shelf.prepared is not None:
                 wanted[prepared.read].append((shelf.prepared, shard, group))
             else:
-                wanted[index.read].append((shelf.corpus, shard, group, self.spec))
+                wanted[index.held].append((shelf.corpus, shard, group, self.spec))
         for cache, keys in wanted.items():
             cache.keep(keys)
 
@@ -103,7 +103,7 @@ class Reader:
             if shelf.prepared is not None:
                 prepared.read.begin(shelf.prepared, shard, group)
             else:
-                index.read.begin(shelf.corpus, shard, group, self.spec)
+                index.held.begin(shelf.corpus, shard, group, self.spec)
 
 
 def _pick(columns: list[np.ndarray], source: np.ndarray, position: np.ndarray) -> np.ndarray:

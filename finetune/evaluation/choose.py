@@ -12,7 +12,7 @@ import pyarrow as pa
 from cluster import bundle as bundles
 from cluster.errors import PlethoraError
 from datasets import split
-from datasets.index import Index, build, read
+from datasets.index import Index, build, few
 from datasets.judge import judge
 from datasets.schema import Corpus
 from datasets.signal import Signal
@@ -177,7 +177,7 @@ def relocated(index: Index, spec: WindowSpec, judged: bool) -> Index:
             return Index(index.corpus, spec, _with(table, row, offset, verdict))
     for s, g in sorted(set(zip(shard.tolist(), group.tolist(), strict=True))):
         which = np.flatnonzero((shard == s) & (group == g))
-        rows = read(index.corpus, s, g, spec)
+        rows = few(index.corpus, s, g, spec)
         at, shift = _within(rows, record[which], start[which], spec)
         row[which], offset[which] = np.maximum(at, 0), shift
         there = at >= 0

@@ -11,7 +11,7 @@ import torch
 
 from cluster.config import table_of, validate
 from cluster.errors import PlethoraError
-from datasets.index import read
+from datasets.index import few
 from datasets.schema import Corpus, open_corpus
 from datasets.windows import Signal, WindowSpec, empty, extract, grid, lasts, verdicts
 from finetune.imaging import Images, Imaging, images
@@ -63,7 +63,7 @@ def _windows(corpus: Corpus, spec: WindowSpec, wanted: int, seed: int) -> list[t
     first: dict[str, tuple[np.ndarray, str]] = {}
     more: list[tuple[np.ndarray, str]] = []
     for place in draw.permutation(len(places)).tolist():
-        table = read(corpus, *places[place], spec)
+        table = few(corpus, *places[place], spec)
         seconds = lasts(table, spec)
         for row in draw.permutation(table.num_rows).tolist():
             offsets = grid(seconds[row], spec)

@@ -68,7 +68,7 @@ class Shelf:
         return replace(self, row=self.row[:most], offset=self.offset[:most], cuts=cuts)
 
     def table(self) -> Any:
-        return index.read.__wrapped__(self.corpus, 0, 0, self.spec)
+        return index.few.__wrapped__(self.corpus, 0, 0, self.spec)
 
     def bare(self) -> None:
         """Reading as anyone would: the columns of the row group."""
@@ -79,7 +79,7 @@ class Shelf:
 
 def shelf(corpus: Corpus, spec: WindowSpec, most: int) -> Shelf:
     """At most `most` windows, evenly over the first row group, of those that have every signal."""
-    table = index.read(corpus, 0, 0, spec)
+    table = index.few(corpus, 0, 0, spec)
     usable = present(table, spec).all(axis=0)
     starts = [
         grid(d, spec) if u else np.empty(0) for d, u in zip(lasts(table, spec).tolist(), usable, strict=True)

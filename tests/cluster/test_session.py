@@ -144,7 +144,7 @@ def test_a_running_cluster_is_joined_with_its_token_and_this_checkout_travels_th
 def test_a_joined_cluster_with_too_few_cpus_is_one_clear_line(ray_session: Any, tmp_path: Path) -> None:
     have = ray_session.cluster_resources()["CPU"]
     many = int(have) + 1
-    done = _joined(ray_session, tmp_path, JOIN.replace("session()", f"session({many}, 1)"))
+    done = _joined(ray_session, tmp_path, JOIN.replace("session()", f"session({many}, 1, fewest={many})"))
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines() == [
         f"error: {many} workers with 1 CPUs (resources.cpu) and 1 transform actors (stream.actors) each need "

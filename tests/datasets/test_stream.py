@@ -274,20 +274,20 @@ def test_what_is_begun_comes_whole_and_its_failure_comes_when_it_is_asked_for() 
 
 def test_row_groups_that_are_spilled_to_disk_give_the_same_windows(found, monkeypatch) -> None:
     whole = consume(found, 2, actors=0)
-    monkeypatch.setattr(index.read, "room", 0)
-    index.read.clear()
+    monkeypatch.setattr(index.held, "room", 0)
+    index.held.clear()
     spilled = consume(found, 2, actors=0)
     for a, b in zip(whole, spilled, strict=True):
         for x, y in zip(a, b, strict=True):
             assert x.keys() == y.keys() and all(np.array_equal(x[name], y[name]) for name in x)
-    index.read.clear()
+    index.held.clear()
 
 
 def test_a_reader_holds_no_row_group_that_it_is_done_with(found) -> None:
     plan, shelves = planned(found, 1)
-    index.read.clear()
+    index.held.clear()
     reader = stream.Reader(plan, shelves, SPEC)
     for block in plan.blocks(0):
         reader({name: np.array([value]) for name, value in vars(block).items()})
-        assert len(index.read._held) == len(plan.still_open(block))
-    assert index.read._held
+        assert len(index.held._held) == len(plan.still_open(block))
+    assert index.held._held
