@@ -182,7 +182,7 @@ def _spill(table: pa.Table, room: float) -> tuple[pa.Table, int]:
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all(), 0
 
 
-# Some 16 MiB each. `few`: the last ones. `held`: what the lanes of a worker have open, until `Reader` lets go;
+# Some 16 MiB each. `few`: the last ones. `held`: what a worker's lanes have open, until `Reader` lets go;
 # beyond `ahead.ROOM` on disk. Two of them, so that neither crowds out the other.
 few = Ahead(_read, 8)
 held = Ahead(_read, MOST_OPEN, _spill)

@@ -53,10 +53,17 @@ class Stream(Config):
         default=1, ge=0
     )  # transform actors a worker, a core each; 0: a worker reads for itself, in a thread
     # row groups that are read at a time, of all workers together: so many people meet in a batch, and so many
-    # decoded row groups are held (a power of two, and no smaller than the number of workers)
+    # decoded row groups are held (a power of two)
     lanes: int = Field(default=LANES, ge=1)
     mixed: int = Field(default=MIXED, ge=1)  # row groups whose windows a lane mixes
     materialised: bool = False  # read what `python -m pretrain materialize` wrote, no transform
+
+    @field_validator("lanes")
+    @classmethod
+    def _halves_evenly(cls, lanes: int) -> int:
+        if lanes & (lanes - 1):
+            raise ValueError(f"{lanes} is no power of two: 64 is usual")
+        return lanes
 
 
 class Select(Config):

@@ -13,7 +13,9 @@ def worktree(commit: str) -> Path:
     """A checkout of `commit`. It shares this environment."""
     at = ROOT / "out" / "older" / commit
     if not at.exists():
-        subprocess.run(["git", "worktree", "add", "--detach", "-f", str(at), commit], cwd=ROOT, check=True)
+        add = ["git", "worktree", "add", "--detach", "-f", str(at), commit]
+        if subprocess.run(add, cwd=ROOT, capture_output=True).returncode:
+            sys.exit(f"error: this checkout has no commit {commit}: name another one with --older")
     return at
 
 

@@ -104,6 +104,8 @@ def main() -> None:
         "--json", action="store_true", help="accepted for symmetry: JSON is always the last line"
     )
     given = parser.parse_args()
+    if given.windows < 10 * BATCH:
+        parser.error(f"--windows {given.windows}: give {10 * BATCH:,} or more")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     before: dict[str, Any] = {}
     if given.older:
