@@ -25,7 +25,7 @@ from cluster.errors import PlethoraError
 
 VERSION = 2  # of the order: another one cannot go on with a run's ledger
 LANES, MIXED = 64, 2
-BLOCK_BYTES = 64e6  # Ray Data cuts blocks above 128 MB, which would change who gets which rows
+BLOCK_BYTES = 64e6  # of prepared windows: large enough that what Ray takes for each block does not count
 GOLDEN = (5**0.5 - 1) / 2
 T = TypeVar("T")
 
@@ -70,12 +70,26 @@ class Block:
 
 @dataclass(frozen=True)
 class Rows:
-    """The windows of some rows in order; all (n,). `position` indexes the source's windows."""
+    """Windows of a block in order; all (n,). `position` indexes the source's windows; `at` is the place in the
+    block.
+    """
 
     source: np.ndarray
     position: np.ndarray
     pass_: np.ndarray
     step: np.ndarray
+    at: np.ndarray
+
+
+@dataclass(frozen=True)
+class Part:
+    """Number `number` of `count` parts of a worker's lanes: what one of its transform actors reads."""
+
+    number: int = 0
+    count: int = 1
+
+
+WHOLE = Part()
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,7 @@ class Plan:
     lanes: int = LANES
     mixed: int = MIXED
     window_bytes: int = 4
+    soon: int = 0
     _orders: dict[str, _Last] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -156,49 +171,68 @@ class Plan:
 
     def reads(self, number: int, pass_: int) -> int:
         """How many row groups of a corpus the lanes open in a pass, all together."""
-        order = self._pass(number, pass_)
+        order = self.order(number, pass_)
         return sum(
             int(np.diff(np.searchsorted(order.begin, [borders[0], borders[-1] - 1], "right"))[0]) + 1
             for borders in order.reels
             if borders[-1] > borders[0]
         )
 
+    def count(self) -> int:
+        """Blocks of a worker, from `start` on."""
+        rest = (self.steps - self.start) * self.share
+        return 0 if rest <= 0 else self._soon_blocks - (-(rest - self.share) // self.block_rows)
+
+    def block(self, rank: int, number: int) -> Block:
+        """Block `number`, from 0, of a worker."""
+        return Block(rank, self._border(number), self._border(number + 1))
+
     def blocks(self, rank: int | None = None) -> Iterator[Block]:
-        """Every block from `start` on: of one worker, or of all of them in turn.
-
-        The first holds one step at most, so that this comes soon.
-        """
-        first, end = self.start * self.share, self.steps * self.share
-        last = min(first + min(self.share, self.block_rows), end)
-        while first < last:
+        """Every block: of one worker, or of all of them in turn."""
+        for number in range(self.count()):
             for worker in range(self.world) if rank is None else (rank,):
-                yield Block(worker, first, last)
-            first, last = last, min(last + self.block_rows, end)
+                yield self.block(worker, number)
 
-    def after(self, block: Block) -> Block | None:
-        """The same worker's next block, None after the last one."""
-        last = min(block.last + self.block_rows, self.steps * self.share)
-        return Block(block.rank, block.last, last) if block.last < last else None
+    @property
+    def _soon_rows(self) -> int:
+        return min(self.soon or self.share, self.share, self.block_rows)
 
-    def rows(self, block: Block) -> Rows:
-        """The windows of one block, in the order in which its worker consumes them."""
+    @property
+    def _soon_blocks(self) -> int:
+        return -(-self.share // self._soon_rows)
+
+    def _border(self, number: int) -> int:
+        """Windows of a worker, counted from step 0, before its block `number`."""
+        later = max(0, number - self._soon_blocks) * self.block_rows
+        windows = min(number * self._soon_rows, self.share) + later
+        return min(self.start * self.share + windows, self.steps * self.share)
+
+    def rows(self, block: Block, part: Part = WHOLE) -> Rows:
+        """The windows of one block, in the order in which its worker consumes them: all, or those of a part
+        of its lanes.
+        """
         first, last = block.first // self.share, -(-block.last // self.share)
         slot, turn, step = self._places(np.arange(first, last), block.rank)
-        mine = slice(block.first - first * self.share, block.last - first * self.share)
-        return self._windows(slot[mine], turn[mine], step[mine])
+        low = block.first - first * self.share
+        mine = np.arange(low, low + block.last - block.first)
+        if part.count > 1:
+            mine = mine[np.isin(slot[mine], self.slots(block.rank, part))]
+        return self._windows(slot[mine], turn[mine], step[mine], mine - low)
 
-    def still_open(self, block: Block) -> set[tuple[int, int]]:
-        """(source, place in its `counts`) of the row groups that a worker goes on with after the block."""
+    def still_open(self, block: Block, part: Part = WHOLE) -> set[tuple[int, int]]:
+        """(source, place in its `counts`) of the row groups that a worker, or a part of its lanes, goes on
+        with after the block.
+        """
         last, at = divmod(block.last - 1, self.share)
         slot, turn, _ = self._places(np.array([last]), block.rank)
         places = turn[at] * self.lanes + slot[at] + 1  # that are behind all workers' lanes
-        slots = self._slots(block.rank)
+        slots = self.slots(block.rank, part)
         turns = -((slots - places) // self.lanes)
         found: set[tuple[int, int]] = set()
         for number, source in enumerate(self.sources):
-            at = self._given(number, slots, turns) * self.lanes + slots
+            at = self.given(number, slots, turns) * self.lanes + slots
             for pass_, place in zip(*(x.tolist() for x in divmod(at, len(source))), strict=True):
-                order, (within, lane) = self._pass(number, pass_), divmod(place, self.lanes)
+                order, (within, lane) = self.order(number, pass_), divmod(place, self.lanes)
                 borders = order.reels[lane]
                 here = borders[0] + within
                 reel = int(np.searchsorted(borders, here, "right")) - 1
@@ -231,12 +265,17 @@ class Plan:
         order = np.argsort(turn * self.lanes + slot)
         return slot[order], turn[order], np.repeat(steps, self.share)
 
-    def _slots(self, rank: int) -> np.ndarray:
-        """The slots of which a worker gets places in one step or another (they repeat after `lanes`)."""
+    def slots(self, rank: int, part: Part = WHOLE) -> np.ndarray:
+        """The slots of which a worker gets places in one step or another (they repeat after `lanes`), in the
+        order of their lanes: all, or those of a part.
+        """
         last = self._orders.setdefault("slots", _Last(self.world))
-        return last.get(rank, lambda: np.unique(self._places(np.arange(self.lanes), rank)[0]))
+        slots = backwards(np.arange(self.lanes))  # of each lane, and the other way round
+        lanes = last.get(rank, lambda: np.unique(slots[self._places(np.arange(self.lanes), rank)[0]]))
+        mine = np.arange(len(lanes)) * part.count // len(lanes) == part.number
+        return slots[lanes[mine]]
 
-    def _given(self, number: int, slot: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    def given(self, number: int, slot: np.ndarray, turns: np.ndarray) -> np.ndarray:
         """How many windows of corpus `number` a slot takes in its first `turns` turns.
 
         Corpus by corpus off what the ones before it left: each count only grows, and they add up exactly. The
@@ -251,16 +290,16 @@ class Plan:
             left = left - taken
         return taken
 
-    def _windows(self, slot: np.ndarray, turn: np.ndarray, step: np.ndarray) -> Rows:
+    def _windows(self, slot: np.ndarray, turn: np.ndarray, step: np.ndarray, at: np.ndarray) -> Rows:
         """The windows at these places."""
         source, position, pass_ = (np.zeros(len(slot), np.int64) for _ in range(3))
-        out = Rows(source, position, pass_, step)
+        out = Rows(source, position, pass_, step, at)
         for number in range(len(self.sources)):
-            given = self._given(number, slot, turn)
-            mine = np.flatnonzero(self._given(number, slot, turn + 1) > given)
+            given = self.given(number, slot, turn)
+            mine = np.flatnonzero(self.given(number, slot, turn + 1) > given)
             out.source[mine] = number
-            out.pass_[mine], at = divmod(given[mine] * self.lanes + slot[mine], len(self.sources[number]))
-            out.position[mine] = self._positions(number, out.pass_[mine], at)
+            out.pass_[mine], place = divmod(given[mine] * self.lanes + slot[mine], len(self.sources[number]))
+            out.position[mine] = self._positions(number, out.pass_[mine], place)
         return out
 
     # ------------------------------------------------------------ the order of a pass
@@ -271,15 +310,15 @@ class Plan:
         lane, within = at % self.lanes, at // self.lanes
         for p, its in {(int(p), int(k)) for p, k in zip(pass_, lane, strict=True)}:
             which = np.flatnonzero((pass_ == p) & (lane == its))
-            borders = self._pass(number, p).reels[its]
+            borders = self.order(number, p).reels[its]
             place = borders[0] + within[which]
             reel = np.searchsorted(borders, place, "right") - 1
             for r in np.unique(reel).tolist():
                 some = reel == r
-                position[which[some]] = self._reel(number, p, its, r)[place[some] - borders[r]]
+                position[which[some]] = self.reel(number, p, its, r)[place[some] - borders[r]]
         return position
 
-    def _pass(self, number: int, pass_: int) -> _Pass:
+    def order(self, number: int, pass_: int) -> _Pass:
         last = self._orders.setdefault("pass", _Last(2 * len(self.sources)))
         return last.get((number, pass_), lambda: self._draw(number, pass_))
 
@@ -299,11 +338,11 @@ class Plan:
             reels.append(np.concatenate(([low], borders[(borders > low) & (borders < high)], [high])))
         return _Pass(turn.astype(np.int32), begin, reels)
 
-    def _reel(self, number: int, pass_: int, lane: int, reel: int) -> np.ndarray:
+    def reel(self, number: int, pass_: int, lane: int, reel: int) -> np.ndarray:
         """Positions of a reel's windows in their order."""
 
         def draw() -> np.ndarray:
-            order, source = self._pass(number, pass_), self.sources[number]
+            order, source = self.order(number, pass_), self.sources[number]
             low, high = order.reels[lane][reel : reel + 2]
             rng = np.random.default_rng([self.seed, 1, number, pass_, lane, reel])
             at = low + rng.permutation(high - low)
@@ -313,57 +352,6 @@ class Plan:
         last = self._orders.setdefault("reel", _Last(2 * self.lanes * len(self.sources)))
         return last.get((number, pass_, lane, reel), draw)
 
-    # ------------------------------------------------------------ the ledger
-
-    def expected(self, until: int | None = None) -> dict[tuple[int, int], tuple[int, int]]:
-        """The ledger of steps [0, until): {(source, pass): (windows, sum of their ids modulo 2**64)}."""
-        places = (self.steps if until is None else until) * self.batch
-        slots = np.arange(self.lanes)
-        turns = -((slots - places) // self.lanes)  # of each slot
-        ledger: dict[tuple[int, int], tuple[int, int]] = {}
-        for number, source in enumerate(self.sources):
-            given = self._given(number, slots, turns)
-            n = len(source)
-            for pass_ in range(-(-int((given * self.lanes + slots).max()) // n)):
-                before = -((slots - pass_ * n) // self.lanes)  # what each slot takes of earlier passes
-                after = -((slots - (pass_ + 1) * n) // self.lanes)
-                taken = np.clip(given, before, after) - before
-                if taken.any():
-                    ledger[number, pass_] = int(taken.sum()), self._sum(number, pass_, taken)
-        return ledger
-
-    def _sum(self, number: int, pass_: int, taken: np.ndarray) -> int:
-        """The sum of the ids of the first `taken` (lanes,) windows that each slot takes of a pass."""
-        source = self.sources[number]
-        if taken.sum() == len(source):
-            return int(source.sums[-1])
-        total = np.zeros(1, np.uint64)
-        with np.errstate(over="ignore"):
-            for slot, count in enumerate(taken.tolist()):
-                lane = (slot - pass_ * len(source)) % self.lanes
-                borders = self._pass(number, pass_).reels[lane]
-                whole = int(np.searchsorted(borders, borders[0] + count, "right")) - 1
-                total += self._stretch(number, pass_, int(borders[0]), int(borders[whole]))
-                if rest := int(borders[0] + count - borders[whole]):
-                    ids = source.ids[self._reel(number, pass_, lane, whole)[:rest]]
-                    total += ids.view(np.uint64).sum(dtype=np.uint64)
-        return int(total[0])
-
-    def _stretch(self, number: int, pass_: int, low: int, high: int) -> np.ndarray:
-        """The sum of the ids of windows [low, high) of all, row groups in the order of a pass."""
-        order, source = self._pass(number, pass_), self.sources[number]
-        total = np.zeros(1, np.uint64)
-        first, last = np.searchsorted(order.begin, [low, high], "right") - 1
-        for at in range(first, min(last + 1, len(order.turn))):
-            group = order.turn[at]
-            a, b = max(low, order.begin[at]), min(high, order.begin[at + 1])
-            if a == order.begin[at] and b == order.begin[at + 1]:
-                total += source.sums[group + 1] - source.sums[group]
-            elif a < b:
-                ids = source.ids[source.starts[group] + np.arange(a, b) - order.begin[at]]
-                total += ids.view(np.uint64).sum(dtype=np.uint64)
-        return total
-
 
 def backwards(numbers: np.ndarray) -> np.ndarray:
     """Each of the numbers 0 to n - 1, n a power of two, with its bits in the other order."""
@@ -371,15 +359,6 @@ def backwards(numbers: np.ndarray) -> np.ndarray:
     for bit in range(max(0, len(numbers).bit_length() - 1)):
         out = out << 1 | numbers >> bit & 1
     return out
-
-
-def tally(ledger: dict, source: np.ndarray, pass_: np.ndarray, ids: np.ndarray) -> None:
-    """Add windows to a ledger {(source, pass): (count, sum of ids modulo 2**64)} in place."""
-    for s, p in {(int(a), int(b)) for a, b in np.unique(np.stack([source, pass_]), axis=1).T}:
-        which = (source == s) & (pass_ == p)
-        count, total = ledger.get((s, p), (0, 0))
-        added = int(ids[which].view(np.uint64).sum(dtype=np.uint64))
-        ledger[s, p] = (count + int(which.sum()), (total + added) % 2**64)
 
 
 def steps_for(epochs: float, windows: int, batch: int) -> int:

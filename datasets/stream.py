@@ -1,18 +1,22 @@
 """One worker's part of the plan: planned blocks → transform actors that read and prepare them → batches.
 
-Every worker runs a dataset of its own over its part of the plan, instead of one `streaming_split` for all:
-the plan says who reads what anyway, so nothing is left to share, and the first batch does not wait for a
-coordinator that imports Ray Data before it starts the actors. A worker knows world size and position when it
-asks.
+Every worker runs datasets of its own over its part of the plan, instead of one `streaming_split` for all: the
+plan says who reads what anyway, so nothing is left to share, and nobody waits for a coordinator. A worker
+knows world size and position when it asks.
 
-Without transform actors a worker reads for itself, in a thread: nothing goes through the object store and no
-process has to start, but what preparing takes, it takes from the worker's own cores.
+A transform actor reads a part of the worker's lanes, and is one Ray Dataset: so each row group is open in one
+actor alone, where a pool that takes blocks in turn would read each in every actor. While the actors start
+(Ray Data's import takes seconds) the worker reads the first blocks itself, and without actors it reads all
+of them, in a thread: nothing goes through the object store, but what preparing takes, it takes from the
+worker's own cores. Order and windows are the same bit for bit.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,7 +25,7 @@ from cluster.errors import PlethoraError
 from datasets import index, memory, prepared
 from datasets.ahead import Ahead
 from datasets.index import Shelf
-from datasets.plan import BLOCK_BYTES, Block, Plan, Rows
+from datasets.plan import BLOCK_BYTES, WHOLE, Block, Part, Plan, Rows
 from datasets.windows import WindowSpec
 
 if TYPE_CHECKING:
@@ -29,31 +33,36 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-WAITING = 3  # blocks of a worker that wait in the object store, and as many as are being made
+WAITING = 3  # blocks of an actor that wait in the object store, and as many as are being made
+TASKS = 256  # of an actor at most: Ray Data puts each into the object store before the first one starts
 
 
 class Reader:
-    """A transform actor: a planned block in, its prepared windows out.
+    """Reads and prepares the planned blocks of worker `rank`, all of each or what `part` of its lanes holds.
 
-    Reading sits in the same actor as the transform: a stage of its own would carry every raw byte through the
-    object store once more, and the order of blocks does not depend on it.
+    As a transform actor it gets stretches of block numbers. Reading sits in the same actor as the transform:
+    a stage of its own would carry every raw byte through the object store once more, and the order of blocks
+    does not depend on it.
     """
 
-    def __init__(self, plan: Plan, shelves: list[Shelf], spec: WindowSpec, alone: bool = False) -> None:
-        """alone: every block comes to this actor, so that it may begin to read the next one."""
-        self.plan, self.shelves, self.spec, self.alone = plan, shelves, spec, alone
+    def __init__(
+        self, plan: Plan, rank: int, shelves: list[Shelf], spec: WindowSpec, part: Part = WHOLE
+    ) -> None:
+        self.plan, self.rank, self.shelves, self.spec, self.part = plan, rank, shelves, spec, part
         memory.keep_freed()
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One row a block (`Block`'s fields) → {modality: (n, channels, samples) float32, "window", "step",
-        …}.
-        """
-        if len(batch["rank"]) != 1:
-            raise PlethoraError(
-                "a transform actor was given several planned blocks at once: Ray Data merged them"
-            )
-        block = Block(**{name: int(column[0]) for name, column in batch.items()})
-        rows = self.plan.rows(block)
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Blocks [first, last), each as a table of one row, which Ray Data neither cuts nor joins."""
+        for first, last in zip(batch["first"].tolist(), batch["last"].tolist(), strict=True):
+            for number in range(first, last):
+                yield {name: x[None] for name, x in self.read(number).items()}
+
+    def read(self, number: int) -> dict[str, np.ndarray]:
+        """{modality: (n, channels, samples) float32, "window", "step", "at", …} of block `number`."""
+        block = self.plan.block(self.rank, number)
+        rows = self.plan.rows(block, self.part)
+        if not len(rows.at):
+            return {"at": rows.at}
         ready = [shelf.prepared for shelf in self.shelves]
         there = ("place",) if ready[0] is not None else ("row", "offset_s")
         place = self._columns(rows, ("shard", "group", "has", *there))
@@ -65,14 +74,15 @@ class Reader:
                 [s.corpus for s in self.shelves], rows.source, **place, spec=self.spec, read=index.held
             )
         self._let_go(block)
-        if self.alone and (after := self.plan.after(block)) is not None:
-            self._begin(self.plan.rows(after))
+        if number + 1 < self.plan.count():
+            self._begin(self.plan.rows(self.plan.block(self.rank, number + 1), self.part))
         return windows | {
             "window": _pick([s.ids for s in self.plan.sources], rows.source, rows.position),
             **more,
             "source": rows.source,
             "pass": rows.pass_,
             "step": rows.step,
+            "at": rows.at,
         }
 
     def _columns(self, rows: Rows, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -85,7 +95,7 @@ class Reader:
     def _let_go(self, block: Block) -> None:
         """Keep no row groups but those from which later blocks take windows."""
         wanted: dict[Ahead, list[tuple]] = {index.held: [], prepared.read: []}
-        for source, number in self.plan.still_open(block):
+        for source, number in self.plan.still_open(block, self.part):
             shelf, at = self.shelves[source], self.plan.sources[source].starts[number]
             shard, group = int(shelf.shard[at]), int(shelf.group[at])
             if shelf.prepared is not None:
@@ -115,62 +125,95 @@ def _pick(columns: list[np.ndarray], source: np.ndarray, position: np.ndarray) -
     return out
 
 
-def dataset(
-    plan: Plan,
-    rank: int,
-    shelves: list[Shelf],
-    spec: WindowSpec,
-    actors: int = 1,
-    reader: type[Reader] = Reader,
-    cpus: float = 1,
-) -> "ray.data.Dataset":
-    """The blocks of `rank` as a lazy Ray Dataset: one planned block = one Ray Data block, in planned order.
+@dataclass(frozen=True)
+class Actors:
+    """Of one worker: how many, CPUs of each (0: the worker's own share holds theirs), and the MB of prepared
+    windows that the worker reads for itself while they start.
+    """
 
-    `actors`: transform actors, `cpus` logical CPUs each (0: the worker's own share holds theirs). An empty
-    plan (a run restarted after its last commit) gives an empty dataset.
+    count: int = 1
+    cpus: float = 1
+    alone_mb: float = 500
+
+
+def dataset(reader: type[Reader], made_of: tuple, first: int, cpus: float) -> "ray.data.Dataset":
+    """The blocks from number `first` on that one transform actor, `reader(*made_of)`, reads: a lazy Ray
+    Dataset of one row a block, in planned order.
     """
     import ray.data
 
     from cluster.session import data_context
 
-    options = data_context().execution_options
-    blocks = [vars(block) for block in plan.blocks(rank)]
-    if not blocks:
-        return ray.data.from_items([])
-    # Each worker's dataset within its share: Ray Data lets each take half of the store, so that two would
-    # spill. And a put into pages of the store that were used before takes a fifth of the time of one into
-    # fresh ones, so that few blocks in turn are faster than many in store.
-    share = ray.cluster_resources()["object_store_memory"] / 2 / plan.world
-    room = min(share, (actors + WAITING) * BLOCK_BYTES)
-    options.resource_limits = ray.data.ExecutionResources(object_store_memory=room)
-    return ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
+    plan, _, _, _, part = made_of
+    context = data_context()
+    context.target_max_block_size = 1  # each result is a block of its own, whatever its size
+    # Each dataset within its share: Ray Data lets each take half of the store, so that two would spill. And a
+    # put into pages of the store that were used before takes a fifth of the time of one into fresh ones, so
+    # that few blocks in turn are faster than many in store.
+    share = ray.cluster_resources()["object_store_memory"] / 2 / plan.world / part.count
+    room = min(share, (1 + WAITING) * BLOCK_BYTES / part.count)
+    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=room)
+    count = plan.count() - first
+    borders = [first + count * task // min(count, TASKS) for task in range(min(count, TASKS) + 1)]
+    tasks = [{"first": low, "last": high} for low, high in zip(borders[:-1], borders[1:], strict=True)]
+    return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         reader,
-        batch_size=None,  # a block in, a block out
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        fn_constructor_args=(plan, shelves, spec),
-        fn_constructor_kwargs={"alone": True} if actors == 1 else {},
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=1),
+        fn_constructor_args=made_of,
         num_cpus=cpus,
     )
 
 
-def own(plan: Plan, rank: int, read: Reader) -> Iterator[dict[str, np.ndarray]]:
-    """The blocks of `rank`, in planned order, each read by a thread of this process while the one before it
-    is used. One thread, and one block ahead: the first has the cores to itself, and comes the sooner.
+def delivered(datasets: "list[ray.data.Dataset]") -> Iterator[dict[str, np.ndarray]]:
+    """The blocks that transform actors give, whole again."""
+    each = [
+        data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1) for data in datasets
+    ]
+    for parts in zip(*each, strict=True):
+        yield _whole([{name: x[0] for name, x in part.items()} for part in parts])
+
+
+def _whole(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """A block out of what each actor read of it, in the order of the block ("at")."""
+    parts = [part for part in parts if len(part["at"])]
+    if len(parts) == 1:
+        return {name: x for name, x in parts[0].items() if name != "at"}
+    n = sum(len(part["at"]) for part in parts)
+    out = {name: np.empty((n, *x.shape[1:]), x.dtype) for name, x in parts[0].items() if name != "at"}
+    for part in parts:
+        for name, x in out.items():
+            x[part["at"]] = part[name]
+    return out
+
+
+def own(reader: Reader, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """The first `count` blocks, each read by a thread of this process while the one before it is used. One
+    thread, and one block ahead: the first has the cores to itself, and comes the sooner.
     """
     with ThreadPoolExecutor(1, "stream") as pool:
         coming: deque[Future] = deque()
-        for block in plan.blocks(rank):
-            coming.append(pool.submit(read, {name: np.array([value]) for name, value in vars(block).items()}))
+        for number in range(count):
+            coming.append(pool.submit(reader.read, number))
             if len(coming) > 1:
-                yield coming.popleft().result()
+                yield _whole([coming.popleft().result()])
         while coming:
-            yield coming.popleft().result()
+            yield _whole([coming.popleft().result()])
+    for cache in (index.held, prepared.read):  # actors go on
+        cache.clear()
+
+
+def alone(plan: Plan, actors: Actors) -> int:
+    """How many blocks a worker reads for itself: all, or those of the first `alone_mb`."""
+    windows = actors.alone_mb * 1e6 / plan.window_bytes
+    number = 0
+    while number < plan.count() and plan.block(0, number).last - plan.start * plan.share < windows:
+        number += 1
+    return number if actors.count else plan.count()
 
 
 def cut(blocks: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, "torch.Tensor"]]:
     """Batches of `size` rows out of blocks that follow each other; only a batch over a border is a copy."""
-    import torch
-
     held: dict[str, np.ndarray] = {}  # less than a batch
     for block in blocks:
         rows, first = len(block["step"]), size - len(held["step"]) if held else 0
@@ -178,11 +221,19 @@ def cut(blocks: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict[str
             held = {name: np.concatenate([x, block[name][:first]]) for name, x in held.items()}
             if rows < first:
                 continue
-            yield {name: torch.from_numpy(x) for name, x in held.items()}
+            yield {name: _tensor(x) for name, x in held.items()}
         last = rows - (rows - first) % size
         for low in range(first, last, size):
-            yield {name: torch.from_numpy(x[low : low + size]) for name, x in block.items()}
+            yield {name: _tensor(x[low : low + size]) for name, x in block.items()}
         held = {name: x[last:] for name, x in block.items()} if last < rows else {}
+
+
+def _tensor(x: np.ndarray) -> "torch.Tensor":
+    import torch
+
+    with warnings.catch_warnings():  # what lies in the object store is read-only, and nobody writes to it
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(x)
 
 
 def batches(
@@ -192,28 +243,28 @@ def batches(
     spec: WindowSpec,
     size: int,
     per_step: int,
-    actors: int = 1,
-    cpus: float = 1,
+    actors: Actors = Actors(),
     reader: type[Reader] = Reader,
 ) -> Iterator[dict[str, "torch.Tensor"]]:
     """A worker's micro-batches of `size` windows, `per_step` of them a step, from the plan's first step on;
-    reading begins at once. `actors`, `cpus`: see `dataset`; no actor: this process reads.
+    reading begins at once.
 
-    Raises PlethoraError when a batch is not the one that the position calls for: training on would silently
-    skip or repeat data.
+    Raises PlethoraError when a batch is not the one that the position calls for (training on would silently
+    skip or repeat data), or when there are more actors than lanes for them.
     """
-    given: Iterator[dict[str, torch.Tensor]]
-    if actors:
-        data = dataset(plan, rank, shelves, spec, actors, reader, cpus)
-        # On the host: the positions checked here and counted by the ledger would else be fetched back from a
-        # GPU, each time after all that it was told to do.
-        batched: Any = data.iter_torch_batches(
-            batch_size=size, drop_last=True, prefetch_batches=2, device="cpu"
-        )
-        given = iter(batched)
-    else:
-        given = cut(own(plan, rank, reader(plan, shelves, spec, alone=True)), size)
-    return checked(begun(given), plan.start, per_step)
+    first = alone(plan, actors)
+    given = own(reader(plan, rank, shelves, spec), first)
+    if first < plan.count():
+        lanes = plan.slots(rank)
+        if len(lanes) < actors.count:
+            raise PlethoraError(
+                f"stream.actors = {actors.count} is more than the {len(lanes)} lanes that a worker reads: "
+                f"raise stream.lanes = {plan.lanes}, or lower stream.actors"
+            )
+        made_of = [(plan, rank, shelves, spec, Part(k, actors.count)) for k in range(actors.count)]
+        coming = begun(delivered([dataset(reader, args, first, actors.cpus) for args in made_of]))
+        given = chain(given, coming)
+    return checked(begun(cut(given, size)), plan.start, per_step)
 
 
 def begun(items: Iterator[T]) -> Iterator[T]:

@@ -52,6 +52,8 @@ class Stream(Config):
     actors: int = Field(
         default=1, ge=0
     )  # transform actors a worker, a core each; 0: a worker reads for itself, in a thread
+    # MB of prepared windows that a worker reads for itself while its transform actors start
+    alone_mb: float = Field(default=500, ge=0)
     # row groups that are read at a time, of all workers together: so many people meet in a batch, and so many
     # decoded row groups are held (a power of two)
     lanes: int = Field(default=LANES, ge=1)

@@ -90,7 +90,7 @@ class Data:
         return (
             Plan(
                 tuple(sources), run.seed, run.batch, self.steps, world, start, stream.lanes, stream.mixed,
-                self.spec.bytes,
+                self.spec.bytes, run.micro,
             ),
             shelves,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 from cluster import owner, session, storage, telemetry, terms
 from cluster.durable import durable
 from cluster.errors import PlethoraError, user_message
+from datasets.ledger import expected
 from pretrain import checkpoint, fingerprint
 from pretrain.config import RunConfig
 from pretrain.data import Data, open_data
@@ -137,7 +138,7 @@ def outside_bundles(run: RunConfig) -> None:
 def same_so_far(run: RunConfig, data: Data, start: int) -> bool:
     """Whether the windows that the run's checkpoint counts are those of its plan's first `start` steps."""
     plan, _ = data.plan(0, 1)
-    seen = {f"{source}/{pass_}": list(told) for (source, pass_), told in plan.expected(start).items()}
+    seen = {f"{source}/{pass_}": list(told) for (source, pass_), told in expected(plan, start).items()}
     return seen == checkpoint.ledger(storage.join(run.storage, run.name))
 
 

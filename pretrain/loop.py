@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from cluster import redact, storage
 from cluster.errors import PlethoraError
-from datasets.stream import batches
+from datasets.ledger import expected
+from datasets.stream import Actors, batches
 from pretrain import checkpoint
 from pretrain.config import RunConfig
 from pretrain.data import open_data
@@ -87,8 +88,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
             data.spec,
             run.micro,
             run.accumulation,
-            run.stream.actors,
-            config["actor_cpus"],
+            Actors(run.stream.actors, config["actor_cpus"], run.stream.alone_mb),
         )
         engines = {
             name: wrap(name, m, run.optim_for(name), run.engine, run.micro, run.accumulation, device)
@@ -168,7 +168,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
             leave(run.name, state.step)
 
     watch.close()
-    if seen.all != plan.expected(state.step):
+    if seen.all != expected(plan, state.step):
         raise PlethoraError(
             f"run {run.name}: the ledger of windows seen does not match the plan; report this"
         )

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from datasets.plan import tally
+from datasets.ledger import tally
 from pretrain.recipe import StepResult
 
 Ledger = dict[tuple[int, int], tuple[int, int]]

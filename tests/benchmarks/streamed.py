@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from datasets import index, prepared, stream
-from datasets.plan import Block, Plan
+from datasets.plan import Plan
 from datasets.schema import content_hash, open_corpus, row_schema
 from datasets.windows import Signal, WindowSpec, empty
 
@@ -147,6 +147,8 @@ class Seen:
     beyond_mb: float
     waits: float  # share of the time after the first step that the slowest rank waited for data
     cpu_s: float  # of a window: all processes
+    alone: float  # share of the micro-batches that workers read for themselves while actors started
+    actors_s: float  # seconds to the first batch that actors delivered
 
 
 class Nothing(stream.Reader):
@@ -154,12 +156,12 @@ class Nothing(stream.Reader):
 
     held: dict[str, np.ndarray] | None = None
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        rows = self.plan.rows(Block(**{name: int(column[0]) for name, column in batch.items()}))
+    def read(self, number: int) -> dict[str, np.ndarray]:
+        rows = self.plan.rows(self.plan.block(self.rank, number), self.part)
         if self.held is None or len(self.held["window"]) != len(rows.step):
             self.held = empty(len(rows.step), self.spec)
             self.held |= {"window": rows.position, "source": rows.source, "pass": rows.pass_}
-        return self.held | {"step": rows.step}
+        return self.held | {"step": rows.step, "at": rows.at}
 
 
 class Worker:
@@ -177,14 +179,14 @@ class Worker:
         rank: int,
         shelf: Any,
         spec: WindowSpec,
-        actors: int,
+        actors: stream.Actors,
         micros: int,
         sleep_s: float,
         reader: type[stream.Reader],
     ) -> tuple[list[float], float]:
         """When each micro-batch came, and the seconds waited for them after the first step."""
         size = plan.batch // plan.world // micros
-        given = stream.batches(plan, rank, [shelf], spec, size, micros, actors, 1, reader)
+        given = stream.batches(plan, rank, [shelf], spec, size, micros, actors, reader)
         came: list[float] = []
         waited = 0.0
         while True:
@@ -227,7 +229,8 @@ class Ours:
         reader: type[stream.Reader] = stream.Reader,
     ) -> Seen:
         """`mb` of windows, as stored, to `workers`, through `actors` transform actors each (0: they read for
-        themselves); ready: a URI of materialised windows to read instead.
+        themselves); ready: a URI of materialised windows to read instead. The speed is that of what actors
+        delivered, after what workers read for themselves while these started.
         """
         corpus, cache = open_corpus(uri), storage.join(uri, "cache")
         index.build(corpus, case.spec, cache)
@@ -239,24 +242,30 @@ class Ours:
             there = prepared.open_prepared(ready, found)
             shelf = replace(shelf, prepared=there, place=prepared.places(found, rows))
         steps = max(2, round(mb * 1e6 / case.window_bytes / case.batch))
-        plan = Plan((source,), 0, case.batch, steps, workers, 0, window_bytes=case.spec.bytes)
+        how = stream.Actors(actors)
+        size = case.batch // workers // micros
+        plan = Plan((source,), 0, case.batch, steps, workers, 0, window_bytes=case.spec.bytes, soon=size)
+        alone = stream.alone(plan, how) if actors else 0
+        after = -(-plan.block(0, alone).first // size)  # micro-batches before the first that actors deliver
         with Peak() as peak:
             seen = self.ray.get(
                 [
-                    c.consume.remote(plan, rank, shelf, case.spec, actors, micros, sleep_s, reader)
+                    c.consume.remote(plan, rank, shelf, case.spec, how, micros, sleep_s, reader)
                     for rank, c in enumerate(self.consumers[:workers])
                 ]
             )
         came = [times for times, _ in seen]
-        first, last = max(times[0] for times in came), max(times[-1] for times in came)
+        first, last = (max(times[at] for times in came) for at in (after, -1))
         told = Seen(
-            (steps - 1 / micros) * case.batch * case.window_bytes / 1e6 / (last - first),
-            first - began,
+            (len(came[0]) - 1 - after) * size * workers * case.window_bytes / 1e6 / (last - first),
+            max(times[0] for times in came) - began,
             max(float(np.diff(times).max()) for times in came) - sleep_s,
             peak.store_mb,
             peak.beyond_mb,
             max(waited / (times[-1] - times[micros - 1]) for times, waited in seen),
             peak.cpu_s / (steps * case.batch),
+            after / len(came[0]),
+            first - began if actors else 0.0,
         )
         print(f"{workers} workers, {actors} actors each, {told}", file=sys.stderr)
         return told

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import PlethoraError
-from datasets.plan import BLOCK_BYTES, Plan, Source, backwards, steps_for, tally
+from datasets.ledger import expected, tally
+from datasets.plan import BLOCK_BYTES, Part, Plan, Source, backwards, steps_for
 
 
 def source(n: int, groups: int, weight: float = 1.0, salt: int = 0) -> Source:
@@ -143,7 +144,7 @@ def test_the_expected_ledger_is_what_the_workers_count(plan: Plan, until: int) -
             if step < until:
                 ids = plan.sources[s].ids[[position]]
                 tally(counted, np.array([s]), np.array([p]), ids)
-    assert counted == plan.expected(until)
+    assert counted == expected(plan, until)
 
 
 @settings(max_examples=30, deadline=None)
@@ -154,9 +155,10 @@ def test_blocks_are_small_and_as_large_as_they_may_be(plan: Plan) -> None:
         assert sum(sizes) == plan.steps * plan.share
         assert all(n * plan.window_bytes <= BLOCK_BYTES or n == 1 for n in sizes)
         assert sizes[0] <= plan.share  # the first step comes soon
-        assert sizes[1:-1] == [sizes[1]] * (len(sizes) - 2) if len(sizes) > 1 else True
+        later = [n for n, b in zip(sizes, plan.blocks(rank), strict=True) if b.first >= plan.share]
+        assert later[:-1] == [later[0]] * (len(later) - 1) if later else True
         room = max(1, int(BLOCK_BYTES // plan.window_bytes))
-        assert len(sizes) < 3 or sizes[1] > min(room, plan.share) // 2
+        assert len(later) < 2 or later[0] > min(room, plan.share) // 2
 
 
 def test_corpora_are_mixed_by_weight_at_every_step() -> None:
@@ -202,7 +204,7 @@ def test_a_row_group_is_read_about_once_by_all_workers_together(batch: int, worl
 def test_what_is_still_open_after_a_block_is_what_has_begun_and_goes_on(plan: Plan) -> None:
     def reel_of(s: int, p: int, position: int) -> tuple[int, int, int, int, int]:
         """(corpus, pass, lane, reel, row group) of a window."""
-        order, source = plan._pass(s, p), plan.sources[s]
+        order, source = plan.order(s, p), plan.sources[s]
         group = int(np.searchsorted(source.starts, position, "right")) - 1
         place = order.begin[order.turn.tolist().index(group)] + position - source.starts[group]
         lane = next(k for k, borders in enumerate(order.reels) if borders[0] <= place < borders[-1])
@@ -271,9 +273,35 @@ def test_steps_cover_the_epochs_asked_for() -> None:
     assert steps_for(1, 100, 32) == 4 and steps_for(2.5, 100, 50) == 5
 
 
-@pytest.mark.parametrize(("world", "start"), [(1, 0), (2, 3), (3, 7)])
-def test_after_a_block_comes_the_next_one_of_its_worker(world, start) -> None:
-    plan = Plan((source(90, 10),), 1, 6, 40, world, start, window_bytes=int(3e7))
-    for rank in range(world):
+@settings(max_examples=30, deadline=None)
+@given(plans(), st.integers(1, 4), st.integers(0, 40), st.integers(0, 5))
+def test_the_parts_of_a_block_are_its_rows_cut_by_lane(plan: Plan, count: int, soon: int, start: int) -> None:
+    plan = replace(plan, soon=soon, start=start)
+    for rank in range(plan.world):
+        slots = [set(plan.slots(rank, Part(k, count)).tolist()) for k in range(count)]
+        assert sum(map(len, slots)) == len(set.union(*slots)) == len(plan.slots(rank))
+        for block in plan.blocks(rank):
+            whole = plan.rows(block)
+            parts = [plan.rows(block, Part(k, count)) for k in range(count)]
+            assert sorted(np.concatenate([part.at for part in parts])) == list(range(len(whole.step)))
+            for part in parts:
+                for name in ("source", "position", "pass_", "step"):
+                    assert np.array_equal(getattr(part, name), getattr(whole, name)[part.at])
+            opened = [plan.still_open(block, Part(k, count)) for k in range(count)]
+            assert set.union(*opened) == plan.still_open(block)
+
+
+@settings(max_examples=30, deadline=None)
+@given(plans(), st.integers(0, 40), st.integers(0, 20))
+def test_blocks_follow_each_other_and_the_first_step_comes_in_small_ones(plan: Plan, soon: int, start) -> None:
+    plan = replace(plan, soon=soon, start=start)
+    for rank in range(plan.world):
         blocks = list(plan.blocks(rank))
-        assert [plan.after(b) for b in blocks] == [*blocks[1:], None]
+        assert len(blocks) == plan.count() and [plan.block(rank, k) for k in range(len(blocks))] == blocks
+        ends = [b.last for b in blocks]
+        assert [b.first for b in blocks] == [start * plan.share, *ends[:-1]][: len(blocks)]
+        assert not blocks or ends[-1] == plan.steps * plan.share
+        assert all(b.last > b.first for b in blocks)
+        for b in blocks:
+            if soon and b.first < (start + 1) * plan.share:
+                assert b.last - b.first <= soon and b.last <= (start + 1) * plan.share
