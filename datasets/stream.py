@@ -12,9 +12,8 @@ worker's own cores. Order and windows are the same bit for bit.
 """
 
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -188,17 +187,9 @@ def _whole(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def own(reader: Reader, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """The first `count` blocks, each read by a thread of this process while the one before it is used. One
-    thread, and one block ahead: the first has the cores to itself, and comes the sooner.
-    """
-    with ThreadPoolExecutor(1, "stream") as pool:
-        coming: deque[Future] = deque()
-        for number in range(count):
-            coming.append(pool.submit(reader.read, number))
-            if len(coming) > 1:
-                yield _whole([coming.popleft().result()])
-        while coming:
-            yield _whole([coming.popleft().result()])
+    """The first `count` blocks, read by this process."""
+    for number in range(count):
+        yield _whole([reader.read(number)])
     for cache in (index.held, prepared.read):  # actors go on
         cache.clear()
 
@@ -231,6 +222,8 @@ def cut(blocks: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict[str
 def _tensor(x: np.ndarray) -> "torch.Tensor":
     import torch
 
+    if x.flags.writeable:
+        return torch.from_numpy(x)
     with warnings.catch_warnings():  # what lies in the object store is read-only, and nobody writes to it
         warnings.simplefilter("ignore")
         return torch.from_numpy(x)
@@ -253,7 +246,7 @@ def batches(
     skip or repeat data), or when there are more actors than lanes for them.
     """
     first = alone(plan, actors)
-    given = own(reader(plan, rank, shelves, spec), first)
+    given = threaded(own(reader(plan, rank, shelves, spec), first))
     if first < plan.count():
         lanes = plan.slots(rank)
         if len(lanes) < actors.count:
@@ -262,22 +255,26 @@ def batches(
                 f"raise stream.lanes = {plan.lanes}, or lower stream.actors"
             )
         made_of = [(plan, rank, shelves, spec, Part(k, actors.count)) for k in range(actors.count)]
-        coming = begun(delivered([dataset(reader, args, first, actors.cpus) for args in made_of]))
-        given = chain(given, coming)
-    return checked(begun(cut(given, size)), plan.start, per_step)
+        coming = delivered([dataset(reader, args, first, actors.cpus) for args in made_of])
+        given = chain(given, threaded(coming))
+    return checked(cut(given, size), plan.start, per_step)
 
 
-def begun(items: Iterator[T]) -> Iterator[T]:
-    """`items`, whose first is made in a thread from now on, while the caller does something else."""
-    pool = ThreadPoolExecutor(1, "begun")
+def threaded(items: Iterator[T]) -> Iterator[T]:
+    """`items`, each made in a thread while the one before it is used; the first one from now on."""
+    pool = ThreadPoolExecutor(1, "stream")  # one: the first item has the cores to itself, and comes the sooner
     first = pool.submit(lambda: list(islice(items, 1)))
-    pool.shutdown(wait=False)
 
-    def rest() -> Iterator[T]:
-        yield from first.result()
-        yield from items
+    def each() -> Iterator[T]:
+        coming = first
+        try:
+            while item := coming.result():
+                coming = pool.submit(lambda: list(islice(items, 1)))
+                yield item[0]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    return rest()
+    return each()
 
 
 def checked(

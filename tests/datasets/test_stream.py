@@ -251,23 +251,40 @@ def test_workers_that_read_for_themselves_begin_before_they_are_asked_and_withou
     assert len(list(given)) == 11
 
 
-def test_what_is_begun_comes_whole_and_its_failure_comes_when_it_is_asked_for() -> None:
+def test_what_a_thread_makes_begins_before_it_is_asked_for_and_its_failure_comes_in_its_place() -> None:
     read = threading.Event()
 
     def blocks() -> Iterator[int]:
         read.set()
-        yield from (1, 2, 3)
+        yield from (0, 1, 2)
 
-    items = stream.begun(blocks())
+    items = stream.threaded(blocks())
     assert read.wait(10)
-    assert list(items) == [1, 2, 3]
-    broken = stream.begun(int(x) for x in ("1", "no"))
+    assert list(items) == [0, 1, 2]
+    broken = stream.threaded(int(x) for x in ("1", "no"))
     assert next(broken) == 1
     with pytest.raises(ValueError, match="no"):
         next(broken)
-    first = stream.begun(int(x) for x in ("no",))
+    first = stream.threaded(int(x) for x in ("no",))
     with pytest.raises(ValueError, match="no"):
         next(first)
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_a_worker_reads_the_first_blocks_itself_and_its_actors_the_others(found, actors) -> None:
+    whole = consume(found, 1, 0)[0]
+    plan, shelves = planned(found, 1)
+    how = stream.Actors(actors, 1, alone_mb=13 * plan.window_bytes / 1e6)
+    assert 0 < stream.alone(plan, how) < plan.count()
+    shared = consume(found, 1, actors, alone_mb=how.alone_mb)[0]
+    for a, b in zip(whole, shared, strict=True):
+        assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_more_actors_than_a_worker_has_lanes_are_named(found) -> None:
+    plan, shelves = planned(found, 2)
+    with pytest.raises(PlethoraError, match=r"stream.actors = 3 is more than the 2 lanes .* stream.lanes = 4"):
+        stream.batches(plan, 0, shelves, SPEC, 6, 1, stream.Actors(3, alone_mb=0))
 
 
 def test_row_groups_that_are_spilled_to_disk_give_the_same_windows(found, monkeypatch) -> None:
