@@ -148,7 +148,7 @@ def _spectrum(x: np.ndarray, rate: float) -> Spectrum:
     Ends that differ would be a step in a circular signal, and a step looks like a beat.
     """
     n = x.shape[-1]
-    taper, line, lines = _tapered(n, float(rate))
+    taper, line, lines = tapered(n, float(rate))
     y = np.subtract(x, x[..., :1], dtype=np.float64)  # a constant becomes exact zeros
     fitted = (y[..., None, :] @ line) @ lines
     y *= taper
@@ -158,7 +158,7 @@ def _spectrum(x: np.ndarray, rate: float) -> Spectrum:
 
 
 @lru_cache(maxsize=16)
-def _tapered(n: int, rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tapered(n: int, rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The taper (n,), what fits a mean and a slope to a window (n, 2), and these two tapered, as spectra."""
     t = np.linspace(-1, 1, n)
     edge = np.sin(np.linspace(0, np.pi / 2, max(2, min(round(TAPER_S * rate), n // 4)))) ** 2
@@ -171,19 +171,31 @@ def _tapered(n: int, rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _band(spectrum: Spectrum, low: float, high: float) -> tuple[np.ndarray, float]:
     """What lies between `low` and `high` Hz, zero-phase (…, m), and its rate: the lowest that holds it."""
-    f, n = spectrum.f, spectrum.n
+    gain, m, rate = passing(spectrum.f, spectrum.n, low, high)
+    return scipy.fft.irfft(spectrum.x[..., : len(gain)] * gain, m, axis=-1), rate
+
+
+def passing(f: np.ndarray, n: int, low: float, high: float) -> tuple[np.ndarray, int, float]:
+    """What lets `low` to `high` Hz through, of a spectrum at `f` (bins,) Hz of windows of `n` samples: its
+    gain (bins that are kept,), the samples of the result, and its rate.
+    """
     keep = min(len(f), int(np.searchsorted(f, REACH * high)) + 1)
     gain = np.zeros(keep)
     gain[1:] = 1 / ((1 + (low / f[1:keep]) ** 8) * (1 + (f[1:keep] / high) ** 8))
     m = min(n, 2 * (keep - 1))
-    return scipy.fft.irfft(spectrum.x[..., :keep] * gain, m, axis=-1), float(f[1]) * m
+    return gain, m, float(f[1]) * m
 
 
 def _blocks(y: np.ndarray, rate: float) -> np.ndarray:
     """(…, samples) → (…, blocks, samples of about BLOCK_S); a remainder under one sample a block is cut."""
-    count = max(1, int(y.shape[-1] / (BLOCK_S * rate)))
+    count = block_count(y.shape[-1], rate)
     size = y.shape[-1] // count
     return y[..., : count * size].reshape(*y.shape[:-1], count, size)
+
+
+def block_count(n: int, rate: float) -> int:
+    """How many blocks of BLOCK_S or more `n` samples at `rate` Hz are cut into, at least 1."""
+    return max(1, int(n / (BLOCK_S * rate)))
 
 
 def _running(x: np.ndarray, size: int, of: Callable[..., np.ndarray]) -> np.ndarray:

@@ -59,15 +59,15 @@ def prepare(
     fit under half the native rate.
     """
     y = np.asarray(x, dtype=np.float64)
-    n, rate, notch = y.shape[-1], float(native_rate), _notch(sig, native_rate)
+    n, rate, mains = y.shape[-1], float(native_rate), notch(sig, native_rate)
     m = samples(n, native_rate, sig.rate) if to is None else to
-    if sig.band is None and notch is None:
+    if sig.band is None and mains is None:
         y = resample(y, m)
     elif n < SHORT:
-        y = resample(filtered(y, rate, sig.band, sig.order, notch), m)
+        y = resample(filtered(y, rate, sig.band, sig.order, mains), m)
     else:  # the same, in two transforms
-        _check_band(sig.band, rate)
-        y = zerophase.design(rate, sig.band, sig.order, n, m, notch)(y)
+        check_band(sig.band, rate)
+        y = zerophase.design(rate, sig.band, sig.order, n, m, mains)(y)
     if scale is not None:
         y = y * scale[:, None, None]
     if sig.upright:
@@ -75,7 +75,7 @@ def prepare(
     return np.ascontiguousarray(normalise(y, sig.normalise), dtype=np.float32)
 
 
-def _notch(sig: Signal, rate: float) -> float | None:
+def notch(sig: Signal, rate: float) -> float | None:
     """Where to notch: nowhere in a recording whose rate is too low to hold the mains frequency."""
     return sig.notch if sig.notch is not None and sig.notch < rate / 2 else None
 
@@ -84,13 +84,14 @@ def filtered(
     x: np.ndarray, rate: float, band: zerophase.Band | None, order: int, notch: float | None = None
 ) -> np.ndarray:
     """x (…, samples) through `zerophase.sections`, zero-phase: scipy `sosfiltfilt` with odd padding."""
-    _check_band(band, rate)
+    check_band(band, rate)
     sos = zerophase.sections(float(rate), band, order, notch)
     # scipy's default padding length, cut to what a very short window can give
     return scipy.signal.sosfiltfilt(sos, x, axis=-1, padlen=min(zerophase.padding(sos), x.shape[-1] - 1))
 
 
-def _check_band(band: zerophase.Band | None, rate: float) -> None:
+def check_band(band: zerophase.Band | None, rate: float) -> None:
+    """Raises PlethoraError when `band` does not fit under half of `rate`, in Hz."""
     if band is None:
         return
     low, high = band

@@ -206,8 +206,7 @@ def transform(
     """
     for native in np.unique(rate):
         which = np.flatnonzero(rate == native)
-        plain = sig.band is None and sig.notch is None and not sig.upright and sig.normalise == "none"
-        as_is = plain and native == sig.rate and len(cuts[which[0]]) == out.shape[-1]
+        as_is = passes(sig, float(native), len(cuts[which[0]]), out.shape[-1])
         for low in range(0, len(which), TOGETHER):
             part = which[low : low + TOGETHER]
             some = [cuts[i] for i in part.tolist()]
@@ -222,6 +221,12 @@ def transform(
                 x = x + (offset / scale)[part, None, None]
             # a band is deaf to an offset, and everything before the scale is linear
             out[at[part]] = prepare(x, float(native), sig, scale[part], out.shape[-1])
+
+
+def passes(sig: Signal, native_rate: float, n: int, to: int) -> bool:
+    """Whether windows of `n` samples at `native_rate` Hz need but their gain to become `to` of `sig`."""
+    plain = sig.band is None and sig.notch is None and not sig.upright and sig.normalise == "none"
+    return plain and native_rate == sig.rate and n == to
 
 
 def verdicts(
