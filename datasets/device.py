@@ -1,9 +1,7 @@
-"""Windows prepared on the module's device: the host gathers raw samples, all else is `signal.prepare` in torch.
+"""Raw windows (`datasets.raw`) prepared on the module's device: `signal.prepare` in torch.
 
-`gather_raw` runs where row groups are read: it copies int16 samples, and nothing more. `batch_on` runs where
-the module is: filter, resampling, scale, polarity, normalisation, in float64 up to the last cast, as
-`windows.transform` does them. Between the two lie plain arrays with a row a window, which may be cut and
-joined as prepared windows may.
+Filter, resampling, scale, polarity and normalisation are as `windows.transform` does them, in float64 up to
+the last cast.
 
 The host never waits for the device: rates, and with them all shapes, are known on the host.
 
@@ -13,25 +11,20 @@ the same bit for bit in any company (tests). On CUDA it is so as far as cuFFT an
 call alike, which they do not promise.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from datasets import ecg, zerophase
+from datasets.raw import GAINS
 from datasets.signal import SHORT, Signal, check_band, length, notch, prepare
-from datasets.windows import WindowSpec, cut, passes, present
+from datasets.windows import WindowSpec, passes
 
 TOGETHER = 32  # windows a call: MKL's transforms are slow, and others, for few
-GAINS = ("_rate", "_scale", "_offset")
-
-# rows of one row group: its table, each window's row, its start there in seconds, its place in the batch, and
-# which signals to take (signals, n) bool (None: those that the row has)
-Part = tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -45,60 +38,10 @@ class Cuts:
     window_s: float
 
 
-# ---------------------------------------------------------------- the host
-
-
-def gather_raw(parts: Iterable[Part], n: int, spec: WindowSpec) -> dict[str, np.ndarray]:
-    """The raw samples of a batch of `n` windows out of the row groups `parts`, which are gone through once.
-
-    Returns for every signal {modality: (n, channels, longest) "<i2", modality + "_rate", "_scale", "_offset":
-    (n,) float64}, longest being the samples of the longest window, what lies beyond a shorter one zeros; and
-    for each optional modality {"has_" + modality: (n,) bool}. Where a window lacks a signal, samples and rate
-    are 0. Windows are cut as `windows.extract` cuts them. Every place of the batch must be in one part.
-    """
-    out: dict[str, np.ndarray] = {}
-    for sig in spec.signals:
-        out[sig.modality] = np.empty((n, sig.channels, 0), "<i2")
-        out |= {sig.modality + part: np.zeros(n) for part in GAINS}
-    out |= {f"has_{m}": np.zeros(n, bool) for m in spec.optional}
-    for table, row, offset_s, at, used in parts:
-        there = present(table, spec)[:, row]
-        if used is not None:
-            there &= used
-        for sig, wanted in zip(spec.signals, there, strict=True):
-            m, which = sig.modality, np.flatnonzero(wanted)
-            cuts, gains = cut(table, row[which], offset_s[which], sig, spec.window_s)
-            room = out[m] = _wide(out[m], max(map(len, cuts), default=0))
-            for place, x in zip(at[which].tolist(), cuts, strict=True):
-                room[place, :, : len(x)] = x.T
-                room[place, :, len(x) :] = 0
-            for part, values in zip(GAINS, gains, strict=True):
-                out[m + part][at[which]] = values
-            if not sig.required:
-                out[f"has_{m}"][at] = wanted
-    for sig in spec.signals:
-        out[sig.modality][out[sig.modality + "_rate"] == 0] = 0
-    return out
-
-
-def _wide(room: np.ndarray, longest: int) -> np.ndarray:
-    """`room` (n, channels, samples) with at least `longest` samples: a later row group's rate may be higher."""
-    held = room.shape[-1]
-    if longest <= held:
-        return room
-    wider = np.empty((*room.shape[:-1], longest), room.dtype)
-    if held:
-        wider[..., :held], wider[..., held:] = room, 0
-    return wider
-
-
-# ---------------------------------------------------------------- the device
-
-
 def batch_on(
     device: torch.device, spec: WindowSpec, batch: Mapping[str, np.ndarray | Tensor]
 ) -> dict[str, Tensor]:
-    """What `windows.extract` gives, on `device`, of what `gather_raw` gave, or rows of it, on the host.
+    """What `windows.extract` gives, on `device`, of what `raw.gather` gave, or rows of it, on the host.
 
     Returns {modality: (n, channels, window_s · rate) float32, zeros where absent} and for each optional
     modality {"has_" + modality: (n,) bool}. Raises PlethoraError as `signal.prepare` does.

@@ -20,6 +20,7 @@ from datasets.ahead import MOST_OPEN, Ahead
 from datasets.join import join
 from datasets.judge import judge, schema
 from datasets.plan import Source
+from datasets.raw import Part
 from datasets.schema import Corpus
 from datasets.split import Split, assign
 from datasets.windows import WindowSpec, empty, extract, grid, lasts, present
@@ -153,13 +154,31 @@ def gather(
     this module, which holds few).
     """
     out = empty(len(row), spec)
+    for table, rows, starts, at, used in opened(
+        corpora, source, shard, group, row, offset_s, spec, has, read
+    ):
+        extract(table, rows, starts, spec, out, at, used)
+    return out
+
+
+def opened(
+    corpora: list[Corpus],
+    source: np.ndarray,
+    shard: np.ndarray,
+    group: np.ndarray,
+    row: np.ndarray,
+    offset_s: np.ndarray,
+    spec: WindowSpec,
+    has: np.ndarray,
+    read: Ahead[pa.Table] | None = None,
+) -> Iterator[Part]:
+    """The row groups of windows (see `gather`), each with those of them that it holds."""
     places, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)
     wanted = [(corpora[s], sh, g, spec) for s, sh, g in places.T.tolist()]
     for number, table in enumerate((read or few).each(wanted)):
         which = np.flatnonzero(inverse.ravel() == number)
         used = (has[which] >> np.arange(len(spec.signals))[:, None] & 1) == 1
-        extract(table, row[which], offset_s[which], spec, out, which, used)
-    return out
+        yield table, row[which], offset_s[which], which, used
 
 
 def _read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:

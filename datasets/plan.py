@@ -70,8 +70,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Rows:
-    """Windows of a block in order; all (n,). `position` indexes the source's windows; `at` is the place in the
-    block.
+    """Windows of a block in order; all (n,). `position` indexes the source's windows, `at` is the place in
+    the block.
     """
 
     source: np.ndarray

@@ -15,13 +15,13 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import chain, islice, pairwise
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from cluster.errors import PlethoraError
-from datasets import index, memory, prepared
+from datasets import index, memory, prepared, raw
 from datasets.ahead import Ahead
 from datasets.index import Shelf
 from datasets.plan import BLOCK_BYTES, WHOLE, Block, Part, Plan, Rows
@@ -45,9 +45,17 @@ class Reader:
     """
 
     def __init__(
-        self, plan: Plan, rank: int, shelves: list[Shelf], spec: WindowSpec, part: Part = WHOLE
+        self,
+        plan: Plan,
+        rank: int,
+        shelves: list[Shelf],
+        spec: WindowSpec,
+        carry: bool = False,
+        part: Part = WHOLE,
     ) -> None:
+        """carry: windows stay raw (`datasets.raw`), unless they are materialised."""
         self.plan, self.rank, self.shelves, self.spec, self.part = plan, rank, shelves, spec, part
+        self.carry = carry
         memory.keep_freed()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -66,12 +74,14 @@ class Reader:
         there = ("place",) if ready[0] is not None else ("row", "offset_s")
         place = self._columns(rows, ("shard", "group", "has", *there))
         more = self._columns(rows, ("subject", *(["target"] if self.shelves[0].target is not None else [])))
+        corpora = [shelf.corpus for shelf in self.shelves]
         if ready[0] is not None:
             windows = prepared.gather(ready, rows.source, **place, spec=self.spec)
+        elif self.carry:
+            parts = index.opened(corpora, rows.source, **place, spec=self.spec, read=index.held)
+            windows = raw.gather(parts, len(rows.at), self.spec)
         else:
-            windows = index.gather(
-                [s.corpus for s in self.shelves], rows.source, **place, spec=self.spec, read=index.held
-            )
+            windows = index.gather(corpora, rows.source, **place, spec=self.spec, read=index.held)
         self._let_go(block)
         if number + 1 < self.plan.count():
             self._begin(self.plan.rows(self.plan.block(self.rank, number + 1), self.part))
@@ -143,7 +153,7 @@ def dataset(reader: type[Reader], made_of: tuple, first: int, cpus: float) -> "r
 
     from cluster.session import data_context
 
-    plan, _, _, _, part = made_of
+    plan, *_, part = made_of
     context = data_context()
     context.target_max_block_size = 1  # each result is a block of its own, whatever its size
     # Each dataset within its share: Ray Data lets each take half of the store, so that two would spill. And a
@@ -154,7 +164,7 @@ def dataset(reader: type[Reader], made_of: tuple, first: int, cpus: float) -> "r
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=room)
     count = plan.count() - first
     borders = [first + count * task // min(count, TASKS) for task in range(min(count, TASKS) + 1)]
-    tasks = [{"first": low, "last": high} for low, high in zip(borders[:-1], borders[1:], strict=True)]
+    tasks = [{"first": low, "last": high} for low, high in pairwise(borders)]
     return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         reader,
         batch_size=None,
@@ -166,9 +176,7 @@ def dataset(reader: type[Reader], made_of: tuple, first: int, cpus: float) -> "r
 
 def delivered(datasets: "list[ray.data.Dataset]") -> Iterator[dict[str, np.ndarray]]:
     """The blocks that transform actors give, whole again."""
-    each = [
-        data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1) for data in datasets
-    ]
+    each = [data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1) for data in datasets]
     for parts in zip(*each, strict=True):
         yield _whole([{name: x[0] for name, x in part.items()} for part in parts])
 
@@ -178,11 +186,22 @@ def _whole(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     parts = [part for part in parts if len(part["at"])]
     if len(parts) == 1:
         return {name: x for name, x in parts[0].items() if name != "at"}
-    n = sum(len(part["at"]) for part in parts)
-    out = {name: np.empty((n, *x.shape[1:]), x.dtype) for name, x in parts[0].items() if name != "at"}
-    for part in parts:
-        for name, x in out.items():
-            x[part["at"]] = part[name]
+    names = [name for name in parts[0] if name != "at"]
+    return {name: _joined([part[name] for part in parts], [part["at"] for part in parts]) for name in names}
+
+
+def _joined(parts: list[np.ndarray], at: list[np.ndarray]) -> np.ndarray:
+    """(n, …) with the rows of each part where `at` says. Raw windows may be longer in one than in another:
+    zeros fill them up.
+    """
+    rooms = {x.shape[1:] for x in parts}
+    room = np.empty if len(rooms) == 1 else np.zeros
+    out = room((sum(map(len, at)), *np.max(list(rooms), axis=0)), parts[0].dtype)
+    for rows, x in zip(at, parts, strict=True):
+        if x.shape[1:] == out.shape[1:]:
+            out[rows] = x
+        else:
+            out[rows, ..., : x.shape[-1]] = x
     return out
 
 
@@ -209,7 +228,8 @@ def cut(blocks: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict[str
     for block in blocks:
         rows, first = len(block["step"]), size - len(held["step"]) if held else 0
         if held:
-            held = {name: np.concatenate([x, block[name][:first]]) for name, x in held.items()}
+            order = np.split(np.arange(min(size, len(held["step"]) + rows)), [len(held["step"])])
+            held = {name: _joined([x, block[name][:first]], order) for name, x in held.items()}
             if rows < first:
                 continue
             yield {name: _tensor(x) for name, x in held.items()}
@@ -237,16 +257,17 @@ def batches(
     size: int,
     per_step: int,
     actors: Actors = Actors(),
+    carry: bool = False,
     reader: type[Reader] = Reader,
 ) -> Iterator[dict[str, "torch.Tensor"]]:
     """A worker's micro-batches of `size` windows, `per_step` of them a step, from the plan's first step on;
-    reading begins at once.
+    reading begins at once. carry: raw windows (`datasets.raw`), unless they are materialised.
 
     Raises PlethoraError when a batch is not the one that the position calls for (training on would silently
     skip or repeat data), or when there are more actors than lanes for them.
     """
     first = alone(plan, actors)
-    given = threaded(own(reader(plan, rank, shelves, spec), first))
+    given = threaded(own(reader(plan, rank, shelves, spec, carry), first))
     if first < plan.count():
         lanes = plan.slots(rank)
         if len(lanes) < actors.count:
@@ -254,7 +275,7 @@ def batches(
                 f"stream.actors = {actors.count} is more than the {len(lanes)} lanes that a worker reads: "
                 f"raise stream.lanes = {plan.lanes}, or lower stream.actors"
             )
-        made_of = [(plan, rank, shelves, spec, Part(k, actors.count)) for k in range(actors.count)]
+        made_of = [(plan, rank, shelves, spec, carry, Part(k, actors.count)) for k in range(actors.count)]
         coming = delivered([dataset(reader, args, first, actors.cpus) for args in made_of])
         given = chain(given, threaded(coming))
     return checked(cut(given, size), plan.start, per_step)
@@ -262,7 +283,7 @@ def batches(
 
 def threaded(items: Iterator[T]) -> Iterator[T]:
     """`items`, each made in a thread while the one before it is used; the first one from now on."""
-    pool = ThreadPoolExecutor(1, "stream")  # one: the first item has the cores to itself, and comes the sooner
+    pool = ThreadPoolExecutor(1, "stream")  # one: the first item has the cores to itself and comes the sooner
     first = pool.submit(lambda: list(islice(items, 1)))
 
     def each() -> Iterator[T]:

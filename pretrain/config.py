@@ -54,11 +54,19 @@ class Stream(Config):
     )  # transform actors a worker, a core each; 0: a worker reads for itself, in a thread
     # MB of prepared windows that a worker reads for itself while its transform actors start
     alone_mb: float = Field(default=500, ge=0)
+    # where windows are filtered and brought to their rate: in the transform actors (or the thread that stands
+    # for them), or in the worker, on its device, so that int16 travels. auto: in the worker if it has a GPU
+    prepare: Literal["auto", "actor", "worker"] = "auto"
     # row groups that are read at a time, of all workers together: so many people meet in a batch, and so many
     # decoded row groups are held (a power of two)
     lanes: int = Field(default=LANES, ge=1)
     mixed: int = Field(default=MIXED, ge=1)  # row groups whose windows a lane mixes
     materialised: bool = False  # read what `python -m pretrain materialize` wrote, no transform
+
+    def carries(self, device: str) -> bool:
+        """Whether windows travel raw to workers on such a device ("cpu", "cuda")."""
+        there = "worker" if device == "cuda" else "actor"
+        return not self.materialised and (there if self.prepare == "auto" else self.prepare) == "worker"
 
     @field_validator("lanes")
     @classmethod

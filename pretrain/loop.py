@@ -27,6 +27,7 @@ from pretrain.meters import Means, Seen, chunks
 from pretrain.recipe import Recipe, StepResult, build
 from pretrain.schedule import learning_rate
 from pretrain.selection import Selection
+from pretrain.transfer import arriving
 from pretrain.watch import Watch
 
 
@@ -81,7 +82,8 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     with checkpoint.last() as saved:
         state = State(**saved.state if saved else {})
         plan, shelves = data.plan(state.step, world)
-        stream = batches(  # reads while the engines are built
+        carry = run.stream.carries(device.type)
+        given = batches(  # reads while the engines are built
             plan,
             rank,
             shelves,
@@ -89,12 +91,14 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
             run.micro,
             run.accumulation,
             Actors(run.stream.actors, config["actor_cpus"], run.stream.alone_mb),
+            carry,
         )
         engines = {
             name: wrap(name, m, run.optim_for(name), run.engine, run.micro, run.accumulation, device)
             for name, m in modules.items()
         }
         best = saved.load(engines) if saved else None
+        stream = arriving(given, data.spec, device, carry)
     wrapped = {name: engine.module for name, engine in engines.items()}
     selection = Selection(run.select, state.selection, best)
     held_out = chunks(data.validation(rank, world), run.micro) if run.validate_every else []
@@ -111,9 +115,9 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         micros = []
         for _ in range(run.accumulation):
             with watch.spending("data"):
-                batch = next(stream)
+                batch, there = next(stream)
             seen.add(batch)
-            micros.append(moved(batch, device))
+            micros.append(there)
         rates = {
             name: learning_rate(run.optim_for(name), step, steps, epoch_steps, run.batch) for name in engines
         }
@@ -258,14 +262,6 @@ def validate(
     for module in wrapped.values():
         module.train()
     return found | recipe.summary(counts), figures
-
-
-def moved(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """`batch` on `device`; a GPU's is copied out of pinned memory while the host goes on."""
-    if device.type != "cuda":
-        return {name: x.to(device) for name, x in batch.items()}
-    host = {name: x if x.is_cuda else x.pin_memory() for name, x in batch.items()}
-    return {name: x.to(device, non_blocking=True) for name, x in host.items()}
 
 
 def all_finite(losses: Mapping[str, Tensor]) -> Tensor:

@@ -293,7 +293,9 @@ def test_the_parts_of_a_block_are_its_rows_cut_by_lane(plan: Plan, count: int, s
 
 @settings(max_examples=30, deadline=None)
 @given(plans(), st.integers(0, 40), st.integers(0, 20))
-def test_blocks_follow_each_other_and_the_first_step_comes_in_small_ones(plan: Plan, soon: int, start) -> None:
+def test_blocks_follow_each_other_and_the_first_step_comes_in_small_ones(
+    plan: Plan, soon: int, start
+) -> None:
     plan = replace(plan, soon=soon, start=start)
     for rank in range(plan.world):
         blocks = list(plan.blocks(rank))

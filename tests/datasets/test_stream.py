@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import PlethoraError
-from datasets import index, stream
+from datasets import index, raw, stream
 from datasets.plan import Plan
 from datasets.schema import content_hash, open_corpus, row_schema
 from datasets.signal import Signal
@@ -99,13 +99,15 @@ class Dying(stream.Reader):
         return super().read(number)
 
 
-def consume(found, world: int, actors: int = 1, reader=stream.Reader, alone_mb=0.0, **more) -> list[list[dict]]:  # type: ignore[no-untyped-def]
+def consume(  # type: ignore[no-untyped-def]
+    found, world: int, actors: int = 1, reader=stream.Reader, alone_mb=0.0, carry=False, **more
+) -> list[list[dict]]:
     """What each worker sees, batch by batch, all of them at once."""
     how = stream.Actors(actors, 1, alone_mb)
     plan, shelves = planned(found, world, **more)
 
     def worker(rank: int) -> list[dict]:
-        got = stream.batches(plan, rank, shelves, SPEC, 12 // world, 1, how, reader)
+        got = stream.batches(plan, rank, shelves, SPEC, 12 // world, 1, how, carry, reader)
         return [{name: column.numpy().copy() for name, column in batch.items()} for batch in got]
 
     with ThreadPoolExecutor(world) as pool:
@@ -228,7 +230,7 @@ def test_a_stream_with_nothing_left_is_empty_and_does_not_hang(found, actors) ->
 def test_batches_refuse_windows_of_another_step(found) -> None:
     plan, shelves = planned(found, 1, start=3)
     with pytest.raises(PlethoraError, match=r"delivered step \[4\] where 3 was due"):
-        list(stream.batches(plan, 0, shelves, SPEC, 12, 1, stream.Actors(0), Late))
+        list(stream.batches(plan, 0, shelves, SPEC, 12, 1, stream.Actors(0), reader=Late))
 
 
 def test_batches_cut_out_of_blocks_are_their_rows_in_order() -> None:
@@ -246,7 +248,7 @@ def test_workers_that_read_for_themselves_begin_before_they_are_asked_and_withou
 ) -> None:
     plan, shelves = planned(found, 1)
     monkeypatch.setattr(stream, "dataset", None)
-    given = stream.batches(plan, 0, shelves, SPEC, 12, 1, stream.Actors(0), Told)
+    given = stream.batches(plan, 0, shelves, SPEC, 12, 1, stream.Actors(0), reader=Told)
     assert Told.reads.wait(10)
     assert len(list(given)) == 11
 
@@ -273,7 +275,7 @@ def test_what_a_thread_makes_begins_before_it_is_asked_for_and_its_failure_comes
 @pytest.mark.parametrize("actors", [1, 2])
 def test_a_worker_reads_the_first_blocks_itself_and_its_actors_the_others(found, actors) -> None:
     whole = consume(found, 1, 0)[0]
-    plan, shelves = planned(found, 1)
+    plan, _ = planned(found, 1)
     how = stream.Actors(actors, 1, alone_mb=13 * plan.window_bytes / 1e6)
     assert 0 < stream.alone(plan, how) < plan.count()
     shared = consume(found, 1, actors, alone_mb=how.alone_mb)[0]
@@ -281,9 +283,32 @@ def test_a_worker_reads_the_first_blocks_itself_and_its_actors_the_others(found,
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("actors", [0, 2])
+def test_windows_that_travel_raw_are_those_that_actors_prepare(found, actors) -> None:
+    plain = consume(found, 1, 0)[0]
+    carried = consume(found, 1, actors, carry=True)[0]
+    for a, b in zip(plain, carried, strict=True):
+        assert b["ppg"].dtype == np.int16
+        again = raw.prepared(b, SPEC)
+        assert np.array_equal(a["ppg"], again["ppg"]) and again["ppg"].dtype == np.float32
+        assert all(np.array_equal(x, b[name]) for name, x in a.items() if name != "ppg")
+
+
+def test_raw_windows_of_several_rates_are_joined_and_filled_up_with_zeros() -> None:
+    blocks = [
+        {"step": np.zeros(3, int), "ppg": np.full((3, 1, 4), 1, np.int16)},
+        {"step": np.zeros(4, int), "ppg": np.full((4, 1, 6), 2, np.int16)},
+    ]
+    first, second, third = (b["ppg"].numpy()[:, 0] for b in stream.cut(iter([*blocks, blocks[0]]), 3))
+    assert first.tolist() == [[1] * 4] * 3 and second.tolist() == [[2] * 6] * 3
+    assert third.tolist() == [[2] * 6, [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0]]
+
+
 def test_more_actors_than_a_worker_has_lanes_are_named(found) -> None:
     plan, shelves = planned(found, 2)
-    with pytest.raises(PlethoraError, match=r"stream.actors = 3 is more than the 2 lanes .* stream.lanes = 4"):
+    with pytest.raises(
+        PlethoraError, match=r"stream.actors = 3 is more than the 2 lanes .* stream.lanes = 4"
+    ):
         stream.batches(plan, 0, shelves, SPEC, 6, 1, stream.Actors(3, alone_mb=0))
 
 

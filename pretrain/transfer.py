@@ -1,0 +1,66 @@
+"""Micro-batches on their way from the stream to the module's device, while the step before runs."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from datasets import raw
+from datasets.stream import threaded
+from datasets.windows import WindowSpec
+
+Batch = Mapping[str, Tensor]
+
+
+def arriving(
+    given: Iterator[Batch], spec: WindowSpec, device: torch.device, carry: bool
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """Each batch of `given` as it lies on the host, and on `device`: windows (n, channels, samples) float32.
+
+    carry: `given` holds raw windows, which are prepared on the device (a CPU's by NumPy, as transform actors
+    do). A thread works one batch ahead.
+    """
+    if device.type == "cuda":
+        return _received(threaded(_sent(given, spec, device, carry)), device)
+    return threaded(_prepared(given, spec, carry)) if carry else ((batch, dict(batch)) for batch in given)
+
+
+def _prepared(
+    given: Iterator[Batch], spec: WindowSpec, carry: bool
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    for batch in given:
+        windows = raw.prepared({name: x.numpy() for name, x in batch.items()}, spec)
+        yield batch, _others(batch, spec) | {name: torch.from_numpy(x) for name, x in windows.items()}
+
+
+def _others(batch: Batch, spec: WindowSpec) -> dict[str, Tensor]:
+    """What of a batch of raw windows is no window."""
+    left_out = {s.modality + part for s in spec.signals for part in ("", *raw.GAINS)}
+    return {name: x for name, x in batch.items() if name not in left_out}
+
+
+Sent = tuple[Batch, dict[str, Tensor], torch.cuda.Event]
+
+
+def _sent(given: Iterator[Batch], spec: WindowSpec, device: torch.device, carry: bool) -> Iterator[Sent]:
+    """Batches under way, on a stream of their own. Pinned pages come from torch's pool of them, which gives
+    none out again before the copy from it is done."""
+    from datasets import device as on_device
+
+    side = torch.cuda.Stream(device)
+    for batch in given:
+        with torch.cuda.stream(side):
+            plain = _others(batch, spec) if carry else batch
+            there = {name: x.pin_memory().to(device, non_blocking=True) for name, x in plain.items()}
+            if carry:
+                there |= on_device.batch_on(device, spec, batch)
+            yield batch, there, side.record_event()
+
+
+def _received(given: Iterator[Sent], device: torch.device) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    for batch, there, done in given:
+        main = torch.cuda.current_stream(device)
+        main.wait_event(done)
+        for x in there.values():
+            x.record_stream(main)  # else its memory is free for the next batch while this one is in use
+        yield batch, there
