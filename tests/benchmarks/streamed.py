@@ -171,6 +171,8 @@ class Worker:
         import ray.train.torch  # noqa: F401
         import torch
 
+        import pretrain.transfer  # noqa: F401
+
         torch.set_num_threads(1)
 
     def consume(
@@ -182,11 +184,19 @@ class Worker:
         actors: stream.Actors,
         micros: int,
         sleep_s: float,
+        carry: bool,
         reader: type[stream.Reader],
     ) -> tuple[list[float], float]:
-        """When each micro-batch came, and the seconds waited for them after the first step."""
+        """When each micro-batch came, as a step receives it, and the seconds waited for them after the first
+        step.
+        """
+        import torch
+
+        from pretrain.transfer import arriving
+
         size = plan.batch // plan.world // micros
-        given = stream.batches(plan, rank, [shelf], spec, size, micros, actors, reader)
+        read = stream.batches(plan, rank, [shelf], spec, size, micros, actors, carry, reader)
+        given = arriving(read, spec, torch.device("cpu"), carry)
         came: list[float] = []
         waited = 0.0
         while True:
@@ -226,6 +236,7 @@ class Ours:
         ready: str | None = None,
         micros: int = 1,
         sleep_s: float = 0.0,
+        carry: bool = False,
         reader: type[stream.Reader] = stream.Reader,
     ) -> Seen:
         """`mb` of windows, as stored, to `workers`, through `actors` transform actors each (0: they read for
@@ -250,7 +261,7 @@ class Ours:
         with Peak() as peak:
             seen = self.ray.get(
                 [
-                    c.consume.remote(plan, rank, shelf, case.spec, how, micros, sleep_s, reader)
+                    c.consume.remote(plan, rank, shelf, case.spec, how, micros, sleep_s, carry, reader)
                     for rank, c in enumerate(self.consumers[:workers])
                 ]
             )
