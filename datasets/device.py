@@ -1,9 +1,9 @@
-"""Windows prepared on the module's device: the host gathers raw samples, all else is `signal.prepare` in torch.
+"""Windows prepared on the module's device: the host gathers raw samples, torch does the rest.
 
 `gather_raw` runs where row groups are read: it copies int16 samples, and nothing more. `batch_on` runs where
 the module is: filter, resampling, scale, polarity, normalisation, in float64 up to the last cast, as
-`windows.transform` does them. Between the two lie plain arrays with a row a window, which may be cut and
-joined as prepared windows may.
+`windows.transform` and `signal.prepare` do them. Between the two lie plain arrays with a row a window, which
+may be cut and joined as prepared windows may.
 
 The host never waits for the device: rates, and with them all shapes, are known on the host.
 
@@ -82,7 +82,7 @@ def gather_raw(parts: Iterable[Part], n: int, spec: WindowSpec) -> dict[str, np.
 
 
 def _wide(room: np.ndarray, longest: int) -> np.ndarray:
-    """`room` (n, channels, samples) with at least `longest` samples: a later row group's rate may be higher."""
+    """`room` (n, channels, samples) with `longest` samples or more: a later row group may be faster."""
     held = room.shape[-1]
     if longest <= held:
         return room
@@ -107,8 +107,8 @@ def batch_on(
     out = {}
     for sig in spec.signals:
         m = sig.modality
-        gains = (host[m + part].numpy() for part in GAINS)
-        cuts = Cuts(host[m], *gains, window_s=spec.window_s)
+        rate, scale, offset = (host[m + part].numpy() for part in GAINS)
+        cuts = Cuts(host[m], rate, scale, offset, spec.window_s)
         out[m] = prepared(cuts, sig, round(spec.window_s * sig.rate), device)
     return out | {f"has_{m}": _sent(host[f"has_{m}"], device) for m in spec.optional}
 
@@ -128,7 +128,7 @@ def prepared(cuts: Cuts, sig: Signal, to: int, device: torch.device) -> Tensor:
         return out
     places = np.concatenate([np.resize(which, TOGETHER) for _, which in calls])  # the last ones filled up
     at = _sent(torch.from_numpy(places), device)
-    scale, offset = _sent(torch.from_numpy(np.stack([cuts.scale[places], cuts.offset[places]])), device)
+    gains = _sent(torch.from_numpy(np.stack([cuts.scale[places], cuts.offset[places]])), device)
     raw = _sent(cuts.raw, device)
     for number, (rate, which) in enumerate(calls):
         here = slice(number * TOGETHER, (number + 1) * TOGETHER)
@@ -141,7 +141,7 @@ def prepared(cuts: Cuts, sig: Signal, to: int, device: torch.device) -> Tensor:
             done = _sent(torch.from_numpy(prepare(x, rate, sig, cuts.scale[which], to)), device)
         else:
             x = raw.index_select(0, at[here])[..., :size]
-            done = whole(x, rate, scale[here], offset[here], sig, to)[:n]
+            done = whole(x, rate, gains[0, here], gains[1, here], sig, to)[:n]
         out.index_copy_(0, at[here][:n], done)
     return out
 
@@ -208,7 +208,9 @@ class _ZeroPhase:
         edges = _each(x[..., : len(self.head)], self.head)
         if len(self.tail):
             edges = edges + _each(x[..., -len(self.tail) :], self.tail)
-        return y.add_(_each(edges, self.u))
+        rows = edges.view(-1, 1, edges.shape[-1])
+        y.view(len(rows), 1, self.m).baddbmm_(rows, self.u.expand(len(rows), -1, -1))
+        return y
 
 
 @lru_cache(maxsize=16)
@@ -304,5 +306,5 @@ def _polarity(n: int, rate: float, device: torch.device) -> _Polarity:
     f = np.arange(lines.shape[-1]) * rate / n
     gain, m, at = ecg.passing(f, n, *ecg.QRS_HZ)
     count = ecg.block_count(m, at)
-    parts = (torch.tensor(x, device=device) for x in (taper, line, lines[:, : len(gain)], gain))
-    return _Polarity(*parts, len(gain), m, count, m // count)
+    a, b, c, d = (torch.tensor(x, device=device) for x in (taper, line, lines[:, : len(gain)], gain))
+    return _Polarity(a, b, c, d, len(gain), m, count, m // count)
