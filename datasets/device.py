@@ -140,8 +140,8 @@ def prepared(cuts: Cuts, sig: Signal, to: int, device: torch.device) -> Tensor:
                 x += (cuts.offset / cuts.scale)[which, None, None]
             done = _sent(torch.from_numpy(prepare(x, rate, sig, cuts.scale[which], to)), device)
         else:
-            x = raw.index_select(0, at[here])[..., :size]
-            done = whole(x, rate, gains[0, here], gains[1, here], sig, to)[:n]
+            some = raw.index_select(0, at[here])[..., :size]
+            done = whole(some, rate, gains[0, here], gains[1, here], sig, to)[:n]
         out.index_copy_(0, at[here][:n], done)
     return out
 
