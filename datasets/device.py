@@ -50,8 +50,8 @@ def batch_on(
     out = {}
     for sig in spec.signals:
         m = sig.modality
-        gains = (host[m + part].numpy() for part in GAINS)
-        cuts = Cuts(host[m], *gains, window_s=spec.window_s)
+        rate, scale, offset = (host[m + part].numpy() for part in GAINS)
+        cuts = Cuts(host[m], rate, scale, offset, spec.window_s)
         out[m] = prepared(cuts, sig, round(spec.window_s * sig.rate), device)
     return out | {f"has_{m}": _sent(host[f"has_{m}"], device) for m in spec.optional}
 
@@ -71,7 +71,7 @@ def prepared(cuts: Cuts, sig: Signal, to: int, device: torch.device) -> Tensor:
         return out
     places = np.concatenate([np.resize(which, TOGETHER) for _, which in calls])  # the last ones filled up
     at = _sent(torch.from_numpy(places), device)
-    scale, offset = _sent(torch.from_numpy(np.stack([cuts.scale[places], cuts.offset[places]])), device)
+    gains = _sent(torch.from_numpy(np.stack([cuts.scale[places], cuts.offset[places]])), device)
     raw = _sent(cuts.raw, device)
     for number, (rate, which) in enumerate(calls):
         here = slice(number * TOGETHER, (number + 1) * TOGETHER)
@@ -83,8 +83,8 @@ def prepared(cuts: Cuts, sig: Signal, to: int, device: torch.device) -> Tensor:
                 x += (cuts.offset / cuts.scale)[which, None, None]
             done = _sent(torch.from_numpy(prepare(x, rate, sig, cuts.scale[which], to)), device)
         else:
-            x = raw.index_select(0, at[here])[..., :size]
-            done = whole(x, rate, scale[here], offset[here], sig, to)[:n]
+            some = raw.index_select(0, at[here])[..., :size]
+            done = whole(some, rate, gains[0, here], gains[1, here], sig, to)[:n]
         out.index_copy_(0, at[here][:n], done)
     return out
 
@@ -151,7 +151,9 @@ class _ZeroPhase:
         edges = _each(x[..., : len(self.head)], self.head)
         if len(self.tail):
             edges = edges + _each(x[..., -len(self.tail) :], self.tail)
-        return y.add_(_each(edges, self.u))
+        rows = edges.view(-1, 1, edges.shape[-1])
+        y.view(len(rows), 1, self.m).baddbmm_(rows, self.u.expand(len(rows), -1, -1))
+        return y
 
 
 @lru_cache(maxsize=16)
@@ -247,5 +249,5 @@ def _polarity(n: int, rate: float, device: torch.device) -> _Polarity:
     f = np.arange(lines.shape[-1]) * rate / n
     gain, m, at = ecg.passing(f, n, *ecg.QRS_HZ)
     count = ecg.block_count(m, at)
-    parts = (torch.tensor(x, device=device) for x in (taper, line, lines[:, : len(gain)], gain))
-    return _Polarity(*parts, len(gain), m, count, m // count)
+    a, b, c, d = (torch.tensor(x, device=device) for x in (taper, line, lines[:, : len(gain)], gain))
+    return _Polarity(a, b, c, d, len(gain), m, count, m // count)

@@ -35,6 +35,7 @@ ALL = {
         (("--quick",),), tuple(("--recipe", name) for name in ("sigma", "m2ae", "anyppg", "simclr"))
     ),
     "scale": Form(((),), ((),)),
+    "device": Form((("--rounds", "3"),), ((),)),
     "start": Form((("--rounds", "1"),), (("--rounds", "3"), ("--rounds", "3", "--workers", "2"))),
     "imaging": Form((("--seconds", "2"),), ((),)),
     "evaluate": Form(((),), ((),)),
