@@ -2,9 +2,9 @@
 
 Microseconds of one core a window, over all windows of the first row group of each corpus (real recordings,
 PLETHORA_DATA), for SIGMA's and AnyPPG's windows. read: Parquet to Arrow, joined. extract: cut, filter, all
-of it (`windows.extract`). gather: cut and copied as int16 (`raw.gather`), all that is left where the filter runs on
-a device. prepare: `windows.transform` of cuts that lie ready; torch: `device.batch_on` of raw
-windows that lie ready, on this CPU. All in one process on one thread, in turn, each at its best.
+of it (`windows.extract`). gather: cut and copied as int16 (`raw.gather`), all that is left where the filter
+runs on a device. prepare: `windows.transform` of cuts that lie ready; torch: `device.batch_on` of raw windows
+that lie ready, on this CPU. All in one process on one thread, in turn, each at its best.
 
     python -m tests.benchmarks.device [--records 20] [--rounds 9] [--profile]
 """

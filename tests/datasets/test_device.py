@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cluster.errors import PlethoraError
 from datasets import device as on
 from datasets import ecg
-from datasets.raw import gather, prepared
+from datasets.raw import Part, gather, prepared
 from datasets.schema import row_schema
 from datasets.signal import Signal, length, normalise, prepare
 from datasets.windows import WindowSpec, empty, extract
@@ -58,7 +58,7 @@ def tables(rng: np.random.Generator, *rows: list[dict[str, Any]]) -> list[pa.Tab
     return [pa.Table.from_pylist(some, row_schema(["ppg", "ecg"])) for some in rows]
 
 
-def drawn(rng: np.random.Generator, table: list[pa.Table], n: int, spec: WindowSpec) -> list[on.Part]:
+def drawn(rng: np.random.Generator, table: list[pa.Table], n: int, spec: WindowSpec) -> list[Part]:
     """`n` windows scattered over the row groups, not only where the grid has them."""
     whose, at = rng.integers(0, len(table), n), rng.permutation(n)
     parts = []
@@ -81,7 +81,7 @@ def same(got: dict[str, torch.Tensor], want: dict[str, np.ndarray]) -> None:
         assert (np.abs(found.astype(float) - x) <= near).all(), name
 
 
-def extracted(parts: list[on.Part], n: int, spec: WindowSpec) -> dict[str, np.ndarray]:
+def extracted(parts: list[Part], n: int, spec: WindowSpec) -> dict[str, np.ndarray]:
     out = empty(n, spec)
     for table, rows, offset, at, used in parts:
         extract(table, rows, offset, spec, out, at, used)
