@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -307,13 +308,17 @@ class Plan:
     def _positions(self, number: int, pass_: np.ndarray, at: np.ndarray) -> np.ndarray:
         """Positions of the windows that come as number `at` of these passes."""
         position = np.empty(len(at), np.int64)
-        lane, within = at % self.lanes, at // self.lanes
-        for p, its in {(int(p), int(k)) for p, k in zip(pass_, lane, strict=True)}:
-            which = np.flatnonzero((pass_ == p) & (lane == its))
+        within, lane = divmod(at, self.lanes)
+        key = pass_ * self.lanes + lane
+        order = np.argsort(key, kind="stable")
+        ends = np.flatnonzero(np.diff(key[order], append=-1)) + 1
+        for low, high in pairwise([0, *ends.tolist()]):
+            which = order[low:high]
+            p, its = divmod(int(key[which[0]]), self.lanes)
             borders = self.order(number, p).reels[its]
             place = borders[0] + within[which]
             reel = np.searchsorted(borders, place, "right") - 1
-            for r in np.unique(reel).tolist():
+            for r in range(int(reel.min()), int(reel.max()) + 1):
                 some = reel == r
                 position[which[some]] = self.reel(number, p, its, r)[place[some] - borders[r]]
         return position

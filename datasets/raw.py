@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets.signal import length
-from datasets.windows import WindowSpec, cut, empty, present, transform
+from datasets.windows import WindowSpec, column, empty, present, transform
 
 GAINS = ("_rate", "_scale", "_offset")
 
@@ -39,15 +39,23 @@ def gather(parts: Iterable[Part], n: int, spec: WindowSpec) -> dict[str, np.ndar
             there &= used
         for sig, wanted in zip(spec.signals, there, strict=True):
             m, which = sig.modality, np.flatnonzero(wanted)
-            cuts, gains = cut(table, row[which], offset_s[which], sig, spec.window_s)
-            room = out[m] = _wide(out[m], max(map(len, cuts), default=0))
-            for place, x in zip(at[which].tolist(), cuts, strict=True):
-                room[place, :, : len(x)] = x.T
-                room[place, :, len(x) :] = 0
-            for part, values in zip(GAINS, gains, strict=True):
-                out[m + part][at[which]] = values
             if not sig.required:
                 out[f"has_{m}"][at] = wanted
+            if not len(which):
+                continue
+            of, rows = column(table, m), row[which]
+            begin, count, channels = of.stretch(rows, offset_s[which], spec.window_s)
+            room = out[m] = _wide(out[m], int(count.max()))
+            stretches = zip(
+                at[which].tolist(), begin.tolist(), count.tolist(), channels.tolist(), strict=True
+            )
+            for place, low, n, c in stretches:
+                samples = of.flat[low : low + n * c]
+                room[place, :, :n] = samples if c == 1 else samples.reshape(n, c)[:, : sig.channels].T
+                if n < room.shape[-1]:
+                    room[place, :, n:] = 0
+            for part, values in zip(GAINS, (of.rate, of.scale, of.offset), strict=True):
+                out[m + part][at[which]] = values[rows]
     for sig in spec.signals:
         out[sig.modality][out[sig.modality + "_rate"] == 0] = 0
     return out

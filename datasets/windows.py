@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ from datasets.signal import HALF, Signal, length, periodicity, prepare
 
 TOGETHER = 16  # windows in one call into scipy
 
+PARTS = ("_channels", "_rate", "_scale", "_offset")
 LATER = ("required", "notch", "upright", "min_rate", "max_flat", "gate")  # keys that came after caches did
 
 __all__ = ["Signal", "WindowSpec", "empty", "extract", "grid", "lasts", "present", "transform", "verdicts"]
@@ -115,18 +118,69 @@ def empty(n: int, spec: WindowSpec) -> dict[str, np.ndarray]:
     return room | {f"has_{m}": np.zeros(n, bool) for m in spec.optional}
 
 
+@dataclass(frozen=True)
+class Column:
+    """One modality of the rows of a row group, ready to be cut: a window's samples lie together, and a view
+    of them is no copy. All but `flat` (rows,).
+    """
+
+    flat: np.ndarray  # the samples of all rows, (samples · channels,) little-endian int16
+    begin: np.ndarray  # int64: where each row begins in it
+    end: np.ndarray
+    valid: np.ndarray  # bool
+    channels: np.ndarray
+    rate: np.ndarray  # Hz
+    scale: np.ndarray
+    offset: np.ndarray
+
+    def stretch(
+        self, row: np.ndarray, offset_s: np.ndarray, window_s: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where in `flat` windows (n,) of these rows begin, their samples a channel, their rows' channels."""
+        rate, channels = self.rate[row], self.channels[row].astype(np.int64)
+        count = length(window_s, rate)
+        there = (self.end[row] - self.begin[row]) // channels
+        first = np.minimum(np.round(offset_s * rate).astype(np.int64), there - count)
+        return self.begin[row] + first * channels, count, channels
+
+
+_columns: dict[tuple[int, str], Column] = {}  # of tables that live
+
+
+def column(table: pa.Table, modality: str) -> Column:
+    """Made once a table: a batch takes few windows of each of many row groups."""
+    key = (id(table), modality)
+    found = _columns.get(key)
+    if found is None:
+        values = table[modality]
+        samples = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+        if isinstance(samples, pa.ChunkedArray):  # of no rows
+            samples = pa.array([], pa.binary())
+        _, ends, data = samples.buffers()
+        borders = np.zeros(1, np.int64)
+        if len(samples):
+            borders = (
+                np.frombuffer(ends, np.int32, len(samples) + 1, 4 * samples.offset).astype(np.int64) // 2
+            )
+        parts = (table[modality + part].to_numpy(zero_copy_only=False) for part in PARTS)
+        flat = np.frombuffer(data, "<i2") if data is not None else np.empty(0, "<i2")
+        valid = values.is_valid().to_numpy(zero_copy_only=False)
+        found = Column(flat, borders[:-1], borders[1:], valid, *parts)
+        _columns[key] = found
+        weakref.finalize(table, _columns.pop, key, None)
+    return found
+
+
 def present(table: pa.Table, spec: WindowSpec) -> np.ndarray:
     """(signals, rows) bool: whether a row has each signal of `spec`: valid, with enough channels, at a native
     rate that is high enough. A modality that the table has no columns for is absent.
     """
     there = np.zeros((len(spec.signals), table.num_rows), bool)
     for number, sig in enumerate(spec.signals):
-        m = sig.modality
-        if m in table.column_names:
-            channels, rate = (table[m + p].to_numpy(zero_copy_only=False) for p in ("_channels", "_rate"))
-            valid = table[m].is_valid().to_numpy(zero_copy_only=False)
+        if sig.modality in table.column_names:
+            of = column(table, sig.modality)
             with np.errstate(invalid="ignore"):  # nulls are NaN here
-                there[number] = valid & (channels >= sig.channels) & (rate >= sig.min_rate)
+                there[number] = of.valid & (of.channels >= sig.channels) & (of.rate >= sig.min_rate)
     return there
 
 
@@ -168,25 +222,10 @@ def cut(
     """Raw samples [(T_i, channels) int16] of windows in which `sig` is there; (n,) rate, scale, offset."""
     if not len(row):
         return [], (np.empty(0), np.empty(0), np.empty(0))
-    m = sig.modality
-    rate, scale, offset = (table[m + p].to_numpy()[row] for p in ("_rate", "_scale", "_offset"))
-    channels = table[m + "_channels"].to_numpy()
-    raw = {r: _samples(table[m], r, int(channels[r])) for r in np.unique(row).tolist()}
-    starts = np.round(offset_s * rate).astype(int).tolist()
-    lengths = length(window_s, rate).tolist()
-    cuts = [
-        raw[r][min(a, len(raw[r]) - n) :][:n, : sig.channels]
-        for r, a, n in zip(row.tolist(), starts, lengths, strict=True)
-    ]
-    return cuts, (rate, scale, offset)
-
-
-def _samples(column: pa.ChunkedArray, row: int, channels: int) -> np.ndarray:
-    """(samples, channels) little-endian int16 of one row, without the copy that a scalar of Arrow's is."""
-    part = column.slice(row, 1).chunk(0)
-    _, ends, data = part.buffers()
-    low, high = np.frombuffer(ends, np.int32, 2, 4 * part.offset).tolist()
-    return np.frombuffer(data, "<i2", (high - low) // 2, low).reshape(-1, channels)
+    of = column(table, sig.modality)
+    stretches = zip(*(x.tolist() for x in of.stretch(row, offset_s, window_s)), strict=True)
+    cuts = [of.flat[low : low + n * c].reshape(n, c)[:, : sig.channels] for low, n, c in stretches]
+    return cuts, (of.rate[row], of.scale[row], of.offset[row])
 
 
 def transform(
