@@ -54,11 +54,12 @@ class Reader:
             )
         block = Block(**{name: int(column[0]) for name, column in batch.items()})
         rows = self.plan.rows(block)
-        ready = [shelf.prepared for shelf in self.shelves]
-        there = ("place",) if ready[0] is not None else ("row", "offset_s")
+        ready = [s.prepared for s in self.shelves if s.prepared is not None]
+        there = ("place",) if ready else ("row", "offset_s")
         place = self._columns(rows, ("shard", "group", "has", *there))
-        more = self._columns(rows, ("subject", *(["target"] if self.shelves[0].target is not None else [])))
-        if ready[0] is not None:
+        names = ("id", "subject", *(["target"] if self.shelves[0].target is not None else []))
+        more = self._columns(rows, names)
+        if ready:
             windows = prepared.gather(ready, rows.source, **place, spec=self.spec)
         else:
             windows = index.gather(
@@ -68,7 +69,7 @@ class Reader:
         if self.alone and (after := self.plan.after(block)) is not None:
             self._begin(self.plan.rows(after))
         return windows | {
-            "window": _pick([s.ids for s in self.plan.sources], rows.source, rows.position),
+            "window": more.pop("id"),
             **more,
             "source": rows.source,
             "pass": rows.pass_,
@@ -77,17 +78,22 @@ class Reader:
 
     def _columns(self, rows: Rows, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """{name: (n, …)} of the shelves' columns, row by row."""
-        return {
-            name: _pick([getattr(s, name) for s in self.shelves], rows.source, rows.position)
-            for name in names
-        }
+        out: dict[str, np.ndarray] = {}
+        for number, shelf in enumerate(self.shelves):
+            which = rows.source == number
+            found = shelf.windows(rows.position[which])
+            for name in names:
+                values = getattr(found, name)
+                out.setdefault(name, np.empty((len(which), *values.shape[1:]), values.dtype))[which] = values
+        return out
 
     def _let_go(self, block: Block) -> None:
         """Keep no row groups but those from which later blocks take windows."""
         wanted: dict[Ahead, list[tuple]] = {index.held: [], prepared.read: []}
+        places = [shelf.groups() for shelf in self.shelves]
         for source, number in self.plan.still_open(block):
-            shelf, at = self.shelves[source], self.plan.sources[source].starts[number]
-            shard, group = int(shelf.shard[at]), int(shelf.group[at])
+            shelf = self.shelves[source]
+            shard, group = (int(x[number]) for x in places[source])
             if shelf.prepared is not None:
                 wanted[prepared.read].append((shelf.prepared, shard, group))
             else:
@@ -104,15 +110,6 @@ class Reader:
                 prepared.read.begin(shelf.prepared, shard, group)
             else:
                 index.held.begin(shelf.corpus, shard, group, self.spec)
-
-
-def _pick(columns: list[np.ndarray], source: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """columns[source][position], row by row."""
-    out = np.empty((len(source), *columns[0].shape[1:]), columns[0].dtype)
-    for number, column in enumerate(columns):
-        which = source == number
-        out[which] = column[position[which]]
-    return out
 
 
 def dataset(

@@ -97,8 +97,10 @@ def test_a_damaged_file_and_windows_of_another_spec_are_told(both, tmp_path) -> 
 def test_windows_of_a_file_are_numbered_in_the_order_of_the_index(both) -> None:
     raw = driver.located(both[0])
     index = open_data(raw, build(raw.recipe, raw.method, raw.seed)).indexes[0]
-    rows = index.select("train", raw.split)
-    place = prepared.places(index, rows)
+    shelf = index.shelf("train", raw.split).prepared_as(prepared.Prepared("", (), ()))
+    every = np.arange(len(shelf))
+    rows, place = shelf.rows(every), shelf.windows(every).place
+    assert rows.tolist() == index.select("train", raw.split).tolist()
     kept = index.select(None)
     shard, group = (index.table[c].to_pylist() for c in ("shard", "group"))
     for row, at in zip(rows.tolist(), place.tolist(), strict=True):
