@@ -114,7 +114,7 @@ class Catalogue:
         inner = np.flatnonzero(change) + 1
         return np.concatenate(([0], inner, [len(shard)]) if len(shard) else ([0],)).astype(np.int32)
 
-    @cached_property
+    @property
     def subjects(self) -> list[str]:
         """Who the codes of subjects are."""
         return self.runs.column("subject").dictionary.to_pylist()
@@ -232,11 +232,13 @@ def opened(home: str, hop_s: float) -> Catalogue:
     except (PlethoraError, KeyError, TypeError, ValueError) as broken:
         raise corrupt from broken
     folder = _near(home, checksums)
-    if checksums_of(folder) != checksums and storage.is_remote(home):
-        shutil.rmtree(folder, ignore_errors=True)  # this machine's copy alone is damaged
-        folder = _near(home, checksums)
     if checksums_of(folder) != checksums:
-        raise corrupt
+        mapped.cache_clear()  # what this process has mapped may be what was damaged
+        if not storage.is_remote(home):
+            raise corrupt
+        shutil.rmtree(folder, ignore_errors=True)  # maybe this machine's copy alone
+        if checksums_of(_near(home, checksums)) != checksums:
+            raise corrupt
     found = mapped(home, checksums, hop_s)
     if (found.runs.num_rows, len(found)) != counts:
         raise corrupt
@@ -289,7 +291,7 @@ def _near(home: str, checksums: tuple[str, ...]) -> Path:
         if not folder.exists():
             stage = Path(tempfile.mkdtemp(dir=copies))
             try:
-                with filling(stage):
+                with filling(copies):
                     storage.download(home, stage)
                 os.rename(stage, folder)
             finally:

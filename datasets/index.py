@@ -201,18 +201,18 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
         where = f"{home}-parts" if home else f"{temporary}/parts"
         merged = Path(temporary, "merged")
         merged.mkdir()
-        with filling(Path(temporary)):
-            _judge_all(corpus, spec, where)
-            windows, runs = parts.merge(where, spec, merged)
-        if not home:
-            return Index(corpus, spec, catalogue.in_memory(merged, hop))
-        sums = dict(zip(FILES, catalogue.checksums_of(merged), strict=True))
-        told = {"version": VERSION, "windows": windows, "runs": runs, "sha256": sums}
         try:
+            count = _judge_all(corpus, spec, where)
+            with filling(Path(temporary)):
+                windows, runs = parts.merge(where, count, spec, merged)
+            if not home:
+                return Index(corpus, spec, catalogue.in_memory(merged, hop))
+            sums = dict(zip(FILES, catalogue.checksums_of(merged), strict=True))
+            told = {"version": VERSION, "windows": windows, "runs": runs, "sha256": sums}
             storage.publish(merged, home, MARK, storage.json_bytes(told))
         except PlethoraError:
-            if not storage.exists(storage.join(home, MARK)):  # another process made it meanwhile
-                raise
+            if not home or not storage.exists(storage.join(home, MARK)):
+                raise  # else another process was first, and its parts are gone
         storage.delete(where)
     return Index(corpus, spec, catalogue.opened(home, hop))
 
@@ -236,8 +236,10 @@ def _lacks(corpus: Corpus, spec: WindowSpec) -> list[str]:
     return lines
 
 
-def _judge_all(corpus: Corpus, spec: WindowSpec, folder: str) -> None:
-    """See that every part of the index is in `folder` (a URI): those that are not are judged."""
+def _judge_all(corpus: Corpus, spec: WindowSpec, folder: str) -> int:
+    """See that every part of the index is in `folder` (a URI): those that are not are judged. Returns how
+    many there are.
+    """
     there = set(storage.listing(folder))
     cuts = parts.cut(len(_groups(corpus)))
     wanted = [number for number in range(len(cuts)) if parts.name(number) not in there]
@@ -247,6 +249,7 @@ def _judge_all(corpus: Corpus, spec: WindowSpec, folder: str) -> None:
         for number, data in _judged(corpus, spec, wanted) if wanted else ():
             storage.write_bytes(storage.join(folder, parts.name(number)), data)
             bar.update(len(cuts[number]))
+    return len(cuts)
 
 
 def _judged(corpus: Corpus, spec: WindowSpec, wanted: list[int]) -> Iterator[tuple[int, bytes]]:

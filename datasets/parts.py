@@ -37,14 +37,12 @@ def encode(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read(folder: str) -> Iterator[pa.Table]:
-    """The tables of all parts in a folder (a URI), in their order; text stays codes."""
+def read(folder: str, count: int) -> Iterator[pa.Table]:
+    """The tables of `count` parts in a folder (a URI), in their order; text stays codes."""
     import pyarrow.parquet as pq
 
-    for part in storage.listing(folder):
-        if not part.endswith(".parquet"):
-            continue  # what a killed writer left
-        where = storage.join(folder, part)
+    for number in range(count):
+        where = storage.join(folder, name(number))
         try:
             source = pa.BufferReader(storage.read_bytes(where))
             strings = [f.name for f in pq.read_schema(source) if pa.types.is_string(f.type)]
@@ -53,16 +51,16 @@ def read(folder: str) -> Iterator[pa.Table]:
             raise PlethoraError(f"{where} is corrupt: delete it, the next run makes it again") from broken
 
 
-def merge(folder: str, spec: WindowSpec, into: Path) -> tuple[int, int]:
-    """Put the parts in `folder` together: the `catalogue.FILES` in the empty local folder `into`. Returns how
-    many windows and runs they hold.
+def merge(folder: str, count: int, spec: WindowSpec, into: Path) -> tuple[int, int]:
+    """Put the `count` parts in `folder` (a URI) together: the `catalogue.FILES` in the empty local folder
+    `into`. Returns how many windows and runs they hold.
 
     Column after column grows in a file of its own, from part to part; the whole is written out of their maps.
     """
     raw = into / "columns"
     raw.mkdir()
     runs, windows = _Columns(raw, RUNS), _Columns(raw, columns(spec))
-    for table in read(folder):
+    for table in read(folder, count):
         part = from_table(table, spec)
         first = pa.array(part.run("first") + windows.rows)
         at = RUNS.get_field_index("first")

@@ -128,14 +128,15 @@ class Shelf:
 
     def subjects(self) -> set[str]:
         """Whose the windows are."""
-        kept, found = self.kept, np.zeros(len(self.kept.subjects), bool)
+        kept, names = self.kept, self.kept.subjects
+        found = np.zeros(len(names), bool)
         code = kept.run("subject")
         for a, b in kept.stretches():
             first, last = kept.edges[[a, b]].tolist()
             begin = kept.begin(np.arange(first, last + 1))
             mask = self.choice.mask(kept, int(begin[0]), int(begin[-1]))
             found[code[first:last][np.logical_or.reduceat(mask, begin[:-1] - begin[0])]] = True
-        return {name for name, there in zip(kept.subjects, found, strict=True) if there}
+        return {name for name, there in zip(names, found, strict=True) if there}
 
     def _look(self, position: np.ndarray, what: int) -> np.ndarray:
         """(n,) of the windows at these positions: 0, row numbers; 1, their places among the accepted ones of
