@@ -108,7 +108,7 @@ class _Writer:
         told: list[Any] = []
         for task in batch["task"].tolist():
             shard, group, _ = self.jobs[task]
-            rows = self.shelf.rows(np.arange(*self.shelf.starts[task : task + 2]))
+            rows = self.shelf.rows(slice(*self.shelf.starts[task : task + 2]))
             parts: list[dict[str, np.ndarray]] = []
             for low in range(0, len(rows), TOGETHER):
                 some = rows[low : low + TOGETHER]

@@ -106,9 +106,17 @@ class Shelf:
         run = self.kept.edges[self.number]
         return self.kept.run("shard")[run], self.kept.run("group")[run]
 
-    def rows(self, position: np.ndarray) -> np.ndarray:
+    def rows(self, position: np.ndarray | slice) -> np.ndarray:
         """(n,) row numbers in the index of the windows at these positions."""
-        return self._look(position, 0)
+        if not isinstance(position, slice):
+            return self._look(position, 0)
+        low, high, _ = position.indices(len(self))
+        if low >= high:
+            return np.empty(0, np.int64)
+        first, last = (np.searchsorted(self.starts, (low, high - 1), "right") - 1).tolist()
+        begin, end = self._bounds(first)[0], self._bounds(last)[1]
+        found = begin + np.flatnonzero(self.choice.mask(self.kept, begin, end))
+        return found[low - self.starts[first] : high - self.starts[first]]
 
     def windows(self, position: np.ndarray) -> Windows:
         """Where the windows at these positions of the source, (n,), lie."""
@@ -223,5 +231,4 @@ class Ids:
         return len(self.shelf)
 
     def __getitem__(self, at: slice | np.ndarray) -> np.ndarray:
-        position = np.arange(*at.indices(len(self))) if isinstance(at, slice) else np.asarray(at)
-        return ids(self.shelf.corpus, self.shelf.rows(position))
+        return ids(self.shelf.corpus, self.shelf.rows(at))

@@ -37,8 +37,7 @@ class Data:
 
     def rows(self, number: int, part: str | None) -> np.ndarray:
         """Rows of index `number` that `part` ("train", "val", "test"; None: all) has to learn or judge by."""
-        shelf = self.shelf(number, part)
-        return shelf.rows(np.arange(len(shelf)))
+        return self.shelf(number, part).rows(slice(None))
 
     def shelf(self, number: int, part: str | None) -> Shelf:
         """The same windows, at no cost a window."""

@@ -9,6 +9,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def part(groups: range, group: int, stay: int, last: int) -> pa.Table:
 
 def measured(windows: int, group: int, stay: int, batch: int, window_bytes: int) -> dict[str, float]:
     """bytes (on disk, a window), merge_mb (the driver's peak), merge_s, kept (bytes of plan, orders and what
-    finds windows), grown_mb (of a process that read 20 blocks), look_us (a window).
+    finds windows), grown_mb (what a process has grown by that opened the index and looked up twenty blocks
+    of a pass), look_us (a window), plan_s, ledger_s.
     """
     with tempfile.TemporaryDirectory(prefix="plethora-scale-") as folder:
         cuts = parts.cut(-(-windows // group))
@@ -113,6 +115,7 @@ def _merge(given: str, count: int, whole: Path) -> dict[str, float]:
 
 def _read(home: str, batch: int, window_bytes: int) -> dict[str, float]:
     corpus = Corpus("nowhere", {"hash": "0" * 64})
+    pa.array([0]).to_numpy()  # imports pandas
     memory.give_back()
     before = _memory("RssAnon")
     began = time.perf_counter()
@@ -121,8 +124,8 @@ def _read(home: str, batch: int, window_bytes: int) -> dict[str, float]:
     plan_s = time.perf_counter() - began
     plan = Plan((shelf.source(1.0),), 0, batch, len(shelf) // batch, window_bytes=window_bytes)
     looked, took = 0, 0.0
-    for block, _ in zip(plan.blocks(), range(20), strict=False):
-        position = plan.rows(block).position
+    for step in np.linspace(plan.steps * 0.05, plan.steps * 0.95, 20).astype(int).tolist():
+        position = plan.rows(next(replace(plan, start=step).blocks())).position
         began = time.perf_counter()
         shelf.windows(position)
         took += time.perf_counter() - began

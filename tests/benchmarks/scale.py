@@ -145,7 +145,11 @@ def main() -> None:
         {"what": "index put together, s", "here": index["merge_s"], "older": ""},
         {"what": "index opened and its row groups counted, s", "here": index["plan_s"], "older": ""},
         {"what": "plan, orders and shelf, MB a process", "here": index["kept"] / 1e6, "older": ""},
-        {"what": "a process that read 20 blocks has grown by, MB", "here": index["grown_mb"], "older": ""},
+        {
+            "what": "a process that looked up 20 blocks has grown by, MB",
+            "here": index["grown_mb"],
+            "older": "",
+        },
         {"what": "a window looked up, us", "here": index["look_us"], "older": ""},
         {"what": "ledger that a run ends with, s", "here": index["ledger_s"], "older": ""},
     ]

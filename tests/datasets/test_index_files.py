@@ -354,6 +354,8 @@ def test_made_by_hand_or_out_of_parts_an_index_is_the_table_it_was_made_of(
         shelf = one.shelf(part, HALVES)
         same(shelf.source(1.0), shelf, told)
         assert shelf.rows(np.arange(len(shelf))).tolist() == rows.tolist()
+        for low, high in np.random.default_rng(seed).integers(0, len(shelf) + 2, (5, 2)).tolist():
+            assert shelf.rows(slice(low, high)).tolist() == rows[low:high].tolist()
         assert shelf.subjects() == {plain[r]["subject"] for r in rows}
         assert shelf.windows(np.arange(len(shelf))).target is None
 
