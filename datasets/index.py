@@ -1,11 +1,13 @@
-"""Which windows of a corpus pass, one row a window: built once by Ray Data, cached by corpus and spec
-hash.
+"""Which windows of a corpus pass, and why not the others: judged once by Ray Data, then kept as files that
+corpus and spec hash name (datasets.catalogue).
 """
 
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,67 +17,74 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
-from datasets import memory
+from cluster.scratch import filling, scratch
+from datasets import catalogue, memory, parts, shelf
 from datasets.ahead import MOST_OPEN, Ahead
+from datasets.catalogue import FILES, MARK, OK, VERSION, Catalogue
 from datasets.join import join
-from datasets.judge import judge, schema
+from datasets.judge import VERDICTS, judge, schema
 from datasets.plan import Source
 from datasets.raw import Part
 from datasets.schema import Corpus
-from datasets.split import Split, assign
+from datasets.shelf import Choice, Shelf, Windows
+from datasets.split import Split
 from datasets.windows import WindowSpec, empty, extract, grid, lasts, present
 
+__all__ = ["Index", "Shelf", "Windows", "build", "few", "gather", "held"]
+
 log = logging.getLogger(__name__)
-VERSION = 2  # of what an index says of a window: one of other code is made again
 _PLACE = ["shard", "group", "row", "offset_s"]  # a window's place in its corpus
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """Where the windows of a `plan.Source` lie, in the same order: all (n,). `subject` is a 64-bit name,
-    `has` (uint8) tells in bit i whether signal i of the spec is used. `target` (n, k) float32, NaN where
-    unknown: what a method that learns from labels wants of each window. `prepared`, with each window's
-    `place` (n,) in its file: read materialised windows (datasets.prepared) in place of the corpus.
-    """
-
-    corpus: Corpus
-    shard: np.ndarray
-    group: np.ndarray
-    row: np.ndarray
-    offset_s: np.ndarray
-    subject: np.ndarray
-    has: np.ndarray
-    target: np.ndarray | None = None
-    prepared: Any = None
-    place: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
 class Index:
-    """The windows of one corpus under one spec. `table` (see `schema`; its strings as dictionaries) is sorted
-    by place.
+    """The windows of one corpus under one spec, sorted by place. `given`: a table (`judge.schema`), or the
+    catalogue that `build` made, which travels to another process as the names of its files.
     """
 
     corpus: Corpus
     spec: WindowSpec
-    table: pa.Table
+    given: pa.Table | Catalogue
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # what was derived is derived again
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All windows, as `judge.schema`, strings as dictionaries: some 50 bytes a window, for evaluation."""
+        return self.given if isinstance(self.given, pa.Table) else catalogue.to_table(self.given, self.spec)
+
+    @cached_property
+    def kept(self) -> Catalogue:
+        """All windows, as few bytes."""
+        return (
+            self.given if isinstance(self.given, Catalogue) else catalogue.from_table(self.given, self.spec)
+        )
 
     def select(self, part: str | None, split: Split | None = None) -> np.ndarray:
         """Row numbers of the accepted windows whose subject `split` puts into `part` (None: all subjects)."""
-        ok = pc.equal(self.table["verdict"], "ok").to_numpy(zero_copy_only=False)
-        if part is not None:
-            codes = self.table["subject"].combine_chunks().dictionary_encode()
-            side = np.array([assign(s, split or Split()) == part for s in codes.dictionary.to_pylist()], bool)
-            ok = ok & side[codes.indices.to_numpy()] if len(side) else ok
-        return np.flatnonzero(ok)
+        choice = Choice(shelf.side(self.kept, part, split or Split()))
+        return np.flatnonzero(choice.mask(self.kept, 0, len(self))) if len(self) else np.empty(0, int)
+
+    def shelf(self, part: str | None, split: Split, target: np.ndarray | None = None) -> Shelf:
+        """The windows that `select` finds and, with a `target` (windows, k), that have a label, at no cost a
+        window.
+        """
+        choice = Choice(shelf.side(self.kept, part, split), target)
+        return shelf.shelf(self.corpus, self.spec, self.kept, choice)
 
     def has(self, rows: np.ndarray) -> np.ndarray:
         """(n,) uint8: in bit i, whether signal i of the spec is used in these windows."""
+        if isinstance(self.given, Catalogue):
+            return shelf.has(self.given, self.spec, rows)
         bits = np.zeros(len(rows), np.uint8)
         for number, sig in enumerate(self.spec.signals):
             used = np.ones(len(rows), bool)
             if not sig.required:
-                verdict = self.table[f"verdict_{sig.modality}"].take(pa.array(rows))
+                verdict = self.given[f"verdict_{sig.modality}"].take(pa.array(rows))
                 used = pc.equal(verdict, "ok").to_numpy(zero_copy_only=False)
             bits |= used.astype(np.uint8) << number
         return bits
@@ -84,53 +93,43 @@ class Index:
         """Windows by verdict: {"windows": …}, of each optional modality {"ecg": …}, and {"inverted ecg": …}
         over the windows that use it, where a signal is turned upright.
         """
+        windows = self.kept.windows
 
         def counts(column: str) -> dict[str, int]:
-            found = self.table[column].value_counts().to_pylist()
-            return dict(sorted((v["values"], v["counts"]) for v in found))
+            found = pc.value_counts(windows.column(column)).to_pylist()
+            return dict(sorted((VERDICTS[v["values"]], v["counts"]) for v in found))
 
         out = {"windows": counts("verdict")} | {m: counts(f"verdict_{m}") for m in self.spec.optional}
-        ok = self.select(None)
-        has = self.has(ok)
-        for number, sig in enumerate(self.spec.signals):
+        for sig in self.spec.signals:
             if sig.upright:
-                used = ok[(has >> number & 1) == 1]
-                turned = pc.sum(self.table[f"inverted_{sig.modality}"].take(pa.array(used))).as_py() or 0
-                out[f"inverted {sig.modality}"] = {"yes": turned, "no": len(used) - turned}
+                used = pc.equal(windows.column("verdict"), OK)
+                if not sig.required:
+                    used = pc.and_(used, pc.equal(windows.column(f"verdict_{sig.modality}"), OK))
+                turned = pc.sum(pc.and_(used, windows.column(f"inverted_{sig.modality}"))).as_py() or 0
+                left = (pc.sum(used).as_py() or 0) - turned
+                out[f"inverted {sig.modality}"] = {"yes": turned, "no": left}
         return out
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) int64 names of windows, the same in every run over this corpus: splitmix64 of hash and row."""
-        x = rows.astype(np.uint64) + np.uint64(int(self.corpus.hash[:16], 16))
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        return (x ^ (x >> np.uint64(31))).view(np.int64)
+        """(n,) int64 names of windows, the same in every run over this corpus."""
+        return shelf.ids(self.corpus, rows)
 
     def source(self, rows: np.ndarray, weight: float) -> tuple[Source, Shelf]:
-        """What the plan orders and what the readers open, for these rows of the table."""
-        part = self.table.select([*_PLACE, "subject"]).take(pa.array(rows))
-        shard, group = part["shard"].to_numpy(), part["group"].to_numpy()
-        names = part["subject"].combine_chunks().dictionary_encode()
-        known = np.array([int(s[:16], 16) for s in names.dictionary.to_pylist()], np.uint64).view(np.int64)
-        shelf = Shelf(
-            self.corpus,
-            shard,
-            group,
-            part["row"].to_numpy(),
-            part["offset_s"].to_numpy(),
-            known[names.indices.to_numpy()],
-            self.has(rows),
-        )
-        place = shard.astype(np.int64) << 32 | group  # rising, as the table is
-        counts = np.diff(np.flatnonzero(np.diff(place, prepend=-1, append=-1)))
-        return Source(counts, self.ids(rows), weight), shelf
+        """What the plan orders and what the readers open, for these rows of the table, which rise."""
+        found = shelf.shelf(self.corpus, self.spec, self.kept, Choice(only=rows))
+        return Source(np.diff(found.starts), self.ids(rows), weight), found
 
     def load(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Prepared windows of these rows of the table, in this process: {modality: (n, channels, samples)},
         and the masks of optional modalities.
         """
-        part = self.table.select(_PLACE).take(pa.array(rows))
-        shard, group, row, offset_s = (part[c].to_numpy() for c in _PLACE)
+        if isinstance(self.given, Catalogue):
+            kept, run = self.given, self.given.run_of(rows)
+            shard, group, row = (kept.run(c)[run] for c in _PLACE[:3])
+            offset_s = kept.offsets(rows, run)
+        else:  # such a table may say no more than where its windows lie
+            part = self.given.select(_PLACE).take(pa.array(rows))
+            shard, group, row, offset_s = (part[c].to_numpy() for c in _PLACE)
         source = np.zeros(len(rows), int)
         return gather([self.corpus], source, shard, group, row, offset_s, self.spec, self.has(rows))
 
@@ -208,21 +207,33 @@ held = Ahead(_read, MOST_OPEN, _spill)
 
 
 def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
-    """The index of a corpus, from `cache` (a URI) when it is there, else made by Ray Data and put there."""
+    """The index of a corpus: from `cache` (a URI) when it is there, else judged by Ray Data and put there. A
+    build that was killed goes on with what it has judged.
+    """
     for line in _lacks(corpus, spec):
         log.warning("%s: its windows come without", line)
-    file = cache and storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}-v{VERSION}.parquet")
-    if file and storage.exists(file):
+    hop = spec.hop_s or spec.window_s
+    home = storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}-v{VERSION}") if cache else ""
+    if home and storage.exists(storage.join(home, MARK)):
+        return Index(corpus, spec, catalogue.opened(home, hop))
+    with scratch("index") as temporary:
+        where = f"{home}-parts" if home else f"{temporary}/parts"
+        merged = Path(temporary, "merged")
+        merged.mkdir()
         try:
-            return Index(corpus, spec, _decode(storage.read_bytes(file)))
-        except (pa.ArrowException, OSError) as broken:
-            raise PlethoraError(f"{file} is corrupt: delete it, the next run makes it again") from broken
-    table = pa.concat_tables([_coded(schema(spec).empty_table()), *map(_coded, _scan_all(corpus, spec))])
-    written = _encode(table.unify_dictionaries())
-    if file:
-        storage.write_bytes(file, written)
-    # decoded again, cached or not: a first run holds what the next one will
-    return Index(corpus, spec, _decode(written))
+            count = _judge_all(corpus, spec, where)
+            with filling(Path(temporary)):
+                windows, runs = parts.merge(where, count, spec, merged)
+            if not home:
+                return Index(corpus, spec, catalogue.in_memory(merged, hop))
+            sums = dict(zip(FILES, catalogue.checksums_of(merged), strict=True))
+            told = {"version": VERSION, "windows": windows, "runs": runs, "sha256": sums}
+            storage.publish(merged, home, MARK, storage.json_bytes(told))
+        except PlethoraError:
+            if not home or not storage.exists(storage.join(home, MARK)):
+                raise  # else another process was first, and its parts are gone
+        storage.delete(where)
+    return Index(corpus, spec, catalogue.opened(home, hop))
 
 
 def _lacks(corpus: Corpus, spec: WindowSpec) -> list[str]:
@@ -244,27 +255,51 @@ def _lacks(corpus: Corpus, spec: WindowSpec) -> list[str]:
     return lines
 
 
-def _scan_all(corpus: Corpus, spec: WindowSpec) -> Iterator[pa.Table]:
-    """The windows of all row groups, in the order of their places (Ray Data keeps it, see `data_context`)."""
+def _judge_all(corpus: Corpus, spec: WindowSpec, folder: str) -> int:
+    """See that every part of the index is in `folder` (a URI): those that are not are judged. Returns how
+    many there are.
+    """
+    there = set(storage.listing(folder))
+    cuts = parts.cut(len(_groups(corpus)))
+    wanted = [number for number in range(len(cuts)) if parts.name(number) not in there]
+    total, missing = sum(map(len, cuts)), sum(len(cuts[n]) for n in wanted)
+    with progress(total, f"index {corpus.uri.rstrip('/').rpartition('/')[2]}", "row group") as bar:
+        bar.update(total - missing)
+        for number, data in _judged(corpus, spec, wanted) if wanted else ():
+            storage.write_bytes(storage.join(folder, parts.name(number)), data)
+            bar.update(len(cuts[number]))
+    return len(cuts)
+
+
+def _judged(corpus: Corpus, spec: WindowSpec, wanted: list[int]) -> Iterator[tuple[int, bytes]]:
+    """(number, file) of each of these parts of the index."""
     import ray
 
     from cluster.session import data_context
 
     data_context()
-    places = [
-        {"shard": s, "group": g} for s, e in enumerate(corpus.shards) for g in range(len(e["row_groups"]))
-    ]
-    if not places:
-        return
-    scan: Any = _scan  # Ray's annotation does not know functions with arguments
-    found = ray.data.from_items(places, override_num_blocks=len(places)).map_batches(
-        scan, batch_size=None, fn_kwargs={"corpus": corpus, "spec": spec}
+    judge_part: Any = _judge_part  # Ray's annotation does not know functions with arguments
+    found = ray.data.from_items([{"part": n} for n in wanted], override_num_blocks=len(wanted)).map_batches(
+        judge_part, batch_size=None, fn_kwargs={"corpus": corpus, "spec": spec}
     )
-    with progress(len(places), f"index {corpus.uri.rstrip('/').rpartition('/')[2]}", "row group") as bar:
-        batch: Any
-        for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
-            bar.update(len(set(zip(batch["shard"].to_pylist(), batch["group"].to_pylist(), strict=True))))
-            yield batch.cast(schema(spec))
+    batch: Any
+    for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from zip(batch["part"].to_pylist(), batch["data"].to_pylist(), strict=True)
+
+
+def _judge_part(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.Table:
+    """A row a part: its table as a file, which Ray Data can neither cut nor put together with another."""
+    groups, data = _groups(corpus), []
+    for number in batch["part"].tolist():
+        its = parts.cut(len(groups))[number]
+        place = np.array([groups[i] for i in its])
+        data.append(parts.encode(_scan({"shard": place[:, 0], "group": place[:, 1]}, corpus, spec)))
+    return pa.table({"part": batch["part"], "data": pa.array(data, pa.binary())})
+
+
+def _groups(corpus: Corpus) -> list[tuple[int, int]]:
+    """(shard, row group in it) of every row group, in the order of their places."""
+    return [(s, g) for s, e in enumerate(corpus.shards) for g in range(len(e["row_groups"]))]
 
 
 def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.Table:
@@ -302,31 +337,3 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
     few.clear()  # Ray keeps the process, maybe without work
     memory.give_back()
     return pa.concat_tables(found)
-
-
-def _coded(table: pa.Table) -> pa.Table:
-    """Names and verdicts as codes of four bytes: as text they would be most of the table, and more than an
-    array of Arrow's can hold (2 GiB) from 67 million windows on.
-    """
-    for number, field in enumerate(table.schema):
-        if pa.types.is_string(field.type):
-            table = table.set_column(number, field.name, table[field.name].dictionary_encode())
-    return table
-
-
-def _encode(table: pa.Table) -> bytes:
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
-
-
-def _decode(data: bytes) -> pa.Table:
-    """The table that `_encode` wrote; text stays codes."""
-    import pyarrow.parquet as pq
-
-    source = pa.BufferReader(data)
-    strings = [f.name for f in pq.read_schema(source) if pa.types.is_string(f.type)]
-    table = pq.read_table(source, page_checksum_verification=True, read_dictionary=strings)
-    return table.unify_dictionaries().combine_chunks()

@@ -7,6 +7,7 @@ from datasets import ecg
 from datasets.signal import Signal
 from datasets.windows import WindowSpec, cut, present, transform, verdicts
 
+VERDICTS = ("ok", "absent", "flat", "nan", "quality")
 TOGETHER = 64  # bounds memory: windows prepared at a time, not a row group
 
 SCHEMA = pa.schema(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,20 +27,27 @@ from cluster.errors import PlethoraError
 VERSION = 2  # of the order: another one cannot go on with a run's ledger
 LANES, MIXED = 64, 2
 BLOCK_BYTES = 64e6  # of prepared windows: large enough that what Ray takes for each block does not count
+CHUNK = 1 << 20  # names that are made at a time to be summed
 GOLDEN = (5**0.5 - 1) / 2
 T = TypeVar("T")
+
+
+class Names(Protocol):
+    """Names of windows, (n,) int64, by their positions or a slice of them: an array, or what makes them."""
+
+    def __getitem__(self, at: Any, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
     """The accepted training windows of one corpus, row group after row group.
 
-    `counts` (groups,) int64: windows of each row group. `ids` (n,) int64: their names; only the ledger reads
-    them.
+    `counts` (groups,) int64: windows of each row group. `ids`: their names, (n,) int64, or what makes those
+    that it is asked for; only the ledger reads them.
     """
 
     counts: np.ndarray
-    ids: np.ndarray
+    ids: Names
     weight: float = 1.0
 
     def __len__(self) -> int:
@@ -55,8 +62,14 @@ class Source:
     def sums(self) -> np.ndarray:
         """(groups + 1,) uint64 sums of ids before each row group, modulo 2**64."""
         held = np.flatnonzero(self.counts)
+        begin = self.starts[np.append(held, len(self.counts))]
         each = np.zeros(len(self.counts), np.uint64)
-        each[held] = np.add.reduceat(self.ids.view(np.uint64), self.starts[held])
+        at = 0
+        while at < len(held):
+            to = max(at + 1, int(np.searchsorted(begin, begin[at] + CHUNK, "right")) - 1)
+            ids = self.ids[begin[at] : begin[to]].view(np.uint64)
+            each[held[at:to]] = np.add.reduceat(ids, begin[at:to] - begin[at])
+            at = to
         return np.concatenate((np.zeros(1, np.uint64), np.cumsum(each, dtype=np.uint64)))
 
 

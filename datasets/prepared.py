@@ -25,7 +25,8 @@ from cluster.cli import progress
 from cluster.errors import PlethoraError
 from datasets import memory
 from datasets.ahead import MOST_OPEN, Ahead
-from datasets.index import Index
+from datasets.index import Index, Shelf
+from datasets.split import Split
 from datasets.windows import WindowSpec
 
 MANIFEST = "windows.json"
@@ -47,21 +48,10 @@ class Prepared:
         return sum(n for _, _, n in self.counts)
 
 
-def groups(index: Index) -> list[tuple[int, int, np.ndarray]]:
-    """[(shard, group, rows of the table)] of the accepted windows."""
-    rows = index.select(None)
-    place = np.stack([index.table[c].to_numpy()[rows] for c in ("shard", "group")])
-    border = np.flatnonzero(np.any(np.diff(place, axis=1), axis=0)) + 1
-    parts = zip([0, *border], np.split(rows, border), strict=True)
-    return [(int(place[0, at]), int(place[1, at]), part) for at, part in parts if len(part)]
-
-
-def places(index: Index, rows: np.ndarray) -> np.ndarray:
-    """(n,) which window of its file each of these accepted rows of the table is."""
-    turn = np.full(len(index.table), -1)
-    for _, _, part in groups(index):
-        turn[part] = np.arange(len(part))
-    return turn[rows]
+def groups(shelf: Shelf) -> list[tuple[int, int, int]]:
+    """[(shard, group, windows)] of a shelf's row groups: of accepted windows, the files that hold them."""
+    shard, group = shelf.groups()
+    return list(zip(shard.tolist(), group.tolist(), np.diff(shelf.starts).tolist(), strict=True))
 
 
 def write(index: Index, uri: str, make: Callable[[], Foresee] | None = None, actors: int = 2) -> Prepared:
@@ -76,7 +66,7 @@ def write(index: Index, uri: str, make: Callable[[], Foresee] | None = None, act
     from cluster.session import data_context
 
     data_context()
-    jobs = groups(index)
+    jobs = groups(index.shelf(None, Split()))
     tasks = [{"task": number} for number in range(len(jobs))]
     if not tasks:
         raise PlethoraError(f"{index.corpus.uri} has no window of {index.spec.window_s:g} s to materialise")
@@ -98,7 +88,7 @@ def write(index: Index, uri: str, make: Callable[[], Foresee] | None = None, act
         "corpus": index.corpus.hash,
         "spec": index.spec.hash,
         "columns": [[name, kind, list(shape)] for name, (kind, shape) in sorted(told.items())],
-        "groups": [[shard, group, len(part)] for shard, group, part in jobs],
+        "groups": [list(job) for job in jobs],
     }
     storage.write_json(storage.join(uri, MANIFEST), manifest)
     return open_prepared(uri, index)
@@ -107,7 +97,8 @@ def write(index: Index, uri: str, make: Callable[[], Foresee] | None = None, act
 class _Writer:
     def __init__(self, index: Index, uri: str, make: Callable[[], Foresee] | None) -> None:
         self.index, self.uri = index, uri
-        self.jobs = groups(index)
+        self.shelf = index.shelf(None, Split())
+        self.jobs = groups(self.shelf)
         memory.keep_freed()
         self.foresee = make() if make is not None else None
 
@@ -116,7 +107,8 @@ class _Writer:
 
         told: list[Any] = []
         for task in batch["task"].tolist():
-            shard, group, rows = self.jobs[task]
+            shard, group, _ = self.jobs[task]
+            rows = self.shelf.rows(slice(*self.shelf.starts[task : task + 2]))
             parts: list[dict[str, np.ndarray]] = []
             for low in range(0, len(rows), TOGETHER):
                 some = rows[low : low + TOGETHER]
@@ -155,13 +147,14 @@ def open_prepared(uri: str, index: Index) -> Prepared:
         )
     told = storage.read_json(where)
     wanted = {"version": VERSION, "corpus": index.corpus.hash, "spec": index.spec.hash}
-    counts = [[shard, group, len(part)] for shard, group, part in groups(index)]
-    if any(told.get(name) != value for name, value in wanted.items()) or told.get("groups") != counts:
+    counts = groups(index.shelf(None, Split()))
+    same = told.get("groups") == [list(its) for its in counts]
+    if not same or any(told.get(name) != value for name, value in wanted.items()):
         raise PlethoraError(
             f"{uri} holds windows of another corpus, spec or version: delete it, materialise again"
         )
     columns = tuple((name, kind, tuple(shape)) for name, kind, shape in told["columns"])
-    return Prepared(storage.normalise(uri), columns, tuple((s, g, n) for s, g, n in counts))
+    return Prepared(storage.normalise(uri), columns, tuple(counts))
 
 
 def _load(prepared: Prepared, shard: int, group: int) -> dict[str, np.ndarray]:

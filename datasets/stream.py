@@ -70,12 +70,13 @@ class Reader:
         rows = self.plan.rows(block, self.part)
         if not len(rows.at):
             return {"at": rows.at}
-        ready = [shelf.prepared for shelf in self.shelves]
-        there = ("place",) if ready[0] is not None else ("row", "offset_s")
+        ready = [shelf.prepared for shelf in self.shelves if shelf.prepared is not None]
+        there = ("place",) if ready else ("row", "offset_s")
         place = self._columns(rows, ("shard", "group", "has", *there))
-        more = self._columns(rows, ("subject", *(["target"] if self.shelves[0].target is not None else [])))
+        names = ("id", "subject", *(["target"] if self.shelves[0].target is not None else []))
+        more = self._columns(rows, names)
         corpora = [shelf.corpus for shelf in self.shelves]
-        if ready[0] is not None:
+        if ready:
             windows = prepared.gather(ready, rows.source, **place, spec=self.spec)
         elif self.carry:
             parts = index.opened(corpora, rows.source, **place, spec=self.spec, read=index.held)
@@ -86,7 +87,7 @@ class Reader:
         if number + 1 < self.plan.count():
             self._begin(self.plan.rows(self.plan.block(self.rank, number + 1), self.part))
         return windows | {
-            "window": _pick([s.ids for s in self.plan.sources], rows.source, rows.position),
+            "window": more.pop("id"),
             **more,
             "source": rows.source,
             "pass": rows.pass_,
@@ -96,42 +97,45 @@ class Reader:
 
     def _columns(self, rows: Rows, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """{name: (n, …)} of the shelves' columns, row by row."""
-        return {
-            name: _pick([getattr(s, name) for s in self.shelves], rows.source, rows.position)
-            for name in names
-        }
+        out: dict[str, np.ndarray] = {}
+        for number, shelf in enumerate(self.shelves):
+            which = rows.source == number
+            found = shelf.windows(rows.position[which])
+            for name in names:
+                values = getattr(found, name)
+                out.setdefault(name, np.empty((len(which), *values.shape[1:]), values.dtype))[which] = values
+        return out
 
     def _let_go(self, block: Block) -> None:
         """Keep no row groups but those from which later blocks take windows."""
         wanted: dict[Ahead, list[tuple]] = {index.held: [], prepared.read: []}
-        for source, number in self.plan.still_open(block, self.part):
-            shelf, at = self.shelves[source], self.plan.sources[source].starts[number]
-            shard, group = int(shelf.shard[at]), int(shelf.group[at])
-            if shelf.prepared is not None:
-                wanted[prepared.read].append((shelf.prepared, shard, group))
-            else:
-                wanted[index.held].append((shelf.corpus, shard, group, self.spec))
+        for opened in self.plan.still_open(block, self.part):
+            cache, key = self._cached(*opened)
+            wanted[cache].append(key)
         for cache, keys in wanted.items():
             cache.keep(keys)
 
     def _begin(self, rows: Rows) -> None:
-        """Begin to read the row groups of a block that are not open yet."""
-        place = self._columns(rows, ("shard", "group"))
-        for source, shard, group in np.unique(np.stack([rows.source, *place.values()]), axis=1).T.tolist():
-            shelf = self.shelves[source]
-            if shelf.prepared is not None:
-                prepared.read.begin(shelf.prepared, shard, group)
-            else:
-                index.held.begin(shelf.corpus, shard, group, self.spec)
+        """Begin to read the row groups of a block that are not open yet, in the order of their first use."""
+        for number in dict.fromkeys(zip(rows.source.tolist(), self._groups(rows), strict=True)):
+            cache, key = self._cached(*number)
+            cache.begin(*key)
 
+    def _groups(self, rows: Rows) -> list[int]:
+        """(n,) the row group of each window: its place in its source's `counts`."""
+        group = np.empty(len(rows.source), np.int64)
+        for number, source in enumerate(self.plan.sources):
+            which = rows.source == number
+            group[which] = np.searchsorted(source.starts, rows.position[which], "right") - 1
+        return group.tolist()
 
-def _pick(columns: list[np.ndarray], source: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """columns[source][position], row by row."""
-    out = np.empty((len(source), *columns[0].shape[1:]), columns[0].dtype)
-    for number, column in enumerate(columns):
-        which = source == number
-        out[which] = column[position[which]]
-    return out
+    def _cached(self, source: int, number: int) -> tuple[Ahead, tuple]:
+        """The cache that holds a row group, and what it is called there."""
+        shelf = self.shelves[source]
+        shard, group = (int(each[number]) for each in shelf.groups())
+        if shelf.prepared is not None:
+            return prepared.read, (shelf.prepared, shard, group)
+        return index.held, (shelf.corpus, shard, group, self.spec)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From a run file to its windows: indexes, the training plan, the validation windows, the subjects seen."""
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,16 +33,18 @@ class Data:
     indexes: list[Index]
     targets: list[np.ndarray] | None = None
     prepared: list[Prepared] | None = None
-    _rows: dict[tuple[int, str | None], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    _shelves: dict[tuple[int, str | None], Shelf] = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self, number: int, part: str | None) -> np.ndarray:
         """Rows of index `number` that `part` ("train", "val", "test"; None: all) has to learn or judge by."""
-        if (number, part) not in self._rows:  # of a large index seconds, and asked for by most that is below
-            rows = self.indexes[number].select(part, self.run.split)
-            if self.targets is not None:
-                rows = rows[np.isfinite(self.targets[number][rows]).any(axis=1)]
-            self._rows[number, part] = rows
-        return self._rows[number, part]
+        return self.shelf(number, part).rows(slice(None))
+
+    def shelf(self, number: int, part: str | None) -> Shelf:
+        """The same windows, at no cost a window."""
+        if (number, part) not in self._shelves:  # a look at every window, and asked for by most that is below
+            target = None if self.targets is None else self.targets[number]
+            self._shelves[number, part] = self.indexes[number].shelf(part, self.run.split, target)
+        return self._shelves[number, part]
 
     def targets_of(self, part: str | None) -> np.ndarray:
         """(n, k) targets of all of `part`'s windows, corpus after corpus."""
@@ -51,7 +53,7 @@ class Data:
 
     @property
     def train_windows(self) -> int:
-        return sum(len(self.rows(i, "train")) for i in range(len(self.indexes)))
+        return sum(len(self.shelf(i, "train")) for i in range(len(self.indexes)))
 
     @property
     def epoch_steps(self) -> float:
@@ -69,22 +71,17 @@ class Data:
     def plan(self, start: int, world: int) -> tuple[Plan, list[Shelf]]:
         """What `world` workers read from step `start` on, and where it lies."""
         sources, shelves = [], []
-        for number, (found, (uri, weight)) in enumerate(
-            zip(self.indexes, self.run.corpora.items(), strict=True)
-        ):
-            rows = self.rows(number, "train")
-            if not len(rows):
+        for number, (uri, weight) in enumerate(self.run.corpora.items()):
+            shelf = self.shelf(number, "train")
+            if not len(shelf):
                 labelled = "" if self.targets is None else " with a label that the run asks for"
                 raise PlethoraError(
                     f"{uri} has no window of {self.spec.window_s:g} s{labelled} for training: "
                     f"take it out of corpus, or ask for shorter windows"
                 )
-            source, shelf = found.source(rows, weight)
             if self.prepared is not None:
-                shelf = replace(shelf, prepared=self.prepared[number], place=prepared.places(found, rows))
-            if self.targets is not None:
-                shelf = replace(shelf, target=self.targets[number][rows])
-            sources.append(source)
+                shelf = shelf.prepared_as(self.prepared[number])
+            sources.append(shelf.source(weight))
             shelves.append(shelf)
         run, stream = self.run, self.run.stream
         return (
@@ -104,14 +101,14 @@ class Data:
         """
         parts = []
         for number, found in enumerate(self.indexes):
-            rows = self.rows(number, part)
-            want = min(len(rows), -(-self.run.validate_windows // len(self.indexes)))
-            rows = rows[np.linspace(0, len(rows) - 1, want).round().astype(int)]
-            rows = rows[np.argsort(_turn(found.source(rows, 1.0)[1].subject), kind="stable")]
-            rows = rows[: len(rows) // world * world][rank::world]
-            if len(rows):
-                subject = found.source(rows, 1.0)[1].subject
-                parts.append(found.load(rows) | {"window": found.ids(rows), "subject": subject})
+            shelf = self.shelf(number, part)
+            want = min(len(shelf), -(-self.run.validate_windows // len(self.indexes)))
+            at = np.linspace(0, len(shelf) - 1, want).round().astype(int)
+            at = at[np.argsort(_turn(shelf.windows(at).subject), kind="stable")]
+            at = at[: len(at) // world * world][rank::world]
+            if len(at):
+                rows, told = shelf.rows(at), shelf.windows(at)
+                parts.append(found.load(rows) | {"window": told.id, "subject": told.subject})
                 if self.targets is not None:
                     parts[-1]["target"] = self.targets[number][rows]
         if not parts:
@@ -132,15 +129,13 @@ class Data:
             zip(self.indexes, self.run.corpora.items(), strict=True)
         ):
             m = found.corpus.manifest
-            sides = {side: self.rows(number, side) for side in ("train", "val")}
-            subjects = {
-                s for rows in sides.values() for s in found.table["subject"].take(rows).unique().to_pylist()
-            }
+            sides = {side: self.shelf(number, side) for side in ("train", "val")}
+            subjects = set().union(*(shelf.subjects() for shelf in sides.values()))
             out.append(
                 {
                     "uri": uri,
                     "weight": weight,
-                    "windows": {side: len(rows) for side, rows in sides.items()},
+                    "windows": {side: len(shelf) for side, shelf in sides.items()},
                     **{
                         k: m[k]
                         for k in ("hash", "source", "licence", "terms", "citation", "key_id", "id_space")

@@ -269,10 +269,11 @@ def summary(run: RunConfig, recipe: Recipe, data: Data, start: int) -> list[str]
     }
     shards = "DDP" if run.engine.zero_stage == 0 else f"DeepSpeed ZeRO-{run.engine.zero_stage}"
     counts = {
-        side: [len(data.rows(i, side)) for i in range(len(data.indexes))] for side in ("train", "val", "test")
+        side: [len(data.shelf(i, side)) for i in range(len(data.indexes))]
+        for side in ("train", "val", "test")
     }
-    accepted = [len(i.select(None)) for i in data.indexes]
-    unlabelled = [n - len(data.rows(i, None)) for i, n in enumerate(accepted)]
+    accepted = [len(i.shelf(None, run.split)) for i in data.indexes]
+    unlabelled = [n - len(data.shelf(i, None)) for i, n in enumerate(accepted)]
     workers = f"{run.fewest} to {run.most}" if run.elastic else f"{run.most}"
     return [
         f"run        {run.name}: {run.recipe} on {shards}, {workers} worker(s), seed {run.seed}",
@@ -310,9 +311,7 @@ def index(run: RunConfig) -> dict[str, Any]:
     for number, (found, uri) in enumerate(zip(data.indexes, run.corpora, strict=True)):
         signals = found.summary()
         verdicts = signals.pop("windows")
-        sides = {side: len(data.rows(number, side)) for side in ("train", "val", "test")}
-        out.append(
-            {"uri": uri, "windows": len(found.table), "verdicts": verdicts, **sides, "signals": signals}
-        )
-        say(f"{uri}: {len(found.table)} windows, {verdicts}; {sides}{f'; {signals}' if signals else ''}")
+        sides = {side: len(data.shelf(number, side)) for side in ("train", "val", "test")}
+        out.append({"uri": uri, "windows": len(found), "verdicts": verdicts, **sides, "signals": signals})
+        say(f"{uri}: {len(found)} windows, {verdicts}; {sides}{f'; {signals}' if signals else ''}")
     return {"corpora": out}

@@ -4,6 +4,7 @@ bytes that each process holds, seconds for an order, how often a row group is re
 The corpus is made up as ingest would lay out AnyPPG's: windows of 10 s of PPG at 125 Hz and ECG at 500 Hz,
 1,280 of them in a row group of 16 MB, people who stay 20 hours. Reads are counted over a whole pass of a
 tenth of the corpus, by a worker that holds what its plan says is open (the older one: its last 8 row groups).
+Its index is put together out of made-up parts, opened and looked up (tests/benchmarks/kept.py).
 
     python -m tests.benchmarks.scale [--windows 40000000] [--older d1d4553]
 """
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from datasets.plan import Plan, Source
+from tests.benchmarks import kept as files
 from tests.benchmarks import older
 from tests.benchmarks.table import show
 
@@ -136,12 +138,30 @@ def main() -> None:
         {"what": f"reads of a row group, {world} workers", "here": n, "older": old}
         for (world, n), old in zip(again.items(), before.get("reads", [""] * len(WORLDS)), strict=True)
     ]
+    index = files.measured(given.windows, GROUP, STAY, BATCH, WINDOW_BYTES)
+    rows += [
+        {"what": "index on disk, bytes a window", "here": index["bytes"], "older": ""},
+        {"what": "index put together: the driver's peak, MB", "here": index["merge_mb"], "older": ""},
+        {"what": "index put together, s", "here": index["merge_s"], "older": ""},
+        {"what": "index opened and its row groups counted, s", "here": index["plan_s"], "older": ""},
+        {"what": "plan, orders and shelf, MB a process", "here": index["kept"] / 1e6, "older": ""},
+        {
+            "what": "a process that looked up 20 blocks has grown by, MB",
+            "here": index["grown_mb"],
+            "older": "",
+        },
+        {"what": "a window looked up, us", "here": index["look_us"], "older": ""},
+        {"what": "ledger that a run ends with, s", "here": index["ledger_s"], "older": ""},
+    ]
     goals = {
         "plan and orders: at most 5 MB a process": kept <= 5e6,
         "order of a pass: under 50 ms": order_s < 0.05,
         f"at least 100 people in a batch of {BATCH:,}": people >= 100,
         "at most 1 % of pairs of one person": pairs <= 0.01,
         "a row group is read at most 1.1 times": max(again.values()) <= 1.1,
+        "index: at most 12 bytes a window on disk": index["bytes"] <= 12,
+        "index put together in less than 1 GB": index["merge_mb"] < 1000,
+        "plan, orders and shelf: at most 5 MB a process": index["kept"] <= 5e6,
     }
     show(f"scale ({given.windows:,} windows)", rows, goals)
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +251,7 @@ class Ours:
         source, shelf = found.source(rows, 1.0)
         if ready is not None:
             there = prepared.open_prepared(ready, found)
-            shelf = replace(shelf, prepared=there, place=prepared.places(found, rows))
+            shelf = shelf.prepared_as(there)
         steps = max(2, round(mb * 1e6 / case.window_bytes / case.batch))
         how = stream.Actors(actors)
         size = case.batch // workers // micros

@@ -87,15 +87,9 @@ def test_a_stream_stops_at_a_shard_that_was_damaged_after_indexing(ray_session: 
     source, shelf = found.source(found.select(None), 1.0)
     plan = Plan((source,), seed=0, batch=8, steps=3)
     flip(corpus / SHARD, waveform_place(corpus / SHARD))
-    block = {"rank": 0, "first": 0, "last": 24}
-    batches = ray_session.data.from_items([block]).map_batches(
-        stream.Reader,
-        batch_size=None,
-        fn_constructor_args=(plan, [shelf], SPEC),
-        compute=ray_session.data.ActorPoolStrategy(size=1),
-    )
+    batches = stream.batches(plan, 0, [shelf], SPEC, 8, 1, stream.Actors(1, alone_mb=0))
     with pytest.raises(Exception) as caught:
-        batches.materialize()
+        list(batches)
     said = user_message(caught.value)
     assert said and f"{corpus / SHARD} is corrupt" in said and "\n" not in said
 
@@ -104,9 +98,14 @@ def test_a_damaged_cached_index_is_named(ray_session: Any, corpus: Path, tmp_pat
     opened = open_corpus(str(corpus))
     index.build(opened, SPEC, str(tmp_path / "cache"))
     (cached,) = (tmp_path / "cache").iterdir()
-    flip(cached, cached.stat().st_size // 3)
-    with pytest.raises(PlethoraError, match=rf"{cached.name} is corrupt: delete it"):
-        index.build(opened, SPEC, str(tmp_path / "cache"))
+    for file in sorted(cached.iterdir()):
+        whole = file.read_bytes()
+        flip(file, len(whole) // 3)
+        with pytest.raises(PlethoraError, match=rf"{cached.name} is corrupt: delete it") as caught:
+            index.build(opened, SPEC, str(tmp_path / "cache"))
+        assert "\n" not in str(caught.value)
+        file.write_bytes(whole)
+    index.build(opened, SPEC, str(tmp_path / "cache"))
 
 
 # ---------------------------------------------------------------- newer versions

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import PlethoraError
-from datasets import index, stream
+from datasets import index, parts, stream
 from datasets.plan import Plan
 from datasets.schema import content_hash, open_corpus, row_schema
 from datasets.windows import Signal, WindowSpec, empty, extract, grid
@@ -178,8 +178,8 @@ def test_a_transform_actor_gives_the_masks_with_its_windows(mixed) -> None:
     found = scanned(mixed, EITHER)
     source, shelf = found.source(found.select(None), 1.0)
     plan = Plan((source,), 0, 8, 1, window_bytes=EITHER.bytes)
-    (block,) = plan.blocks(0)
-    batch = stream.Reader(plan, [shelf], EITHER)({k: np.array([v]) for k, v in vars(block).items()})
+    assert plan.count() == 1
+    batch = stream.Reader(plan, 0, [shelf], EITHER).read(0)
     order = np.argsort(source.ids)
     want = found.load(order[np.searchsorted(source.ids[order], batch["window"])])
     assert all(np.array_equal(batch[name], want[name]) for name in want)
@@ -190,7 +190,9 @@ def test_a_corpus_without_an_optional_modality_gets_one_line_and_a_required_one_
     tmp_path, caplog, monkeypatch
 ) -> None:
     found = corpus(tmp_path / "ppg", [row(0.0, 20, ppg=noise(125.0, 20))], ["ppg"])
-    monkeypatch.setattr(index, "_scan_all", lambda c, s: [scanned(c, s).table])
+    monkeypatch.setattr(
+        index, "_judged", lambda c, s, wanted: [(n, parts.encode(scanned(c, s).table)) for n in wanted]
+    )
     with caplog.at_level(logging.WARNING):
         batch = index.build(found, EITHER).load(np.arange(2))
     assert len(caplog.records) == 1 and "has no ecg (it has ppg): its windows come without" in caplog.text

@@ -54,8 +54,8 @@ def test_every_block_is_that_of_the_raw_stream(both) -> None:
         one = driver.located(one)
         data = open_data(one, build(one.recipe, one.method, one.seed))
         plan, shelves = data.plan(0, 2)
-        reader = stream.Reader(plan, shelves, data.spec)
-        streams.append([reader({k: np.array([v]) for k, v in vars(b).items()}) for b in plan.blocks(1)])
+        reader = stream.Reader(plan, 1, shelves, data.spec)
+        streams.append([reader.read(number) for number in range(plan.count())])
         assert (shelves[0].prepared is None) == (one is not ready and not one.stream.materialised)
     assert len(streams[0]) == len(streams[1]) > 0
     for a, b in zip(*streams, strict=True):
@@ -97,8 +97,10 @@ def test_a_damaged_file_and_windows_of_another_spec_are_told(both, tmp_path) -> 
 def test_windows_of_a_file_are_numbered_in_the_order_of_the_index(both) -> None:
     raw = driver.located(both[0])
     index = open_data(raw, build(raw.recipe, raw.method, raw.seed)).indexes[0]
-    rows = index.select("train", raw.split)
-    place = prepared.places(index, rows)
+    shelf = index.shelf("train", raw.split).prepared_as(prepared.Prepared("", (), ()))
+    every = np.arange(len(shelf))
+    rows, place = shelf.rows(every), shelf.windows(every).place
+    assert rows.tolist() == index.select("train", raw.split).tolist()
     kept = index.select(None)
     shard, group = (index.table[c].to_pylist() for c in ("shard", "group"))
     for row, at in zip(rows.tolist(), place.tolist(), strict=True):

@@ -12,7 +12,6 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from datasets import stream
 from tests.pretrain.group import together
 from tests.pretrain.test_recipe_contract import RECIPES, batch
 
@@ -193,24 +191,6 @@ def test_the_tokenizers_codebook_is_what_it_waits_for(two_ranks: None) -> None:
     with pytest.raises(DataDependentOutputException) as told:
         losses_on_a_gpu("tokenizer", False)
     assert any(entry.path.name in ("quantizer.py", "vector_quantize_pytorch.py") for entry in told.traceback)
-
-
-def test_batches_come_to_the_host_where_their_positions_are_checked_and_counted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Ray would move them to the GPU, from which reading a position waits for the whole step before."""
-    asked: dict[str, Any] = {}
-
-    class Data:
-        def iter_torch_batches(self, **how: Any) -> list[dict[str, Tensor]]:
-            asked.update(how)
-            return [{"step": torch.tensor([4, 4])}]
-
-    monkeypatch.setattr(stream, "dataset", lambda *_: Data())
-    plan: Any = SimpleNamespace(start=4)
-    spec: Any = None
-    assert next(stream.batches(plan, 0, [], spec, 2, 1))["step"].tolist() == [4, 4]
-    assert asked["device"] == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,234 @@
+"""Which windows of an index a plan orders, and where each of them lies: worked out where it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datasets.catalogue import OK, Catalogue
+from datasets.plan import Source, _Last
+from datasets.schema import Corpus
+from datasets.split import Split, assign
+from datasets.windows import WindowSpec
+
+if TYPE_CHECKING:
+    from datasets.prepared import Prepared
+
+HELD = 256  # row groups whose chosen windows are kept
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where some windows lie; all (n,). `group`: row group of the shard; `row`: in that, as `index` reads it;
+    `offset_s` within the row; `subject`: a 64-bit name; `has` (uint8) tells in bit i whether signal i of the
+    spec is used; `id`: the window's own name. `target` (n, k) float32, NaN where unknown: what a method that
+    learns from labels wants of each. `place`: which of its file's, of materialised windows.
+    """
+
+    shard: np.ndarray
+    group: np.ndarray
+    row: np.ndarray
+    offset_s: np.ndarray
+    subject: np.ndarray
+    has: np.ndarray
+    id: np.ndarray
+    target: np.ndarray | None = None
+    place: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Windows of an index: accepted, of subjects in `side` (codes,) bool (None: of all), with a label where
+    there is a `target` (index's windows, k); or just those named by `only` (n,), rising row numbers.
+    """
+
+    side: np.ndarray | None = None
+    target: np.ndarray | None = None
+    only: np.ndarray | None = None
+
+    def mask(self, kept: Catalogue, low: int, high: int) -> np.ndarray:
+        """(high - low,) bool: whether each window [low, high) is chosen."""
+        if self.only is not None:
+            mask = np.zeros(high - low, bool)
+            mask[self.only[slice(*np.searchsorted(self.only, (low, high)))] - low] = True
+            return mask
+        mask = kept.window("verdict")[low:high] == OK
+        if self.side is not None:
+            first, last = kept.run_of(np.array([low, high - 1]))
+            lengths = np.diff(np.clip(kept.begin(np.arange(first, last + 2)), low, high))
+            mask &= np.repeat(self.side[kept.run("subject")[first : last + 1]], lengths)
+        if self.target is not None:
+            mask &= np.isfinite(self.target[low:high]).any(axis=1)
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Shelf:
+    """The windows of one corpus that a `plan.Source` orders, in the same order. It holds what grows with the
+    row groups; all else it looks up in the index's map.
+
+    number: (g,) int32, which of the corpus' row groups each of the source's is; starts: (g + 1,) int64, where
+    their windows begin. prepared: read materialised windows (datasets.prepared) in place of the corpus.
+    """
+
+    corpus: Corpus
+    spec: WindowSpec
+    kept: Catalogue
+    choice: Choice
+    number: np.ndarray
+    starts: np.ndarray
+    prepared: Prepared | None = None
+    _held: _Last = field(default_factory=lambda: _Last(HELD), repr=False)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_held": _Last(HELD)}
+
+    @property
+    def target(self) -> np.ndarray | None:
+        """(index's windows, k) targets, of a recipe that learns from labels."""
+        return self.choice.target
+
+    def source(self, weight: float) -> Source:
+        """What the plan orders."""
+        return Source(np.diff(self.starts), Ids(self), weight)
+
+    def prepared_as(self, prepared: Prepared | None) -> Shelf:
+        """The same windows, read from `prepared`."""
+        return replace(self, prepared=prepared, _held=_Last(HELD))
+
+    def groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """(g,) shard and (g,) row group in it, of each of the source's row groups."""
+        run = self.kept.edges[self.number]
+        return self.kept.run("shard")[run], self.kept.run("group")[run]
+
+    def rows(self, position: np.ndarray | slice) -> np.ndarray:
+        """(n,) row numbers in the index of the windows at these positions."""
+        if not isinstance(position, slice):
+            return self._look(position, 0)
+        low, high, _ = position.indices(len(self))
+        if low >= high:
+            return np.empty(0, np.int64)
+        first, last = (np.searchsorted(self.starts, (low, high - 1), "right") - 1).tolist()
+        begin, end = self._bounds(first)[0], self._bounds(last)[1]
+        found = begin + np.flatnonzero(self.choice.mask(self.kept, begin, end))
+        return found[low - self.starts[first] : high - self.starts[first]]
+
+    def windows(self, position: np.ndarray) -> Windows:
+        """Where the windows at these positions of the source, (n,), lie."""
+        kept, rows = self.kept, self.rows(position)
+        run = kept.run_of(rows)
+        return Windows(
+            kept.run("shard")[run],
+            kept.run("group")[run],
+            kept.run("row")[run],
+            kept.offsets(rows, run),
+            kept.keys[kept.run("subject")[run]],
+            has(kept, self.spec, rows),
+            ids(self.corpus, rows),
+            None if self.target is None else self.target[rows],
+            None if self.prepared is None else self._look(position, 1),
+        )
+
+    def subjects(self) -> set[str]:
+        """Whose the windows are."""
+        kept, names = self.kept, self.kept.subjects
+        found = np.zeros(len(names), bool)
+        code = kept.run("subject")
+        for a, b in kept.stretches():
+            first, last = kept.edges[[a, b]].tolist()
+            begin = kept.begin(np.arange(first, last + 1))
+            mask = self.choice.mask(kept, int(begin[0]), int(begin[-1]))
+            found[code[first:last][np.logical_or.reduceat(mask, begin[:-1] - begin[0])]] = True
+        return {name for name, there in zip(names, found, strict=True) if there}
+
+    def _look(self, position: np.ndarray, what: int) -> np.ndarray:
+        """(n,) of the windows at these positions: 0, row numbers; 1, their places among the accepted ones of
+        their row groups.
+        """
+        out = np.empty(len(position), np.int64)
+        number = np.searchsorted(self.starts, position, "right") - 1
+        order = np.argsort(number, kind="stable")
+        groups, begin = np.unique(number[order], return_index=True)
+        ends = [*begin.tolist(), len(order)]
+        for group, low, high in zip(groups.tolist(), ends[:-1], ends[1:], strict=True):
+            which = order[low:high]
+            within = self._chosen(group)[what][position[which] - self.starts[group]].astype(np.int64)
+            out[which] = within if what else within + self._bounds(group)[0]
+        return out
+
+    def _bounds(self, group: int) -> tuple[int, int]:
+        at = int(self.number[group])
+        low, high = self.kept.begin(self.kept.edges[at : at + 2]).tolist()
+        return low, high
+
+    def _chosen(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the windows of a row group that are chosen: which of its windows they are, and which of its
+        accepted ones (of materialised windows alone).
+        """
+
+        def find() -> tuple[np.ndarray, np.ndarray]:
+            low, high = self._bounds(group)
+            small = np.min_scalar_type(high - low)  # some hundred row groups of these are kept
+            within = np.flatnonzero(self.choice.mask(self.kept, low, high))
+            place = np.empty(0, small)
+            if self.prepared is not None:
+                place = np.cumsum(self.kept.window("verdict")[low:high] == OK)[within] - 1
+            return within.astype(small), place.astype(small)
+
+        return self._held.get(group, find)
+
+
+def shelf(corpus: Corpus, spec: WindowSpec, kept: Catalogue, choice: Choice) -> Shelf:
+    """The chosen windows of an index."""
+    begin = kept.begin(kept.edges)
+    counts = np.zeros(len(begin) - 1, np.int64)
+    for a, b in kept.stretches():
+        mask = choice.mask(kept, int(begin[a]), int(begin[b]))
+        counts[a:b] = np.add.reduceat(mask, begin[a:b] - begin[a], dtype=np.int64)
+    held = np.flatnonzero(counts)
+    starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts[held])))
+    return Shelf(corpus, spec, kept, choice, held.astype(np.int32), starts)
+
+
+def side(kept: Catalogue, part: str | None, split: Split) -> np.ndarray | None:
+    """(codes,) bool: whether `split` puts each subject into `part`; None of all subjects."""
+    if part is None:
+        return None
+    return np.array([assign(s, split) == part for s in kept.subjects], bool)
+
+
+def has(kept: Catalogue, spec: WindowSpec, rows: np.ndarray) -> np.ndarray:
+    """(n,) uint8: in bit i, whether signal i of the spec is used in these windows."""
+    bits = np.zeros(len(rows), np.uint8)
+    for number, sig in enumerate(spec.signals):
+        used = np.ones(len(rows), bool)
+        if not sig.required:
+            used = kept.window(f"verdict_{sig.modality}")[rows] == OK
+        bits |= used.astype(np.uint8) << number
+    return bits
+
+
+def ids(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """(n,) int64 names of windows, the same in every run over this corpus: splitmix64 of hash and row."""
+    x = rows.astype(np.uint64) + np.uint64(int(corpus.hash[:16], 16))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return (x ^ (x >> np.uint64(31))).view(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Ids:
+    """The names of a shelf's windows, made as they are asked for: by positions, or a slice of them."""
+
+    shelf: Shelf
+
+    def __len__(self) -> int:
+        return len(self.shelf)
+
+    def __getitem__(self, at: slice | np.ndarray) -> np.ndarray:
+        return ids(self.shelf.corpus, self.shelf.rows(at))
