@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,16 @@ def session(
         yield ray
     finally:
         ray.shutdown()
+
+
+def labelled(ray: Any, labels: Mapping[str, str]) -> None:
+    """PlethoraError where no node that lives has these labels: Ray would wait for one for ever."""
+    nodes = [node.get("Labels", {}) for node in ray.nodes() if node["Alive"]]
+    if not any(labels.items() <= node.items() for node in nodes):
+        told = ", ".join(f"{name}={value}" for name, value in labels.items())
+        raise PlethoraError(
+            f"no node has the labels {told} (stream.on): start some with ray start --labels, or take them out"
+        )
 
 
 def quiet_ray() -> Any:

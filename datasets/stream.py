@@ -12,11 +12,11 @@ worker's own cores. Order and windows are the same bit for bit.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -140,16 +140,17 @@ class Reader:
 
 @dataclass(frozen=True)
 class Actors:
-    """Of one worker: how many, CPUs of each (0: the worker's own share holds theirs), and the MB of prepared
-    windows that the worker reads for itself while they start.
+    """Of one worker: how many, CPUs of each (0: the worker's own share holds theirs), the MB of prepared
+    windows that the worker reads for itself while they start, and labels of the nodes that they run on.
     """
 
     count: int = 1
     cpus: float = 1
     alone_mb: float = 500
+    on: Mapping[str, str] = field(default_factory=dict)
 
 
-def dataset(reader: type[Reader], made_of: tuple, first: int, cpus: float) -> "ray.data.Dataset":
+def dataset(reader: type[Reader], made_of: tuple, first: int, actors: Actors) -> "ray.data.Dataset":
     """The blocks from number `first` on that one transform actor, `reader(*made_of)`, reads: a lazy Ray
     Dataset of one row a block, in planned order.
     """
@@ -169,12 +170,14 @@ def dataset(reader: type[Reader], made_of: tuple, first: int, cpus: float) -> "r
     count = plan.count() - first
     borders = [first + count * task // min(count, TASKS) for task in range(min(count, TASKS) + 1)]
     tasks = [{"first": low, "last": high} for low, high in pairwise(borders)]
+    where: Any = {"label_selector": dict(actors.on)} if actors.on else {}  # Ray has no annotation for it
     return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         reader,
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=1),
         fn_constructor_args=made_of,
-        num_cpus=cpus,
+        num_cpus=actors.cpus,
+        **where,
     )
 
 
@@ -280,7 +283,7 @@ def batches(
                 f"raise stream.lanes = {plan.lanes}, or lower stream.actors"
             )
         made_of = [(plan, rank, shelves, spec, carry, Part(k, actors.count)) for k in range(actors.count)]
-        coming = delivered([dataset(reader, args, first, actors.cpus) for args in made_of])
+        coming = delivered([dataset(reader, args, first, actors) for args in made_of])
         given = chain(given, threaded(coming))
     return checked(cut(given, size), plan.start, per_step)
 

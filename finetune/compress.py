@@ -61,7 +61,7 @@ def compress(
     window_s = _window(original, window_s)
     run = None if student is None else student_run(student, original, source.uri, out, window_s, sets)
     uris = {"original": original.bundle.uri, "int8": storage.join(out, "int8", "bundle")}
-    workers, actors, gpu = (run.most, run.stream.actors, run.resources.gpu) if run else (0, 2, 0)
+    workers, actors, gpu = (run.most, run.stream.count, run.resources.gpu) if run else (0, 2, 0)
     with session(workers, max(actors, 2), gpu):
         index = build(source, WindowSpec(signals=original.signals, window_s=window_s))
         held_out(index, [original], source, split_of(original))

@@ -49,9 +49,10 @@ class Resources(Config):
 class Stream(Config):
     """The Ray Data side of a run."""
 
-    actors: int = Field(
-        default=1, ge=0
-    )  # transform actors a worker, a core each; 0: a worker reads for itself, in a thread
+    # transform actors a worker, a core each; 0: a worker reads for itself, in a thread; "auto": as many as
+    # keep a GPU busy, by the plan (`pretrain plan`), and one for a worker without
+    actors: Annotated[int, Field(ge=0)] | Literal["auto"] = 1
+    on: dict[str, str] = Field(default_factory=dict)  # labels of the nodes whose CPUs transform actors take
     # MB of prepared windows that a worker reads for itself while its transform actors start
     alone_mb: float = Field(default=500, ge=0)
     # where windows are filtered and brought to their rate: in the transform actors (or the thread that stands
@@ -62,6 +63,11 @@ class Stream(Config):
     lanes: int = Field(default=LANES, ge=1)
     mixed: int = Field(default=MIXED, ge=1)  # row groups whose windows a lane mixes
     materialised: bool = False  # read what `python -m pretrain materialize` wrote, no transform
+
+    @property
+    def count(self) -> int:
+        """Transform actors a worker; what is automatic is a number once a run is launched."""
+        return 1 if self.actors == "auto" else self.actors
 
     def carries(self, device: str) -> bool:
         """Whether windows travel raw to workers on such a device ("cpu", "cuda")."""

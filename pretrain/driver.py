@@ -15,6 +15,7 @@ from pretrain.config import RunConfig
 from pretrain.data import Data, open_data
 from pretrain.fingerprint import Fingerprint
 from pretrain.lineage import corpora, inherited
+from pretrain.planning.actors import with_actors
 from pretrain.recipe import Recipe, build
 
 
@@ -26,7 +27,7 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
     validation is reported to them as {"step", "steps", "figures": {name: value}}. Raises PlethoraError for
     what a user can mend.
     """
-    run = located(run)
+    run = with_actors(located(run))
     home = storage.join(run.storage, run.name)
     outside_bundles(run)
     recipe = build(run.recipe, run.method, run.seed)
@@ -62,7 +63,9 @@ def _owned(
 
     asked = run.resources
     workers = run.fewest if asked.gpu else run.most
-    with session.session(workers, run.stream.actors, asked.gpu, asked.cpu, run.fewest):
+    with session.session(workers, run.stream.count, asked.gpu, asked.cpu, run.fewest) as ray:
+        if run.stream.count:
+            session.labelled(ray, run.stream.on)
         data = open_data(run, recipe)
         if longer and before is not None:
             say(lengthened(run, data, before, now, start))
@@ -215,7 +218,7 @@ def trainer(run: RunConfig, told: Mapping[str, Any], callbacks: Sequence[Any] = 
         scaling_config=session.scaling(
             run.workers,
             run.resources.gpu,
-            run.resources.cpu + run.stream.actors * shared,
+            run.resources.cpu + run.stream.count * shared,
             run.resize_every_s,
         ),
         run_config=ray.train.RunConfig(

@@ -90,7 +90,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
             data.spec,
             run.micro,
             run.accumulation,
-            Actors(run.stream.actors, config["actor_cpus"], run.stream.alone_mb),
+            Actors(run.stream.count, config["actor_cpus"], run.stream.alone_mb, run.stream.on),
             carry,
         )
         engines = {

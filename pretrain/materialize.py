@@ -24,7 +24,7 @@ def materialize(run: RunConfig) -> dict[str, Any]:
     run = located(run)
     raw = run.model_copy(update={"stream": run.stream.model_copy(update={"materialised": False})})
     recipe = build(run.recipe, run.method, run.seed)
-    actors = max(run.stream.actors, 1) * run.most
+    actors = max(run.stream.count, 1) * run.most
     out = []
     with session.session(0, actors):
         data = open_data(raw, recipe)

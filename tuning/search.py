@@ -19,6 +19,7 @@ from cluster import session, storage
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
 from pretrain.config import RunConfig
+from pretrain.planning.actors import with_actors
 from tuning import record, trackers
 from tuning.config import Values
 from tuning.space import Plan, read, text
@@ -244,7 +245,7 @@ class Needs:
         runs = list(_runs(plan))
         return cls(
             max(run.fewest for run in runs), max(run.most for run in runs),
-            max(run.stream.actors for run in runs),
+            max(with_actors(run).stream.count for run in runs),
             max(run.resources.cpu for run in runs), max(run.resources.gpu for run in runs),
         )  # fmt: skip
 

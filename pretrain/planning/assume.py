@@ -28,7 +28,6 @@ Assumptions = dict[str, Assumption]
 COMMON: Assumptions = {
     "hours.row": Assumption(1.0, "h", "rows of a corpus are whole hours: less where signals break"),
     "accepted": Assumption(1.0, "", "share of windows that pass the gates; `index` tells the true one"),
-    "prepare.share": Assumption(0.7, "", "of a core's time prepares, the rest reads (BIDMC: 0.7)"),
     "compression": Assumption(0.75, "", "zstd on int16 samples, as BIDMC and CinC 2015 have it"),
     "bucket.node_gb_s": Assumption(1.0, "GB/s", "what a machine reads of a bucket"),
     "bucket.write_gb_s": Assumption(0.5, "GB/s", "what a checkpoint is written at, all ranks together"),

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cluster.errors import PlethoraError
 from cluster.session import ROOT
+from datasets import raw
 from datasets.windows import TOGETHER, WindowSpec, empty, transform
 from pretrain.config import RunConfig
 
 SECONDS = 6.0  # of timed steps a worker; no fewer than three
+GROUP_BYTES = 16e6  # of samples in a row group, as ingest makes them
 AHEAD = 2  # steps that may be prepared ahead
 
 
@@ -46,6 +50,42 @@ def prepare(spec: WindowSpec, native: dict[str, float], n: int) -> None:
         wave = (1000 * np.sin(7.5 * time_s) + np.zeros(s.channels)).astype("<i2")
         gain = np.full(n, rate), np.full(n, 1e-3), np.zeros(n)
         transform([wave] * n, *gain, s, out[s.modality], np.arange(n))
+
+
+def actor_rate(
+    spec: WindowSpec, native: dict[str, float], carry: bool, materialised: bool, seconds: float = 1.0
+) -> float:
+    """Windows a second that a transform actor on one core here reads and, unless they travel raw (`carry`) or
+    are materialised, prepares.
+    """
+    if materialised:
+        return copy_rate(spec)
+    read = _read_seconds(spec, native, seconds)
+    return 1 / (read if carry else read + 1 / prepare_rate(spec, native, seconds))
+
+
+def _read_seconds(spec: WindowSpec, native: dict[str, float], seconds: float) -> float:
+    """Of a window: out of a compressed row group of noise, into raw windows."""
+    counts = {s.modality: round(spec.window_s * native[s.modality]) * s.channels for s in spec.signals}
+    rows = max(1, round(GROUP_BYTES / 2 / sum(counts.values())))
+    rng, columns = np.random.default_rng(0), dict[str, pa.Array]()
+    for s in spec.signals:
+        m, n = s.modality, counts[s.modality]
+        samples = rng.integers(-500, 500, (rows, n), dtype="<i2")
+        columns[m] = pa.array([x.tobytes() for x in samples], pa.binary())
+        facts = {"_rate": native[m], "_scale": 1e-3, "_offset": 0.0, "_channels": s.channels}
+        columns |= {m + part: pa.array([value] * rows) for part, value in facts.items()}
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.table(columns), sink, compression="zstd", use_dictionary=False, write_page_checksum=True
+    )
+    data, at, start = sink.getvalue(), np.arange(rows), np.zeros(rows)
+
+    def read() -> None:
+        table = pq.read_table(pa.BufferReader(data), use_threads=False, page_checksum_verification=True)
+        raw.gather([(table, at, start, at, None)], rows, spec)
+
+    return _best(read, seconds) / rows
 
 
 def copy_rate(spec: WindowSpec, seconds: float = 0.3) -> float:

@@ -66,7 +66,7 @@ class Planned:
     bf16: bool
     room: float  # bytes of one worker's memory that a run may fill
     memory: dict[int, Peak]  # by ZeRO stage
-    prepare: float  # windows a second and core, raw
+    prepare: float  # windows a second and core, raw, by who reads them and maybe prepares them
     copy: float  # and materialised
     chosen: dict[str, Point]  # by form of the corpus
     curve: dict[str, list[Point]]
@@ -101,9 +101,10 @@ def plan(
     cost = probe(recipe, bf16, run.most)
     native = {s.modality: given[f"native.{s.modality}"].value for s in spec.signals}
     work = _work(run, spec, hours, native, given, getattr(recipe, "config", None))
-    prepare = local.prepare_rate(spec, native) * given["prepare.share"].value
-    copy = local.copy_rate(spec)
     laid = accelerator != HERE
+    raw = run.stream.model_copy(update={"materialised": False})
+    prepare = local.actor_rate(spec, native, raw.carries("cuda" if laid else "cpu"), False)
+    copy = local.copy_rate(spec)
     if laid:
         room = 1e9 * (given["gpu.memory_gb"].value - given["gpu.reserve_gb"].value)
         fragments = given["gpu.fragments"].value

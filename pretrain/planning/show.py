@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from pretrain.planning.actors import needed
 from pretrain.planning.assume import HERE
 from pretrain.planning.memory import STAGES
 from pretrain.planning.plan import Planned, Point
@@ -95,6 +96,12 @@ def _stream(planned: Planned) -> Iterator[str]:
     passes = work.steps * run.batch
     speed = run.batch / next(iter(planned.chosen.values())).compute_s
     yield f"stream       {speed:,.0f} windows/s keep the workers busy"
+    lanes = max(1, run.stream.lanes // run.most)
+    many = {rate: needed(speed / run.most, rate, lanes) for rate in (planned.prepare, planned.copy)}
+    yield (
+        f"             stream.actors = {many[planned.prepare]} a worker from raw, {many[planned.copy]} from "
+        f'materialised ("auto" takes as many)'
+    )
     yield (
         f"             raw: {speed / planned.prepare:,.1f} cores, {speed * work.raw_bytes / 1e6:,.0f} MB/s; "
         f"{passes * work.raw_bytes / 1e12:,.2f} TB read in all"

@@ -207,3 +207,25 @@ def test_a_core_prepares_windows_here():
     spec = rehearsal(small()).windows()
     assert local.prepare_rate(spec, {"ppg": 125.0}, seconds=0.1) > 10
     assert local.copy_rate(spec, seconds=0.1) > local.prepare_rate(spec, {"ppg": 125.0}, seconds=0.1)
+
+
+def test_automatic_actors_are_one_without_a_gpu_and_with_one_what_its_step_takes(monkeypatch) -> None:
+    run = loaded({"stream.actors": "auto"})
+    assert with_actors(run).stream.actors == 1
+    on_gpu = run.model_copy(update={"resources": run.resources.model_copy(update={"gpu": 1.0})})
+    monkeypatch.setattr(local, "actor_rate", lambda *_: 50.0)
+    many = with_actors(on_gpu).stream.actors
+    monkeypatch.setattr(local, "actor_rate", lambda *_: 1e9)
+    assert many > with_actors(on_gpu).stream.actors == 1
+    fixed = run.model_copy(update={"stream": run.stream.model_copy(update={"actors": 3})})
+    assert with_actors(fixed) is fixed
+
+
+def test_actors_are_whole_and_no_more_than_lanes() -> None:
+    assert needed(1000, 400, 64) == 3 and needed(10, 400, 64) == 1 and needed(1e6, 400, 8) == 8
+
+
+def test_windows_that_travel_raw_cost_an_actor_less_than_prepared_ones() -> None:
+    spec = WindowSpec(signals=(Signal(modality="ppg", rate=50.0, band=(0.5, 8.0)),), window_s=30.0)
+    carried, prepared = (local.actor_rate(spec, {"ppg": 125.0}, carry, False, 0.1) for carry in (True, False))
+    assert carried > 1.5 * prepared > 0
