@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -180,7 +181,10 @@ def test_a_damaged_part_is_refused_in_one_line(
         patch.setattr(parts, "merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         index.build(corpus, SPEC, str(cache))
     part = sorted(cache.glob("*-parts/*.parquet"))[2]
-    part.write_bytes(part.read_bytes()[:-20])
+    data = bytearray(part.read_bytes())
+    column = pq.ParquetFile(part).metadata.row_group(0).column(schema(SPEC).names.index("quality"))
+    data[column.data_page_offset - 5] ^= 1  # in one of its pages
+    part.write_bytes(data)
     with pytest.raises(PlethoraError, match=rf"{part.name} is corrupt: delete it, the next run"):
         index.build(corpus, SPEC, str(cache))
     part.unlink()
@@ -197,6 +201,7 @@ def test_processes_map_the_same_files_and_no_index_travels(
     (folder,) = (tmp_path / "cache").iterdir()
     (tmp_path / "travels").write_bytes(pickle.dumps((found, shelf)))
     assert len(pickle.dumps(found)) < 10_000
+    assert vars(pickle.loads(pickle.dumps(found))).keys() == {"corpus", "spec", "given"}
     program = f"""
 import json, pickle
 found, shelf = pickle.load(open({str(tmp_path / "travels")!r}, "rb"))
