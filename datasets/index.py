@@ -49,7 +49,9 @@ class Index:
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # what was derived is derived again
 
-    def __len__(self) -> int:
+    @property
+    def windows(self) -> int:
+        """How many there are, accepted or not."""
         return len(self.given)
 
     @cached_property
@@ -67,7 +69,7 @@ class Index:
     def select(self, part: str | None, split: Split | None = None) -> np.ndarray:
         """Row numbers of the accepted windows whose subject `split` puts into `part` (None: all subjects)."""
         choice = Choice(shelf.side(self.kept, part, split or Split()))
-        return np.flatnonzero(choice.mask(self.kept, 0, len(self))) if len(self) else np.empty(0, int)
+        return np.flatnonzero(choice.mask(self.kept, 0, self.windows)) if self.windows else np.empty(0, int)
 
     def shelf(self, part: str | None, split: Split, target: np.ndarray | None = None) -> Shelf:
         """The windows that `select` finds and, with a `target` (windows, k), that have a label, at no cost a

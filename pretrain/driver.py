@@ -315,6 +315,6 @@ def index(run: RunConfig) -> dict[str, Any]:
         signals = found.summary()
         verdicts = signals.pop("windows")
         sides = {side: len(data.shelf(number, side)) for side in ("train", "val", "test")}
-        out.append({"uri": uri, "windows": len(found), "verdicts": verdicts, **sides, "signals": signals})
-        say(f"{uri}: {len(found)} windows, {verdicts}; {sides}{f'; {signals}' if signals else ''}")
+        out.append({"uri": uri, "windows": found.windows, "verdicts": verdicts, **sides, "signals": signals})
+        say(f"{uri}: {found.windows} windows, {verdicts}; {sides}{f'; {signals}' if signals else ''}")
     return {"corpora": out}
