@@ -155,6 +155,14 @@ def test_a_joined_cluster_with_too_few_cpus_is_one_clear_line(ray_session: Any, 
 
 
 @pytest.mark.slow
+def test_labels_that_no_node_has_are_one_clear_line(ray_session: Any) -> None:
+    (node,) = ray_session.nodes()
+    sessions.labelled(ray_session, {})
+    sessions.labelled(ray_session, {"ray.io/node-id": node["NodeID"]})
+    with pytest.raises(PlethoraError, match=r"no node has the labels pool=cpu \(stream.on\): start"):
+        sessions.labelled(ray_session, {"pool": "cpu"})
+
+
 def test_a_wrong_token_is_refused(ray_session: Any, tmp_path: Path) -> None:
     done = _joined(ray_session, tmp_path, RAY_AUTH_TOKEN="f" * 32)
     assert done.returncode == 1

@@ -25,6 +25,7 @@ from cluster.errors import PlethoraError
 from datasets import catalogue, index, parts, plan
 from datasets.index import Index, Shelf
 from datasets.judge import VERDICTS, schema
+from datasets.ledger import expected
 from datasets.plan import Plan, Source
 from datasets.prepared import Prepared
 from datasets.schema import Corpus, open_corpus
@@ -385,7 +386,7 @@ def test_made_by_hand_or_out_of_parts_an_index_is_the_table_it_was_made_of(
 def test_what_is_looked_at_in_one_go_changes_nothing(seed: int, chunk: int) -> None:
     one = Index(Plain(), TWO, drawn(seed))
     whole = one.shelf("train", HALVES)
-    ledger = lambda ids: Plan((Source(np.diff(whole.starts), ids),), 3, 4, 7, lanes=2).expected()
+    ledger = lambda ids: expected(Plan((Source(np.diff(whole.starts), ids),), 3, 4, 7, lanes=2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "CHUNK", chunk)
         patch.setattr(catalogue, "CHUNK", chunk)

@@ -281,6 +281,15 @@ def test_a_worker_reads_the_first_blocks_itself_and_its_actors_the_others(found,
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+def test_transform_actors_run_on_nodes_with_the_labels_asked_for(found, ray_session) -> None:
+    plan, shelves = planned(found, 1)
+    here = {"ray.io/node-id": ray_session.nodes()[0]["NodeID"]}
+    how = stream.Actors(1, 1, 0, here)
+    asked = stream.dataset(stream.Reader, (plan, 0, shelves, SPEC, False, stream.WHOLE), 0, how)
+    assert asked._logical_plan.dag.ray_remote_args["label_selector"] == here
+    assert len(list(stream.batches(plan, 0, shelves, SPEC, 12, 1, how))) == 11
+
+
 @pytest.mark.parametrize("actors", [0, 2])
 def test_windows_that_travel_raw_are_those_that_actors_prepare(found, actors) -> None:
     plain = consume(found, 1, 0)[0]

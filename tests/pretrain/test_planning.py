@@ -11,9 +11,12 @@ import torch
 from cluster import config
 from cluster.errors import PlethoraError
 from datasets.plan import Plan, Source
+from datasets.signal import Signal
+from datasets.windows import WindowSpec
 from pretrain.config import RunConfig
 from pretrain.planning import command, local
 from pretrain.planning import plan as planning
+from pretrain.planning.actors import needed, with_actors
 from pretrain.planning.assume import assumptions
 from pretrain.planning.memory import largest_micro, peak
 from pretrain.planning.meter import Meter
@@ -210,7 +213,7 @@ def test_a_core_prepares_windows_here():
 
 
 def test_automatic_actors_are_one_without_a_gpu_and_with_one_what_its_step_takes(monkeypatch) -> None:
-    run = loaded({"stream.actors": "auto"})
+    run = small("stream.actors=auto")
     assert with_actors(run).stream.actors == 1
     on_gpu = run.model_copy(update={"resources": run.resources.model_copy(update={"gpu": 1.0})})
     monkeypatch.setattr(local, "actor_rate", lambda *_: 50.0)
