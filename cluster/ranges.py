@@ -8,6 +8,7 @@ no way to tell it the size); s3fs, whose one event loop serves all threads, 16.4
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -101,7 +102,9 @@ def _whole(uri: str, wanted: str) -> tuple[bytes, int, int]:
     for left in reversed(range(s3.ATTEMPTS)):
         try:
             answer = _client(s3.settings()).get_object(Bucket=bucket, Key=key, Range=wanted)
-            with answer["Body"] as body:
+            with contextlib.closing(
+                answer["Body"]
+            ) as body:  # as a context it would be urllib3's, and its errors
                 data = body.read()
         except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):  # botocore retries up to here
             if not left:
