@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +39,6 @@ def _client(_settings: tuple[str | None, ...]) -> Any:
         "s3",
         endpoint_url=s3.endpoint(),
         region_name=s3.region(),
-        verify=os.environ.get("AWS_CA_BUNDLE"),
         config=Config(
             connect_timeout=s3.CONNECT_TIMEOUT_S,
             read_timeout=s3.READ_TIMEOUT_S,
