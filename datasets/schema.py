@@ -173,8 +173,16 @@ class Corpus:
         # an open filesystem does not travel, nor does what another machine has
         return {"uri": self.uri, "manifest": self.manifest, "footers": self.footers}
 
+    @property
+    def remote(self) -> bool:
+        """Whether it lies in a bucket."""
+        return storage.is_remote(self.uri)
+
     def _held(self) -> "footers.Footers | None":
-        if self._found is None and self.footers is not None:
+        """The footers where they help: from a disk they save no processor time that could be measured (24 ms
+        a row group of 14 MB with and without).
+        """
+        if self._found is None and self.footers is not None and self.remote:
             self._found = footers.there(self, self.footers.path)
         return self._found
 
@@ -279,7 +287,7 @@ class Corpus:
             row_schema(MODALITIES),
             row_schema(self.modalities).names if wanted is None else wanted,
             entry["row_groups"][group],
-            partial(ranged, held) if held is not None and storage.is_remote(self.uri) else None,
+            None if held is None else partial(ranged, held),
         )
 
     def check_shard(self, shard: int) -> None:

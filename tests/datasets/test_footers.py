@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster import ranges
 from cluster.errors import PlethoraError
 from datasets import footers, thrift
 from datasets.schema import Corpus, open_corpus, row_schema
@@ -32,6 +33,19 @@ def corpus(sound: Path, tmp_path: Path) -> Corpus:
     """An opened copy, to be damaged."""
     shutil.copytree(sound, tmp_path / "corpus")
     return open_corpus(str(tmp_path / "corpus"))
+
+
+@pytest.fixture
+def far(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    """As if it lay in a bucket: its ranges come from the disk."""
+
+    def get(where: str, places: list[tuple[int, int]]) -> tuple[list[bytes], int]:
+        data = Path(where).read_bytes()
+        return [data[first : first + size] for first, size in places], len(data)
+
+    monkeypatch.setattr(ranges, "get", get)
+    monkeypatch.setattr(Corpus, "remote", True)
+    return corpus
 
 
 def shard_of(corpus: Corpus) -> Path:
@@ -125,11 +139,12 @@ def test_only_the_parts_that_are_held_can_be_read() -> None:
             source.read_at(3, place)
 
 
-def test_a_corpus_reads_the_same_with_them_and_takes_them_along(corpus: Corpus, tmp_path: Path) -> None:
-    columns = ["subject", "ecg", "ecg_rate"]
+def test_a_corpus_reads_the_same_with_them_and_takes_them_along(far: Corpus, tmp_path: Path) -> None:
+    corpus, columns = far, ["subject", "ecg", "ecg_rate"]
     want = [corpus.read_row_group(0, 0), corpus.read_row_group(0, 0, columns)]
     corpus.footers = footers.Footers(tmp_path / "elsewhere" / "footers")  # this machine lacks the file
     travelled = pickle.loads(pickle.dumps(corpus))
+    assert travelled._found is None  # another machine looks for itself
     assert travelled.read_row_group(0, 0).equals(want[0])
     assert Path(corpus.footers.path).exists()
     assert corpus.read_row_group(0, 0, columns).equals(want[1])
@@ -184,9 +199,10 @@ def test_a_shard_that_is_not_the_manifests_is_told_when_its_footer_is_read(
 
 
 def test_a_bit_flipped_in_a_footer_is_named_or_changes_nothing_and_never_ends_the_process(
-    corpus: Corpus, tmp_path: Path
+    far: Corpus, tmp_path: Path
 ) -> None:
-    path, where = shard_of(corpus), tmp_path / "footers"
+    corpus, where = far, tmp_path / "footers"
+    path = shard_of(corpus)
     whole, want = path.read_bytes(), corpus.read_row_group(0, 0)
     length = struct.unpack("<I", whole[-8:-4])[0]
     seen = 0
