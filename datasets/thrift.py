@@ -1,7 +1,7 @@
 """Where the column chunks of a Parquet file lie, read from its footer (Thrift's compact protocol).
 
 pyarrow knows it, too, but ends the process over some damaged column metadata (an offset flipped into another
-field), and a corpus may come from a stranger. This takes some 2 ms for a footer of 16 row groups, so that it is
+field), and a corpus may come from a stranger. This takes some 2 ms for a footer of 16 row groups, so it is
 done once, when footers are collected.
 """
 
