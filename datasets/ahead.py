@@ -7,12 +7,21 @@ from functools import update_wrapper
 from threading import Lock
 from typing import Generic, TypeVar
 
+from cluster import storage
 from cluster.session import memory_bytes
 
-THREADS = 2  # loads at a time: one decompresses while the other waits for the bucket
+THREADS = 2  # loads at a time: one decompresses while the other waits for the disk
+REMOTE = 8  # from a bucket: a request's wait is longer than decompressing what it brings
 MOST_OPEN = 4096  # results where who asks lets go of them (`Ahead.keep`)
 ROOM = 1 / 8  # of this machine's memory: results that are held there
 T = TypeVar("T")
+
+
+def threads_for(what: tuple) -> int:
+    """Loads at a time of what lies where `what` does: its first part's `uri` tells (a corpus, a folder of
+    materialised windows).
+    """
+    return REMOTE if what and storage.is_remote(getattr(what[0], "uri", "")) else THREADS
 
 
 class Ahead(Generic[T]):
@@ -20,7 +29,8 @@ class Ahead(Generic[T]):
 
     A failed load is raised to each who waits for it and tried again when asked for once more. `spill(result,
     room)` may move a result out of memory where those that are held take more than `room` bytes: it returns
-    what stands for it, and the bytes that this takes.
+    what stands for it, and the bytes that this takes. `threads`: loads at a time of those that are begun
+    (None: `threads_for` what each is called with).
     """
 
     def __init__(
@@ -29,14 +39,17 @@ class Ahead(Generic[T]):
         size: int,
         spill: Callable[[T, float], tuple[T, int]] = lambda found, _: (found, 0),
         room: float | None = None,
+        threads: int | None = None,
     ) -> None:
-        self.load, self.size, self.spill = load, size, spill
+        self.load, self.size, self.spill, self.threads = load, size, spill, threads
         self.room = ROOM * memory_bytes() if room is None else room
         update_wrapper(self, load)
         self._held: OrderedDict[Hashable, Future[T]] = OrderedDict()
         self._bytes: dict[Hashable, int] = {}
         self._lock = Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pools: dict[
+            int, ThreadPoolExecutor
+        ] = {}  # by threads: loads from disk do not queue for a bucket
 
     def keep(self, wanted: Collection[Hashable]) -> None:
         """Let go of all results but these, each named by what `load` was called with."""
@@ -56,14 +69,19 @@ class Ahead(Generic[T]):
         """Load in the background what is neither held nor under way."""
         future, ours = self._place(what)
         if ours:
+            threads = self.threads or threads_for(what)
             with self._lock:
-                self._pool = self._pool or ThreadPoolExecutor(THREADS, "ahead")
-            self._pool.submit(self._run, what, future)
+                pool = self._pools.get(threads) or ThreadPoolExecutor(threads, "ahead")
+                self._pools[threads] = pool
+            pool.submit(self._run, what, future)
 
     def each(self, places: Sequence[tuple]) -> Iterator[T]:
-        """load(*place) of each of `places` in order, the next `THREADS` under way."""
+        """load(*place) of each of `places` in order, the next ones under way: as many as there are threads,
+        and fewer where no more than that are held beside the one in use and the one before it.
+        """
         for number, what in enumerate(places):
-            for later in places[number + 1 : number + 1 + THREADS]:
+            under_way = max(1, min(self.threads or threads_for(what), self.size - 2))
+            for later in places[number + 1 : number + 1 + under_way]:
                 self.begin(*later)
             yield self(*what)
 

@@ -14,8 +14,9 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster import storage
+from cluster import ranges, storage
 from cluster.config import validate
 from cluster.contract import Document
 from cluster.errors import PlethoraError
-from datasets import trust
+from datasets import footers, trust
 from datasets.trust import MODALITIES as MODALITIES
 
 VERSION = 1
@@ -139,11 +140,15 @@ class Corpus:
     """An opened corpus. `manifest` is corpus.json; `hash` its content hash; `shards` its shard entries.
 
     A shard entry: {"path", "rows", "bytes", "sha256", "row_groups": [rows, …], "rates": {modality: [Hz, …]},
-    "hours": {modality: h}}.
+    "hours": {modality: h}}. `footers`: where a file of its shards' footers is, or is to be made on a machine
+    that lacks it (`datasets.footers`); with it a row group in a bucket is one ranged request, without it
+    three requests one after the other.
     """
 
-    def __init__(self, uri: str, manifest: dict[str, Any]) -> None:
-        self.uri, self.manifest = uri, manifest
+    _found: "footers.Footers | None" = None  # `footers`, once they are known to be this corpus's
+
+    def __init__(self, uri: str, manifest: dict[str, Any], footers: "footers.Footers | None" = None) -> None:
+        self.uri, self.manifest, self.footers = uri, manifest, footers
 
     def __repr__(self) -> str:
         return f"Corpus({self.uri!r}, hash={self.hash[:12]})"
@@ -165,7 +170,21 @@ class Corpus:
         return storage.filesystem(self.uri)
 
     def __getstate__(self) -> dict:
-        return {"uri": self.uri, "manifest": self.manifest}  # an open filesystem does not travel
+        # an open filesystem does not travel, nor does what another machine has
+        return {"uri": self.uri, "manifest": self.manifest, "footers": self.footers}
+
+    @property
+    def remote(self) -> bool:
+        """Whether it lies in a bucket."""
+        return storage.is_remote(self.uri)
+
+    def _held(self) -> "footers.Footers | None":
+        """The footers where they help: from a disk they save no processor time that could be measured (24 ms
+        a row group of 14 MB with and without).
+        """
+        if self._found is None and self.footers is not None and self.remote:
+            self._found = footers.there(self, self.footers.path)
+        return self._found
 
     def _read(
         self,
@@ -174,14 +193,18 @@ class Corpus:
         known: pa.Schema,
         wanted: Iterable[str],
         rows: int | None,
+        opened: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> pa.Table:
-        """What `read` finds in file `name`: `rows` rows of columns of `known`, the `wanted` among them."""
+        """What `read` finds in file `name`: `rows` rows of columns of `known`, the `wanted` among them.
+        `opened` opens another source than the whole file.
+        """
         fs, root = self._filesystem
         where = storage.join(self.uri, name)
         if not storage.is_remote(self.uri):
             storage.inside(self.uri, name)
         try:
-            with storage.clear_errors(where), fs.open_input_file(f"{root}/{name}") as source:
+            opening = opened or (lambda: fs.open_input_file(f"{root}/{name}"))
+            with storage.clear_errors(where), opening() as source:
                 try:
                     table = read(source)
                     _check(table, known, wanted, rows)
@@ -191,9 +214,7 @@ class Corpus:
                         raise pa.ArrowInvalid(str(broken)) from broken
                     raise
         except (pa.ArrowException, UnicodeDecodeError) as broken:
-            raise PlethoraError(
-                f"{where} is corrupt ({str(broken).splitlines()[0]}): ingest it again, with --force"
-            ) from broken
+            raise trust.corrupt(where, broken) from broken
 
     def labels(self, names: Sequence[str] | None = None) -> pa.Table:
         """Labels (`LABELS`), all or those called `names`; sorted by name, so that few row groups are read."""
@@ -224,28 +245,49 @@ class Corpus:
         )
 
     def read_row_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """One row group of one shard, only the wanted columns (see `row_schema`)."""
+        """One row group of one shard, only the wanted columns (see `row_schema`).
+
+        From a bucket, with `footers`: one ranged request (several at the same time where the columns lie far
+        apart). PlethoraError, one line, for a shard that is damaged, was replaced, or cannot be reached.
+        """
         wanted = None if columns is None else list(columns)
-        where, size = storage.join(self.uri, self.shards[shard]["path"]), self.shards[shard].get("bytes", 0)
+        entry, held = self.shards[shard], self._held()
+        where, size = storage.join(self.uri, entry["path"]), entry.get("bytes", 0)
+        if held is not None:
+            size = size or held.size(shard)
+
+        @contextmanager
+        def ranged(held: footers.Footers) -> Iterator[pa.NativeFile]:
+            places = held.ranges(shard, group, wanted)
+            try:
+                data, total = ranges.get(where, places) if places else ([], size)
+            except ranges.Missing as short:
+                raise trust.replaced(where, short.size, size) from short
+            parts = [(first, part) for (first, _), part in zip(places, data, strict=True)]
+            with pa.PythonFile(footers.Parts(parts, total), "r") as source:
+                yield source
 
         def read(source: Any) -> pa.Table:
             if size and source.size() != size:  # known since it was opened: this costs no request
-                raise PlethoraError(
-                    f"{where} is corrupt, or was replaced ({source.size():,} bytes where its {MANIFEST} "
-                    f"vouched for {size:,}): ingest it again, with --force"
-                )
-            file = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
-            trust.check_group(file, group, wanted)
+                raise trust.replaced(where, source.size(), size)
+            file = pq.ParquetFile(
+                source,
+                metadata=None if held is None else held.of(shard),
+                pre_buffer=True,
+                page_checksum_verification=True,
+            )
+            trust.check_group(file.metadata, group, wanted)
             table = file.read_row_group(group, columns=wanted)
             trust.check_rows(table)
             return table
 
         return self._read(
-            self.shards[shard]["path"],
+            entry["path"],
             read,
             row_schema(MODALITIES),
             row_schema(self.modalities).names if wanted is None else wanted,
-            self.shards[shard]["row_groups"][group],
+            entry["row_groups"][group],
+            None if held is None else partial(ranged, held),
         )
 
     def check_shard(self, shard: int) -> None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pydantic
 
+from cluster.errors import PlethoraError
 from cluster.session import memory_bytes
 
 MODALITIES = ("ppg", "ecg", "abp", "resp", "acc")
@@ -74,20 +75,32 @@ class Manifest(_Part):
     rejects_file: dict[str, Any] = {}
 
 
+def corrupt(where: str, why: object) -> PlethoraError:
+    """The line for a file of a corpus that is not as written."""
+    return PlethoraError(f"{where} is corrupt ({str(why).splitlines()[0]}): ingest it again, with --force")
+
+
+def replaced(where: str, size: int | None, vouched: int) -> PlethoraError:
+    """The line for a shard of another size (None: unknown) than the manifest says."""
+    found = "another size" if size is None else f"{size:,} bytes"
+    return PlethoraError(
+        f"{where} is corrupt, or was replaced ({found} where its corpus.json vouched for {vouched:,}): "
+        f"ingest it again, with --force"
+    )
+
+
 # ---------------------------------------------------------------- Parquet
 
 
-def check_group(file: pq.ParquetFile, group: int, columns: list[str] | None) -> None:
+def check_group(footer: pq.FileMetaData, group: int, columns: list[str] | None) -> None:
     """ArrowInvalid for a row group that would not fit into memory, or that is not there.
 
     Compressed size says nothing of what comes out: zeros shrink ten thousandfold, and one value in a
     dictionary can stand in every row.
     """
-    if not 0 <= group < file.metadata.num_row_groups:
-        raise pa.ArrowInvalid(
-            f"it has {file.metadata.num_row_groups} row groups, number {group} is asked for"
-        )
-    about = file.metadata.row_group(group)
+    if not 0 <= group < footer.num_row_groups:
+        raise pa.ArrowInvalid(f"it has {footer.num_row_groups} row groups, number {group} is asked for")
+    about = footer.row_group(group)
     if about.num_rows > MOST_ROWS:
         raise pa.ArrowInvalid(f"a row group of {about.num_rows:,} rows")
     if about.total_byte_size * max(about.num_rows, 1) <= MOST_BYTES:

@@ -2,10 +2,18 @@
 
 import threading
 import time
+from dataclasses import dataclass
 
 import pytest
 
-from datasets.ahead import THREADS, Ahead
+from datasets.ahead import REMOTE, THREADS, Ahead
+
+
+@dataclass(frozen=True)
+class Place:
+    """What has a URI, as a corpus has."""
+
+    uri: str
 
 
 def test_each_gives_what_load_gives_in_the_order_of_the_places() -> None:
@@ -86,3 +94,27 @@ def test_only_what_is_kept_is_not_loaded_again() -> None:
     for a in (1, 2, 3):
         ahead(a)
     assert loaded == [1, 2, 3, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("uri", "given", "threads"),
+    [("/disk/corpus", None, THREADS), ("s3://bucket/corpus", None, REMOTE), ("/disk/corpus", 5, 5)],
+)
+def test_as_many_loads_are_under_way_as_the_place_calls_for(
+    uri: str, given: int | None, threads: int
+) -> None:
+    together = threading.Barrier(threads)
+    ahead = Ahead(lambda where, a: together.wait(5), 64, threads=given)
+    corpus = Place(uri)
+    for a in range(threads):
+        ahead.begin(corpus, a)
+    assert sorted(ahead(corpus, a) for a in range(threads)) == list(range(threads))
+    assert [pool._max_workers for pool in ahead._pools.values()] == [threads]
+
+
+def test_what_is_under_way_is_never_dropped_before_its_turn() -> None:
+    loaded: list[int] = []
+    ahead = Ahead(lambda where, a: (loaded.append(a), a)[1], 8)
+    corpus = Place("s3://bucket/corpus")
+    assert list(ahead.each([(corpus, a) for a in range(40)])) == list(range(40))
+    assert sorted(loaded) == list(range(40))
