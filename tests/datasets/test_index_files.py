@@ -162,8 +162,7 @@ def test_a_damaged_file_is_refused_in_one_line(
     (folder,) = (tmp_path / "cache").iterdir()
     file = folder / ("index.json" if harm == "mark" else "rows.arrow")
     data = bytearray(file.read_bytes())
-    if harm == "flip":
-        data[len(data) // 2] ^= 1
+    data[len(data) // 2] ^= harm == "flip"
     file.write_bytes(data if harm == "flip" else data[: len(data) // 2])
     if harm == "remove":
         file.unlink()
@@ -236,8 +235,7 @@ def test_a_machine_fetches_an_index_out_of_a_bucket_once(
     (copies,) = tmp_path.glob("plethora-indexes-*")
     assert copies.stat().st_mode & 0o077 == 0
     (folder,) = (f for f in copies.iterdir() if f.is_dir())
-    other = copies / "old"
-    other.mkdir()
+    (other := copies / "old").mkdir()
     os.utime(other, (0, 0))
     (folder / "rows.arrow").write_bytes(b"damaged")
     assert index.build(corpus, SPEC, cache).table.equals(table)
@@ -287,9 +285,8 @@ def merged(table: pa.Table, folder: Path, size: int) -> Index:
     for at in range(1, len(place)):
         if place[at] != place[at - 1] and at - low >= size:
             borders.append(low := at)
-    whole, given = folder / "whole", folder / "parts"
-    whole.mkdir()
-    given.mkdir()
+    (whole := folder / "whole").mkdir()
+    (given := folder / "parts").mkdir()
     for number, (a, b) in enumerate(zip(borders, [*borders[1:], len(place)], strict=True)):
         (given / parts.name(number)).write_bytes(parts.encode(table.slice(a, b - a)))
     counts = parts.merge(str(given), len(borders), TWO, whole)
@@ -323,8 +320,7 @@ def of_old(table: pa.Table, rows: np.ndarray) -> dict[str, list]:
 
 def same(source: Source, shelf: Shelf, told: dict[str, list]) -> None:
     n = len(told["id"])
-    order = np.random.default_rng(0).permutation(n)
-    found = shelf.windows(order)
+    found = shelf.windows(order := np.random.default_rng(0).permutation(n))
     for name in ("shard", "group", "row", "offset_s", "subject", "has", "id"):
         assert getattr(found, name).tolist() == [told[name][i] for i in order], name
     assert found.id.dtype == found.subject.dtype == np.int64 and found.has.dtype == np.uint8
@@ -400,8 +396,6 @@ def test_what_is_looked_at_in_one_go_changes_nothing(seed: int, chunk: int) -> N
 
 
 def test_a_verdict_that_is_none_is_refused() -> None:
-    table = drawn(5)
-    at = table.column_names.index("verdict")
-    odd = table.set_column(at, "verdict", pa.array(["good"] * len(table)))
+    table = pa.table({**drawn(5).to_pydict(), "verdict": ["good"] * len(drawn(5))}, schema=schema(TWO))
     with pytest.raises(ValueError, match="verdicts are ok, absent, flat, nan, quality, not"):
-        Index(Plain(), TWO, odd).select(None)
+        Index(Plain(), TWO, table).select(None)

@@ -277,7 +277,7 @@ def test_windows_without_a_label_are_in_no_part_and_targets_reach_the_batch_by_w
     data = open_data(run, recipe)
     assert data.targets is not None
     data.targets[0][::2] = np.nan  # as if every second window had no label
-    data._rows.clear()  # chosen by the labels that there were
+    data._shelves.clear()  # chosen by the labels that there were
     rows = data.rows(0, "train")
     assert len(rows) and (rows % 2 == 1).all()
     known = dict(zip(data.indexes[0].ids(rows).tolist(), data.targets[0][rows, 0].tolist(), strict=True))
