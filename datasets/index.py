@@ -214,6 +214,8 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
     """
     for line in _lacks(corpus, spec):
         log.warning("%s: its windows come without", line)
+    if corpus.remote:  # whoever reads the windows of the index asks the bucket once a row group
+        corpus.footers = footers.Footers(footers.place(corpus))
     hop = spec.hop_s or spec.window_s
     home = storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}-v{VERSION}") if cache else ""
     if home and storage.exists(storage.join(home, MARK)):

@@ -391,8 +391,7 @@ def test_what_is_looked_at_in_one_go_changes_nothing(seed: int, chunk: int) -> N
         if len(shelf):
             lazy = ledger(shelf.source(1.0).ids)
     if len(whole):
-        ids = one.ids(one.select("train", HALVES))
-        assert lazy == ledger(ids)
+        assert lazy == ledger(one.ids(one.select("train", HALVES)))
 
 
 def test_a_verdict_that_is_none_is_refused() -> None:
