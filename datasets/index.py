@@ -18,7 +18,7 @@ from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
 from cluster.scratch import filling, scratch
-from datasets import catalogue, memory, parts, shelf
+from datasets import catalogue, footers, memory, parts, shelf
 from datasets.ahead import MOST_OPEN, Ahead
 from datasets.catalogue import FILES, MARK, OK, VERSION, Catalogue
 from datasets.join import join
