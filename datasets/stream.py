@@ -11,8 +11,9 @@ of them, in a thread: nothing goes through the object store, but what preparing 
 worker's own cores. Order and windows are the same bit for bit.
 """
 
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
@@ -181,9 +182,14 @@ def dataset(reader: type[Reader], made_of: tuple, first: int, actors: Actors) ->
     )
 
 
-def delivered(datasets: "list[ray.data.Dataset]") -> Iterator[dict[str, np.ndarray]]:
-    """The blocks that transform actors give, whole again."""
-    each = [data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1) for data in datasets]
+def delivered(
+    made: "Callable[[], list[ray.data.Dataset]]", after: threading.Event
+) -> Iterator[dict[str, np.ndarray]]:
+    """The blocks that transform actors give, whole again. The actors start `after`: their imports would take
+    the cores from the first batch.
+    """
+    after.wait()
+    each = [data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1) for data in made()]
     for parts in zip(*each, strict=True):
         yield _whole([{name: x[0] for name, x in part.items()} for part in parts])
 
@@ -212,12 +218,17 @@ def _joined(parts: list[np.ndarray], at: list[np.ndarray]) -> np.ndarray:
     return out
 
 
-def own(reader: Reader, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """The first `count` blocks, read by this process."""
-    for number in range(count):
-        yield _whole([reader.read(number)])
-    for cache in (index.held, prepared.read):  # actors go on
-        cache.clear()
+def own(reader: Reader, count: int, first: threading.Event) -> Iterator[dict[str, np.ndarray]]:
+    """The first `count` blocks, read by this process; `first` is set when the first one is there."""
+    try:
+        for number in range(count):
+            block = _whole([reader.read(number)])
+            first.set()
+            yield block
+        for cache in (index.held, prepared.read):  # actors go on
+            cache.clear()
+    finally:
+        first.set()
 
 
 def alone(plan: Plan, actors: Actors) -> int:
@@ -274,7 +285,8 @@ def batches(
     skip or repeat data), or when there are more actors than lanes for them.
     """
     first = alone(plan, actors)
-    given = threaded(own(reader(plan, rank, shelves, spec, carry), first))
+    here = threading.Event()
+    given = threaded(own(reader(plan, rank, shelves, spec, carry), first, here))
     if first < plan.count():
         lanes = plan.slots(rank)
         if len(lanes) < actors.count:
@@ -283,7 +295,7 @@ def batches(
                 f"raise stream.lanes = {plan.lanes}, or lower stream.actors"
             )
         made_of = [(plan, rank, shelves, spec, carry, Part(k, actors.count)) for k in range(actors.count)]
-        coming = delivered([dataset(reader, args, first, actors) for args in made_of])
+        coming = delivered(lambda: [dataset(reader, args, first, actors) for args in made_of], here)
         given = chain(given, threaded(coming))
     return checked(cut(given, size), plan.start, per_step)
 
