@@ -46,13 +46,17 @@ def run(home: Path, name: str, **more: Any) -> RunConfig:
         "validate_every": 10,
         "checkpoint_every": 6,
         "log_every": 4,
+        "stream": {"alone_mb": 0.003},  # a step: the others come through a transform actor
     }
     return RunConfig.model_validate(settings | more)
 
 
 @pytest.fixture(scope="module")
 def unbroken(ray_session, home) -> dict:
-    return driver.launch(run(home, "unbroken"))
+    with actors_seen() as seen:
+        done = driver.launch(run(home, "unbroken"))
+    assert seen, "there are transform actors"
+    return done
 
 
 def lines(home: Path, name: str) -> list[dict]:
