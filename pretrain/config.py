@@ -123,12 +123,16 @@ class RunConfig(Config):
     validate_windows: int = 1024
     select: Select = Select()
     checkpoint_every: int = Field(default=500, ge=1)
+    checkpoint_minutes: float = Field(
+        default=0, ge=0
+    )  # and as soon as so many have passed; 0: by steps alone
     keep_checkpoints: int = Field(
         default=2, ge=2
     )  # the newest may not be committed yet, so one is not enough
     log_every: int = Field(default=10, ge=1)
     max_nonfinite: int = 10  # skipped steps in a row that stop the run
-    max_failures: int = 3  # worker-group restarts
+    # restarts of the workers after failures; begun anew once a checkpoint was committed since
+    max_failures: int = Field(default=3, ge=0)
 
     @field_validator("name")
     @classmethod

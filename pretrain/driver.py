@@ -97,14 +97,25 @@ def trained(
     run: RunConfig, known: Fingerprint, token: str, steps: int, callbacks: Sequence[Any]
 ) -> dict[str, Any]:
     """What the run's workers return at its end. A checkpoint that turns out damaged is let go of, and the run
-    goes on from the one before. PlethoraError: they gave up, and why.
+    goes on from the one before. `max_failures` counts from the last checkpoint on, where Ray counts a run of
+    weeks. PlethoraError: they gave up, and why.
     """
+    from ray.train import TrainingFailedError
+
     home = storage.join(run.storage, run.name)
     board = telemetry.make_board()
     told = {"known": known.model_dump(mode="json"), "token": token, "board": board}
     with board.render(run.name, steps):
         while True:
-            value = fitted(trainer(run, told, callbacks), run).return_value or {}
+            before = checkpoint.committed(home) or 0
+            try:
+                value = fitted(trainer(run, told, callbacks), run).return_value or {}
+            except (TrainingFailedError, PlethoraError):
+                now = checkpoint.committed(home) or 0
+                if not run.max_failures or now <= before:
+                    raise
+                say(f"run {run.name}: failed, but got from step {before} to {now} since it started: going on")
+                continue
             if "damaged" not in value:
                 break
             checkpoint.drop(home, value["damaged"])

@@ -35,18 +35,26 @@ class Heed(WorkerCallback):
 
 
 class Notice:
-    """What the ranks of one worker group know of having to leave, and of what the run stands on."""
+    """What the ranks of one worker group know of having to leave, and of what the run stands on.
 
-    def __init__(self, device: torch.device, guard: Guard) -> None:
+    due: whether the last checkpoint is `minutes` old (0: never), by the clock of any rank; all hear the same.
+    """
+
+    def __init__(self, device: torch.device, guard: Guard, minutes: float = 0) -> None:
         self.device, self.guard, self.asked = device, guard, time.monotonic()
+        self.saved, self.seconds, self.due = time.monotonic(), 60 * minutes or float("inf"), False
 
     def given(self) -> bool:
         """Whether any rank was told to leave. Every rank calls it after every step, and hears the same;
         `Ended` where the guard says so."""
-        late = time.monotonic() - self.asked > ASK_EVERY_S
-        word = torch.tensor([float(late), float(_terminated.is_set())], device=self.device)
+        now = time.monotonic()
+        own = (now - self.asked > ASK_EVERY_S, _terminated.is_set(), now - self.saved > self.seconds)
+        word = torch.tensor([float(x) for x in own], device=self.device)
         dist.all_reduce(word, op=dist.ReduceOp.MAX)
-        ask, leave = word.tolist()
+        ask, leave, due = word.tolist()
+        self.due = bool(due)
+        if due:
+            self.saved = now
         if ask and not leave:
             self.asked = time.monotonic()
             self.guard.passing()

@@ -109,7 +109,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     learned_from = corpora(data) if rank == 0 else []
     del data  # gigabytes of a large corpus in every worker (python -m tests.benchmarks.scale)
     means, seen = Means(), Seen(state.ledger)
-    notice = Notice(device, guard)
+    notice = Notice(device, guard, run.checkpoint_minutes)
 
     for step in range(state.step, state.step if selection.stopped else steps):
         micros = []
@@ -158,7 +158,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
             except PlethoraError as error:
                 return {"error": str(error)}
         leaving = notice.given() and not last
-        if state.step % run.checkpoint_every == 0 or last or selection.stopped or leaving:
+        if state.step % run.checkpoint_every == 0 or notice.due or last or selection.stopped or leaving:
             selection.merge()
             state.ledger, state.selection = seen.merge(), selection.told
             with watch.spending("checkpoint"):

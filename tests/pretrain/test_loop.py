@@ -137,6 +137,14 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_to_the_same_weights_bit_
     assert [line["step"] for line in lines(home, "broken")] == [1, 4, 6, 8, 10, 12, 16, 18, 20, 24]
 
 
+def test_failures_are_counted_from_the_last_checkpoint_on(ray_session, home, capsys) -> None:
+    method = {"fail_once": [5, 9], "kill_mark": str(home / "twice")}
+    more: dict[str, Any] = {"workers": 1, "steps": 12, "checkpoint_every": 4, "validate_every": 0}
+    done = driver.launch(run(home, "twice", method=method, max_failures=1, **more))
+    assert sum(bundle.open(done["bundle"]).lineage["windows_seen"].values()) == 12 * 16
+    assert "failed, but got from step 0 to 8 since it started: going on" in capsys.readouterr().err
+
+
 def test_workers_that_read_for_themselves_train_to_the_same_weights_bit_by_bit(unbroken, home) -> None:
     with actors_seen() as seen:
         own = driver.launch(run(home, "own", stream={"actors": 0}))

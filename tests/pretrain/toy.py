@@ -20,6 +20,7 @@ class ToyConfig(Config):
     kill_at: int = -1  # one worker ends at this step as by `kill -9`, once
     kill_mark: str = ""  # a file that says that it was done
     fail_at: int = -1  # every worker raises at this step, as long as there is no file `kill_mark`
+    fail_once: list[int] = []  # the one worker raises once at each of these steps
     dropout: float = 0.1
     nan_from: int = 10**9  # every loss from this step on is NaN
 
@@ -77,6 +78,11 @@ class Toy:
     def die(self, step: int) -> None:
         if step == self.config.fail_at and not Path(self.config.kill_mark or "/nowhere").exists():
             time.sleep(6)  # Ray's controller commits a report within 2 s: what came before is kept
+            raise RuntimeError("planted failure")
+        mark = Path(f"{self.config.kill_mark}-{step}")
+        if step in self.config.fail_once and not mark.exists():
+            mark.touch()
+            time.sleep(6)
             raise RuntimeError("planted failure")
         if step == self.config.kill_at:
             try:
