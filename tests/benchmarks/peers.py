@@ -1,5 +1,5 @@
 """What a user would pick instead of our stream, each in its own format: a torch DataLoader over Parquet,
-mosaicml-streaming (MDS), webdataset (tar), Hugging Face datasets (streamed Parquet).
+mosaicml-streaming (MDS), litdata (its chunks), webdataset (tar), Hugging Face datasets (streamed Parquet).
 `python -m tests.benchmarks.stream` runs this file.
 
 It needs nothing of ours, only those packages, in an environment of their own: `environment` makes it. Every
@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
-PACKAGES = ("mosaicml-streaming==0.13.0", "webdataset==1.0.2", "datasets==5.0.1")
+PACKAGES = ("mosaicml-streaming==0.13.0", "webdataset==1.0.2", "datasets==5.0.1", "litdata==0.2.76")
 NAMES = {
     "loader": "torch DataLoader over Parquet",
     "mds": "mosaicml-streaming",
+    "litdata": "litdata",
     "webdataset": "webdataset",
     "hf": "Hugging Face datasets",
 }
@@ -54,6 +55,15 @@ def write(kind: str, folder: str, windows: int, samples: int) -> None:
         with MDSWriter(out=folder, columns=columns, size_limit=SHARD_MB << 20) as out:
             for _, x in waves:
                 out.write({"x": x})
+    elif kind == "litdata":
+        from litdata.streaming.writer import BinaryWriter
+
+        Path(folder).mkdir(parents=True)
+        chunks = BinaryWriter(folder, chunk_bytes=SHARD_MB << 20)
+        for number, x in waves:
+            chunks[number] = x
+        chunks.done()
+        chunks.merge()
     elif kind == "webdataset":
         import webdataset
 
@@ -91,6 +101,15 @@ def opened(kind: str, folder: str, batch: int, rank: int, world: int) -> Iterabl
                 return super().__getitem__(at)["x"].astype(np.float32) * SCALE
 
         data = Scaled(local=folder, shuffle=True, batch_size=batch)
+    elif kind == "litdata":
+        import litdata
+
+        class Chunks(litdata.StreamingDataset):
+            def __getitem__(self, at: Any) -> Any:
+                return np.asarray(super().__getitem__(at)).astype(np.float32) * SCALE
+
+        data = Chunks(folder, shuffle=True, drop_last=True)
+        return litdata.StreamingDataLoader(data, batch_size=batch, num_workers=1, prefetch_factor=4)
     elif kind == "webdataset":
         import webdataset
 
@@ -134,6 +153,11 @@ def read(kind: str, folder: str, batch: int) -> None:
     torch.set_num_threads(1)
     if kind == "mds":
         import streaming  # noqa: F401
+    elif kind == "litdata":
+        import litdata  # noqa: F401
+        import torch.distributed
+
+        torch.distributed.init_process_group("gloo")  # it asks torch how many ranks there are
     elif kind == "webdataset":
         import webdataset  # noqa: F401
     elif kind == "hf":

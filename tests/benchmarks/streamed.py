@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,7 @@ class Worker:
         micros: int,
         sleep_s: float,
         carry: bool,
+        on_gpu: bool,
         reader: type[stream.Reader],
     ) -> tuple[list[float], float]:
         """When each micro-batch came, as a step receives it, and the seconds waited for them after the first
@@ -196,7 +197,7 @@ class Worker:
 
         size = plan.batch // plan.world // micros
         read = stream.batches(plan, rank, [shelf], spec, size, micros, actors, carry, reader)
-        given = arriving(read, spec, torch.device("cpu"), carry)
+        given: Iterator[Any] = read if on_gpu else arriving(read, spec, torch.device("cpu"), carry)
         came: list[float] = []
         waited = 0.0
         while True:
@@ -237,10 +238,12 @@ class Ours:
         micros: int = 1,
         sleep_s: float = 0.0,
         carry: bool = False,
+        on_gpu: bool = False,
         reader: type[stream.Reader] = stream.Reader,
     ) -> Seen:
         """`mb` of windows, as stored, to `workers`, through `actors` transform actors each (0: they read for
-        themselves); ready: a URI of materialised windows to read instead. The speed is that of what actors
+        themselves); ready: a URI of materialised windows to read instead; on_gpu: raw windows are left to a GPU,
+        which is not here. The speed is that of what actors
         delivered, after what workers read for themselves while these started.
         """
         corpus, cache = open_corpus(uri), storage.join(uri, "cache")
@@ -261,7 +264,9 @@ class Ours:
         with Peak() as peak:
             seen = self.ray.get(
                 [
-                    c.consume.remote(plan, rank, shelf, case.spec, how, micros, sleep_s, carry, reader)
+                    c.consume.remote(
+                        plan, rank, shelf, case.spec, how, micros, sleep_s, carry, on_gpu, reader
+                    )
                     for rank, c in enumerate(self.consumers[:workers])
                 ]
             )
