@@ -242,9 +242,9 @@ class Ours:
         reader: type[stream.Reader] = stream.Reader,
     ) -> Seen:
         """`mb` of windows, as stored, to `workers`, through `actors` transform actors each (0: they read for
-        themselves); ready: a URI of materialised windows to read instead; on_gpu: raw windows are left to a GPU,
-        which is not here. The speed is that of what actors
-        delivered, after what workers read for themselves while these started.
+        themselves); ready: a URI of materialised windows to read instead; on_gpu: raw windows stay raw, as a
+        GPU would prepare them. The speed is that of what actors delivered, after what workers read for
+        themselves while these started.
         """
         corpus, cache = open_corpus(uri), storage.join(uri, "cache")
         index.build(corpus, case.spec, cache)
