@@ -68,6 +68,24 @@ class Data:
         assert self.run.epochs is not None  # RunConfig checks that one of the two is given
         return steps_for(self.run.epochs, self.run.epoch_windows or self.train_windows, self.run.batch)
 
+    @property
+    def window_bytes(self) -> int:
+        """Of a window on its way, prepared or raw, whichever is more."""
+        raw = 0.0
+        for sig in self.spec.signals:
+            each = [
+                shard.get("rates", {}).get(sig.modality, ())
+                for i in self.indexes
+                for shard in i.corpus.shards
+            ]
+            raw += (
+                2
+                * sig.channels
+                * self.spec.window_s
+                * max((rate for one in each for rate in one), default=0.0)
+            )
+        return max(self.spec.bytes, round(raw))
+
     def plan(self, start: int, world: int) -> tuple[Plan, list[Shelf]]:
         """What `world` workers read from step `start` on, and where it lies."""
         sources, shelves = [], []
@@ -87,7 +105,7 @@ class Data:
         return (
             Plan(
                 tuple(sources), run.seed, run.batch, self.steps, world, start, stream.lanes, stream.mixed,
-                self.spec.bytes, run.micro,
+                self.window_bytes, run.micro,
             ),
             shelves,
         )  # fmt: skip
