@@ -84,13 +84,18 @@ def session(
         ray.shutdown()
 
 
-def labelled(ray: Any, labels: Mapping[str, str]) -> None:
-    """PlethoraError where no node that lives has these labels: Ray would wait for one for ever."""
-    nodes = [node.get("Labels", {}) for node in ray.nodes() if node["Alive"]]
-    if not any(labels.items() <= node.items() for node in nodes):
+def labelled(ray: Any, labels: Mapping[str, str], cpus: float) -> None:
+    """PlethoraError where the nodes that live and have these labels have fewer than `cpus` CPUs together:
+    who waits for one would wait for ever.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    having = [node for node in nodes if labels.items() <= node.get("Labels", {}).items()]
+    found = sum(node["Resources"].get("CPU", 0) for node in having)
+    if labels and found < cpus:
         told = ", ".join(f"{name}={value}" for name, value in labels.items())
         raise PlethoraError(
-            f"no node has the labels {told} (stream.on): start some with ray start --labels, or take them out"
+            f"nodes with the labels {told} (stream.on) have {found:g} CPUs, transform actors take {cpus:g}: "
+            f"start some with ray start --labels, or lower stream.actors"
         )
 
 

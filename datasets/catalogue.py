@@ -236,8 +236,7 @@ def opened(home: str, hop_s: float) -> Catalogue:
         mapped.cache_clear()  # what this process has mapped may be what was damaged
         if not storage.is_remote(home):
             raise corrupt
-        shutil.rmtree(folder, ignore_errors=True)  # maybe this machine's copy alone
-        if checksums_of(_near(home, checksums)) != checksums:
+        if checksums_of(_near(home, checksums, again=True)) != checksums:  # not this machine's copy alone
             raise corrupt
     found = mapped(home, checksums, hop_s)
     if (found.runs.num_rows, len(found)) != counts:
@@ -274,8 +273,10 @@ def checksums_of(folder: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _near(home: str, checksums: tuple[str, ...]) -> Path:
-    """The folder itself or, of a bucket's, this machine's copy: fetched by one process, shared by all."""
+def _near(home: str, checksums: tuple[str, ...], again: bool = False) -> Path:
+    """The folder itself or, of a bucket's, this machine's copy: fetched by one process, shared by all.
+    again: fetched anew where the copy is damaged.
+    """
     if not storage.is_remote(home):
         return Path(home)
     copies = Path(tempfile.gettempdir(), f"plethora-indexes-{os.getuid()}")
@@ -288,6 +289,8 @@ def _near(home: str, checksums: tuple[str, ...]) -> Path:
         for left in copies.iterdir():
             if left.is_dir() and left != folder and time.time() - left.stat().st_mtime > UNUSED_S:
                 shutil.rmtree(left, ignore_errors=True)  # who has it mapped keeps it
+        if again and folder.exists() and checksums_of(folder) != checksums:
+            shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             stage = Path(tempfile.mkdtemp(dir=copies))
             try:

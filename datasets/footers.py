@@ -23,6 +23,7 @@ import mmap
 import os
 import secrets
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -207,8 +208,20 @@ def open(path: str | Path) -> Footers:
 
 
 def place(corpus: Corpus) -> Path:
-    """Where this machine keeps the footers of a corpus: by its hash and its URI, below the user's cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plethora" / "footers"
+    """Where this machine keeps the footers of a corpus: by its hash and its URI, below the user's cache or,
+    where that cannot be written to, the temporary folder.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "plethora", "footers")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        usable = os.access(home, os.W_OK)
+    except OSError:
+        usable = False
+    if not usable:
+        home = Path(tempfile.gettempdir(), f"plethora-footers-{os.getuid()}")
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.stat().st_uid != os.getuid():
+            raise PlethoraError(f"{home} is another user's: delete it, or name another folder with TMPDIR")
     return home / f"{corpus.hash[:16]}-{hashlib.sha256(corpus.uri.encode()).hexdigest()[:8]}.footers"
 
 

@@ -18,7 +18,7 @@ from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
 from cluster.scratch import filling, scratch
-from datasets import catalogue, footers, memory, parts, shelf
+from datasets import catalogue, memory, parts, shelf
 from datasets.ahead import MOST_OPEN, Ahead
 from datasets.catalogue import FILES, MARK, OK, VERSION, Catalogue
 from datasets.join import join
@@ -214,8 +214,7 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
     """
     for line in _lacks(corpus, spec):
         log.warning("%s: its windows come without", line)
-    if corpus.remote:  # whoever reads the windows of the index asks the bucket once a row group
-        corpus.footers = footers.Footers(footers.place(corpus))
+    corpus.ranged = True  # whoever reads the windows of the index will read many row groups
     hop = spec.hop_s or spec.window_s
     home = storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}-v{VERSION}") if cache else ""
     if home and storage.exists(storage.join(home, MARK)):

@@ -57,6 +57,7 @@ class Reader:
         """carry: windows stay raw (`datasets.raw`), unless they are materialised."""
         self.plan, self.rank, self.shelves, self.spec, self.part = plan, rank, shelves, spec, part
         self.carry = carry
+        self.places = [shelf.groups() for shelf in shelves]
         memory.keep_freed()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -65,8 +66,10 @@ class Reader:
             for number in range(first, last):
                 yield {name: x[None] for name, x in self.read(number).items()}
 
-    def read(self, number: int) -> dict[str, np.ndarray]:
-        """{modality: (n, channels, samples) float32, "window", "step", "at", …} of block `number`."""
+    def read(self, number: int, ahead: bool = True) -> dict[str, np.ndarray]:
+        """{modality: (n, channels, samples) float32, "window", "step", "at", …} of block `number`. ahead:
+        begin to read what the next one needs.
+        """
         block = self.plan.block(self.rank, number)
         rows = self.plan.rows(block, self.part)
         if not len(rows.at):
@@ -85,7 +88,7 @@ class Reader:
         else:
             windows = index.gather(corpora, rows.source, **place, spec=self.spec, read=index.held)
         self._let_go(block)
-        if number + 1 < self.plan.count():
+        if ahead and number + 1 < self.plan.count():
             self._begin(self.plan.rows(self.plan.block(self.rank, number + 1), self.part))
         return windows | {
             "window": more.pop("id"),
@@ -133,7 +136,7 @@ class Reader:
     def _cached(self, source: int, number: int) -> tuple[Ahead, tuple]:
         """The cache that holds a row group, and what it is called there."""
         shelf = self.shelves[source]
-        shard, group = (int(each[number]) for each in shelf.groups())
+        shard, group = (int(each[number]) for each in self.places[source])
         if shelf.prepared is not None:
             return prepared.read, (shelf.prepared, shard, group)
         return index.held, (shelf.corpus, shard, group, self.spec)
@@ -162,6 +165,8 @@ def dataset(reader: type[Reader], made_of: tuple, first: int, actors: Actors) ->
     plan, *_, part = made_of
     context = data_context()
     context.target_max_block_size = 1  # each result is a block of its own, whatever its size
+    # A worker that reads for itself first, and slowly, is no hang: actors wait for it, with full hands.
+    context.execution_no_progress_timeout_s = -1
     # Each dataset within its share: Ray Data lets each take half of the store, so that two would spill. And a
     # put into pages of the store that were used before takes a fifth of the time of one into fresh ones, so
     # that few blocks in turn are faster than many in store.
@@ -189,7 +194,9 @@ def delivered(
     the cores from the first batch.
     """
     after.wait()
-    each = [data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1) for data in made()]
+    how: Any = {"batch_size": None, "batch_format": "numpy", "prefetch_batches": 1}
+    # in threads, or an actor would start once the one before it has given something
+    each = [threaded(iter(data.iter_batches(**how))) for data in made()]
     for parts in zip(*each, strict=True):
         yield _whole([{name: x[0] for name, x in part.items()} for part in parts])
 
@@ -222,7 +229,7 @@ def own(reader: Reader, count: int, first: threading.Event) -> Iterator[dict[str
     """The first `count` blocks, read by this process; `first` is set when the first one is there."""
     try:
         for number in range(count):
-            block = _whole([reader.read(number)])
+            block = _whole([reader.read(number, ahead=number + 1 < count)])
             first.set()
             yield block
         for cache in (index.held, prepared.read):  # actors go on

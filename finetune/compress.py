@@ -26,6 +26,7 @@ from finetune.networks.quantize import Graph, fidelity
 from finetune.reports import compress_report
 from finetune.task import load_task
 from pretrain.config import RunConfig
+from pretrain.planning.actors import with_actors
 
 HELD = 512  # windows at most on which vectors are compared
 ROUNDS, WARM, BUDGET_S = 300, 10, 30.0  # of the latency: windows, windows before, seconds at most
@@ -60,6 +61,7 @@ def compress(
     original.check(source)
     window_s = _window(original, window_s)
     run = None if student is None else student_run(student, original, source.uri, out, window_s, sets)
+    run = run and with_actors(run)  # the session counts their CPUs
     uris = {"original": original.bundle.uri, "int8": storage.join(out, "int8", "bundle")}
     workers, actors, gpu = (run.most, run.stream.count, run.resources.gpu) if run else (0, 2, 0)
     with session(workers, max(actors, 2), gpu):

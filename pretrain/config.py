@@ -178,6 +178,12 @@ class RunConfig(Config):
                 f"batch = {self.batch} does not divide over workers = {', '.join(wrong)}"
                 + near * isinstance(self.workers, tuple)
             )
+        lanes = max(1, self.stream.lanes // self.most)
+        if self.stream.count > lanes:
+            raise ValueError(
+                f"stream.actors = {self.stream.count} is more than the {lanes} lanes that one of {self.most} "
+                f"workers reads: raise stream.lanes = {self.stream.lanes}, or lower it"
+            )
         for workers in counts:
             if self.micro_batch and (self.batch // workers) % self.micro_batch:
                 raise ValueError(

@@ -64,8 +64,7 @@ def _owned(
     asked = run.resources
     workers = run.fewest if asked.gpu else run.most
     with session.session(workers, run.stream.count, asked.gpu, asked.cpu, run.fewest) as ray:
-        if run.stream.count:
-            session.labelled(ray, run.stream.on)
+        session.labelled(ray, run.stream.on, run.fewest * run.stream.count)
         data = open_data(run, recipe)
         if longer and before is not None:
             say(lengthened(run, data, before, now, start))
@@ -100,6 +99,7 @@ def trained(
     goes on from the one before. `max_failures` counts from the last checkpoint on, where Ray counts a run of
     weeks. PlethoraError: they gave up, and why.
     """
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     home = storage.join(run.storage, run.name)
@@ -110,9 +110,10 @@ def trained(
             before = checkpoint.committed(home) or 0
             try:
                 value = fitted(trainer(run, told, callbacks), run).return_value or {}
-            except (TrainingFailedError, PlethoraError):
+            except (TrainingFailedError, PlethoraError) as error:
                 now = checkpoint.committed(home) or 0
-                if not run.max_failures or now <= before:
+                orphaned = isinstance(error.__cause__, RayActorError)  # what it held is held until we end
+                if orphaned or not run.max_failures or now <= before:
                     raise
                 say(f"run {run.name}: failed, but got from step {before} to {now} since it started: going on")
                 continue

@@ -53,13 +53,15 @@ class Notice:
         dist.all_reduce(word, op=dist.ReduceOp.MAX)
         ask, leave, due = word.tolist()
         self.due = bool(due)
-        if due:
-            self.saved = now
         if ask and not leave:
             self.asked = time.monotonic()
             self.guard.passing()
             return ray.train.get_preemption_info() is not None
         return bool(leave)
+
+    def checkpointed(self) -> None:
+        """A checkpoint was saved just now; every rank calls it."""
+        self.saved = time.monotonic()
 
 
 def leave(name: str, step: int) -> NoReturn:

@@ -166,6 +166,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
                 watch.flush()
                 checkpoint.save(engines, vars(state), rank, {}, selection.weights)
             watch.checkpointed(state.step)
+            notice.checkpointed()
         if selection.stopped:
             break
         if leaving:

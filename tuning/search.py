@@ -89,7 +89,8 @@ def run(plan: Plan, journal: Any, room: int) -> None:
     watch, held = Watch(plan, journal, early), Room()
 
     def config_of(name: str, values: Values) -> dict[str, Any]:
-        trial_run = driver.located(plan.run(values, f"storage={text(journal.home)}", f"name={name}"))
+        given = plan.run(values, f"storage={text(journal.home)}", f"name={name}")
+        trial_run = with_actors(driver.located(given))  # as `Needs` counts them
         watch.begin(name, values, command(plan, values, name))
         objective = [o.model_dump() for o in own.objective]
         return {

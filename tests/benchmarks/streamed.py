@@ -156,7 +156,7 @@ class Nothing(stream.Reader):
 
     held: dict[str, np.ndarray] | None = None
 
-    def read(self, number: int) -> dict[str, np.ndarray]:
+    def read(self, number: int, ahead: bool = True) -> dict[str, np.ndarray]:
         rows = self.plan.rows(self.plan.block(self.rank, number), self.part)
         if self.held is None or len(self.held["window"]) != len(rows.step):
             self.held = empty(len(rows.step), self.spec)

@@ -155,12 +155,15 @@ def test_a_joined_cluster_with_too_few_cpus_is_one_clear_line(ray_session: Any, 
 
 
 @pytest.mark.slow
-def test_labels_that_no_node_has_are_one_clear_line(ray_session: Any) -> None:
+def test_nodes_with_too_few_cpus_under_the_labels_asked_for_are_one_clear_line(ray_session: Any) -> None:
     (node,) = ray_session.nodes()
-    sessions.labelled(ray_session, {})
-    sessions.labelled(ray_session, {"ray.io/node-id": node["NodeID"]})
-    with pytest.raises(PlethoraError, match=r"no node has the labels pool=cpu \(stream.on\): start"):
-        sessions.labelled(ray_session, {"pool": "cpu"})
+    here = {"ray.io/node-id": node["NodeID"]}
+    sessions.labelled(ray_session, {}, 1e6)
+    sessions.labelled(ray_session, here, node["Resources"]["CPU"])
+    with pytest.raises(PlethoraError, match=r"the labels ray.io/node-id=\w+ \(stream.on\) have \d+ CPUs"):
+        sessions.labelled(ray_session, here, node["Resources"]["CPU"] + 1)
+    with pytest.raises(PlethoraError, match=r"pool=cpu \(stream.on\) have 0 CPUs, transform actors take 2"):
+        sessions.labelled(ray_session, {"pool": "cpu"}, 2)
 
 
 def test_a_wrong_token_is_refused(ray_session: Any, tmp_path: Path) -> None:

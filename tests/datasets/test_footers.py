@@ -165,6 +165,19 @@ def test_a_machine_keeps_them_by_corpus(
 # ---------------------------------------------------------------- damage
 
 
+def test_where_the_users_cache_cannot_be_written_to_the_temporary_folder_holds_them(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert footers.place(corpus).is_relative_to(tmp_path / "cache")
+    for variables in ({"XDG_CACHE_HOME": str(blocked)}, {"XDG_CACHE_HOME": "", "HOME": str(blocked)}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert footers.place(corpus).parent.name.startswith("plethora-footers-")
+
+
 def test_a_damaged_file_is_one_line(corpus: Corpus, tmp_path: Path) -> None:
     path = tmp_path / "footers"
     held = footers.collect(corpus, path)

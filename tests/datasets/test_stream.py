@@ -65,16 +65,16 @@ def found(ray_session, tmp_path_factory) -> list[index.Index]:
 class Slow(stream.Reader):
     """Delays drawn afresh for every block, so that blocks finish out of order."""
 
-    def read(self, number: int) -> dict:
+    def read(self, number: int, ahead: bool = True) -> dict:
         time.sleep(np.random.default_rng().uniform(0, 0.2))
-        return super().read(number)
+        return super().read(number, ahead)
 
 
 class Late(stream.Reader):
     """Gives every window a step too late."""
 
-    def read(self, number: int) -> dict:
-        given = super().read(number)
+    def read(self, number: int, ahead: bool = True) -> dict:
+        given = super().read(number, ahead)
         return given | {"step": given["step"] + 1}
 
 
@@ -83,20 +83,20 @@ class Told(stream.Reader):
 
     reads = threading.Event()
 
-    def read(self, number: int) -> dict:
+    def read(self, number: int, ahead: bool = True) -> dict:
         self.reads.set()
-        return super().read(number)
+        return super().read(number, ahead)
 
 
 class Dying(stream.Reader):
     """Ends once as by `kill -9`, at its second block."""
 
-    def read(self, number: int) -> dict:
+    def read(self, number: int, ahead: bool = True) -> dict:
         mark = Path(self.shelves[0].corpus.uri) / "killed"
         if number > 1 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(number)
+        return super().read(number, ahead)
 
 
 def consume(  # type: ignore[no-untyped-def]
@@ -114,12 +114,12 @@ def consume(  # type: ignore[no-untyped-def]
         return list(pool.map(worker, range(world)))
 
 
-def planned(found: list[index.Index], world: int, start: int = 0) -> tuple[Plan, list]:
+def planned(found: list[index.Index], world: int, start: int = 0, weighs: float = 2.4e6) -> tuple[Plan, list]:
     sources, shelves = zip(
         *(i.source(i.select(None), w) for i, w in zip(found, (0.7, 0.3), strict=True)), strict=True
     )
     # blocks of two or three steps
-    return Plan(sources, 5, 12, 11, world, start, lanes=4, window_bytes=int(2.4e6)), list(shelves)
+    return Plan(sources, 5, 12, 11, world, start, lanes=4, window_bytes=int(weighs)), list(shelves)
 
 
 def test_the_index_lists_every_window_that_fits(found) -> None:
@@ -309,6 +309,12 @@ def test_raw_windows_of_several_rates_are_joined_and_filled_up_with_zeros() -> N
     first, second, third = (b["ppg"].numpy()[:, 0] for b in stream.cut(iter([*blocks, blocks[0]]), 3))
     assert first.tolist() == [[1] * 4] * 3 and second.tolist() == [[2] * 6] * 3
     assert third.tolist() == [[2] * 6, [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0]]
+
+
+def test_blocks_of_which_an_actor_reads_nothing_are_whole(found) -> None:
+    alone, shared = (consume(found, 2, actors, weighs=64e6)[1] for actors in (0, 2))  # a window a block
+    for a, b in zip(alone, shared, strict=True):
+        assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def test_more_actors_than_a_worker_has_lanes_are_named(found) -> None:

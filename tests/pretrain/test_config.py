@@ -37,6 +37,10 @@ def test_an_elastic_run_takes_the_same_batch_with_any_count(
         ({"workers": [0, 2]}, r"workers = \[0, 2\]: give \[fewest, most\]"),
         ({"workers": [1, 3], "micro_batch": 4}, r"a worker's share of 6 windows \(batch 12 / workers 2\)"),
         ({"workers": 0}, "workers"),
+        (
+            {"workers": [1, 3], "stream": {"actors": 2, "lanes": 4}},
+            "stream.actors = 2 is more than the 1 lanes that one of 3 workers reads: raise stream.lanes = 4",
+        ),
     ],
 )
 def test_a_range_that_cannot_work_says_why(more: dict, says: str) -> None:
