@@ -21,6 +21,7 @@ from cluster import storage
 from datasets import catalogue, memory, parts
 from datasets.index import Index
 from datasets.judge import VERDICTS, schema
+from datasets.ledger import expected
 from datasets.plan import Plan
 from datasets.schema import Corpus
 from datasets.signal import Signal
@@ -135,7 +136,7 @@ def _read(home: str, batch: int, window_bytes: int) -> dict[str, float]:
     memory.give_back()
     grown = _memory("RssAnon") - before
     began = time.perf_counter()
-    plan.expected()
+    expected(plan)
     return {
         "kept": kept, "grown_mb": grown, "look_us": 1e6 * took / looked, "plan_s": plan_s,
         "ledger_s": time.perf_counter() - began,

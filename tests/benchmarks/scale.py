@@ -115,7 +115,7 @@ def main() -> None:
         before = older.told(given.older, OLDER.format(given=sizes))
     plan = Plan((made_up(given.windows),), 0, BATCH, given.windows // BATCH, 1, window_bytes=WINDOW_BYTES)
     began = time.perf_counter()
-    plan._pass(0, 0)
+    plan.order(0, 0)
     order_s = time.perf_counter() - began
     for block, _ in zip(plan.blocks(), range(20), strict=False):
         plan.rows(block)
