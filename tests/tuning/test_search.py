@@ -157,7 +157,7 @@ def test_a_search_goes_on_only_over_the_space_that_it_began_with(found, home: Pa
     [
         ("resources.gpu=99", ["resources.gpu = 99", "largest node"]),
         ("resources.cpu=9999", ["resources.cpu = 9999", "largest node"]),
-        ("stream.actors=9999", ["a trial of 1 workers takes 10000 CPUs"]),
+        ("stream.actors=60", ["a trial of 1 workers takes 61 CPUs"]),
         ("space.workers.choice=[1, 4000]\nbatch=4000", ["a trial of 4000 workers"]),
     ],
 )
