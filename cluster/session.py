@@ -84,7 +84,7 @@ def session(
         ray.shutdown()
 
 
-def labelled(ray: Any, labels: Mapping[str, str], cpus: float) -> None:
+def require_labels(ray: Any, labels: Mapping[str, str], cpus: float) -> None:
     """PlethoraError where the nodes that live and have these labels have fewer than `cpus` CPUs together:
     who waits for one would wait for ever.
     """

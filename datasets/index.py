@@ -4,7 +4,7 @@ corpus and spec hash name (datasets.catalogue).
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,6 @@ from datasets.ahead import MOST_OPEN, Ahead
 from datasets.catalogue import FILES, MARK, OK, VERSION, Catalogue
 from datasets.join import join
 from datasets.judge import VERDICTS, judge, schema
-from datasets.plan import Source
 from datasets.raw import Part
 from datasets.schema import Corpus
 from datasets.shelf import Choice, Shelf, Windows
@@ -116,11 +115,6 @@ class Index:
         """(n,) int64 names of windows, the same in every run over this corpus."""
         return shelf.ids(self.corpus, rows)
 
-    def source(self, rows: np.ndarray, weight: float) -> tuple[Source, Shelf]:
-        """What the plan orders and what the readers open, for these rows of the table, which rise."""
-        found = shelf.shelf(self.corpus, self.spec, self.kept, Choice(only=rows))
-        return Source(np.diff(found.starts), self.ids(rows), weight), found
-
     def load(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Prepared windows of these rows of the table, in this process: {modality: (n, channels, samples)},
         and the masks of optional modalities.
@@ -133,33 +127,8 @@ class Index:
             part = self.given.select(_PLACE).take(pa.array(rows))
             shard, group, row, offset_s = (part[c].to_numpy() for c in _PLACE)
         source = np.zeros(len(rows), int)
-        return gather([self.corpus], source, shard, group, row, offset_s, self.spec, self.has(rows))
-
-
-def gather(
-    corpora: list[Corpus],
-    source: np.ndarray,
-    shard: np.ndarray,
-    group: np.ndarray,
-    row: np.ndarray,
-    offset_s: np.ndarray,
-    spec: WindowSpec,
-    has: np.ndarray,
-    read: Ahead[pa.Table] | None = None,
-) -> dict[str, np.ndarray]:
-    """Prepared windows at the given places, (n,) each: {modality: (n, channels, samples) float32} in their
-    order, zeros where bit i of `has` says that signal i is not used, and `has_<m>` (n,) bool for each
-    optional modality.
-
-    Each row group is read once, however its windows are scattered over the order, by `read` (None: the one of
-    this module, which holds few).
-    """
-    out = empty(len(row), spec)
-    for table, rows, starts, at, used in opened(
-        corpora, source, shard, group, row, offset_s, spec, has, read
-    ):
-        extract(table, rows, starts, spec, out, at, used)
-    return out
+        parts = opened([self.corpus], source, shard, group, row, offset_s, self.has(rows), self.spec, few)
+        return gather(parts, len(rows), self.spec)
 
 
 def opened(
@@ -169,17 +138,30 @@ def opened(
     group: np.ndarray,
     row: np.ndarray,
     offset_s: np.ndarray,
-    spec: WindowSpec,
     has: np.ndarray,
-    read: Ahead[pa.Table] | None = None,
+    spec: WindowSpec,
+    read: Ahead[pa.Table],
 ) -> Iterator[Part]:
-    """The row groups of windows (see `gather`), each with those of them that it holds."""
+    """The row groups of windows at the given places, (n,) each, with those of the windows that each holds.
+    Each is read once, by `read`, however its windows are scattered over the order; bit i of `has` says
+    whether signal i is used.
+    """
     places, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)
     wanted = [(corpora[s], sh, g, spec) for s, sh, g in places.T.tolist()]
-    for number, table in enumerate((read or few).each(wanted)):
+    for number, table in enumerate(read.each(wanted)):
         which = np.flatnonzero(inverse.ravel() == number)
         used = (has[which] >> np.arange(len(spec.signals))[:, None] & 1) == 1
         yield table, row[which], offset_s[which], which, used
+
+
+def gather(parts: Iterable[Part], n: int, spec: WindowSpec) -> dict[str, np.ndarray]:
+    """The `n` windows of `opened`, prepared: {modality: (n, channels, samples) float32} in their order, zeros
+    where a signal is not used, and `has_<m>` (n,) bool for each optional modality. (Raw: `raw.gather`.)
+    """
+    out = empty(n, spec)
+    for table, row, offset_s, at, used in parts:
+        extract(table, row, offset_s, spec, out, at, used)
+    return out
 
 
 def _read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:

@@ -41,19 +41,14 @@ class Windows:
 @dataclass(frozen=True, eq=False)
 class Choice:
     """Windows of an index: accepted, of subjects in `side` (codes,) bool (None: of all), with a label where
-    there is a `target` (index's windows, k); or just those named by `only` (n,), rising row numbers.
+    there is a `target` (index's windows, k).
     """
 
     side: np.ndarray | None = None
     target: np.ndarray | None = None
-    only: np.ndarray | None = None
 
     def mask(self, kept: Catalogue, low: int, high: int) -> np.ndarray:
         """(high - low,) bool: whether each window [low, high) is chosen."""
-        if self.only is not None:
-            mask = np.zeros(high - low, bool)
-            mask[self.only[slice(*np.searchsorted(self.only, (low, high)))] - low] = True
-            return mask
         mask = kept.window("verdict")[low:high] == OK
         if self.side is not None:
             first, last = kept.run_of(np.array([low, high - 1]))

@@ -57,6 +57,7 @@ class Reader:
         """carry: windows stay raw (`datasets.raw`), unless they are materialised."""
         self.plan, self.rank, self.shelves, self.spec, self.part = plan, rank, shelves, spec, part
         self.carry = carry
+        self._last: tuple[int, Block, Rows] | None = None
         self.places = [shelf.groups() for shelf in shelves]
         memory.keep_freed()
 
@@ -70,8 +71,7 @@ class Reader:
         """{modality: (n, channels, samples) float32, "window", "step", "at", …} of block `number`. ahead:
         begin to read what the next one needs.
         """
-        block = self.plan.block(self.rank, number)
-        rows = self.plan.rows(block, self.part)
+        block, rows = self._planned(number)
         if not len(rows.at):
             return {"at": rows.at}
         ready = [shelf.prepared for shelf in self.shelves if shelf.prepared is not None]
@@ -82,14 +82,13 @@ class Reader:
         corpora = [shelf.corpus for shelf in self.shelves]
         if ready:
             windows = prepared.gather(ready, rows.source, **place, spec=self.spec)
-        elif self.carry:
-            parts = index.opened(corpora, rows.source, **place, spec=self.spec, read=index.held)
-            windows = raw.gather(parts, len(rows.at), self.spec)
         else:
-            windows = index.gather(corpora, rows.source, **place, spec=self.spec, read=index.held)
+            parts = index.opened(corpora, rows.source, **place, spec=self.spec, read=index.held)
+            make = raw.gather if self.carry else index.gather
+            windows = make(parts, len(rows.at), self.spec)
         self._let_go(block)
         if ahead and number + 1 < self.plan.count():
-            self._begin(self.plan.rows(self.plan.block(self.rank, number + 1), self.part))
+            self._begin(self._planned(number + 1)[1])
         return windows | {
             "window": more.pop("id"),
             **more,
@@ -98,6 +97,13 @@ class Reader:
             "step": rows.step,
             "at": rows.at,
         }
+
+    def _planned(self, number: int) -> tuple[Block, Rows]:
+        """A block and its windows; asked for when it is read, and before, when its row groups are."""
+        if self._last is None or self._last[0] != number:
+            block = self.plan.block(self.rank, number)
+            self._last = number, block, self.plan.rows(block, self.part)
+        return self._last[1], self._last[2]
 
     def _columns(self, rows: Rows, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """{name: (n, …)} of the shelves' columns, row by row."""

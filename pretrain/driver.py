@@ -64,7 +64,7 @@ def _owned(
     asked = run.resources
     workers = run.fewest if asked.gpu else run.most
     with session.session(workers, run.stream.count, asked.gpu, asked.cpu, run.fewest) as ray:
-        session.labelled(ray, run.stream.on, run.fewest * run.stream.count)
+        session.require_labels(ray, run.stream.on, run.fewest * run.stream.count)
         data = open_data(run, recipe)
         if longer and before is not None:
             say(lengthened(run, data, before, now, start))

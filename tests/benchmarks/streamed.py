@@ -22,6 +22,7 @@ from cluster import storage
 from datasets import index, prepared, stream
 from datasets.plan import Plan
 from datasets.schema import content_hash, open_corpus, row_schema
+from datasets.split import Split
 from datasets.windows import Signal, WindowSpec, empty
 
 GROUP_BYTES = 16.2e6
@@ -250,8 +251,8 @@ class Ours:
         index.build(corpus, case.spec, cache)
         began = time.time()
         found = index.build(corpus, case.spec, cache)
-        rows = found.select(None)
-        source, shelf = found.source(rows, 1.0)
+        shelf = found.shelf(None, Split())
+        source = shelf.source(1.0)
         if ready is not None:
             there = prepared.open_prepared(ready, found)
             shelf = shelf.prepared_as(there)

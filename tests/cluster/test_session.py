@@ -158,12 +158,12 @@ def test_a_joined_cluster_with_too_few_cpus_is_one_clear_line(ray_session: Any, 
 def test_nodes_with_too_few_cpus_under_the_labels_asked_for_are_one_clear_line(ray_session: Any) -> None:
     (node,) = ray_session.nodes()
     here = {"ray.io/node-id": node["NodeID"]}
-    sessions.labelled(ray_session, {}, 1e6)
-    sessions.labelled(ray_session, here, node["Resources"]["CPU"])
+    sessions.require_labels(ray_session, {}, 1e6)
+    sessions.require_labels(ray_session, here, node["Resources"]["CPU"])
     with pytest.raises(PlethoraError, match=r"the labels ray.io/node-id=\w+ \(stream.on\) have \d+ CPUs"):
-        sessions.labelled(ray_session, here, node["Resources"]["CPU"] + 1)
+        sessions.require_labels(ray_session, here, node["Resources"]["CPU"] + 1)
     with pytest.raises(PlethoraError, match=r"pool=cpu \(stream.on\) have 0 CPUs, transform actors take 2"):
-        sessions.labelled(ray_session, {"pool": "cpu"}, 2)
+        sessions.require_labels(ray_session, {"pool": "cpu"}, 2)
 
 
 def test_a_wrong_token_is_refused(ray_session: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from datasets import index, stream
 from datasets.plan import Plan
 from datasets.schema import content_hash, open_corpus
 from datasets.signal import Signal
+from datasets.split import Split
 from datasets.synthetic import synthesize
 from datasets.windows import WindowSpec
 
@@ -84,8 +85,8 @@ def test_an_index_stops_at_a_damaged_shard_and_names_it(ray_session: Any, corpus
 def test_a_stream_stops_at_a_shard_that_was_damaged_after_indexing(ray_session: Any, corpus: Path) -> None:
     opened = open_corpus(str(corpus))
     found = index.build(opened, SPEC)
-    source, shelf = found.source(found.select(None), 1.0)
-    plan = Plan((source,), seed=0, batch=8, steps=3)
+    shelf = found.shelf(None, Split())
+    plan = Plan((shelf.source(1.0),), seed=0, batch=8, steps=3)
     flip(corpus / SHARD, waveform_place(corpus / SHARD))
     batches = stream.batches(plan, 0, [shelf], SPEC, 8, 1, stream.Actors(1, alone_mb=0))
     with pytest.raises(Exception) as caught:

@@ -352,7 +352,6 @@ def test_made_by_hand_or_out_of_parts_an_index_is_the_table_it_was_made_of(
         assert rows.tolist() == wanted.tolist()
         told = of_old(table, rows)
         assert one.has(rows).tolist() == told["has"] and one.ids(rows).tolist() == told["id"]
-        same(*one.source(rows, 1.0), told)
         shelf = one.shelf(part, HALVES)
         same(shelf.source(1.0), shelf, told)
         assert shelf.rows(np.arange(len(shelf))).tolist() == rows.tolist()

@@ -17,7 +17,7 @@ import pytest
 
 from cluster.errors import PlethoraError
 from datasets import index, raw, stream
-from datasets.plan import Plan
+from datasets.plan import Part, Plan, Source
 from datasets.schema import content_hash, open_corpus, row_schema
 from datasets.signal import Signal
 from datasets.split import Split
@@ -70,6 +70,14 @@ class Slow(stream.Reader):
         return super().read(number, ahead)
 
 
+class Signed(stream.Reader):
+    """Says of each window which process read it."""
+
+    def read(self, number: int, ahead: bool = True) -> dict:
+        given = super().read(number, ahead)
+        return given | {"reader": np.full(len(given["at"]), os.getpid())}
+
+
 class Late(stream.Reader):
     """Gives every window a step too late."""
 
@@ -115,11 +123,11 @@ def consume(  # type: ignore[no-untyped-def]
 
 
 def planned(found: list[index.Index], world: int, start: int = 0, weighs: float = 2.4e6) -> tuple[Plan, list]:
-    sources, shelves = zip(
-        *(i.source(i.select(None), w) for i, w in zip(found, (0.7, 0.3), strict=True)), strict=True
-    )
+    shelves = [i.shelf(None, Split()) for i in found]
+    made = [shelf.source(weight) for shelf, weight in zip(shelves, (0.7, 0.3), strict=True)]
+    sources = tuple(Source(source.counts, source.ids[:], source.weight) for source in made)
     # blocks of two or three steps
-    return Plan(sources, 5, 12, 11, world, start, lanes=4, window_bytes=int(weighs)), list(shelves)
+    return Plan(sources, 5, 12, 11, world, start, lanes=4, window_bytes=int(weighs)), shelves
 
 
 def test_the_index_lists_every_window_that_fits(found) -> None:
@@ -156,9 +164,9 @@ def test_row_groups_stay_apart_however_many_shards_there_are(found) -> None:
     table = found[0].table
     shards = pa.array(table["shard"].to_numpy() * 4096, pa.int32())
     far = table.set_column(table.column_names.index("shard"), "shard", shards)
-    rows = np.arange(len(far))
-    apart, _ = index.Index(found[0].corpus, found[0].spec, far).source(rows, 1.0)
-    assert np.array_equal(apart.counts, found[0].source(rows, 1.0)[0].counts) and len(apart.counts) > 2
+    apart = index.Index(found[0].corpus, found[0].spec, far).shelf(None, Split()).source(1.0)
+    near = found[0].shelf(None, Split()).source(1.0)
+    assert np.array_equal(apart.counts, near.counts) and len(apart.counts) > 2
 
 
 def test_the_split_puts_every_subject_on_one_side(found) -> None:
@@ -271,14 +279,26 @@ def test_what_a_thread_makes_begins_before_it_is_asked_for_and_its_failure_comes
 
 
 @pytest.mark.parametrize("actors", [1, 2])
-def test_a_worker_reads_the_first_blocks_itself_and_its_actors_the_others(found, actors) -> None:
+def test_a_worker_reads_the_first_blocks_itself_and_its_actors_each_their_lanes(found, actors) -> None:
     whole = consume(found, 1, 0)[0]
     plan, _ = planned(found, 1)
     how = stream.Actors(actors, 1, alone_mb=13 * plan.window_bytes / 1e6)
-    assert 0 < stream.alone(plan, how) < plan.count()
-    shared = consume(found, 1, actors, alone_mb=how.alone_mb)[0]
+    count = stream.alone(plan, how)
+    assert 0 < count < plan.count()
+    shared = consume(found, 1, actors, Signed, alone_mb=how.alone_mb)[0]
+    readers = np.concatenate([batch.pop("reader") for batch in shared])
     for a, b in zip(whole, shared, strict=True):
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+    here = plan.block(0, count).first
+    assert set(readers[:here]) == {os.getpid()} and os.getpid() not in readers[here:]
+    who = []
+    for k in range(actors):
+        at = [
+            plan.rows(plan.block(0, n), Part(k, actors)).at + plan.block(0, n).first
+            for n in range(plan.count())
+        ]
+        who.append(set(readers[[x for x in np.concatenate(at) if x >= here]]))
+    assert all(len(one) == 1 for one in who) and len(set.union(*who)) == actors
 
 
 def test_transform_actors_run_on_nodes_with_the_labels_asked_for(found, ray_session) -> None:

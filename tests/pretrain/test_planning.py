@@ -228,7 +228,14 @@ def test_actors_are_whole_and_no_more_than_lanes() -> None:
     assert needed(1000, 400, 64) == 3 and needed(10, 400, 64) == 1 and needed(1e6, 400, 8) == 8
 
 
-def test_windows_that_travel_raw_cost_an_actor_less_than_prepared_ones() -> None:
+def test_an_actor_reads_each_window_and_prepares_it_unless_it_travels_raw(monkeypatch) -> None:
     spec = WindowSpec(signals=(Signal(modality="ppg", rate=50.0, band=(0.5, 8.0)),), window_s=30.0)
-    carried, prepared = (local.actor_rate(spec, {"ppg": 125.0}, carry, False, 0.1) for carry in (True, False))
-    assert carried > 1.5 * prepared > 0
+    assert local._read_seconds(spec, {"ppg": 125.0}, 0.01) > 0  # of real Parquet
+    monkeypatch.setattr(local, "_read_seconds", lambda *_: 0.001)
+    monkeypatch.setattr(local, "prepare_rate", lambda *_: 250.0)
+    monkeypatch.setattr(local, "copy_rate", lambda *_: 7.0)
+    rates = [
+        local.actor_rate(spec, {}, raw, ready)
+        for raw, ready in ((True, False), (False, False), (False, True))
+    ]
+    assert rates == pytest.approx([1000, 200, 7])

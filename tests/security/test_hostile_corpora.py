@@ -16,6 +16,7 @@ import pytest
 from cluster.errors import PlethoraError
 from datasets import index, inspect, judge
 from datasets.schema import LABELS, open_corpus
+from datasets.split import Split
 from datasets.synthetic import synthesize
 from datasets.windows import Signal, WindowSpec
 from tests.security import kit
@@ -51,7 +52,7 @@ def use(uri: str) -> list[str]:
             found = index.Index(corpus, SPEC, table)
             rows = found.select(None)
             if len(rows):
-                found.source(rows, 1.0)
+                found.shelf(None, Split()).source(1.0)
                 found.load(rows[:2])
             verdicts += table["verdict"].to_pylist()
     corpus.labels()
