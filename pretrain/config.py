@@ -182,7 +182,7 @@ class RunConfig(Config):
         if self.stream.count > lanes:
             raise ValueError(
                 f"stream.actors = {self.stream.count} is more than the {lanes} lanes that one of {self.most} "
-                f"workers reads: raise stream.lanes = {self.stream.lanes}, or lower it"
+                f"workers reads: lower it, or raise stream.lanes = {self.stream.lanes}"
             )
         for workers in counts:
             if self.micro_batch and (self.batch // workers) % self.micro_batch:
