@@ -5,6 +5,7 @@ metric here depends on a subject's windows through seven sums only (count, Σy, 
 draw is a weighted sum over subjects, and 2,000 draws over any number of windows are one matrix product.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,11 @@ def interval(values: np.ndarray) -> Interval:
     return Interval(float(values[0]), *_limits(values[1:]))
 
 
+def each_interval(drawn: Mapping[str, np.ndarray]) -> dict[str, Interval]:
+    """`interval` of every metric."""
+    return {name: interval(values) for name, values in drawn.items()}
+
+
 def difference(values_a: np.ndarray, values_b: np.ndarray) -> Difference:
     """a − b of one metric, (1 + draws,) each, over the *same* drawn subjects, so what makes a subject hard
     cancels out.
@@ -111,7 +117,7 @@ def difference(values_a: np.ndarray, values_b: np.ndarray) -> Difference:
 
 def intervals(sums: np.ndarray, weights: np.ndarray) -> dict[str, Interval]:
     """Every metric with its percentile interval over the drawn subjects. `sums` is (subjects, 7)."""
-    return {name: interval(values) for name, values in drawn(sums, weights).items()}
+    return each_interval(drawn(sums, weights))
 
 
 def paired(sums_a: np.ndarray, sums_b: np.ndarray, weights: np.ndarray, metric: str = "mae") -> Difference:

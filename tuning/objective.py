@@ -121,7 +121,7 @@ class Held:
         from datasets.schema import LABELS
         from datasets.split import assign
         from finetune.evaluation.adapt import adapted
-        from finetune.evaluation.choose import Seen, choose_windows, place
+        from finetune.evaluation.choose import choose_windows, place
         from finetune.task import classes
 
         task, _ = adapted(asked, corpus)
@@ -130,7 +130,7 @@ class Held:
             cache = storage.join(run.storage, "index")
             places = replace(place(corpus, {"encoder": encoder}, task, cache), pulses=None)
         # people whom the trial saw teach the probe; nobody whom it saw is judged
-        whole = choose_windows(places, task, labels, Seen("none"), "all", encoder.bundle.uri)
+        whole = choose_windows(places, task, labels)
         split = run.split.model_copy(update={"train": 1.0})  # probes learn from the same people in all trials
         side = {subject: assign(subject, split) for subject in set(whole.subject)}
         sides = np.array([side[subject] for subject in whole.subject])

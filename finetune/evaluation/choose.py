@@ -9,9 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from cluster import bundle as bundles
 from cluster.errors import PlethoraError
-from datasets import split
 from datasets.index import Index, build, few
 from datasets.judge import judge
 from datasets.schema import Corpus
@@ -19,19 +17,12 @@ from datasets.signal import Signal
 from datasets.windows import WindowSpec, lasts
 from finetune.encoder import BundleEncoder
 from finetune.evaluation import multilabel
+from finetune.evaluation.people import NOBODY, SeenSubjects
 from finetune.evaluation.readings import reading_names
+from finetune.evaluation.results import LeftOut
 from finetune.task import Task, excluded, window_targets
 
 HANDCRAFTED = Signal(modality="ppg", rate=50.0, band=(0.5, 8.0))  # what features.handcrafted takes
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Whom of an evaluation corpus pretraining saw: kind "none", "shared" or "unknown", and why."""
-
-    kind: str
-    subjects: frozenset[str] = frozenset()
-    why: tuple[str, ...] = ()
 
 
 @dataclass
@@ -47,7 +38,7 @@ class Windows:
     record: np.ndarray
     start_s: np.ndarray
     refused: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
     names: list[str] = field(default_factory=list)
     unlabelled: int = 0
     reading: np.ndarray | None = None
@@ -80,58 +71,6 @@ class Places:
         """Of each window: ok where every encoder takes it, else why the first that does not refuses."""
         columns = [view.table["verdict"].to_pylist() for view in self.views.values()]
         return [next((v for v in said if v != "ok"), "ok") for said in zip(*columns, strict=True)]
-
-
-def seen_by_pretraining(bundle: bundles.Bundle, corpus: Corpus) -> Seen:
-    """Overlap of the bundle's lineage, parents included, with a corpus."""
-    subjects: set[str] = set()
-    kinds: list[str] = []
-    why: list[tuple[str, str]] = []
-    for entry, problem in _lineage(bundle, set()):
-        if entry is None:
-            kinds.append("unknown")
-            why.append(("unknown", problem))
-            continue
-        found = split.overlap(
-            entry["subjects"], entry["key_id"], entry["id_space"], entry["subjects_published"], corpus
-        )
-        kinds.append(found.kind)
-        subjects |= found.shared
-        why.append((found.kind, f"{entry['uri']}: {found.why}"))
-        if found.kind == "unknown" and entry["hash"] == corpus.hash:
-            subjects |= set(entry["subjects"])  # the same files: their names match, whatever they stand for
-    kind = _worst(kinds)
-    reasons = dict.fromkeys(reason for of, reason in why if of == kind)
-    return Seen(kind, frozenset(subjects), tuple(reasons))
-
-
-def seen_by_any(found: Iterable[Seen]) -> Seen:
-    """Overlap of several bundles together: everyone whom one of them saw."""
-    known = list(found)
-    kind = _worst([s.kind for s in known])
-    why = dict.fromkeys(reason for s in known if s.kind == kind for reason in s.why)
-    return Seen(kind, frozenset().union(*(s.subjects for s in known)), tuple(why))
-
-
-def _worst(kinds: list[str]) -> str:
-    return next((k for k in ("unknown", "shared") if k in kinds), "none")
-
-
-def _lineage(bundle: bundles.Bundle, done: set[str]) -> list[tuple[dict | None, str]]:
-    """Corpus entries of a bundle and its parents; (None, why) for a parent that cannot be read."""
-    entries: list[tuple[dict | None, str]] = [(entry, "") for entry in bundle.lineage.get("corpora", [])]
-    if not entries:  # weights that were imported, or a foreign bundle
-        entries.append((None, f"{bundle.uri}: lineage.json names no corpus"))
-    for parent in bundle.lineage.get("parents", []):
-        uri = parent["uri"]
-        if uri in done:
-            continue
-        done.add(uri)
-        try:
-            entries += _lineage(bundles.open(uri), done)
-        except PlethoraError as error:
-            entries.append((None, f"parent bundle {uri} cannot be read ({error})"))
-    return entries
 
 
 def place(
@@ -212,40 +151,24 @@ def _with(table: pa.Table, row: np.ndarray, offset: np.ndarray, verdict: np.ndar
     return table
 
 
-def policy(seen: Seen, subjects: str, allow_overlap: bool, corpus: Corpus, who: str) -> str:
-    """ "unseen" or "all": whether subjects that pretraining saw are left out. PlethoraError when they are to
-    be kept without `allow_overlap` and somebody is known to be shared.
-
-    Leaving them out (the default) needs no leave: nobody whom pretraining saw is then in a figure, and a
-    corpus of which pretraining saw a part is still worth its other part.
-    """
-    if subjects == "all" and seen.subjects and not allow_overlap:
-        raise PlethoraError(
-            f"pretraining of {who} saw {len(seen.subjects)} subjects of {corpus.uri}: leave them out "
-            "(--subjects unseen), or --allow-overlap for flattering figures, marked as such"
-        )
-    return "all" if allow_overlap else subjects
-
-
 def choose_windows(
-    places: Places, task: Task, labels: pa.Table, seen: Seen, subjects: str, who: str
+    places: Places, task: Task, labels: pa.Table, seen: SeenSubjects = NOBODY, who: str = ""
 ) -> Windows:
-    """Windows with a good signal and a good label, of subjects that pretraining did not see (or of all)."""
+    """Windows with a good signal and a good label, of subjects that pretraining of the bundles `who` did not
+    see.
+    """
     index, verdict = places.index, np.asarray(places.verdicts(), object)
     refused = Counter(f"signal: {v}" for v in verdict.tolist() if v != "ok")
     rows = np.flatnonzero(verdict == "ok")
     part = index.table.take(pa.array(rows))
     subject = np.asarray(part["subject"].to_pylist(), object)
-    left_out = {"subjects": 0, "windows": 0}
-    if subjects == "unseen" and seen.subjects:
-        known = np.isin(subject, list(seen.subjects))
-        left_out = {"subjects": len(set(subject[known])), "windows": int(known.sum())}
-        if known.all() and len(known):
-            raise PlethoraError(
-                f"pretraining of {who} saw all {left_out['subjects']} subjects of {index.corpus.uri}: "
-                "evaluate on another corpus (--allow-overlap gives flattering figures, marked as such)"
-            )
-        rows, subject, part = rows[~known], subject[~known], part.filter(pa.array(~known))
+    keep, left_out = seen.split(subject)
+    if len(keep) and not keep.any():
+        raise PlethoraError(
+            f"pretraining of {who} saw all {left_out.subjects} subjects of {index.corpus.uri}: "
+            "evaluate on another corpus (--allow-overlap gives flattering figures, marked as such)"
+        )
+    rows, subject, part = rows[keep], subject[keep], part.filter(pa.array(keep))
     record = np.asarray(part["record"].to_pylist(), object)
     start = part["start_s"].to_numpy()
     names, target, refusal = _targets(labels, record.tolist(), start.tolist(), task)

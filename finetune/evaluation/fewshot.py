@@ -1,13 +1,13 @@
 """Few-shot curves: the same test subjects, and probes that learn from 1 to 100 % of the training subjects."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from finetune import metrics
 from finetune.evaluation.kinds import Answer, Classes
+from finetune.evaluation.results import FewShotPoint
 from finetune.evaluation.rows import Row
 from finetune.probe import Folds
 
@@ -24,10 +24,9 @@ def few_shot(
     score: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]],
     whole: Mapping[str, np.ndarray],
     seed: int,
-) -> list[dict[str, Any]]:
-    """[{"share", "subjects", "rows": {row: {value, low, high}}}] of the main metric, over the same drawn test
-    subjects as the table. Shares with fewer subjects than a probe can learn from are left out; at 100 % stand
-    the table's own figures (`whole`).
+) -> tuple[FewShotPoint, ...]:
+    """Points of the main metric, over the same drawn test subjects as the table. Shares with fewer subjects
+    than a probe can learn from are left out; at 100 % stand the table's own figures (`whole`).
 
     score: predictions of every row → the drawn main metric, (1 + draws,) each.
     """
@@ -51,12 +50,12 @@ def few_shot(
         else:
             averaged = {name: np.mean(values, axis=0) for name, values in found.items()}
             curve.append(_point(share, sizes, averaged))
-    return [*curve, _point(1.0, [len(set(who[train])) for train, _ in folds], whole)]
+    return (*curve, _point(1.0, [len(set(who[train])) for train, _ in folds], whole))
 
 
-def _point(share: float, sizes: list[int], drawn: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    figures = {name: asdict(metrics.interval(values)) for name, values in drawn.items()}
-    return {"share": share, "subjects": float(np.mean(sizes)), "rows": figures}
+def _point(share: float, sizes: list[int], drawn: Mapping[str, np.ndarray]) -> FewShotPoint:
+    figures = {name: metrics.interval(values) for name, values in drawn.items()}
+    return FewShotPoint(share, float(np.mean(sizes)), figures)
 
 
 def _subset(

@@ -1,8 +1,7 @@
 """Windows pooled to readings, records or subjects, and figures of subgroups of people beside each other."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +10,7 @@ from finetune import metrics
 from finetune.evaluation.choose import Windows
 from finetune.evaluation.kinds import Answer
 from finetune.evaluation.readings import units
+from finetune.evaluation.results import Gap, SubgroupFigures, Subgroups
 from finetune.probe import Folds
 from finetune.task import Subgroup, Task, whole_record
 
@@ -125,7 +125,7 @@ def subgroup_tables(
     answer: Answer,
     predicted: Mapping[str, np.ndarray],
     weights: np.ndarray,
-) -> list[dict[str, Any]]:
+) -> tuple[Subgroups, ...]:
     """Every row's main metric in each subgroup, over the same drawn subjects, and the gap between the groups
     where it is worst and where it is best (chosen by the estimates, so it leans to be large; 0 lies inside
     its interval where nothing is proven).
@@ -147,23 +147,14 @@ def subgroup_tables(
                 row: part.drawn(p[rows], predicted["mean"][rows], who, weights[:, mine])[task.main]
                 for row, p in predicted.items()
             }
-            figures = {row: {task.main: asdict(metrics.interval(v))} for row, v in drawn[name].items()}
-            groups.append(
-                {"name": name, "subjects": int(mine.sum()), "windows": len(rows), "metrics": figures}
-            )
+            figures = {row: {task.main: metrics.interval(v)} for row, v in drawn[name].items()}
+            groups.append(SubgroupFigures(name, int(mine.sum()), len(rows), figures))
         if not groups:
             continue
         gap = {row: _gap({g: d[row] for g, d in drawn.items()}, lower) for row in predicted}
         unknown = len(set(windows.subject[of == ""]))
-        tables.append(
-            {
-                "column": subgroup.label,
-                "groups": groups,
-                "gap": gap if len(groups) > 1 else {},
-                "unknown": unknown,
-            }
-        )
-    return tables
+        tables.append(Subgroups(subgroup.label, tuple(groups), gap if len(groups) > 1 else {}, unknown))
+    return tuple(tables)
 
 
 def _ordered(of: np.ndarray, subgroup: Subgroup) -> list[str]:
@@ -173,12 +164,12 @@ def _ordered(of: np.ndarray, subgroup: Subgroup) -> list[str]:
     return [name for name in bins if name in there] + sorted(there - set(bins))
 
 
-def _gap(drawn: Mapping[str, np.ndarray], lower: bool) -> dict[str, Any]:
+def _gap(drawn: Mapping[str, np.ndarray], lower: bool) -> Gap:
     """worst − best."""
     points = {name: float(v[0]) for name, v in drawn.items() if np.isfinite(v[0])}
     if len(points) < 2:
-        return {"value": float("nan"), "low": float("nan"), "high": float("nan"), "between": []}
+        return Gap(float("nan"), float("nan"), float("nan"))
     ranked = sorted(points, key=lambda n: points[n], reverse=lower)
     worst, best = ranked[0], ranked[-1]
     found = metrics.interval(drawn[worst] - drawn[best])
-    return asdict(found) | {"between": [worst, best]}
+    return Gap(found.value, found.low, found.high, (worst, best))

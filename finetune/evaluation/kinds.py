@@ -12,6 +12,7 @@ from cluster.errors import PlethoraError
 from finetune import metrics, probe
 from finetune.evaluation import classes, multilabel, neighbours
 from finetune.probe import Columns, Folds, Probed
+from finetune.task import Task
 
 
 class Answer(Protocol):
@@ -156,3 +157,10 @@ class Labels:
     ) -> dict[str, np.ndarray]:
         found = multilabel.drawn_each(self.y, predicted, base, who, weights)
         return {name: multilabel.mean_known(values) for name, values in found.items()}
+
+
+def answer_of(task: Task, target: np.ndarray, names: Sequence[str]) -> Answer:
+    """The kind of answer that a task asks for, with its targets; `names` of classes or of labels."""
+    if task.kind == "multi-label":
+        return Labels(target, names)
+    return Classes(target, names) if names else Numbers(target)

@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +9,7 @@ import pyarrow as pa
 from cluster.errors import PlethoraError
 from finetune import metrics, probe
 from finetune.evaluation import classes
+from finetune.evaluation.results import LabelScore
 from finetune.probe import Columns, Folds, Probed
 from finetune.task import Task, excluded, named_labels
 
@@ -165,17 +164,15 @@ def label_tables(
     predicted: Mapping[str, np.ndarray],
     subject_n: np.ndarray,
     weights: np.ndarray,
-) -> dict[str, Any]:
-    """{"per_label": {row: [{"label", "positives", "auroc"}]}, "above": {row: {"0.7": n, "0.8": n}}};
-    positives are subjects.
-    """
+) -> tuple[dict[str, tuple[LabelScore, ...]], dict[str, dict[str, int]]]:
+    """{row: a score a label}, and {row: {"0.7": n, "0.8": n}}, how many labels score above that."""
     positives = [len(set(subject_n[hot_nk[:, k] == 1])) for k in range(len(names))]
     per_label, above = {}, {}
     for row, p in predicted.items():
         auroc = drawn_each(hot_nk, p, predicted["mean"], subject_n, weights)["auroc"]
-        per_label[row] = [
-            {"label": name, "positives": count, "auroc": asdict(metrics.interval(v))}
+        per_label[row] = tuple(
+            LabelScore(name, count, metrics.interval(v))
             for name, count, v in zip(names, positives, auroc, strict=True)
-        ]
+        )
         above[row] = {f"{level:g}": int(np.sum(auroc[:, 0] > level)) for level in ABOVE}
-    return {"per_label": per_label, "above": above}
+    return per_label, above

@@ -1,14 +1,13 @@
 """The protocol of many published tables, which leaks: windows of one person in training and in test."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from finetune import metrics
 from finetune.evaluation.choose import Windows
 from finetune.evaluation.kinds import Answer
+from finetune.evaluation.results import Published
 from finetune.evaluation.rows import Row, probed
 
 LABEL = "window-level random folds: windows of one person are on both sides, figures LEAK"
@@ -21,9 +20,9 @@ def published(
     honest: Mapping[str, Mapping[str, np.ndarray]],
     folds: int,
     seed: int,
-) -> dict[str, Any]:
-    """{"label", "windows", "rows": {row: {metric: {value, low, high}}}}: the same probes, but outside and
-    inside every window is a unit of its own, as if it were another person.
+) -> Published:
+    """Figures of the same probes, but outside and inside every window is a unit of its own, as if it were
+    another person.
 
     Windows are not pooled, for a subject in one piece cannot leak. Intervals are over drawn subjects, so that
     only the split differs. `honest`: the table's own figures, {row: {metric: (1 + draws,)}}, which say what
@@ -37,5 +36,5 @@ def published(
     for name, p in predicted.items():
         if name in honest:
             drawn = answer.drawn(p, predicted["mean"], windows.subject, weights)
-            figures[name] = {m: asdict(metrics.interval(v)) for m, v in drawn.items()}
-    return {"label": LABEL, "windows": len(each), "rows": figures}
+            figures[name] = metrics.each_interval(drawn)
+    return Published(LABEL, len(each), figures)

@@ -3,8 +3,7 @@ beside them (subgroups, few-shot curves, the published protocol).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,20 +12,22 @@ from cluster.errors import PlethoraError
 from finetune import metrics
 from finetune.evaluation import classes, delong, features, multilabel, retrieval
 from finetune.evaluation.choose import Windows
+from finetune.evaluation.entrant import Entrant
 from finetune.evaluation.fewshot import few_shot
 from finetune.evaluation.given import given_folds, read_predictions, read_split, split_windows
 from finetune.evaluation.groups import level_of, subgroup_tables
-from finetune.evaluation.kinds import Answer, Classes, Labels, Numbers
+from finetune.evaluation.kinds import Answer, Classes, Labels, Numbers, answer_of
 from finetune.evaluation.lengths import fit
+from finetune.evaluation.options import Options
 from finetune.evaluation.protocol import published
+from finetune.evaluation.results import Counts, Protocol, Readings, Row, TaskResult
 from finetune.evaluation.rows import probed, rows_of
+from finetune.probe import Folds, Probed
 from finetune.task import Task, demographics
 from finetune.task import classes as class_names
 
-if TYPE_CHECKING:
-    from finetune.evaluation.held import Entrant
-
-Drawn = dict[str, dict[str, np.ndarray]]  # {row: {metric: (1 + draws,)}}
+Drawn = Mapping[str, Mapping[str, np.ndarray]]  # {row: {metric: (1 + draws,)}}
+Notes = Mapping[str, str]  # {row: why it has no figures, or what they lack}
 
 PEOPLE = "\0demographics"  # no row is called so
 
@@ -38,30 +39,14 @@ BASELINES = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a user may choose of an evaluation."""
-
-    subjects: str = "unseen"
-    allow_overlap: bool = False
-    folds: int = 5
-    seed: int = 0
-    window_s: float | None = None
-    split: str | None = None  # a file: `given.read_split`
-    predictions: tuple[str, ...] = ()  # files: `given.read_predictions`
-    published_protocol: bool = False
-    few_shot: bool = True
-    cache: str | None = None  # a URI for indexes and vectors
-
-
 @dataclass
 class Outcome:
-    """One task's results as JSON knows them, and what they were computed from: the rows that are scored
-    (windows, or records or subjects where those are pooled), predictions by row of the table, (n,) or
-    (n, columns of `classes.one_hot`), the fold and the vectors of each.
+    """One task's result, and what it was computed from: the rows that are scored (windows, or records or
+    subjects where those are pooled), predictions by row of the table, (n,) or (n, columns of
+    `classes.one_hot`), the fold and the vectors of each.
     """
 
-    results: dict[str, Any]
+    result: TaskResult
     windows: Windows
     predicted: dict[str, np.ndarray]
     fold: np.ndarray
@@ -69,7 +54,7 @@ class Outcome:
 
 
 def outcome(
-    entrants: Sequence["Entrant"],
+    entrants: Sequence[Entrant],
     task: Task,
     labels: pa.Table,
     windows: Windows,
@@ -81,26 +66,17 @@ def outcome(
     note_handcrafted(vectors, notes)
     names = windows.names or class_names(labels, task)
     labels_of = row_labels(entrants, options.predictions, bool(names), task)
-    base: dict[str, Any] = {
-        "task": task.model_dump()
-        | {
-            "pieces": max(fit(e.encoder, task.window_s).pieces for e in entrants),
-            "main": task.main,
-            "classes": names if task.kind != "multi-label" else [],
-        },
-        "level": task.level,
-        "refused": windows.refused,
-        "warnings": _unlabelled(windows, task),
-    }
+    warnings = _unlabelled(windows, task)
+    pieces = max(fit(e.encoder, task.window_s).pieces for e in entrants)
     if task.kind == "retrieval":
-        return _identity(entrants, task, windows, vectors, notes, labels_of, base, options)
+        return _identity(entrants, task, windows, vectors, notes, labels_of, pieces, options)
     test = None
     if options.split:
         whole = windows
         windows, test = split_windows(windows, read_split(options.split), options.split)
         kept = np.isin(whole.rows, windows.rows)
         vectors = {name: x[kept] for name, x in vectors.items()}
-        base["refused"] = windows.refused
+    refused = dict(windows.refused)
     people, people_names = demographics(labels, windows.record.tolist(), task.demographics)
     if not people_names:
         wanted = " or ".join(task.demographics)
@@ -111,7 +87,7 @@ def outcome(
     level = level_of(windows, vectors | {PEOPLE: people}, task)
     learn, who = level.learn, level.learn.subject
     given = {n: level.scored(level.learnt(p)) for n, p in given.items()}
-    answer = answer_of(task, learn, names)
+    answer = answer_of(task, learn.target, names)
     if test is None:
         outer = answer.folds(who, options.folds, options.seed)
     else:
@@ -123,46 +99,50 @@ def outcome(
     tests = level.tests(outer)
     tested, fold = _tested(tests, given, len(level.score.subject))
     if sum(map(len, tests)) > len(tested):
-        base["refused"] = base["refused"] | {"without a given prediction": sum(map(len, tests)) - len(tested)}
+        refused["without a given prediction"] = sum(map(len, tests)) - len(tested)
     scored = level.score.at(tested)
-    seen = answer_of(task, scored, names)
-    said = {n: predicted[n][tested] for n in labels_of if n in predicted}
+    truth = answer_of(task, scored.target, names)
+    shown = {n: predicted[n][tested] for n in labels_of if n in predicted}
     weights = metrics.draw_weights(len(np.unique(scored.subject)), seed=options.seed)
-    drawn = {n: seen.drawn(p, said["mean"], scored.subject, weights) for n, p in said.items()}
-    results = base | {
-        "counts": _counts(windows, level.score, names, task),
-        "protocol": _protocol(outer, options, found, people_names, names),
-        **table(labels_of, encoders, drawn, task.main, notes),
-        **_beside(seen, scored, said, weights),
-    }
-    results["subgroups"] = subgroup_tables(task, labels, scored, seen, said, weights)
-    results["warnings"] += nonlinear(labels_of, encoders, drawn, task)
+    drawn = {n: truth.drawn(p, shown["mean"], scored.subject, weights) for n, p in shown.items()}
+    curve = None
     if options.few_shot:
-        curve = {n: r for n, r in rows.items() if not r.nearest and " + " not in n}
-        full = {n: drawn[n][task.main] for n in [*curve, "mean"]}
+        plain = {n: r for n, r in rows.items() if not r.nearest and " + " not in n}
+        full = {n: drawn[n][task.main] for n in [*plain, "mean"]}
 
         def score(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             merged = {n: level.scored(p)[tested] for n, p in given.items()}
             return {
-                n: seen.drawn(p, merged["mean"], scored.subject, weights)[task.main]
+                n: truth.drawn(p, merged["mean"], scored.subject, weights)[task.main]
                 for n, p in merged.items()
             }
 
-        results["few_shot"] = few_shot(curve, answer, who, outer, score, full, options.seed)
+        curve = few_shot(plain, answer, who, outer, score, full, options.seed)
+    leaking = None
     if options.published_protocol:
         honest = {n: d for n, d in drawn.items() if n not in given}
-        one = answer_of(task, windows, names)
-        results["published_protocol"] = published(
+        one = answer_of(task, windows.target, names)
+        leaking = published(
             rows_of(vectors, people, encoders), one, windows, honest, options.folds, options.seed
         )
+    result = TaskResult(
+        task=task,
+        classes=tuple(names) if task.kind != "multi-label" else (),
+        pieces=pieces,
+        refused=refused,
+        warnings=(*warnings, *nonlinear(labels_of, encoders, drawn, task)),
+        counts=_counts(windows, level.score, names, task),
+        protocol=_protocol(outer, options, found, people_names, names),
+        rows=table_rows(labels_of, drawn, notes),
+        differences=paired_differences(labels_of, encoders, drawn, task.main),
+        added=_added(encoders, drawn, task.main),
+        subgroups=subgroup_tables(task, labels, scored, truth, shown, weights),
+        few_shot=curve,
+        published_protocol=leaking,
+    )
     maps = level_of(windows, vectors, task.model_copy(update={"pool": "vectors"})).vectors
-    return Outcome(results, scored, said, fold[tested], {n: x[tested] for n, x in maps.items()})
-
-
-def answer_of(task: Task, windows: Windows, names: Sequence[str]) -> Answer:
-    if task.kind == "multi-label":
-        return Labels(windows.target, names)
-    return Classes(windows.target, names) if names else Numbers(windows.target)
+    mapped = {n: x[tested] for n, x in maps.items()}
+    return Outcome(_with_kind(result, truth, scored, shown, weights), scored, shown, fold[tested], mapped)
 
 
 def named(predictions: Sequence[str]) -> dict[str, str]:
@@ -223,7 +203,7 @@ def _unlabelled(windows: Windows, task: Task) -> list[str]:
 
 
 def row_labels(
-    entrants: Sequence["Entrant"], predictions: Sequence[str], classed: bool, task: Task
+    entrants: Sequence[Entrant], predictions: Sequence[str], classed: bool, task: Task
 ) -> dict[str, str]:
     """{row: what it is called}, in the order of the table; the baselines last."""
     labels = {e.name: e.label for e in entrants} | {e.twin: e.twin_label for e in entrants}
@@ -237,55 +217,69 @@ def row_labels(
     return labels | ({"mean": "Predict the prevalence"} if classed else {})
 
 
-def table(
-    labels: Mapping[str, str], encoders: Sequence[str], drawn: Drawn, main: str, notes: Mapping[str, str]
-) -> dict[str, Any]:
-    """Rows with intervals; paired differences encoder − row of the main metric (its own probes, encoders,
-    untrained twins, baselines); "added": what an encoder's vectors add to demographics.
+def table_rows(labels: Mapping[str, str], drawn: Drawn, notes: Notes) -> tuple[Row, ...]:
+    """Rows with intervals, in the order of `labels`; those that have no figures with the reason, but for
+    optional ones (k-NN, + demographics), which are left out.
     """
-    optional = [
-        n for n in labels if n.endswith((", k-NN", " + demographics")) or n == "demographics + handcrafted"
-    ]
-    rows = []
-    for name, label in labels.items():
-        if name not in drawn and name in optional:
-            continue
-        shown = {m: asdict(metrics.interval(v)) for m, v in drawn[name].items()} if name in drawn else {}
-        rows.append({"name": name, "label": label, "metrics": shown, "note": notes.get(name, "")})
+    return tuple(
+        Row(name, label, metrics.each_interval(drawn.get(name, {})), notes.get(name, ""))
+        for name, label in labels.items()
+        if name in drawn or not _optional(name)
+    )
 
-    def apart(a: str, b: str) -> dict[str, float]:
-        return asdict(metrics.difference(drawn[a][main], drawn[b][main]))
 
-    differences = {}
+def _optional(name: str) -> bool:
+    return name.endswith((", k-NN", " + demographics")) or name == "demographics + handcrafted"
+
+
+def paired_differences(
+    labels: Mapping[str, str], encoders: Sequence[str], drawn: Drawn, main: str
+) -> dict[str, dict[str, metrics.Difference]]:
+    """{encoder: {row: encoder − row}} of the main metric; rows are its own probes, other encoders, untrained
+    twins and baselines, not other encoders' k-NN and demographics.
+    """
+    own_only = (", k-NN", " + demographics")
+    found = {}
     for name in encoders:
-        foreign = {
-            f"{other}{how}" for other in encoders for how in (", k-NN", " + demographics") if other != name
+        foreign = {f"{other}{how}" for other in encoders for how in own_only if other != name}
+        found[name] = {
+            n: metrics.difference(drawn[name][main], drawn[n][main])
+            for n in labels
+            if n in drawn and n != name and n not in foreign
         }
-        differences[name] = {
-            n: apart(name, n) for n in labels if n in drawn and n != name and n not in foreign
-        }
-    added = {
-        n: apart(f"{n} + demographics", "demographics") for n in encoders if f"{n} + demographics" in drawn
+    return found
+
+
+def _added(encoders: Sequence[str], drawn: Drawn, main: str) -> dict[str, metrics.Difference]:
+    """What each encoder's vectors add to demographics."""
+    return {
+        n: metrics.difference(drawn[f"{n} + demographics"][main], drawn["demographics"][main])
+        for n in encoders
+        if f"{n} + demographics" in drawn
     }
-    return {"rows": rows, "differences": differences} | ({"added": added} if added else {})
 
 
-def _beside(
-    seen: Answer, scored: Windows, said: dict[str, np.ndarray], weights: np.ndarray
-) -> dict[str, Any]:
-    """What only some kinds have: errors of each subject, DeLong's intervals, AUROC of each label."""
-    if isinstance(seen, Numbers):
+def _with_kind(
+    result: TaskResult,
+    truth: Answer,
+    scored: Windows,
+    shown: Mapping[str, np.ndarray],
+    weights: np.ndarray,
+) -> TaskResult:
+    """With what only some kinds have: errors of each subject, DeLong's intervals, AUROC of each label."""
+    if isinstance(truth, Numbers):
         people = np.unique(scored.subject)
-        sums = {n: metrics.subject_sums(seen.y, p, scored.subject) for n, p in said.items()}
-        each = {n: dict(zip(people, metrics.per_subject_mae(s), strict=True)) for n, s in sums.items()}
-        return {"per_subject_mae": each}
-    if isinstance(seen, Labels):
-        return multilabel.label_tables(seen.y, seen.names, said, scored.subject, weights)
-    if isinstance(seen, Classes) and len(seen.names) == 2:
-        hot = seen.hot()[:, 0]
-        score = {n: classes.evidence(p, said["mean"])[:, 0] for n, p in said.items()}
-        return {"delong": {n: asdict(delong.auroc(hot, s, scored.subject)) for n, s in score.items()}}
-    return {}
+        sums = {n: metrics.subject_sums(truth.y, p, scored.subject) for n, p in shown.items()}
+        errors = {n: dict(zip(people, metrics.per_subject_mae(s), strict=True)) for n, s in sums.items()}
+        return replace(result, per_subject_mae=errors)
+    if isinstance(truth, Labels):
+        each, above = multilabel.label_tables(truth.y, truth.names, shown, scored.subject, weights)
+        return replace(result, per_label=each, above=above)
+    if isinstance(truth, Classes) and len(truth.names) == 2:
+        hot = truth.hot()[:, 0]
+        evidence = {n: classes.evidence(p, shown["mean"])[:, 0] for n, p in shown.items()}
+        return replace(result, delong={n: delong.auroc(hot, s, scored.subject) for n, s in evidence.items()})
+    return result
 
 
 def nonlinear(labels: Mapping[str, str], encoders: Sequence[str], drawn: Drawn, task: Task) -> list[str]:
@@ -306,49 +300,72 @@ def nonlinear(labels: Mapping[str, str], encoders: Sequence[str], drawn: Drawn, 
     return said
 
 
-def _counts(every: Windows, scored: Windows, names: Sequence[str], task: Task) -> dict[str, Any]:
-    counts: dict[str, Any] = {
-        "subjects": len(set(every.subject)), "records": len(set(every.record)), "windows": len(every.subject),
-        "rows": len(scored.subject), "unlabelled_subjects": every.unlabelled,
-    }  # fmt: skip
+def _counts(every: Windows, scored: Windows, names: Sequence[str], task: Task) -> Counts:
+    readings, named_classes = None, None
     if task.level == "reading":
         each = np.unique(scored.subject, return_counts=True)[1]
-        counts["readings"] = {"fewest": int(each.min()), "most": int(each.max())}  # of a subject
-    if task.kind == "multi-label":
-        counts["labels"] = len(names)
-    elif names:
-        counts["classes"] = {name: int(np.sum(scored.target == k)) for k, name in enumerate(names)}
-    return counts
+        readings = Readings(int(each.min()), int(each.max()))
+    if names and task.kind != "multi-label":
+        named_classes = {name: int(np.sum(scored.target == k)) for k, name in enumerate(names)}
+    return Counts(
+        windows=len(every.subject),
+        subjects=len(set(every.subject)),
+        records=len(set(every.record)),
+        rows=len(scored.subject),
+        unlabelled_subjects=every.unlabelled,
+        readings=readings,
+        classes=named_classes,
+        labels=len(names) if task.kind == "multi-label" else None,
+    )
 
 
 def _protocol(
-    outer: Any, options: Options, found: Mapping[str, Any], people_names: list[str], names: Sequence[str]
-) -> dict[str, Any]:
-    return {
-        "folds": len(outer), "folds_asked": 1 if options.split else options.folds, "seed": options.seed,
-        "draws": metrics.DRAWS, "split": options.split,
-        "strengths" if names else "alphas": {n: list(p.alphas) for n, p in found.items()},
-        "demographics": people_names, "handcrafted": list(features.NAMES),
-    }  # fmt: skip
+    outer: Folds,
+    options: Options,
+    found: Mapping[str, Probed],
+    people_names: Sequence[str],
+    names: Sequence[str],
+) -> Protocol:
+    chosen = {n: list(p.alphas) for n, p in found.items()}
+    return Protocol(
+        folds=len(outer),
+        seed=options.seed,
+        draws=metrics.DRAWS,
+        folds_asked=1 if options.split else options.folds,
+        split=options.split,
+        strengths=chosen if names else None,
+        alphas=None if names else chosen,
+        demographics=tuple(people_names),
+        handcrafted=features.NAMES,
+    )
 
 
 def _identity(
-    entrants: Sequence["Entrant"],
+    entrants: Sequence[Entrant],
     task: Task,
     windows: Windows,
     vectors: dict[str, np.ndarray],
-    notes: dict[str, str],
+    notes: Notes,
     labels: Mapping[str, str],
-    base: dict[str, Any],
+    pieces: int,
     options: Options,
 ) -> Outcome:
     sides = retrieval.enrolled(windows, task.window_s)
     weights = metrics.draw_weights(len(sides.names), seed=options.seed)
     drawn = retrieval.drawn(vectors, windows, sides, weights)
-    results = base | {
-        "counts": _counts(windows, windows, [], task)
-        | {"gallery": len(sides.names), "left_out": len(sides.left_out)},
-        "protocol": _protocol([], options, {}, [], []) | {"gap_s": min(sides.gap_s.values(), default=None)},
-        **table(labels, [e.name for e in entrants], drawn, task.main, notes),
-    }
-    return Outcome(results, windows, {}, np.zeros(len(windows.subject), np.int32), vectors)
+    counts = replace(
+        _counts(windows, windows, [], task), gallery=len(sides.names), left_out=len(sides.left_out)
+    )
+    protocol = replace(_protocol([], options, {}, [], []), gap_s=min(sides.gap_s.values(), default=None))
+    result = TaskResult(
+        task=task,
+        classes=(),
+        pieces=pieces,
+        refused=windows.refused,
+        warnings=tuple(_unlabelled(windows, task)),
+        counts=counts,
+        protocol=protocol,
+        rows=table_rows(labels, drawn, notes),
+        differences=paired_differences(labels, [e.name for e in entrants], drawn, task.main),
+    )
+    return Outcome(result, windows, {}, np.zeros(len(windows.subject), np.int32), vectors)

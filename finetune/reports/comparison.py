@@ -1,128 +1,104 @@
-"""Results of a comparison → text: a table a task, and a sentence an encoder."""
+"""Outcomes of tasks → the sheet of `evaluate` (one encoder, one task) and of `compare`."""
 
-# ruff: noqa: RUF001  (minus signs and dashes are meant)
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
-from typing import Any
+from cluster import storage
+from finetune.evaluation import predictions
+from finetune.evaluation.results import EncoderInfo, TaskResult, to_json
+from finetune.evaluation.table import Outcome
+from finetune.pagekit.parts import Table
+from finetune.reports import longform, plots, task_section
+from finetune.reports.figures import main_title, with_interval
+from finetune.reports.sheet import Sheet, Writer
 
-from finetune.reports import parts
-from finetune.reports.report import (
-    aligned,
-    facts,
-    main_of,
-    metric_cell,
-    metric_name,
-    rows_explained,
-    side,
-    signed,
-    spoken,
-    table_md,
-    warnings,
-    with_interval,
+ALIKE = (
+    "All rows of a table have the same windows, folds and drawn subjects; brackets are 95 % intervals, "
+    "differences encoder − row."  # noqa: RUF001
 )
 
 
-def verdicts(table: dict[str, Any]) -> list[str]:
-    """One sentence an encoder: which rows it beats, which it cannot be told apart from, which beat it."""
-    labels, (_, _, lower) = {row["name"]: row["label"] for row in table["rows"]}, main_of(table["task"])
-    said = []
-    for name, differences in table["differences"].items():
-        groups: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
-        for other in rivals(table, name):
-            groups[side(differences[other], lower)].append(_short(table, other, name))
-        words = {"better": "beats", "level": "cannot be told apart from", "worse": "is worse than"}
-        told = [f"{words[how]} {_listed(rows)}" for how, rows in groups.items() if rows]
-        said.append(f"{labels[name]} {'; '.join(told)}.")
-    return said
+def of_several(outcomes: Sequence[Outcome], encoders: Mapping[str, EncoderInfo], out: str | None) -> Sheet:
+    """compare.md, report.html, results.json, tables.csv, metrics.json, predictions.parquet, intervals.png."""
+    outcomes = [_judged(outcome) for outcome in outcomes]
+    found = [outcome.result for outcome in outcomes]
+    corpus = found[0].corpus
+    assert corpus is not None
+    return Sheet(
+        name="compare",
+        title="Encoders compared",
+        lead=(f"On {corpus.source} (`{corpus.uri}`{_licence(corpus.licence)}). {ALIKE}",),
+        sections=tuple(task_section.section(outcome) for outcome in outcomes),
+        results={"encoders": to_json(encoders), "corpus": to_json(corpus), "tasks": to_json(found)},
+        subjects=described(encoders),
+        overview=_overview(found) if len(found) > 1 else None,
+        pictures=(plots.intervals_picture(found),),
+        files=_files(outcomes, encoders),
+        out=out,
+    )
 
 
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def of_one(outcome: Outcome, encoder: EncoderInfo, out: str | None, bundle: str | None) -> Sheet:
+    """report.md, and the files of `of_several` with pictures of the predictions."""
+    outcome = _judged(outcome)
+    result = outcome.result
+    assert result.corpus is not None
+    flat = result.to_json()
+    differences = flat["differences"][result.encoders[0]]
+    return Sheet(
+        name="report",
+        title=f"{result.task.title}: {encoder.uri} (mode {encoder.mode})",
+        lead=(f"On {result.corpus.source} (`{result.corpus.uri}`). {ALIKE}",),
+        sections=(task_section.section(outcome, plots.task_pictures(outcome)),),
+        results={"bundle": to_json(encoder)} | flat | {"differences": differences},
+        subjects=described({"This encoder": encoder}),
+        files=_files([outcome], {"encoder": encoder}),
+        out=out,
+        bundle=bundle,
+    )
 
 
-def rivals(table: dict[str, Any], encoder: str) -> list[str]:
-    """Rows that an encoder is compared with in words and pictures: other encoders, its untrained self and the
-    baselines.
-    """
-    told = {f"{encoder}, untrained", *parts.telling(table)}
-    return [name for name in table["differences"][encoder] if name in told]
+def _judged(outcome: Outcome) -> Outcome:
+    result = outcome.result
+    return replace(outcome, result=replace(result, verdict=task_section.verdicts(result)))
 
 
-def _short(table: dict[str, Any], other: str, own: str) -> str:
-    return "its untrained self" if other == f"{own}, untrained" else spoken(other, table)
+def described(encoders: Mapping[str, EncoderInfo]) -> dict[str, str]:
+    return {name: f"`{e.uri}`, mode `{e.mode}`, vectors of {e.dim}" for name, e in encoders.items()}
 
 
-def cells(table: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Header, rows and notes of a task's main table."""
-    task = table["task"]
-    main, title, _ = main_of(task)
-    rest = [m for m in task["metrics"] if m != main]
-    header = ["", title, *(metric_name(m, task) for m in rest), "− untrained", "− handcrafted"]
-    body, notes = [], []
-    for row in table["rows"]:
-        found, own = row["metrics"], table["differences"].get(row["name"], {})
-        line = [row["label"], with_interval(found.get(main)), *(metric_cell(m, found) for m in rest)]
-        for other in (f"{row['name']}, untrained", "handcrafted"):
-            line.append(signed(own[other]) if other in own else "")
-        body.append(line)
-        if row["note"]:
-            notes.append(f"{row['label']}: {row['note']}")
-    return header, body, notes
+def _licence(licence: str | None) -> str:
+    return f", {licence}" if licence else ""
 
 
-def facts_of(table: dict[str, Any]) -> list[str]:
-    """How a task's figures were made, and what each encoder refused."""
-    lines = facts(table)
-    said = []
-    for name, refused in table["refused_by"].items():
-        reasons = ", ".join(f"{reason} {count}" for reason, count in refused.items())
-        said.append(f"{name} {sum(refused.values())}" + (f" ({reasons})" if reasons else ""))
-    return [
-        *lines,
-        f"Of {table['placed']} windows that hold every encoder's signals, refused by: {'; '.join(said)}",
-    ]
+def _files(outcomes: Sequence[Outcome], encoders: Mapping[str, EncoderInfo]) -> dict[str, Writer]:
+    results = [outcome.result for outcome in outcomes]
+    corpus = results[0].corpus
+    assert corpus is not None
+
+    def csv_to(path: Path) -> None:
+        path.write_text(longform.as_csv(results), encoding="utf-8")
+
+    def json_to(path: Path) -> None:
+        path.write_bytes(storage.json_bytes(longform.as_json(results, corpus, encoders)))
+
+    tables = [predictions.of_outcome(outcome) for outcome in outcomes]
+    return {
+        "tables.csv": csv_to,
+        "metrics.json": json_to,
+        "predictions.parquet": partial(predictions.write, tables),
+    }
 
 
-def terminal(results: dict[str, Any]) -> str:
-    made = []
-    for table in results["tasks"]:
-        header, body, notes = cells(table)
-        lines = [
-            table["task"]["title"],
-            *aligned(header, body),
-            *warnings(table),
-            *notes,
-            *facts_of(table),
-            "",
-            *table["verdict"],
-        ]
-        for part in parts.pressure(table):
-            lines += ["", part.title, *aligned(part.header, part.body), *warnings(table), *part.notes]
-        made.append("\n".join(lines))
-    return "\n\n".join(made)
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """compare.md: what was compared, a section a task, how it was done."""
-    encoders = [
-        f"- **{name}**: `{e['uri']}`, mode `{e['mode']}`, vectors of {e['dim']}"
-        for name, e in results["encoders"].items()
-    ]
-    made = [
-        "# Comparison",
-        f"On {results['corpus']['source']} (`{results['corpus']['uri']}`); all rows of a table have the same "
-        "windows, folds and drawn subjects. Differences: row of the encoder − other row; 95 % intervals.",
-        "\n".join(encoders),
-        "![Main metric of each row](intervals.png)",
-    ]
-    for table in results["tasks"]:
-        header, body, notes = cells(table)
-        made += [
-            f"## {table['task']['title']}",
-            table_md(header, body),
-            "\n".join(f"- {line}" for line in [*warnings(table), *notes, *table["verdict"]]),
-            *parts.markdown(table, "###"),
-            "How it was done:",
-            "\n".join(f"- {line}" for line in facts_of(table)),
-            rows_explained(table),
-        ]
-    return "\n\n".join(made) + "\n"
+def _overview(results: Sequence[TaskResult]) -> Table:
+    """Rows × tasks: the main metric of each with its interval."""
+    labels: dict[str, str] = {}
+    for result in reversed(results):
+        labels |= result.labels
+    heads = [f"{result.task.title}: {main_title(result.task)}" for result in results]
+    order = dict.fromkeys(row.name for result in results for row in result.rows)
+    found = [{row.name: row.metrics.get(result.task.main) for row in result.rows} for result in results]
+    body = [[labels[name], *(with_interval(rows.get(name)) for rows in found)] for name in order]
+    return Table("", ["", *heads], body)

@@ -1,127 +1,162 @@
 """Every figure of a comparison for machines: tables.csv, a figure a line, and metrics.json, nested."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
 
-from finetune.reports.report import main_of
+from finetune.evaluation.results import CorpusInfo, EncoderInfo, TaskResult, to_json
+from finetune.metrics import Difference, Interval
 
 COLUMNS = (
-    "task", "table", "row", "against", "group", "metric", "unit", "subjects", "windows", "value", "low",
-    "high", "p", "warnings",
-)  # fmt: skip
+    "task",
+    "table",
+    "row",
+    "against",
+    "group",
+    "metric",
+    "unit",
+    "subjects",
+    "windows",
+    "value",
+    "low",
+    "high",
+    "p",
+    "warnings",
+)
 IN_UNIT = ("mae", "rmse", "me", "sd")  # metrics that have the target's unit
+PRESSURE = ("mae", "me", "sd", "sd_subjects", "slope", "aami", "aami_2", "bhs", "ieee")
 PARTS = (
-    "level", "warnings", "verdict", "per_subject_mae", "few_shot", "subgroups", "delong", "per_label",
-    "above", "published_protocol", "blood_pressure",
-)  # fmt: skip
+    "level",
+    "warnings",
+    "verdict",
+    "per_subject_mae",
+    "few_shot",
+    "subgroups",
+    "delong",
+    "per_label",
+    "above",
+    "published_protocol",
+    "blood_pressure",
+)
 
 
-def as_csv(results: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class Line:
+    """A line of tables.csv, but for what it shares with all of its task."""
+
+    table: str
+    metric: str
+    row: str
+    against: str | None = None
+    group: str | None = None
+    subjects: float | None = None
+    windows: int | None = None
+    value: float | str | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+    def of(self, found: Interval | Difference) -> "Line":
+        p = found.p if isinstance(found, Difference) else None
+        return replace(self, value=found.value, low=found.low, high=found.high, p=p)
+
+
+def as_csv(results: Sequence[TaskResult]) -> str:
     """tables.csv: long form, COLUMNS, UTF-8; every line carries the warnings of its task."""
     out = StringIO()
     writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    for table in results["tasks"]:
-        task, said = table["task"], "; ".join(table.get("warnings") or [])
-        for line in _lines(table):
-            unit = task.get("unit", "") if line["metric"] in IN_UNIT else ""
-            writer.writerow({"task": task["name"], "unit": unit, "warnings": said} | _known(line))
+    for result in results:
+        shared = {"task": result.task.name, "warnings": "; ".join(result.warnings)}
+        for line in _lines(result):
+            unit = result.task.unit if line.metric in IN_UNIT else ""
+            # a figure that does not exist leaves its cell empty
+            known = {k: v for k, v in vars(line).items() if v is not None and v == v}
+            writer.writerow(shared | {"unit": unit} | known)
     return out.getvalue()
 
 
-def _known(line: dict[str, Any]) -> dict[str, Any]:
-    """Without figures that do not exist: the cell stays empty."""
-    return {k: v for k, v in line.items() if v is not None and v == v}
+def _lines(result: TaskResult) -> Iterator[Line]:
+    main, size = result.task.main, (result.counts.subjects, result.counts.windows)
 
+    def whole(table: str, metric: str, row: str, against: str | None = None) -> Line:
+        return Line(table, metric, row, against, None, *size)
 
-def _lines(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    counts, main = table["counts"], main_of(table["task"])[0]
-    size = {"subjects": counts["subjects"], "windows": counts["windows"]}
-    for row in table["rows"]:
-        for metric, found in row["metrics"].items():
-            yield {"table": "main", "row": row["name"], "metric": metric} | size | _figures(found)
-    for encoder, others in table["differences"].items():
-        for other, found in others.items():
-            pair = {"row": encoder, "against": other}
-            yield {"table": "difference", "metric": main} | pair | size | _figures(found)
-    for point in table.get("few_shot") or []:
-        for row, found in point["rows"].items():
-            yield {
-                "table": "few_shot", "row": row, "group": f"{point['share']:g}", "metric": main,
-                "subjects": point["subjects"],
-            } | _figures(found)  # fmt: skip
-    yield from _subgroups(table, main)
-    for row, found in (table.get("delong") or {}).items():
-        yield {"table": "delong", "row": row, "metric": "auroc"} | size | _figures(found)
-    for row, entries in (table.get("per_label") or {}).items():
-        for entry in entries:
-            found = _figures(entry["auroc"])
-            yield {"table": "label", "row": row, "group": entry["label"], "metric": "auroc"} | found
-    for row, limits in (table.get("above") or {}).items():
+    for row in result.rows:
+        for metric, found in row.metrics.items():
+            yield whole("main", metric, row.name).of(found)
+    for encoder, others in result.differences.items():
+        for other, difference in others.items():
+            yield whole("difference", main, encoder, other).of(difference)
+    for point in result.few_shot or ():
+        for name, found in point.rows.items():
+            group = f"{point.share:g}"
+            yield Line("few_shot", main, name, group=group, subjects=point.subjects).of(found)
+    yield from _subgroups(result)
+    for name, found in (result.delong or {}).items():
+        yield whole("delong", "auroc", name).of(found)
+    for name, scores in (result.per_label or {}).items():
+        for score in scores:
+            yield Line("label", "auroc", name, group=score.label).of(score.auroc)
+    for name, limits in (result.above or {}).items():
         for limit, count in limits.items():
-            yield {"table": "labels above", "row": row, "group": limit, "metric": "auroc", "value": count}
-    published = table.get("published_protocol") or {"rows": {}}
-    for row, metrics in published["rows"].items():
-        for metric, found in metrics.items():
-            yield {
-                "table": "published protocol (leaks)", "row": row, "metric": metric,
-                "windows": published["windows"],
-            } | _figures(found)  # fmt: skip
-    yield from _pressures(table)
+            yield Line("labels above", "auroc", name, group=limit, value=count)
+    if result.published_protocol:
+        windows = result.published_protocol.windows
+        for name, metrics in result.published_protocol.rows.items():
+            for metric, found in metrics.items():
+                yield Line("published protocol (leaks)", metric, name, windows=windows).of(found)
+    yield from _pressures(result)
 
 
-def _figures(found: Any) -> dict[str, Any]:
-    return {k: found[k] for k in ("value", "low", "high", "p") if k in found}
+def _subgroups(result: TaskResult) -> Iterator[Line]:
+    for column in result.subgroups:
+        for group in column.groups:
+            called, size = f"{column.column}: {group.name}", (group.subjects, group.windows)
+            for row, metrics in group.metrics.items():
+                for metric, found in metrics.items():
+                    yield Line("subgroup", metric, row, None, called, *size).of(found)
+        for row, gap in column.gap.items():
+            yield Line("subgroup gap", result.task.main, row, group=column.column).of(gap)
 
 
-def _subgroups(table: dict[str, Any], main: str) -> Iterator[dict[str, Any]]:
-    for column in table.get("subgroups") or []:
-        for group in column["groups"]:
-            for row, given in group["metrics"].items():
-                for metric, found in (given if "value" not in given else {main: given}).items():
-                    yield {
-                        "table": "subgroup", "row": row, "group": f"{column['column']}: {group['name']}",
-                        "metric": metric, "subjects": group["subjects"], "windows": group["windows"],
-                    } | _figures(found)  # fmt: skip
-        for row, found in (column.get("gap") or {}).items():
-            gap = {"table": "subgroup gap", "row": row, "group": column["column"], "metric": main}
-            yield gap | _figures(found)
-
-
-def _pressures(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for row, card in (table.get("blood_pressure") or {}).items():
-        parts = {"no calibration": card["free"]}
-        if not card["calibrated"]["why_not"]:
-            parts["calibrated"] = card["calibrated"]["calibrated"]
-            parts["same values, not calibrated"] = card["calibrated"]["same_uncalibrated"]
-        parts |= {f"stage: {stage['name']}": stage for stage in card["stages"]}
+def _pressures(result: TaskResult) -> Iterator[Line]:
+    for row, card in (result.blood_pressure or {}).items():
+        parts = {
+            "no calibration": card.free,
+            "calibrated": card.calibrated.calibrated,
+            "same values, not calibrated": card.calibrated.same_uncalibrated,
+        } | {f"stage: {stage.name}": stage for stage in card.stages}
         for group, found in parts.items():
-            size = {"subjects": found["subjects"], "windows": found["values"]}
-            values = {
-                m: found[m]
-                for m in ("mae", "me", "sd", "sd_subjects", "slope", "aami", "aami_2", "bhs", "ieee")
-            }
-            values |= {f"% within {limit} mmHg": share for limit, share in found["within"].items()}
+            if found is None:
+                continue
+            values = {metric: getattr(found, metric) for metric in PRESSURE}
+            values |= {f"% within {limit} mmHg": share for limit, share in found.within.items()}
+            line = Line("blood pressure", "", row, None, group, found.subjects, found.values)
             for metric, value in values.items():
-                of = {"table": "blood pressure", "row": row, "group": group, "metric": metric}
-                yield of | size | {"value": value}
+                yield replace(line, metric=metric, value=value)
 
 
-def as_json(results: dict[str, Any]) -> dict[str, Any]:
+def as_json(
+    results: Sequence[TaskResult], corpus: CorpusInfo, encoders: Mapping[str, EncoderInfo]
+) -> dict[str, Any]:
     """metrics.json: {tasks: {task: {rows: {row: {metric: {value, low, high}}}, differences, …}}}, by name."""
-    tasks = {}
-    for table in results["tasks"]:
-        task = table["task"]
-        tasks[task["name"]] = {
-            "title": task["title"], "kind": task["kind"], "unit": task.get("unit", ""),
-            "main": main_of(task)[0],
-            "counts": table["counts"], "overlap": table["overlap"]["kind"],
-            "rows": {row["name"]: row["metrics"] for row in table["rows"] if row["metrics"]},
-            "missing": {row["name"]: row["note"] for row in table["rows"] if not row["metrics"]},
-            "differences": table["differences"],
-        } | {part: table[part] for part in PARTS if table.get(part)}  # fmt: skip
+    tasks = {result.task.name: _task_json(result) for result in results}
+    return {"version": 1, "corpus": to_json(corpus), "encoders": to_json(encoders), "tasks": tasks}
+
+
+def _task_json(result: TaskResult) -> dict[str, Any]:
+    whole, task = result.to_json(), result.task
     return {
-        "version": 1, "corpus": results["corpus"], "encoders": results["encoders"], "tasks": tasks,
-    }  # fmt: skip
+        "title": task.title,
+        "kind": task.kind,
+        "unit": task.unit,
+        "main": task.main,
+        "counts": whole["counts"],
+        "overlap": result.overlap.kind if result.overlap else None,
+        "rows": {row.name: to_json(row.metrics) for row in result.rows if row.metrics},
+        "missing": {row.name: row.note for row in result.rows if not row.metrics},
+        "differences": whole["differences"],
+    } | {part: whole[part] for part in PARTS if whole.get(part)}

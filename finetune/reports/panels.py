@@ -6,40 +6,57 @@ phone. Rows keep their colour in all of them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-from finetune.evaluation import classes
+from finetune.evaluation import classes, maps
+from finetune.evaluation.results import TaskResult
+from finetune.evaluation.table import Outcome
 from finetune.metrics import bland_altman
-from finetune.reports import maps, plots
-from finetune.reports.report import main_of, number
-from finetune.reports.svg import BOTH, HANDCRAFTED, INK, MID, PEOPLE, RULE, SERIES, inline, panel
+from finetune.pagekit.parts import Group, Panel
+from finetune.pagekit.svg import BOTH, HANDCRAFTED, INK, MID, PEOPLE, RULE, SERIES, inline, panel
+from finetune.reports import plots
+from finetune.reports.figures import lower_is_better, main_title, number
 
 RASTER = 400  # dots above which a cloud is a picture inside the picture
 BINS = 10
 BASELINES = {"handcrafted": HANDCRAFTED, "demographics": PEOPLE, "demographics + handcrafted": BOTH}
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A picture, the line above it and the line below it."""
+READ = {  # below the heading of each group of pictures
+    "calibration": "One dot a prediction, one colour a subject. Joined dots: the mean truth of each tenth of "
+    "the predictions; on the diagonal, a prediction can be taken at its word.",
+    "reliability": "On the diagonal, a probability can be taken at its word. ROC: how windows are ranked.",
+    "agreement": "One dot a prediction, one colour a subject. Solid: bias; dashed: 95 % limits of agreement.",
+    "reference": "What a small mean error hides: high pressures read too low and low ones too high.",
+    "map": "First two principal components of the standardised vectors. Where subjects, not targets, lie "
+    "together, the vectors tell who it is.",
+}
 
-    title: str
-    picture: Markup
-    note: str = ""
+
+def groups(outcome: Outcome) -> list[Group]:
+    """Every group of pictures that a task has."""
+    result = outcome.result
+    found = []
+    curve = few_shot(result)
+    if curve is not None:
+        found.append(Group("Few labelled subjects", "", [curve], "wide"))
+    if result.task.kind == "regression":
+        found.append(Group("Calibration", READ["calibration"], [*truth(outcome)]))
+        found.append(Group("Bland–Altman", READ["agreement"], [*agreement(outcome)]))
+        errors = [*pressure_errors(outcome)]
+        found.append(Group("Error against the reference", READ["reference"], errors))
+    elif result.task.kind in ("binary", "multi-class"):
+        found.append(Group("Calibration and ranking", READ["reliability"], [*reliability(outcome)]))
+    found.append(Group("Embedding map", READ["map"], [*embedding(outcome)], "pairs"))
+    return [group for group in found if group.panels]
 
 
-def row_colours(table: dict[str, Any]) -> dict[str, str]:
+def row_colours(result: TaskResult) -> dict[str, str]:
     """{row: colour} of encoders and of the baselines that say something."""
-    encoders = {name: SERIES[i % len(SERIES)] for i, name in enumerate(table["differences"])}
-    return encoders | {n: c for n, c in BASELINES.items() if n in {row["name"] for row in table["rows"]}}
-
-
-def labels_of(table: dict[str, Any]) -> dict[str, str]:
-    return {row["name"]: row["label"] for row in table["rows"]}
+    encoders = {name: SERIES[i % len(SERIES)] for i, name in enumerate(result.encoders)}
+    return encoders | {name: colour for name, colour in BASELINES.items() if name in result.labels}
 
 
 def _cloud(axis: Any, x: np.ndarray, y: np.ndarray, colours: Any, size: float = 9, **more: Any) -> Any:
@@ -49,13 +66,12 @@ def _cloud(axis: Any, x: np.ndarray, y: np.ndarray, colours: Any, size: float = 
 # ---------------------------------------------------------------- numbers
 
 
-def agreement(
-    table: dict[str, Any], target: np.ndarray, subject: np.ndarray, predicted: dict[str, np.ndarray]
-) -> Iterator[Panel]:
+def agreement(outcome: Outcome) -> Iterator[Panel]:
     """Of each encoder: Bland–Altman, with bias and limits of agreement."""
-    unit, colours = table["task"]["unit"], plots.subject_colours(subject)
-    for name in table["differences"]:
-        label, error = labels_of(table)[name], predicted[name] - target
+    result, target, predicted = outcome.result, outcome.windows.target, outcome.predicted
+    unit, colours = result.task.unit, plots.subject_colours(outcome.windows.subject)
+    for name in result.encoders:
+        label, error = result.labels[name], predicted[name] - target
         bias, low, high = bland_altman(target, predicted[name])
         with panel() as (figure, axis):
             _cloud(axis, (target + predicted[name]) / 2, error, colours)
@@ -67,19 +83,18 @@ def agreement(
                     ha="right", va="bottom", fontsize=8, xytext=(0, 1.5), textcoords="offset points",
                 )  # fmt: skip
             axis.set(xlabel=f"mean of true and predicted, {unit}", ylabel=f"predicted − true, {unit}")
-            picture = inline(figure, f"Bland–Altman of {table['task']['name']}, {label}")
+            picture = inline(figure, f"Bland–Altman of {result.task.name}, {label}")
         note = f"Bias {bias:+.2f}, 95 % limits of agreement {low:+.1f} to {high:+.1f} {unit}."
         yield Panel(label, picture, note)
 
 
-def truth(
-    table: dict[str, Any], target: np.ndarray, subject: np.ndarray, predicted: dict[str, np.ndarray]
-) -> Iterator[Panel]:
+def truth(outcome: Outcome) -> Iterator[Panel]:
     """Of each encoder, and of handcrafted features: predicted against true, and the mean truth of each tenth
     of the predictions: on the diagonal where predictions are calibrated.
     """
-    unit, colours, labels = table["task"]["unit"], plots.subject_colours(subject), labels_of(table)
-    shown = [n for n in (*table["differences"], "handcrafted") if n in predicted]
+    result, target, predicted = outcome.result, outcome.windows.target, outcome.predicted
+    unit, colours, labels = result.task.unit, plots.subject_colours(outcome.windows.subject), result.labels
+    shown = [n for n in (*result.encoders, "handcrafted") if n in predicted]
     values = np.concatenate([target, *(predicted[n] for n in shown)])
     low, high = np.percentile(values, [0.2, 99.8])
     low, high = min(low, target.min()), max(high, target.max())
@@ -95,7 +110,7 @@ def truth(
                 xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal",
                 xlabel=f"predicted, out of fold, {unit}", ylabel=f"true, {unit}",
             )  # fmt: skip
-            picture = inline(figure, f"True against predicted {table['task']['name']}, {labels[name]}")
+            picture = inline(figure, f"True against predicted {result.task.name}, {labels[name]}")
         told = f"MAE {number(float(np.abs(y - target).mean()))} {unit}."
         yield Panel(labels[name], picture, told + (f" {outside} outside the picture." if outside else ""))
 
@@ -107,25 +122,26 @@ def _binned(predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.array([predicted[p].mean() for p in parts]), np.array([true[p].mean() for p in parts])
 
 
-def pressure_errors(
-    table: dict[str, Any], target: np.ndarray, subject: np.ndarray, predicted: dict[str, np.ndarray]
-) -> Iterator[Panel]:
+def pressure_errors(outcome: Outcome) -> Iterator[Panel]:
     """Of each encoder: error against the reference pressure, with its line of least squares."""
-    unit, colours = table["task"]["unit"], plots.subject_colours(subject)
-    for name in table["differences"]:
-        label, error = labels_of(table)[name], predicted[name] - target
-        found = table["blood_pressure"][name]["free"]
+    result, target, predicted = outcome.result, outcome.windows.target, outcome.predicted
+    unit, colours = result.task.unit, plots.subject_colours(outcome.windows.subject)
+    if not result.blood_pressure:
+        return
+    for name in result.encoders:
+        label, error = result.labels[name], predicted[name] - target
+        found = result.blood_pressure[name].free
         with panel() as (figure, axis):
             axis.axhspan(-5, 5, color=RULE, alpha=0.35, lw=0, zorder=0)
             _cloud(axis, target, error, colours)
             ends = np.array([target.min(), target.max()])
-            axis.plot(ends, found["me"] + found["slope"] * (ends - target.mean()), color=INK, lw=1.4)
+            axis.plot(ends, found.me + found.slope * (ends - target.mean()), color=INK, lw=1.4)
             axis.axhline(0, color=RULE, lw=0.8, zorder=0)
             axis.set(xlabel=f"reference, {unit}", ylabel=f"predicted − reference, {unit}")
-            picture = inline(figure, f"Error against reference, {table['task']['name']}, {label}")
+            picture = inline(figure, f"Error against reference, {result.task.name}, {label}")
         yield Panel(
             label, picture,
-            f"{found['slope']:+.2f} mmHg of error for each mmHg of reference (0: none; −1: a constant). "
+            f"{found.slope:+.2f} mmHg of error for each mmHg of reference (0: none; −1: a constant). "
             "Band: ±5 mmHg.",
         )  # fmt: skip
 
@@ -133,14 +149,13 @@ def pressure_errors(
 # ---------------------------------------------------------------- classes
 
 
-def reliability(
-    table: dict[str, Any], target: np.ndarray, predicted: dict[str, np.ndarray]
-) -> Iterator[Panel]:
+def reliability(outcome: Outcome) -> Iterator[Panel]:
     """Of each class (one for two classes): observed share against predicted probability, and ROC curves."""
     from sklearn.calibration import calibration_curve
 
-    names, columns = table["task"]["classes"], predicted["mean"].shape[1]
-    hot, colours, labels = classes.one_hot(target, len(names)), row_colours(table), labels_of(table)
+    result, target, predicted = outcome.result, outcome.windows.target, outcome.predicted
+    names, columns = result.classes, predicted["mean"].shape[1]
+    hot, colours, labels = classes.one_hot(target, len(names)), row_colours(result), result.labels
     shown = [n for n in colours if n in predicted]
     for k in range(columns):
         positive = names[1] if columns == 1 else names[k]
@@ -155,7 +170,7 @@ def reliability(
                 ylabel="share observed",
             )  # fmt: skip
             figure.legend(loc="outside lower center", ncols=1)
-            picture = inline(figure, f"Reliability of {table['task']['name']}, {positive}")
+            picture = inline(figure, f"Reliability of {result.task.name}, {positive}")
         yield Panel(f"{positive}: reliability", picture, "Each dot: a tenth of the windows.")
         with panel(tall=3.4) as (figure, axis):
             axis.plot([0, 1], [0, 1], color=RULE, lw=1, zorder=0)
@@ -169,72 +184,71 @@ def reliability(
                 ylabel="true positive rate",
             )  # fmt: skip
             figure.legend(loc="outside lower center", ncols=1)
-            picture = inline(figure, f"ROC curves of {table['task']['name']}, {positive}")
+            picture = inline(figure, f"ROC curves of {result.task.name}, {positive}")
         yield Panel(f"{positive}: ROC", picture, f"{int(hot[:, k].sum())} of {len(target)} are positive.")
 
 
 # ---------------------------------------------------------------- all tasks
 
 
-def few_shot(table: dict[str, Any]) -> Panel | None:
+def few_shot(result: TaskResult) -> Panel | None:
     """Main metric against the number of labelled subjects that were given, a line a row."""
-    points = table.get("few_shot") or []
+    points = result.few_shot
     if not points:
         return None
-    _, title, lower = main_of(table["task"])
-    colours, labels = row_colours(table) | {"mean": MID}, labels_of(table)
-    x = np.array([point["subjects"] for point in points])
+    colours, labels = row_colours(result) | {"mean": MID}, result.labels
+    x = np.array([point.subjects for point in points])
     with panel(wide=5.2, tall=3.2) as (figure, axis):
         for name, colour in colours.items():
-            found = [point["rows"].get(name) for point in points]
-            if not all(found):
+            found = [point.rows[name] for point in points if name in point.rows]
+            if len(found) < len(points):
                 continue
-            value, low, high = (np.array([f[k] for f in found], float) for k in ("value", "low", "high"))
-            encoder = name in table["differences"]
+            value, low, high = (np.array([getattr(f, k) for f in found]) for k in ("value", "low", "high"))
+            encoder = name in result.encoders
             if encoder:
                 axis.fill_between(x, low, high, color=colour, alpha=0.14, lw=0)
             axis.plot(x, value, "o-" if encoder else "o--", color=colour, ms=3.5, label=labels[name])
         axis.set_xscale("log")
-        axis.set_xticks(x, [f"{v:g}\n{100 * p['share']:g} %" for v, p in zip(x, points, strict=True)])
+        axis.set_xticks(x, [f"{v:g}\n{100 * p.share:g} %" for v, p in zip(x, points, strict=True)])
         axis.minorticks_off()
-        axis.set(xlabel="subjects with labels, mean over folds", ylabel=title)
+        axis.set(xlabel="subjects with labels, mean over folds", ylabel=main_title(result.task))
         figure.legend(loc="outside lower center", ncols=2)
-        picture = inline(figure, f"Few-shot curves of {table['task']['name']}")
-    better = "lower" if lower else "higher"
+        picture = inline(figure, f"Few-shot curves of {result.task.name}")
+    better = "lower" if lower_is_better(result.task) else "higher"
     return Panel("Few labelled subjects", picture, f"Bands: 95 %, encoders only; {better} is better.")
 
 
-def embedding(
-    table: dict[str, Any], target: np.ndarray, subject: np.ndarray, vectors: dict[str, np.ndarray]
-) -> Iterator[Panel]:
+def embedding(outcome: Outcome) -> Iterator[Panel]:
     """Of each encoder its first two principal components twice: coloured by target, and by subject."""
     import matplotlib
 
-    task, people = table["task"], plots.subject_colours(subject)
-    for name in table["differences"]:
-        found = maps.flat(vectors[name], table["protocol"]["seed"]) if name in vectors else None
+    result, target, vectors = outcome.result, outcome.windows.target, outcome.vectors
+    task, subject = result.task, outcome.windows.subject
+    people = plots.subject_colours(subject)
+    for name in result.encoders:
+        found = maps.flat(vectors[name], result.protocol.seed) if name in vectors else None
         if found is None or np.ndim(target) != 1:
             continue
         rows, places, kept = found
-        label, (x, y) = labels_of(table)[name], places.T
+        label, (x, y) = result.labels[name], places.T
         note = f"{len(rows)} of {len(target)} windows." if len(rows) < len(target) else ""
         with _map_panel(kept) as (figure, axis):
-            if task["kind"] == "retrieval":
+            if task.kind == "retrieval":
                 _cloud(axis, x, y, INK, 8)
-            elif task["classes"]:
-                for k, text in enumerate(task["classes"]):
+            elif result.classes:
+                for k, text in enumerate(result.classes):
                     at = places[target[rows] == k]
                     _cloud(axis, at[:, 0], at[:, 1], [SERIES[k % len(SERIES)]] * len(at), 8, label=text)
                 figure.legend(loc="outside lower center", ncols=2, markerscale=1.6)
             else:
                 shown = _cloud(axis, x, y, target[rows], 8, cmap=matplotlib.colormaps["viridis"])
-                bar = figure.colorbar(shown, ax=axis, shrink=0.85, aspect=30, pad=0.02, label=task["unit"])
+                bar = figure.colorbar(shown, ax=axis, shrink=0.85, aspect=30, pad=0.02, label=task.unit)
                 bar.outline.set_visible(False)
-            picture = inline(figure, f"Map of {task['name']} by target, {label}")
-        yield Panel(f"{label}: {task['title'].lower()}", picture, note)
+            picture = inline(figure, f"Map of {task.name} by target, {label}")
+        yield Panel(f"{label}: {task.title.lower()}", picture, note)
         with _map_panel(kept) as (figure, axis):
             _cloud(axis, x, y, people[rows], 8)
-            picture = inline(figure, f"Map of {task['name']} by subject, {label}")
+            picture = inline(figure, f"Map of {task.name} by subject, {label}")
         count = len(set(subject[rows].tolist()))
         yield Panel(f"{label}: subject", picture, f"{count} subjects, a colour each.")
 

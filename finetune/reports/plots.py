@@ -4,14 +4,19 @@ classes ROC curves; of a comparison intervals side by side.
 
 # ruff: noqa: RUF001  (minus signs, dashes and Greek letters are meant)
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune.evaluation import classes
+from finetune.evaluation.results import Row, TaskResult
+from finetune.evaluation.table import Outcome
 from finetune.metrics import bland_altman
-from finetune.reports import report
+from finetune.reports.figures import lower_is_better, main_title, with_interval
+from finetune.reports.sheet import Picture
 
 INK, GREY, BLUE, ORANGE = "#1b1f24", "#9aa4b0", "#1f6feb", "#d9730d"
 LINES = {"encoder": BLUE, "untrained": "#7fb0f5", "handcrafted": ORANGE, "demographics": "#4c9a52"}
@@ -22,30 +27,43 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-def draw_all(
-    results: dict[str, Any],
-    target: np.ndarray,
-    subject: np.ndarray,
-    predicted: dict[str, np.ndarray],
-    folder: Path,
-) -> None:
-    """Write roc.png, or predicted.png, bland_altman.png and subjects.png, into `folder`."""
+def task_pictures(outcome: Outcome) -> tuple[Picture, ...]:
+    """roc.png, or predicted.png, bland_altman.png and subjects.png in plots/, of one encoder."""
+    kind = outcome.result.task.kind
+    if kind in ("multi-label", "retrieval"):
+        return ()
+    drawn: dict[str, tuple[str, Callable[..., Any]]] = {"roc": ("ROC curves", _roc)}
+    if kind == "regression":
+        drawn = {
+            "predicted": ("Predicted against true", _predicted),
+            "bland_altman": ("Bland–Altman", _bland_altman),
+            "subjects": ("Error of each subject", _subjects),
+        }
+    return tuple(
+        Picture(f"plots/{name}.png", caption, _drawing(partial(draw, outcome=outcome)))
+        for name, (caption, draw) in drawn.items()
+    )
+
+
+def _drawing(draw: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Writes the figure that `draw` makes with pyplot."""
+
+    def write(path: Path) -> None:
+        plt = pyplot()
+        with plt.rc_context(STYLE):
+            _save(plt, draw(plt), path)
+
+    return write
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(STYLE):
-        if results["task"]["kind"] != "regression":
-            _save(plt, _roc(plt, results, target, predicted), folder / "roc.png")
-            return
-        _save(plt, _predicted(plt, results, target, subject, predicted), folder / "predicted.png")
-        _save(
-            plt,
-            _bland_altman(plt, results, target, subject, predicted["encoder"]),
-            folder / "bland_altman.png",
-        )
-        _save(plt, _subjects(plt, results), folder / "subjects.png")
+    return plt
 
 
 def _save(plt: Any, figure: Any, path: Path) -> None:
@@ -53,50 +71,56 @@ def _save(plt: Any, figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_intervals(tables: list[dict[str, Any]], path: Path) -> None:
-    """One panel a task: each row's main metric with its 95 % interval; encoders in blue, their untrained
-    twins pale, baselines in orange.
+def intervals_picture(results: Sequence[TaskResult]) -> Picture:
+    """intervals.png, a panel a task: each row's main metric with its 95 % interval; encoders in blue, their
+    untrained twins pale, baselines in orange.
     """
-    import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(STYLE):
-        columns, rows = min(3, len(tables)), -(-len(tables) // 3)
-        tall = 1.1 + 0.27 * max(len(t["rows"]) for t in tables)
+    def draw(plt: Any) -> Any:
+        columns, lines = min(3, len(results)), -(-len(results) // 3)
+        tall = 1.1 + 0.27 * max(len(result.rows) for result in results)
+        size = (2.2 + 3.3 * columns, tall * lines)
         figure, axes = plt.subplots(
-            rows, columns, figsize=(2.2 + 3.3 * columns, tall * rows), sharey=True, squeeze=False,
-            layout="constrained",
-        )  # fmt: skip
-        for axis, table in zip(axes.flat, tables, strict=False):
-            _intervals(axis, table)
-        for axis in axes.flat[len(tables) :]:
+            lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
+        )
+        for axis, result in zip(axes.flat, results, strict=False):
+            _intervals(axis, result)
+        for axis in axes.flat[len(results) :]:
             axis.axis("off")
-        _save(plt, figure, path)
+        return figure
+
+    return Picture("intervals.png", "Main metric of each row", _drawing(draw))
 
 
-def _intervals(axis: Any, table: dict[str, Any]) -> None:
-    main, title, lower = report.main_of(table["task"])
-    labels = [row["label"] for row in table["rows"]]
-    for y, row in enumerate(table["rows"]):
-        found = row["metrics"].get(main)
-        if found and np.isfinite(found["value"]):
-            own = row["name"] in table["differences"]
-            colour = BLUE if own else ORANGE if row["name"] in BASELINE_ROWS else LINES["untrained"]
-            axis.plot([found["low"], found["high"]], [y, y], color=colour, lw=2)
-            axis.plot(found["value"], y, "o", color=colour, ms=5)
-    for row in table["rows"]:
-        if row["name"] == "mean" and main in row["metrics"]:
-            axis.axvline(row["metrics"][main]["value"], color=GREY, lw=0.8, ls="--", zorder=0)
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.5, -0.5)
-    axis.set(title=table["task"]["title"], xlabel=f"{title} ({'lower' if lower else 'higher'} is better)")
+def row_colour(row: Row, encoders: Sequence[str]) -> str:
+    return BLUE if row.name in encoders else ORANGE if row.name in BASELINE_ROWS else LINES["untrained"]
 
 
-def _roc(plt: Any, results: dict[str, Any], target: np.ndarray, predicted: dict[str, np.ndarray]) -> Any:
+def _intervals(axis: Any, result: TaskResult) -> None:
+    main = result.task.main
+    for y, row in enumerate(result.rows):
+        found = row.metrics.get(main)
+        if found and np.isfinite(found.value):
+            colour = row_colour(row, result.encoders)
+            axis.plot([found.low, found.high], [y, y], color=colour, lw=2)
+            axis.plot(found.value, y, "o", color=colour, ms=5)
+        if found and row.name == "mean":
+            axis.axvline(found.value, color=GREY, lw=0.8, ls="--", zorder=0)
+    label_rows(axis, result)
+
+
+def label_rows(axis: Any, result: TaskResult) -> None:
+    """Names of the rows from above downwards, title and direction of the main metric."""
+    axis.set_yticks(range(len(result.rows)), [row.label for row in result.rows])
+    axis.set_ylim(len(result.rows) - 0.5, -0.5)
+    better = "lower" if lower_is_better(result.task) else "higher"
+    axis.set(title=result.task.title, xlabel=f"{main_title(result.task)} ({better} is better)")
+
+
+def _roc(plt: Any, outcome: Outcome) -> Any:
     """A panel a class (one for two classes): out-of-fold ROC of each row that ranks."""
-    names, columns = results["task"]["classes"], predicted["mean"].shape[1]
+    result, target, predicted = outcome.result, outcome.windows.target, outcome.predicted
+    names, columns = result.classes, predicted["mean"].shape[1]
     hot = classes.one_hot(target, len(names))
     figure, axes = plt.subplots(
         1, columns, figsize=(0.6 + 4.6 * columns, 4.8), sharey=True, squeeze=False, layout="constrained"
@@ -104,15 +128,13 @@ def _roc(plt: Any, results: dict[str, Any], target: np.ndarray, predicted: dict[
     for k, axis in enumerate(axes[0]):
         positive = names[1] if columns == 1 else names[k]
         axis.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", zorder=0)
-        for row in _shown(results):
-            name = row["name"]
+        for row in _shown(result):
+            name = row.name
             score = classes.evidence(predicted[name], predicted["mean"])[:, k]
             false, true = roc_points(hot[:, k], score)
-            found = row["metrics"]["auroc"]
-            text = f"{row['label']}" + (f": {report.with_interval(found)}" if columns == 1 else "")
-            axis.plot(
-                false, true, color=LINES.get(name, INK), lw=2.2 if name == "encoder" else 1.4, label=text
-            )
+            text = row.label + (f": {with_interval(row.metrics['auroc'])}" if columns == 1 else "")
+            width = 2.2 if name in result.encoders else 1.4
+            axis.plot(false, true, color=LINES.get(name, INK), lw=width, label=text)
         count = int(hot[:, k].sum())
         axis.set(
             xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel="false positive rate",
@@ -120,7 +142,7 @@ def _roc(plt: Any, results: dict[str, Any], target: np.ndarray, predicted: dict[
         )  # fmt: skip
         axis.legend(frameon=False, loc="lower right", fontsize=8, title="AUROC" if columns == 1 else None)
     axes[0, 0].set_ylabel("true positive rate, out of fold")
-    figure.suptitle(results["task"]["title"], fontsize=11)
+    figure.suptitle(result.task.title, fontsize=11)
     return figure
 
 
@@ -140,47 +162,41 @@ def subject_colours(subject: np.ndarray) -> np.ndarray:
     return np.asarray(matplotlib.colormaps["turbo"](0.1 + 0.82 * ((group * 0.618034) % 1)))
 
 
-def _shown(results: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for row in results["rows"] if row["metrics"] and row["name"] != "mean"]
+def _shown(result: TaskResult) -> list[Row]:
+    return [row for row in result.rows if row.metrics and row.name != "mean"]
 
 
-def _predicted(
-    plt: Any,
-    results: dict[str, Any],
-    target: np.ndarray,
-    subject: np.ndarray,
-    predicted: dict[str, np.ndarray],
-) -> Any:
-    rows, unit = _shown(results), results["task"]["unit"]
+def _predicted(plt: Any, outcome: Outcome) -> Any:
+    result, target, predicted = outcome.result, outcome.windows.target, outcome.predicted
+    rows, unit, subject = _shown(result), result.task.unit, outcome.windows.subject
     columns = 2 if len(rows) > 1 else 1
     figure, axes = plt.subplots(
         -(-len(rows) // columns), columns, figsize=(4.4 * columns, 4.3 * -(-len(rows) // columns)),
         sharex=True, sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
-    values = np.concatenate([target, *(predicted[row["name"]] for row in rows)])
+    values = np.concatenate([target, *(predicted[row.name] for row in rows)])
     low, high = np.percentile(values, [0.2, 99.8])
     low, high = min(low, target.min()), max(high, target.max())
     margin, colours = 0.05 * (high - low), subject_colours(subject)
     for axis, row in zip(axes.flat, rows, strict=False):
-        y = predicted[row["name"]]
+        y = predicted[row.name]
         outside = int(np.sum((y < low - margin) | (y > high + margin)))
         axis.plot([low, high], [low, high], color=GREY, lw=1, zorder=0)
         axis.scatter(target, y, s=11, c=colours, alpha=0.75, lw=0)
-        mae = row["metrics"]["mae"]["value"]
-        axis.set_title(f"{row['label']}: MAE {mae:.2f} {unit}" + (f", {outside} outside" if outside else ""))
+        mae = row.metrics["mae"].value
+        axis.set_title(f"{row.label}: MAE {mae:.2f} {unit}" + (f", {outside} outside" if outside else ""))
         axis.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
     for axis in axes.flat[len(rows) :]:
         axis.axis("off")
-    figure.supxlabel(f"true {results['task']['title'].lower()}, {unit}")
+    figure.supxlabel(f"true {result.task.title.lower()}, {unit}")
     figure.supylabel(f"predicted, out of fold, {unit}")
     figure.suptitle("One dot a window, one colour a subject", fontsize=10, color=GREY)
     return figure
 
 
-def _bland_altman(
-    plt: Any, results: dict[str, Any], target: np.ndarray, subject: np.ndarray, predicted: np.ndarray
-) -> Any:
-    unit = results["task"]["unit"]
+def _bland_altman(plt: Any, outcome: Outcome) -> Any:
+    result, target, subject = outcome.result, outcome.windows.target, outcome.windows.subject
+    predicted, unit = outcome.predicted[result.encoders[0]], result.task.unit
     bias, low, high = bland_altman(target, predicted)
     figure, axis = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
     mean = (target + predicted) / 2
@@ -196,18 +212,19 @@ def _bland_altman(
     axis.set(
         xlabel=f"mean of true and predicted, {unit}",
         ylabel=f"predicted − true, {unit}",
-        title=f"Bland–Altman, this encoder ({results['task']['title'].lower()})",
+        title=f"Bland–Altman, this encoder ({result.task.title.lower()})",
     )
     return figure
 
 
-def _subjects(plt: Any, results: dict[str, Any]) -> Any:
+def _subjects(plt: Any, outcome: Outcome) -> Any:
     """Bars of the encoder's MAE, worst last, with the handcrafted and mean rows as marks."""
-    unit, by_subject = results["task"]["unit"], results["per_subject_mae"]
-    names = sorted(by_subject["encoder"], key=lambda s: by_subject["encoder"][s])
+    unit, by_subject = outcome.result.task.unit, outcome.result.per_subject_mae or {}
+    errors = by_subject[outcome.result.encoders[0]]
+    names = sorted(errors, key=lambda s: errors[s])
     x, width = np.arange(len(names)), min(max(6.0, 0.22 * len(names) + 2), 18)
     figure, axis = plt.subplots(figsize=(width, 4.2), layout="constrained")
-    axis.bar(x, [by_subject["encoder"][n] for n in names], color=BLUE, alpha=0.8, label="this encoder")
+    axis.bar(x, [errors[n] for n in names], color=BLUE, alpha=0.8, label="this encoder")
     for row, marker, colour in (("handcrafted", "o", ORANGE), ("mean", "_", INK)):
         if row in by_subject:
             label = {"handcrafted": "handcrafted features", "mean": "predict the mean"}[row]

@@ -8,13 +8,15 @@ readings each.
 Stages of hypertension where a corpus names none: JNC 7 (Chobanian et al. 2003), from reference pressures.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from datasets.schema import Corpus
+from finetune.evaluation.choose import Windows
+from finetune.evaluation.results import Agreement, Calibrated, PressureCard, Stage, TaskResult
 from finetune.task import Task, whole_record, window_targets
 
 ASKED, READINGS = 85, 255  # subjects and readings, by all three
@@ -33,10 +35,10 @@ FLOORS = {"sbp": (120, 140, 160), "dbp": (80, 90, 100)}  # mmHg from which each 
 STAGE_LABEL = "hypertension"
 
 
-def pressure_of(task: dict[str, Any]) -> str | None:
-    """ "sbp" or "dbp" when the task (as in results.json) is about one of them in mmHg, else None."""
-    stem = str(task["label"]).partition("_")[0].lower()
-    return stem if stem in FLOORS and task.get("unit") == "mmHg" else None
+def pressure_of(task: Task) -> str | None:
+    """ "sbp" or "dbp" when the task is about one of them in mmHg, else None."""
+    stem = task.label.partition("_")[0].lower()
+    return stem if stem in FLOORS and task.unit == "mmHg" else None
 
 
 def other_label(label: str) -> str:
@@ -48,7 +50,7 @@ def other_label(label: str) -> str:
 # ---------------------------------------------------------------- figures
 
 
-def agreement(target_n: np.ndarray, predicted_n: np.ndarray, subject_n: np.ndarray) -> dict[str, Any]:
+def agreement(target_n: np.ndarray, predicted_n: np.ndarray, subject_n: np.ndarray) -> Agreement:
     """MAE, ME, SD (n − 1), shares within 5, 10 and 15 mmHg (%), verdicts and grades of (n,) estimates, each
     of one reading; `sd_subjects`: SD of the subjects' mean errors.
 
@@ -65,22 +67,22 @@ def agreement(target_n: np.ndarray, predicted_n: np.ndarray, subject_n: np.ndarr
     within = {str(limit): float(100 * np.mean(np.abs(error) <= limit)) for limit in WITHIN}
     mae, spread = float(np.abs(error).mean()), float(np.var(reference))
     centred = reference - reference.mean()
-    return {
-        "values": len(error),
-        "subjects": subjects,
-        "mae": mae,
-        "me": me,
-        "sd": sd,
-        "within": within,
-        "slope": float(np.mean(centred * error) / spread) if spread > 1e-9 else float("nan"),
-        "sd_subjects": sd_subjects,
-        "aami": aami(me, sd, subjects, len(error)),
-        "aami_2": aami_2(me, sd_subjects, subjects, len(error)),
-        "bhs": bhs_grade(list(within.values())),
-        "ieee": ieee_grade(mae),
-        "subjects_asked": ASKED,
-        "readings_asked": READINGS,
-    }
+    return Agreement(
+        values=len(error),
+        subjects=subjects,
+        mae=mae,
+        me=me,
+        sd=sd,
+        within=within,
+        slope=float(np.mean(centred * error) / spread) if spread > 1e-9 else float("nan"),
+        sd_subjects=sd_subjects,
+        aami=aami(me, sd, subjects, len(error)),
+        aami_2=aami_2(me, sd_subjects, subjects, len(error)),
+        bhs=bhs_grade(list(within.values())),
+        ieee=ieee_grade(mae),
+        subjects_asked=ASKED,
+        readings_asked=READINGS,
+    )
 
 
 def aami(me: float, sd: float, subjects: int, readings: int = READINGS) -> str:
@@ -165,7 +167,7 @@ def stages(sbp_n: np.ndarray | None, dbp_n: np.ndarray | None) -> np.ndarray:
     return np.array(STAGES, object)[level]
 
 
-def staged(task: Task, windows: Any, labels: pa.Table) -> tuple[np.ndarray, str]:
+def staged(task: Task, windows: Windows, labels: pa.Table) -> tuple[np.ndarray, str]:
     """(n,) stage of each of `windows`, and where it comes from: the corpus's own label, or the reference
     pressures that there are. `labels`: those called STAGE_LABEL and `other_label(task.label)`.
     """
@@ -192,18 +194,22 @@ def staged(task: Task, windows: Any, labels: pa.Table) -> tuple[np.ndarray, str]
 # ---------------------------------------------------------------- cards
 
 
-def attach(results: dict[str, Any], windows: Any, predicted: dict[str, np.ndarray], source: Corpus) -> None:
-    """Add "blood_pressure" to a task's results where it is about one. `windows`, `predicted`: as in `cards`;
-    `source`: the corpus evaluated on.
+def with_cards(
+    result: TaskResult, windows: Windows, predicted: Mapping[str, np.ndarray], source: Corpus
+) -> TaskResult:
+    """The result with blood pressure cards, where its task is about one. `windows`, `predicted`: as in
+    `cards`; `source`: the corpus evaluated on.
     """
-    if results["task"]["kind"] != "regression" or pressure_of(results["task"]) is None:
-        return
-    task = Task.model_validate({k: v for k, v in results["task"].items() if k in Task.model_fields})
+    task = result.task
+    if task.kind != "regression" or pressure_of(task) is None:
+        return result
     labels = source.labels([STAGE_LABEL, other_label(task.label)])
-    results["blood_pressure"] = cards(task, windows, predicted, labels)
+    return replace(result, blood_pressure=cards(task, windows, predicted, labels))
 
 
-def cards(task: Task, windows: Any, predicted: dict[str, np.ndarray], labels: pa.Table) -> dict[str, Any]:
+def cards(
+    task: Task, windows: Windows, predicted: Mapping[str, np.ndarray], labels: pa.Table
+) -> dict[str, PressureCard]:
     """{row: its card} for out-of-fold predictions (n,) of a pressure at `windows` (target, subject, record,
     start_s). `labels` as in `staged`.
     """
@@ -212,33 +218,36 @@ def cards(task: Task, windows: Any, predicted: dict[str, np.ndarray], labels: pa
     apart = task.level != "window"  # then a row is a reading already
     reading = readings(target, subject, windows.record, windows.start_s, apart)
     names = [s for s in (*STAGES, *sorted(set(stage) - set(STAGES))) if np.any(stage == s)]
+    pairs = len(set(zip(subject.tolist(), reading.tolist(), strict=True)))
+
+    def in_stage(name: str, values: np.ndarray) -> Stage:
+        at = stage == name
+        return Stage(**vars(agreement(target[at], values[at], subject[at])), name=name)
+
     return {
-        row: {
-            "pressure": task.label.partition("_")[0].upper(),
-            "free": agreement(target, values, subject),
-            "calibrated": _calibrated(target, values, subject, reading),
-            "stages": [
-                {"name": s} | agreement(target[stage == s], values[stage == s], subject[stage == s])
-                for s in names
-            ],
-            "stages_by": source,
-            "readings": len(set(zip(subject.tolist(), reading.tolist(), strict=True))),
-        }
+        row: PressureCard(
+            pressure=task.label.partition("_")[0].upper(),
+            free=agreement(target, values, subject),
+            calibrated=_calibrated(target, values, subject, reading),
+            stages=tuple(in_stage(name, values) for name in names),
+            stages_by=source,
+            readings=pairs,
+        )
         for row, values in predicted.items()
     }
 
 
 def _calibrated(
     target: np.ndarray, values: np.ndarray, subject: np.ndarray, reading: np.ndarray
-) -> dict[str, Any]:
+) -> Calibrated:
     """Figures with calibration beside those of the very same rows without, or why there are none."""
     people, several = len(set(subject.tolist())), len(set(subject[reading > 0].tolist()))
     if several == 0:
-        return {"why_not": "no subject has two separate reference readings in this table"}
+        return Calibrated("no subject has two separate reference readings in this table")
     rows, shifted = calibrated(target, values, subject, reading)
-    return {
-        "why_not": "",
-        "calibrated": agreement(target[rows], shifted, subject[rows]),
-        "same_uncalibrated": agreement(target[rows], values[rows], subject[rows]),
-        "subjects_with_one_reading": people - several,
-    }
+    return Calibrated(
+        why_not="",
+        calibrated=agreement(target[rows], shifted, subject[rows]),
+        same_uncalibrated=agreement(target[rows], values[rows], subject[rows]),
+        subjects_with_one_reading=people - several,
+    )

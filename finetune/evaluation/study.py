@@ -1,0 +1,59 @@
+"""Encoders + corpus + tasks → for each task one table: every encoder beside the same network untrained, and
+the baselines that could embarrass it, on the same windows, the same folds and the same drawn subjects.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cluster.session import session
+from datasets.schema import Corpus
+from finetune.evaluation.adapt import adapted
+from finetune.evaluation.bloodpressure import with_cards
+from finetune.evaluation.data import TaskData, task_data
+from finetune.evaluation.entrant import Entrant, check_takes
+from finetune.evaluation.given import read_split
+from finetune.evaluation.lengths import fit
+from finetune.evaluation.options import Options
+from finetune.evaluation.results import CorpusInfo
+from finetune.evaluation.table import Outcome, outcome
+from finetune.task import Task
+
+
+def study(
+    entrants: Sequence[Entrant], source: Corpus, tasks: Sequence[Task], options: Options
+) -> list[Outcome]:
+    """Every task's outcome, in their order."""
+    if options.split:
+        read_split(options.split)  # a wrong file fails before anything is embedded
+    fitted = [adapted(task, source, options.window_s) for task in tasks]
+    for task, _ in fitted:
+        check_takes(entrants, task)
+    with session(actors=2):
+        return [
+            _outcome(entrants, source, data, options) for data in task_data(entrants, source, fitted, options)
+        ]
+
+
+def _outcome(entrants: Sequence[Entrant], source: Corpus, data: TaskData, options: Options) -> Outcome:
+    found = outcome(entrants, data.task, data.labels, data.windows, data.vectors, data.notes, options)
+    result = replace(
+        found.result,
+        overlap=data.overlap(),
+        refused_by=data.places.refused_by(),
+        placed=data.places.index.table.num_rows,
+        adapted=(*data.adapted, *_lengths(entrants, data.task)),
+        warnings=(*data.warnings(), *found.result.warnings),
+        corpus=corpus_info(source),
+    )
+    return replace(found, result=with_cards(result, found.windows, found.predicted, source))
+
+
+def corpus_info(source: Corpus) -> CorpusInfo:
+    manifest = source.manifest
+    return CorpusInfo(source.uri, source.hash, manifest["source"], manifest.get("licence", ""))
+
+
+def _lengths(entrants: Sequence[Entrant], task: Task) -> list[str]:
+    """A line for each encoder that does not take the windows whole."""
+    lines = [(e.label, fit(e.encoder, task.window_s).said()) for e in entrants]
+    return [f"{label}: {line}" for label, line in lines if line]

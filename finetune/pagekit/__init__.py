@@ -1,0 +1,1 @@
+"""The page kit: tables, panels and templates that evaluation reports and search reports share."""
