@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001  (minus signs, dashes and Greek letters are meant)
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from finetune.evaluation.results import Overlap, TaskResult
 from finetune.evaluation.table import Outcome
@@ -38,8 +39,12 @@ SPOKEN = {
 
 
 def section(outcome: Outcome, pictures: tuple[Picture, ...] = ()) -> Section:
-    """`pictures`: PNGs of this task beside the sheet."""
-    result = outcome.result
+    """`of_result` with its pictures, those of the page and the PNGs beside the sheet."""
+    return replace(of_result(outcome.result), pictures=pictures, groups=tuple(panels.groups(outcome)))
+
+
+def of_result(result: TaskResult) -> Section:
+    """Tables, verdict and facts."""
     return Section(
         title=result.task.title,
         key=result.task.name,
@@ -49,10 +54,8 @@ def section(outcome: Outcome, pictures: tuple[Picture, ...] = ()) -> Section:
         verdict=result.verdict,
         facts=tuple(facts(result)),
         explained=tuple(_explained(result)),
-        pictures=pictures,
         own=tuple(result.labels[name] for name in result.encoders),
         forests=forests(result, {encoder: rivals(result, encoder) for encoder in result.encoders}),
-        groups=tuple(panels.groups(outcome)),
     )
 
 

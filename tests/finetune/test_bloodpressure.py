@@ -8,8 +8,10 @@ import pytest
 from scipy import stats
 
 from datasets.schema import LABELS
-from finetune.reports import bloodpressure
+from finetune.evaluation import bloodpressure
+from finetune.evaluation.choose import Windows
 from finetune.task import Task
+from tests.finetune import made
 
 SBP = Task(
     name="sbp", title="Systolic pressure", kind="regression", label="sbp", unit="mmHg", window_s=10,
@@ -27,11 +29,9 @@ def labelled(*rows: tuple[str, str, float | str]) -> pa.Table:
     return pa.Table.from_pylist(made, schema=LABELS)
 
 
-def windows(target: list[float], subject: list[str], record: list[str] | None = None) -> SimpleNamespace:
-    return SimpleNamespace(
-        target=np.array(target), subject=np.array(subject), record=np.array(record or subject),
-        start_s=10.0 * np.arange(len(target)),
-    )  # fmt: skip
+def windows(target: list[float], subject: list[str], record: list[str] | None = None) -> Windows:
+    who, rows = np.array(subject), np.arange(len(target))
+    return Windows(rows, np.array(target), who, np.array(record or subject), 10.0 * rows)
 
 
 @pytest.mark.parametrize(
@@ -97,25 +97,25 @@ def test_table_1_is_the_sd_at_which_85_percent_of_errors_lie_within_10_mmhg() ->
 def test_criterion_2_is_of_subjects_means_however_many_readings_each_has() -> None:
     error = np.array([3.0, 5, 7, -4, -4, 1])
     found = bloodpressure.agreement(np.full(6, 120.0), 120 + error, np.array(list("aaabbc")))
-    assert found["sd_subjects"] == pytest.approx(np.std([5, -4, 1], ddof=1))
+    assert found.sd_subjects == pytest.approx(np.std([5, -4, 1], ddof=1))
 
 
 def test_two_equal_readings_are_two_where_the_task_is_about_readings() -> None:
     given = windows([120, 120, 90, 97], list("aabb"), ["a1", "a2", "b1", "b2"])
     task = SBP.model_copy(update={"level": "reading"})
     card = bloodpressure.cards(task, given, {"mean": np.full(4, 115.0)}, LABELS.empty_table())["mean"]
-    assert card["readings"] == 4
-    assert card["calibrated"]["calibrated"]["mae"] == pytest.approx(np.mean([0, 7]))
+    assert card.readings == 4
+    assert card.calibrated.calibrated.mae == pytest.approx(np.mean([0, 7]))
 
 
 def test_figures_equal_sums_done_by_hand() -> None:
     reference = np.array([100.0, 120, 140, 160])
     found = bloodpressure.agreement(reference, reference + np.array([4, -6, 11, -1]), np.array(list("aabb")))
-    assert (found["values"], found["subjects"]) == (4, 2)
-    assert found["mae"] == 5.5 and found["me"] == 2.0
-    assert found["sd"] == pytest.approx(np.sqrt((4 + 64 + 81 + 9) / 3))
-    assert found["within"] == {"5": 50.0, "10": 75.0, "15": 100.0}
-    assert (found["aami"], found["bhs"], found["ieee"]) == ("too few subjects", "B", "B")
+    assert (found.values, found.subjects) == (4, 2)
+    assert found.mae == 5.5 and found.me == 2.0
+    assert found.sd == pytest.approx(np.sqrt((4 + 64 + 81 + 9) / 3))
+    assert found.within == {"5": 50.0, "10": 75.0, "15": 100.0}
+    assert (found.aami, found.bhs, found.ieee) == ("too few subjects", "B", "B")
 
 
 def test_the_slope_of_the_error_is_scipys_and_minus_one_for_a_constant() -> None:
@@ -123,11 +123,9 @@ def test_the_slope_of_the_error_is_scipys_and_minus_one_for_a_constant() -> None
     reference = rng.normal(130, 20, 300)
     predicted = 130 + 0.4 * (reference - 130) + rng.normal(0, 8, 300)
     found = bloodpressure.agreement(reference, predicted, np.arange(300))
-    assert found["slope"] == pytest.approx(stats.linregress(reference, predicted - reference).slope)
-    assert bloodpressure.agreement(reference, np.full(300, 131.0), np.arange(300))["slope"] == pytest.approx(
-        -1
-    )
-    assert np.isnan(bloodpressure.agreement(np.full(3, 120.0), np.arange(3), np.arange(3))["slope"])
+    assert found.slope == pytest.approx(stats.linregress(reference, predicted - reference).slope)
+    assert bloodpressure.agreement(reference, np.full(300, 131.0), np.arange(300)).slope == pytest.approx(-1)
+    assert np.isnan(bloodpressure.agreement(np.full(3, 120.0), np.arange(3), np.arange(3)).slope)
 
 
 def test_a_value_that_stands_for_many_windows_or_records_is_one_reading() -> None:
@@ -153,17 +151,17 @@ def test_calibration_shifts_by_the_first_reading_and_tests_on_the_later_ones() -
 def test_a_constant_calibrated_is_the_earlier_reading_repeated() -> None:
     given = windows([120, 131, 90, 97, 95], list("aabbb"))
     card = bloodpressure.cards(SBP, given, {"mean": np.full(5, 115.0)}, LABELS.empty_table())["mean"]
-    told = card["calibrated"]
-    assert told["calibrated"]["mae"] == pytest.approx(np.mean([11, 7, 5]))
-    assert told["same_uncalibrated"]["mae"] == pytest.approx(np.mean([16, 18, 20]))
-    assert told["calibrated"]["subjects"] == 2 and told["subjects_with_one_reading"] == 0
+    found = card.calibrated
+    assert found.calibrated.mae == pytest.approx(np.mean([11, 7, 5]))
+    assert found.same_uncalibrated.mae == pytest.approx(np.mean([16, 18, 20]))
+    assert found.calibrated.subjects == 2 and found.subjects_with_one_reading == 0
 
 
 def test_without_two_separate_readings_of_anyone_no_calibration_is_claimed() -> None:
     given = windows([120, 120, 90, 90], list("aabb"), ["a1", "a2", "b1", "b2"])
     card = bloodpressure.cards(SBP, given, {"x": np.full(4, 100.0)}, LABELS.empty_table())["x"]
-    assert "no subject has two separate reference readings" in card["calibrated"]["why_not"]
-    assert "calibrated" not in card["calibrated"] and card["readings"] == 2
+    assert "no subject has two separate reference readings" in card.calibrated.why_not
+    assert card.calibrated.calibrated is None and card.readings == 2
 
 
 def test_jnc_7_stages_go_by_the_higher_of_the_two_pressures() -> None:
@@ -178,13 +176,13 @@ def test_stages_are_the_corpuss_own_where_it_has_them_else_from_both_pressures()
     given, values = windows([110, 150], ["a", "b"]), {"x": np.array([112.0, 140.0])}
     own = labelled(("a", "hypertension", "Normal"), ("b", "dbp", 80.0))
     card = bloodpressure.cards(SBP, given, values, own)["x"]
-    assert [s["name"] for s in card["stages"]] == ["Normal", "not stated"]
-    assert card["stages_by"] == "the corpus's label 'hypertension'"
+    assert [s.name for s in card.stages] == ["Normal", "not stated"]
+    assert card.stages_by == "the corpus's label 'hypertension'"
     card = bloodpressure.cards(SBP, given, values, labelled(("a", "dbp", 101.0)))["x"]
-    assert [s["name"] for s in card["stages"]] == ["Stage 1 hypertension", "Stage 2 hypertension"]
-    assert card["stages_by"] == "reference SBP and DBP, JNC 7 (by SBP alone for 1 without the other)"
+    assert [s.name for s in card.stages] == ["Stage 1 hypertension", "Stage 2 hypertension"]
+    assert card.stages_by == "reference SBP and DBP, JNC 7 (by SBP alone for 1 without the other)"
     card = bloodpressure.cards(SBP, given, values, LABELS.empty_table())["x"]
-    assert "SBP alone" in card["stages_by"] and [s["mae"] for s in card["stages"]] == [2.0, 10.0]
+    assert "SBP alone" in card.stages_by and [s.mae for s in card.stages] == [2.0, 10.0]
 
 
 def test_the_plausible_range_of_one_pressure_does_not_hide_the_other() -> None:
@@ -201,19 +199,22 @@ def test_a_card_is_attached_to_results_of_pressures_only() -> None:
         return labelled(("a", "dbp", 70.0), ("b", "dbp", 95.0))
 
     given, values = windows([110, 150], ["a", "b"]), {"x": np.array([112.0, 140.0])}
-    results = {"task": SBP.model_dump() | {"pieces": 1, "main": "mae", "classes": []}}
-    bloodpressure.attach(results, given, values, SimpleNamespace(labels=labels))  # type: ignore[arg-type]
-    assert asked == [["hypertension", "dbp"]]
-    assert [s["name"] for s in results["blood_pressure"]["x"]["stages"]] == ["Normal", "Stage 1 hypertension"]
-    other = {"task": {"kind": "regression", "label": "hr", "unit": "bpm"}}
-    bloodpressure.attach(other, given, values, SimpleNamespace())  # type: ignore[arg-type]
-    assert "blood_pressure" not in other
+    source, result = SimpleNamespace(labels=labels), made.numbers().result
+    found = bloodpressure.with_cards(result, given, values, source)  # type: ignore[arg-type]
+    assert asked == [["hypertension", "dbp"]] and found.blood_pressure is not None
+    assert [s.name for s in found.blood_pressure["x"].stages] == ["Normal", "Stage 1 hypertension"]
+    rate = made.of_one().result
+    assert bloodpressure.with_cards(rate, given, values, source) is rate  # type: ignore[arg-type]
 
 
 def test_only_tasks_about_a_pressure_in_mmhg_get_a_card() -> None:
-    for label, unit, found in (
-        ("sbp", "mmHg", "sbp"), ("dbp_derived", "mmHg", "dbp"), ("hr", "bpm", None), ("sbp", "kPa", None),
-        ("map", "mmHg", None),
-    ):  # fmt: skip
-        assert bloodpressure.pressure_of({"label": label, "unit": unit}) == found
+    cases = (
+        ("sbp", "mmHg", "sbp"),
+        ("dbp_derived", "mmHg", "dbp"),
+        ("hr", "bpm", None),
+        ("sbp", "kPa", None),
+    )
+    for label, unit, expected in (*cases, ("map", "mmHg", None)):
+        task = SBP.model_copy(update={"label": label, "unit": unit})
+        assert bloodpressure.pressure_of(task) == expected
     assert bloodpressure.other_label("sbp_derived") == "dbp_derived"

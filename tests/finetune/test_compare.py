@@ -14,14 +14,13 @@ from datasets.index import build
 from datasets.schema import LABELS, open_corpus
 from datasets.split import corpus_subjects
 from datasets.windows import WindowSpec
-from finetune import study
-from finetune.compare import compare
 from finetune.encoder import BundleEncoder
-from finetune.evaluate import evaluate
 from finetune.evaluation import choose
-from finetune.reports import comparison
+from finetune.evaluation.entrant import Entrant, check_takes
+from finetune.metrics import Difference
 from finetune.task import load_task
-from tests.finetune import tiny
+from tests.finetune import made, tiny
+from tests.finetune.run import compare, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -133,26 +132,27 @@ def test_what_cannot_be_compared_is_one_clear_line(
 
 
 def test_a_sentence_names_what_an_encoder_beats_and_no_other_ones_untrained_self() -> None:
-    def apart(low: float, high: float) -> dict[str, float]:
-        return {"value": 0.0, "low": low, "high": high, "p": 0.5}
+    def apart(low: float, high: float) -> Difference:
+        return Difference(0.0, low, high, 0.5)
 
-    names = ["a", "b", "a, untrained", "b, untrained", "handcrafted", "mean"]
-    table = {
-        "task": {"main": "auroc", "unit": ""},
-        "rows": [{"name": n, "label": n} for n in names],
-        "differences": {
-            "a": {"b": apart(-1, 1), "a, untrained": apart(0.1, 1), "b, untrained": apart(0.1, 1),
-                  "handcrafted": apart(-1, -0.1), "mean": apart(0.1, 1)},
-            "b": {"a": apart(-1, 1)},
+    differences = {
+        "a": {
+            "b": apart(-1, 1),
+            "a, untrained": apart(0.1, 1),
+            "b, untrained": apart(0.1, 1),
+            "handcrafted": apart(-1, -0.1),
+            "mean": apart(0.1, 1),
         },
-    }  # fmt: skip
-    assert comparison.verdicts(table) == [
-        "a beats its untrained self and predicting the mean; cannot be told apart from b; is worse than "
-        "handcrafted features.",
+        "b": {"a": apart(-1, 1)},
+    }
+    verdict = made.judged(made.binary(), differences=differences).result.verdict
+    assert verdict == (
+        "a beats its untrained self and predicting the prevalence; cannot be told apart from b; is worse "
+        "than handcrafted features.",
         "b cannot be told apart from a.",
-    ]
-    table["task"] = {"main": "mae", "unit": "bpm"}
-    assert comparison.verdicts(table)[0].startswith("a beats handcrafted features; cannot")
+    )
+    verdict = made.judged(made.numbers(), differences=differences).result.verdict
+    assert verdict[0].startswith("a beats handcrafted features; cannot")
 
 
 # ---------------------------------------------------------------- windows, without Ray
@@ -197,13 +197,13 @@ def test_the_window_of_an_alarm_ends_when_it_sounds() -> None:
     rows = pa.table({"subject": ["s"], "record": ["r"], "start_s": [290.0], "verdict": ["ok"]})
     index = SimpleNamespace(table=rows, corpus=SimpleNamespace(uri="c"))
     places = choose.Places(index, {"a": index}, None)  # type: ignore[arg-type]
-    windows = choose.choose_windows(places, task, table, choose.Seen("none"), "unseen", "b")
+    windows = choose.choose_windows(places, task, table)
     assert windows.start_s + task.window_s == [300.0] and windows.target == [1.0]
 
 
 def test_a_task_about_a_signal_refuses_an_encoder_that_does_not_take_it(pair_bundle: str) -> None:
     task = load_task("heart_rate").model_copy(update={"modality": "ppg"})
-    entrant = study.Entrant(BundleEncoder(pair_bundle, "ecg"), "a", "a", "b", "b")
+    entrant = Entrant(BundleEncoder(pair_bundle, "ecg"), "a", "a", "b", "b")
     with pytest.raises(PlethoraError, match=r"about ppg itself, mode 'ecg' of .* takes ecg"):
-        study.suits([entrant], task)
-    study.suits([entrant], load_task("heart_rate"))
+        check_takes([entrant], task)
+    check_takes([entrant], load_task("heart_rate"))

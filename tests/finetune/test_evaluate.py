@@ -14,11 +14,21 @@ from cluster import bundle as bundles
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
 from datasets.split import corpus_subjects
-from finetune.evaluate import LABELS, evaluate
-from finetune.evaluation.choose import seen_by_pretraining
+from finetune.evaluation.people import seen_by_pretraining
 from tests.finetune import tiny
+from tests.finetune.run import evaluate
 
 ROOT = Path(__file__).parents[2]
+ROWS = [
+    "encoder",
+    "untrained",
+    "encoder, k-NN",
+    "encoder + demographics",
+    "handcrafted",
+    "demographics",
+    "demographics + handcrafted",
+    "mean",
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +46,13 @@ def other(tmp_path: Path, name: str, about: dict[str, Any]) -> str:
 
 
 def test_all_rows_have_every_metric_with_its_interval(results: dict[str, Any]) -> None:
-    assert [row["name"] for row in results["rows"]] == list(LABELS)
+    assert [row["name"] for row in results["rows"]] == ROWS
     for row in results["rows"]:
         assert row["note"] == ""
         for name in ("mae", "rmse"):
             found = row["metrics"][name]
             assert found["low"] <= found["value"] <= found["high"]
-    assert set(results["differences"]) == set(LABELS) - {"encoder"}
+    assert set(results["differences"]) == set(ROWS) - {"encoder"}
 
 
 def test_an_encoder_that_hears_the_pulse_beats_the_mean_and_so_do_handcrafted_features(
@@ -70,7 +80,10 @@ def test_the_report_lies_in_the_folder_and_beside_the_bundle(
 ) -> None:
     names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     pictures = {"plots/predicted.png", "plots/bland_altman.png", "plots/subjects.png"}
-    assert names == {"report.md", "results.json", "predictions.parquet"} | pictures
+    tables = {"tables.csv", "metrics.json", "results.json", "predictions.parquet"}
+    assert names == {"report.md", "report.html"} | tables | pictures
+    beside = {p.name for p in Path(results["published"]).rglob("*")}
+    assert "report.md" in beside and not {"report.html", "tables.csv"} & beside  # no place beside a bundle
     assert bundles.verify(results["published"])["kind"] == "evaluation"
     assert Path(results["published"]).parent == Path(bundle).parent / "evaluations"
     assert bundles.verify(bundle)["kind"] == "encoder"
@@ -95,10 +108,7 @@ def test_subjects_that_pretraining_saw_are_left_out_and_counted(
     assert results["overlap"]["kind"] == "shared"
     tested = set(pq.read_table(tmp_path / "out" / "predictions.parquet")["subject"].to_pylist())
     assert tested == set(people[5:])
-    assert "Left out, seen by pretraining: 5 subjects" in capsys.readouterr().out
-
-    with pytest.raises(PlethoraError, match=r"saw 5 subjects of .*--subjects unseen.*--allow-overlap"):
-        evaluate(uri, corpus, "heart_rate", subjects="all", publish=False)
+    assert "left out as seen: 5 subjects" in capsys.readouterr().out
     everyone = evaluate(uri, corpus, "heart_rate", publish=False, allow_overlap=True, few_shot=False)
     assert everyone["counts"]["subjects"] == 12
     assert "NOT left out (5 known)" in everyone["warnings"][0]

@@ -11,7 +11,8 @@ import pytest
 
 from cluster.errors import PlethoraError
 from finetune.evaluation import given
-from finetune.evaluation.table import Options, named, outcome
+from finetune.evaluation.options import Options
+from finetune.evaluation.table import named, outcome
 from finetune.task import load_task
 from tests.finetune.test_tasks import answers, corpus_of, entrant, knowing, windows_of
 
@@ -40,12 +41,12 @@ def test_a_given_split_trains_and_tests_on_whom_it_names_and_counts_the_others(t
     path = split_file(tmp_path, train=PEOPLE[:20], val=PEOPLE[20:24], test=PEOPLE[24:36])
     found = told(split=path)
     assert sorted(found.windows.subject) == PEOPLE[24:36]
-    assert found.results["refused"] == {"not in the split": 4 * 4}
-    assert found.results["protocol"]["folds"] == 1
+    assert found.result.refused == {"not in the split": 4 * 4}
+    assert found.result.protocol.folds == 1
     level = {s: float(VALUES[int(s[1:])]) for s in PEOPLE}
     expected = np.mean([level[s] for s in PEOPLE[:24]])
     assert found.predicted["mean"] == pytest.approx(np.full(12, expected))
-    assert found.results["rows"][0]["metrics"]["mae"]["value"] < 5
+    assert found.result.to_json()["rows"][0]["metrics"]["mae"]["value"] < 5
 
 
 def test_records_may_be_named_too_but_a_subject_on_both_sides_is_a_leak(tmp_path: Path) -> None:
@@ -85,10 +86,10 @@ def predictions(folder: Path, values: np.ndarray, rows: np.ndarray, column: str 
 def test_given_predictions_are_a_row_of_the_same_people_averaged_like_the_others(tmp_path: Path) -> None:
     values = WINDOWS.target + RNG.normal(0, 3, len(WINDOWS.target))
     found = told(predictions=(predictions(tmp_path, values, np.arange(len(values))),))
-    rows = {row["name"]: row["metrics"] for row in found.results["rows"]}
+    rows = {row["name"]: row["metrics"] for row in found.result.to_json()["rows"]}
     each = [values[WINDOWS.subject == s].mean() - WINDOWS.target[WINDOWS.subject == s][0] for s in PEOPLE]
     assert rows["vision"]["mae"]["value"] == pytest.approx(np.abs(each).mean())
-    assert found.results["differences"]["a"]["vision"]["value"] == pytest.approx(
+    assert found.result.to_json()["differences"]["a"]["vision"]["value"] == pytest.approx(
         rows["a"]["mae"]["value"] - rows["vision"]["mae"]["value"]
     )
 
@@ -97,7 +98,7 @@ def test_people_without_a_given_prediction_are_left_out_of_every_row_and_counted
     some = np.flatnonzero(np.isin(WINDOWS.subject, PEOPLE[5:]))
     found = told(predictions=(predictions(tmp_path, WINDOWS.target, some),))
     assert sorted(found.windows.subject) == PEOPLE[5:]
-    assert found.results["refused"] == {"without a given prediction": 5}
+    assert found.result.refused == {"without a given prediction": 5}
     for row in found.predicted.values():
         assert len(row) == 35
 

@@ -2,16 +2,25 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from finetune.reports import bloodpressure, comparison, maps, page, panels, parts
-from finetune.reports.report import signed, with_interval
-from finetune.reports.svg import THEME, inline, panel
-from tests.finetune import told
+from finetune.evaluation import maps
+from finetune.evaluation.results import TaskResult
+from finetune.evaluation.table import Outcome
+from finetune.metrics import Difference
+from finetune.pagekit.svg import THEME, inline, panel
+from finetune.pagekit.template import TEMPLATES
+from finetune.reports import comparison, forest, panels, sheet
+from finetune.reports.figures import signed, with_interval
+from finetune.reports.forest import forests
+from finetune.reports.task_section import rivals
+from tests.finetune import made
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -43,26 +52,16 @@ class Reader(HTMLParser):
             self.words.append(data)
 
 
-def rendered(*pairs: Any) -> str:
-    results, outcomes = told.comparison_of(*pairs)
-    return page.render(results, outcomes)
+def rendered(*outcomes: Outcome) -> str:
+    found = comparison.of_several(outcomes, made.INFO, None)
+    return sheet.page(replace(found, pictures=()), Path())
 
 
 @pytest.fixture(scope="module")
-def full() -> tuple[str, list[dict[str, Any]]]:
+def full() -> tuple[str, list[TaskResult]]:
     """A page of two tasks with every part that a table may have."""
-    first, second = told.numbers(), told.binary()
-    table, outcome = first
-    told.everything(table)
-    card = {"within": {"5": 40.0, "10": 70.0, "15": 90.0}}
-    free = bloodpressure.agreement(outcome.windows.target, outcome.predicted["a"], outcome.windows.subject)
-    table["blood_pressure"] = {
-        n: {"pressure": "SBP", "free": free | card, "stages": [{"name": "Normal"} | free], "readings": 72,
-            "stages_by": "x", "calibrated": {"why_not": "", "calibrated": free, "same_uncalibrated": free,
-                                             "subjects_with_one_reading": 3}}
-        for n in outcome.predicted
-    }  # fmt: skip
-    return rendered(first, second), [table, second[0]]
+    outcomes = [made.everything(made.numbers()), made.binary()]
+    return rendered(*outcomes), [outcome.result for outcome in outcomes]
 
 
 def test_the_page_needs_no_other_file_and_no_network(full: tuple[str, list[Any]]) -> None:
@@ -86,77 +85,92 @@ def test_ids_are_unique_and_every_link_inside_leads_somewhere(full: tuple[str, l
 
 
 def test_every_figure_of_the_main_tables_and_every_difference_is_on_the_page(
-    full: tuple[str, list[Any]],
+    full: tuple[str, list[TaskResult]],
 ) -> None:
     words = " ".join(Reader(full[0]).words).replace("−", "-")  # noqa: RUF001
-    for table in full[1]:
-        for row in table["rows"]:
-            if row["metrics"]:
-                assert with_interval(row["metrics"][table["task"]["main"]]) in words
-        for other in comparison.rivals(table, "a"):
-            assert signed(table["differences"]["a"][other]) in words
-        for sentence in table["verdict"]:
+    for result in full[1]:
+        for row in result.rows:
+            if row.metrics:
+                assert with_interval(row.metrics[result.task.main]) in words
+        for other in rivals(result, "a"):
+            assert signed(result.differences["a"][other]) in words
+        for sentence in result.verdict:
             assert sentence in words
 
 
 def test_every_table_and_forest_of_a_task_carries_its_warnings(full: tuple[str, list[Any]]) -> None:
     text, (warned, clean) = full
     sections = re.split(r'<section id="', text)
-    for section, table in zip(sections[1:], (warned, clean), strict=True):
+    for section, result in zip(sections[1:], (warned, clean), strict=True):
         figures = re.findall(r'<figure class="(?:table|forest)">.*?</figure>', section, re.DOTALL)
         assert len(figures) >= 3
         for figure in figures:
-            assert figure.count('class="warning"') == len(table["warnings"])
+            assert figure.count('class="warning"') == len(result.warnings)
     overview = re.findall(r'<figure class="table">.*?</figure>', sections[0], re.DOTALL)
-    assert len(overview) == 1 and warned["warnings"][0] in overview[0]
+    assert len(overview) == 1 and warned.warnings[0] in overview[0]
 
 
-@pytest.mark.parametrize(
-    "title",
-    ["Few labelled subjects", "Calibration", "Bland–Altman", "Error against the reference", "Embedding map",  # noqa: RUF001
-     "SBP: no calibration", "SBP: calibrated", "SBP by hypertension stage", "By sex", "AUROC of each label",
-     "As often published: a split by windows", "AUROC intervals checked", "How it was done",
-     "Paired differences", "Calibration and ranking"],
-)  # fmt: skip
+PARTS = (
+    "Few labelled subjects",
+    "Calibration",
+    "Bland–Altman",  # noqa: RUF001
+    "Error against the reference",
+    "Embedding map",
+    "SBP: no calibration",
+    "SBP: calibrated",
+    "SBP by hypertension stage",
+    "By sex",
+    "AUROC of each label",
+    "As often published: a split by windows",
+    "AUROC intervals checked",
+    "How it was done",
+    "Paired differences",
+    "Calibration and ranking",
+)
+
+
+@pytest.mark.parametrize("title", PARTS)
 def test_each_part_has_its_heading(full: tuple[str, list[Any]], title: str) -> None:
     assert re.search(f"<h[34]>{re.escape(title)}</h[34]>", full[0])
 
 
 def test_a_table_with_none_of_the_optional_parts_makes_a_page_too() -> None:
-    table, outcome = told.numbers(subjects=4, each=3)
-    del table["warnings"], outcome.vectors
-    text = rendered((table, outcome))
+    text = rendered(replace(made.numbers(subjects=4, each=3), vectors={}))
     Reader(text)
     for absent in ("Few labelled", "Embedding map", "hypertension", "By sex", 'class="warning"', "<nav"):
         assert absent not in text
 
 
 def test_a_retrieval_has_rows_and_a_map_but_no_predictions() -> None:
-    table, outcome = told.numbers(subjects=4, each=3)
-    table["task"] |= {"kind": "retrieval", "label": "", "main": "rank1", "metrics": ["rank1"]}
-    for row in table["rows"]:
-        row["metrics"] = {"rank1": told.interval(0.5, 0.1)} if row["metrics"] else {}
-    table["counts"] |= {"gallery": 4, "left_out": 0}
-    outcome.predicted = {}
-    text = rendered((table, outcome))
+    outcome = made.numbers(subjects=4, each=3)
+    result = outcome.result
+    changed = {"kind": "retrieval", "label": "", "metrics": ("rank1",)}
+    rows = tuple(
+        replace(row, metrics={"rank1": made.interval(0.5, 0.1)} if row.metrics else {}) for row in result.rows
+    )
+    retrieval = made.judged(
+        replace(outcome, predicted={}),
+        task=result.task.model_copy(update=changed),
+        rows=rows,
+        counts=replace(result.counts, gallery=4, left_out=0),
+    )
+    text = rendered(retrieval)
     assert "<h3>Embedding map</h3>" in text and "Calibration" not in text
     assert "Retrieval of subjects" in text and "A gallery of 4 subjects" in text and "Ridge" not in text
 
 
 def test_names_are_shown_and_never_run() -> None:
     bad = '<script>alert("1")</script> & $x^2$ {{ 7 * 7 }}'
-    table, outcome = told.numbers(title=bad)
-    table["warnings"] = [bad]
-    for row in table["rows"]:
-        row["label"] = row["label"].replace("a", bad, 1)
-    reader = Reader(rendered((table, outcome)))
+    outcome = made.numbers(task=made.SBP.model_copy(update={"title": bad}))
+    rows = tuple(replace(row, label=row.label.replace("a", bad, 1)) for row in outcome.result.rows)
+    reader = Reader(rendered(made.judged(outcome, rows=rows, warnings=(bad,))))
     assert "script" not in {tag for tag, _ in reader.attributes}
     words = " ".join(reader.words)
     assert bad in words and "49" not in words
 
 
 def test_a_page_is_the_same_every_time() -> None:
-    assert rendered(told.numbers(subjects=4, each=3)) == rendered(told.numbers(subjects=4, each=3))
+    assert rendered(made.numbers(subjects=4, each=3)) == rendered(made.numbers(subjects=4, each=3))
 
 
 def test_a_picture_has_the_pages_colours_and_no_size_of_its_own() -> None:
@@ -169,7 +183,7 @@ def test_a_picture_has_the_pages_colours_and_no_size_of_its_own() -> None:
     assert not re.search("|".join(THEME), text)
     assert all(f"var(--{name})" in text for name in THEME.values())
     assert 'width="' not in text.partition(">")[0] and "viewBox" in text and "a &lt; b &amp; $c$" in text
-    sheet = (page.TEMPLATES / "report.css").read_text()
+    sheet = (TEMPLATES / "report.css").read_text()
     light, dark = sheet.split("@media", 1)
     for name in THEME.values():
         assert f"--{name}:" in light and f"--{name}:" in dark
@@ -179,31 +193,30 @@ def test_a_picture_has_the_pages_colours_and_no_size_of_its_own() -> None:
 
 
 def test_a_forest_puts_differences_to_scale_with_zero_in_the_middle() -> None:
-    table, _ = told.numbers()
-    (forest,) = parts.forests(table, {"a": ["b", "handcrafted", "mean"]})
-    values = np.array([table["differences"]["a"][n]["value"] for n in ("b", "handcrafted", "mean")])
-    places = np.array([line.value for line in forest.lines])
+    result = made.numbers().result
+    (one,) = forests(result, {"a": ["b", "handcrafted", "mean"]})
+    values = np.array([result.differences["a"][n].value for n in ("b", "handcrafted", "mean")])
+    places = np.array([line.value for line in one.lines])
     scale = (places - 50) / values
-    assert forest.zero == 50 and scale == pytest.approx(np.full(3, scale[0])) and scale[0] > 0
-    assert all(0 <= line.low <= line.value <= line.high <= 100 for line in forest.lines)
-    assert (forest.left, forest.right) == ("encoder better", "encoder worse")
-    (other,) = parts.forests(told.binary()[0], {"a": ["mean"]})
+    assert one.zero == 50 and scale == pytest.approx(np.full(3, scale[0])) and scale[0] > 0
+    assert all(0 <= line.low <= line.value <= line.high <= 100 for line in one.lines)
+    assert (one.left, one.right) == ("encoder better", "encoder worse")
+    (other,) = forests(made.binary().result, {"a": ["mean"]})
     assert (other.left, other.right) == ("encoder worse", "encoder better")
     assert other.lines[0].side == "better" and other.lines[0].value > 50
 
 
 def test_differences_that_do_not_exist_are_left_out_of_a_forest() -> None:
-    table, _ = told.numbers()
-    nan = float("nan")
-    table["differences"]["a"]["b"] = {"value": nan, "low": nan, "high": nan, "p": 1.0}
-    (forest,) = parts.forests(table, {"a": ["b", "mean"]})
-    assert [line.label for line in forest.lines] == ["Predict the mean"]
-    assert parts.forests(table, {"a": ["b"]}) == []
+    result, nan = made.numbers().result, float("nan")
+    differences = result.differences["a"] | {"b": Difference(nan, nan, nan, 1.0)}
+    (one,) = forests(replace(result, differences={"a": differences}), {"a": ["b", "mean"]})
+    assert [line.label for line in one.lines] == ["Predict the mean"]
+    assert forests(replace(result, differences={"a": differences}), {"a": ["b"]}) == ()
 
 
 def test_ticks_are_round_numbers_inside_the_axis() -> None:
     for reach, step in ((0.0131, 0.01), (7.3, 5), (2.0, 2), (1.99, 1), (480, 200)):
-        assert parts._nice(reach) == pytest.approx(step)
+        assert forest._nice(reach) == pytest.approx(step)
 
 
 def test_a_map_is_the_first_two_principal_components() -> None:

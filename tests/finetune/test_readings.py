@@ -1,5 +1,6 @@
 """A reading is a row of a table: which windows and records share one, and that no two are averaged."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 
 from datasets.schema import LABELS
 from finetune import assess
-from finetune.evaluation import choose, groups
+from finetune.evaluation import bloodpressure, choose, groups, people
 from finetune.evaluation.readings import reading_names, units
 from finetune.evaluation.table import Options, Outcome, outcome
-from finetune.reports import bloodpressure, report
+from finetune.reports import task_section
 from finetune.task import Task, load_task
+from tests.finetune import made
 from tests.finetune.test_tasks import entrant
 
 SBP = load_task("sbp")
@@ -21,12 +23,12 @@ Row = tuple[str, str, float | None, float | None, Any]  # subject, record, start
 
 
 def labelled(rows: list[Row], name: str = "sbp") -> pa.Table:
-    made = [
+    lines = [
         {"subject": s, "record": r, "start_s": a, "end_s": b, "name": name,
          "value": None if isinstance(v, str) else v, "text": v if isinstance(v, str) else None}
         for s, r, a, b, v in rows
     ]  # fmt: skip
-    return pa.Table.from_pylist(made, schema=LABELS)
+    return pa.Table.from_pylist(lines, schema=LABELS)
 
 
 def chosen(
@@ -37,9 +39,7 @@ def chosen(
     index: Any = SimpleNamespace(
         table=pa.Table.from_pylist(rows), corpus=SimpleNamespace(uri="made up", manifest=manifest)
     )
-    return choose.choose_windows(
-        choose.Places(index, {"a": index}, None), task, labels, choose.Seen("none"), "unseen", "b"
-    )
+    return choose.choose_windows(choose.Places(index, {"a": index}, None), task, labels, people.NOBODY, "b")
 
 
 def judged(
@@ -54,7 +54,7 @@ def judged(
     found = chosen(task, labels, places, **manifest)
     x = np.random.default_rng(0).normal(size=(len(found.subject), 2))
     one = outcome([entrant()], task, labels, found, {"a": x}, {}, Options(few_shot=False, folds=4))
-    return {r["name"]: r["metrics"][task.main]["value"] for r in one.results["rows"] if r["metrics"]}, one
+    return {r.name: r.metrics[task.main].value for r in one.result.rows if r.metrics}, one
 
 
 # ---------------------------------------------------------------- judged
@@ -63,10 +63,10 @@ def judged(
 def test_ten_readings_of_a_person_are_ten_rows_and_the_mean_is_as_wrong_as_it_is() -> None:
     values = {f"s{i}": [100.0 + 8 * k for k in range(10)] for i in range(8)}
     figures, found = judged(SBP, values)
-    assert len(found.windows.target) == 80 == found.results["counts"]["rows"]
+    assert len(found.windows.target) == 80 == found.result.to_json()["counts"]["rows"]
     assert sorted(set(found.windows.target.tolist())) == values["s0"]
     assert figures["mean"] == pytest.approx(20)  # mean of |reading − 136|
-    assert found.results["counts"]["readings"] == {"fewest": 10, "most": 10}
+    assert found.result.to_json()["counts"]["readings"] == {"fewest": 10, "most": 10}
     card = bloodpressure.cards(SBP, found.windows, found.predicted, LABELS.empty_table())["mean"]
     assert (card["free"]["values"], card["free"]["subjects"], card["readings"]) == (80, 8, 80)
     told = card["calibrated"]
@@ -83,7 +83,7 @@ def test_intervals_are_over_people_however_many_readings_they_have() -> None:
     ]
     widths = []
     for found in (few, many):
-        mae = next(r for r in found.results["rows"] if r["name"] == "mean")["metrics"]["mae"]
+        mae = next(r for r in found.result.to_json()["rows"] if r["name"] == "mean")["metrics"]["mae"]
         widths.append(mae["high"] - mae["low"])
     assert len(many.windows.target) == 8 * len(few.windows.target)
     assert widths[1] == pytest.approx(widths[0], rel=0.1)
@@ -95,17 +95,13 @@ def test_records_of_one_reading_are_one_row_as_in_ppg_bp() -> None:
     each = found.windows.target - 110
     np.testing.assert_array_equal(each, 3 * np.arange(9))
     card = bloodpressure.cards(SBP, found.windows, found.predicted, LABELS.empty_table())["mean"]
-    assert card["calibrated"]["why_not"] and card["readings"] == 9
+    assert card.calibrated.why_not and card.readings == 9
 
 
 def test_the_facts_say_how_many_readings_a_person_has() -> None:
     _, found = judged(SBP, {"a": [100.0], "b": [120.0, 121.0, 140.0], "c": [99.0, 98.0]})
-    results: Any = found.results | {
-        "corpus": {"source": "x", "uri": "y"}, "overlap": SimpleNamespace(), "verdict": [], "adapted": [],
-    }  # fmt: skip
-    results["overlap"] = {"kind": "none", "why": [], "policy": "unseen", "shared_subjects": 0,
-                          "left_out": {"subjects": 0, "windows": 0}}  # fmt: skip
-    line = next(line for line in report.facts(results) if line.startswith("One prediction a reading"))
+    result = replace(found.result, corpus=made.CORPUS, overlap=made.NO_OVERLAP)
+    line = next(line for line in task_section.facts(result) if line.startswith("One prediction a reading"))
     assert line.endswith(": 6; readings of a subject: 1 to 3")
 
 

@@ -1,36 +1,25 @@
 """The words under a table claim what the intervals allow, no more."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from finetune.reports import plots, report
+from finetune.evaluation.results import Counts, LeftOut, Overlap
+from finetune.metrics import Interval
+from finetune.reports import figures, plots
+from finetune.reports.sheet import Sheet, markdown, terminal
+from finetune.reports.task_section import of_result
+from tests.finetune import made
 
 
-def results(low: float, high: float, **changed: Any) -> dict[str, Any]:
-    found = {"value": 3.0, "low": 2.0, "high": 4.0}
-    shown = {m: found for m in ("mae", "rmse", "r2", "pearson")}
-    names = ("encoder", "untrained", "handcrafted", "demographics", "mean")
-    rows = [{"name": n, "label": n.title(), "metrics": shown, "note": ""} for n in names]
-    difference = {"value": (low + high) / 2, "low": low, "high": high, "p": 0.04}
-    out = {
-        "task": {"title": "Heart rate", "unit": "bpm", "window_s": 30.0, "pieces": 1,
-                 "metrics": ["mae", "rmse", "r2", "pearson"]},
-        "bundle": {"uri": "b", "mode": "ppg", "dim": 4}, "corpus": {"uri": "c", "source": "somewhere"},
-        "overlap": {"kind": "none", "why": ["same key"], "shared_subjects": 0,
-                    "policy": "unseen", "left_out": {"subjects": 0, "windows": 0}},
-        "counts": {"subjects": 4, "records": 5, "windows": 60}, "refused": {"no label": 3},
-        "protocol": {"folds": 4, "folds_asked": 5, "seed": 0, "draws": 2000, "handcrafted": ["a"],
-                     "demographics": ["age"]},
-        "rows": rows, "differences": {n: difference for n in names[1:]},
-    } | changed  # fmt: skip
-    return out | {"verdict": report.verdicts(out)}
+def printed(**changed: object) -> str:
+    return terminal(made.sheet_of(made.of_one(**changed)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "sentence"),
     [
         (-2.0, -0.5, "The encoder beats handcrafted features ("),
         (-2.0, 0.5, "does not beat handcrafted features: they cannot be told apart ("),
@@ -38,49 +27,40 @@ def results(low: float, high: float, **changed: Any) -> dict[str, Any]:
     ],
 )
 def test_a_win_is_claimed_only_where_the_whole_interval_is_below_zero(
-    low: float, high: float, said: str
+    low: float, high: float, sentence: str
 ) -> None:
-    assert any(said in sentence for sentence in results(low, high)["verdict"])
-    assert len(results(low, high)["verdict"]) == 4
+    verdict = made.of_one(low, high).result.verdict
+    assert any(sentence in line for line in verdict) and len(verdict) == 4
 
 
 def test_a_row_without_figures_says_why_and_stays_in_the_table() -> None:
-    told = results(-2, -1)
-    row = told["rows"][3]
-    row["metrics"], row["note"] = {}, "the corpus has no age or sex"
-    del told["differences"]["demographics"]
-    told["verdict"] = report.verdicts(told)
-    assert "Not compared with demographics alone: the corpus has no age or sex." in told["verdict"]
-    for text in (report.terminal(told), report.markdown(told)):
+    outcome = made.of_one(absent="demographics")
+    expected = "Not compared with demographics alone: the corpus has no age or sex."
+    assert expected in outcome.result.verdict
+    for text in (terminal(made.sheet_of(outcome)), markdown(made.sheet_of(outcome))):
         assert "Demographics: the corpus has no age or sex" in text
 
 
 def test_refusals_and_lowered_folds_are_stated() -> None:
-    text = report.terminal(results(-2, -1))
+    text = printed()
     assert "4 subjects, 5 records, 60 windows of 30 s" in text
     assert "Windows refused: no label 3" in text
     assert "(5 folds were asked for: there are only 4 subjects)" in text
 
 
 def test_unknown_overlap_is_never_called_none() -> None:
-    overlap = results(-2, -1)["overlap"] | {"kind": "unknown", "why": ["CinC publishes no ids"]}
-    text = report.terminal(results(-2, -1, overlap=overlap))
+    text = printed(overlap=Overlap("unknown", ("CinC publishes no ids",), "unseen", 0, LeftOut()))
     assert "UNKNOWN (CinC publishes no ids)" in text
     assert "pretraining: none" not in text
 
 
-def test_evaluating_seen_subjects_carries_a_warning() -> None:
-    overlap = results(-2, -1)["overlap"] | {"kind": "shared", "shared_subjects": 3, "policy": "all"}
-    assert "WARNING: subjects that pretraining saw are NOT left out (3 known)" in report.terminal(
-        results(-2, -1, overlap=overlap)
-    )
-    left = overlap | {"policy": "unseen", "left_out": {"subjects": 3, "windows": 40}}
-    text = report.terminal(results(-2, -1, overlap=left))
-    assert "Left out, seen by pretraining: 3 subjects, 40 windows" in text and "WARNING" not in text
+def test_subjects_left_out_because_pretraining_saw_them_are_counted() -> None:
+    text = printed(overlap=Overlap("shared", ("one corpus",), "unseen", 3, LeftOut(3, 40)))
+    assert "left out as seen: 3 subjects, 40 windows" in text and "WARNING" not in text
 
 
 def test_the_terminal_table_is_aligned_and_narrow_enough() -> None:
-    lines = report.terminal(results(-2, -1)).splitlines()
+    lines = printed().splitlines()
     rules = [i for i, line in enumerate(lines) if line.startswith("─")]
     table = lines[rules[0] : rules[2] + 1]
     assert max(map(len, table)) == len(lines[rules[0]]) <= 120
@@ -88,29 +68,30 @@ def test_the_terminal_table_is_aligned_and_narrow_enough() -> None:
 
 
 def test_numbers_that_do_not_exist_are_dashes() -> None:
-    assert report.number(float("nan")) == report.number(None) == "–"  # noqa: RUF001
-    assert report.with_interval({"value": float("nan"), "low": 0, "high": 0}) == "–"  # noqa: RUF001
+    assert figures.number(float("nan")) == figures.number(None) == "–"  # noqa: RUF001
+    assert figures.with_interval(Interval(float("nan"), 0, 0)) == "–"  # noqa: RUF001
 
 
 def test_of_classes_a_higher_auroc_wins_and_the_curve_is_drawn(tmp_path: Path) -> None:
-    found = {"value": 0.8, "low": 0.7, "high": 0.9}
-    shown = dict.fromkeys(("auroc", "auprc", "balanced_accuracy", "f1"), found)
-    told = results(0.05, 0.2)
-    told["task"] |= {"kind": "classification", "main": "auroc", "unit": "", "metrics": list(shown),
-                     "classes": ["not it", "it"], "until_s": 300.0}  # fmt: skip
-    told["counts"]["classes"] = {"not it": 40, "it": 20}
-    for row in told["rows"]:
-        row["metrics"] = shown
-    said = report.verdicts(told)
-    assert all(sentence.startswith("The encoder beats ") for sentence in said)
-    assert any("predicting the prevalence (AUROC 0.80 against 0.80, difference" in s for s in said)
-    told["verdict"] = said
-    text = report.markdown(told)
-    assert "Classes: 40 not it, 20 it" in text and "plots/roc.png" in text and "predicted.png" not in text
+    shown = dict.fromkeys(("auroc", "auprc", "balanced_accuracy", "f1"), Interval(0.8, 0.7, 0.9))
+    before = made.of_one(0.05, 0.2)
+    outcome = made.judged(
+        before,
+        task=made.SEX.model_copy(update={"until_s": 300.0, "hop_s": None}),
+        classes=("not it", "it"),
+        counts=Counts(60, subjects=4, records=5, classes={"not it": 40, "it": 20}),
+        rows=tuple(replace(row, metrics=shown) for row in before.result.rows),
+    )
+    verdict = outcome.result.verdict
+    assert all(sentence.startswith("The encoder beats ") for sentence in verdict)
+    assert any("predicting the prevalence (AUROC 0.80 against 0.80, difference" in s for s in verdict)
+    assert "Classes: 40 not it, 20 it" in markdown(made.sheet_of(outcome))
     rng = np.random.default_rng(0)
-    predicted = {row["name"]: rng.uniform(size=(60, 1)) for row in told["rows"]}
-    plots.draw_all(told, np.repeat([0.0, 1.0], [40, 20]), np.arange(60), predicted, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["roc.png"]
+    windows = replace(outcome.windows, target=np.repeat([0.0, 1.0], [40, 20]), subject=np.arange(60))
+    predicted = {row.name: rng.uniform(size=(60, 1)) for row in outcome.result.rows}
+    (picture,) = plots.task_pictures(replace(outcome, windows=windows, predicted=predicted))
+    picture.draw(tmp_path / "roc.png")
+    assert picture.file == "plots/roc.png" and (tmp_path / "roc.png").stat().st_size > 10_000
 
 
 def test_a_roc_curve_takes_equal_scores_in_one_step() -> None:
@@ -120,15 +101,20 @@ def test_a_roc_curve_takes_equal_scores_in_one_step() -> None:
 
 
 def test_a_report_links_only_pictures_that_its_kind_of_task_gets() -> None:
-    told = results(-2, -1)
-    assert "plots/bland_altman.png" in report.markdown(told)
-    told["task"] |= {"kind": "retrieval"}
-    assert "plots/" not in report.markdown(told)
+    regression = made.of_one()
+    identity = made.SBP.model_copy(update={"kind": "retrieval", "label": ""})
+    files = {picture.file for picture in plots.task_pictures(regression)}
+    assert "plots/bland_altman.png" in files
+    retrieval = replace(regression, result=replace(regression.result, task=identity))
+    assert plots.task_pictures(retrieval) == ()
+    whole = replace(of_result(regression.result), pictures=plots.task_pictures(regression))
+    text = markdown(Sheet("report", "Evaluation", (), (whole,), {}))
+    assert all(f"]({file})" in text for file in files)
 
 
 def test_what_a_table_must_carry_stands_right_below_it() -> None:
-    told = results(-2, -1, warnings=["3 subjects have no label"], adapted=["a: 3 pieces of 10 s each"])
-    lines = report.terminal(told).splitlines()
+    outcome = made.of_one(warnings=("3 subjects have no label",), adapted=("a: 3 pieces of 10 s each",))
+    lines = terminal(made.sheet_of(outcome)).splitlines()
     assert lines[lines.index("WARNING: 3 subjects have no label") - 1].startswith("─")
     assert "a: 3 pieces of 10 s each" in lines
-    assert "- WARNING: 3 subjects have no label" in report.markdown(told)
+    assert "- **WARNING**: 3 subjects have no label" in markdown(made.sheet_of(outcome))

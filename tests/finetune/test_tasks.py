@@ -13,9 +13,10 @@ from cluster.errors import PlethoraError
 from datasets.schema import LABELS
 from finetune import metrics
 from finetune import task as tasks
-from finetune.evaluation import choose, fewshot, table
+from finetune.evaluation import choose, fewshot, people, table
 from finetune.evaluation.kinds import Answer, Classes, Labels, Numbers
-from finetune.evaluation.table import Options, outcome
+from finetune.evaluation.options import Options
+from finetune.evaluation.table import outcome
 from finetune.task import Task, load_task
 
 PEOPLE, WINDOWS = 40, 2  # windows a record; two records a subject
@@ -74,7 +75,7 @@ def corpus_of(task: Task, values: list[Any], rng: np.random.Generator) -> tuple[
 def windows_of(task: Task, labels: pa.Table, placed: pa.Table) -> choose.Windows:
     index: Any = SimpleNamespace(table=placed, corpus=SimpleNamespace(uri="made up", manifest={}))
     places = choose.Places(index, {"a": index}, None)
-    return choose.choose_windows(places, task, labels, choose.Seen("none"), "unseen", "b")
+    return choose.choose_windows(places, task, labels, people.NOBODY, "b")
 
 
 def knowing(values: list[Any], windows: choose.Windows, rng: np.random.Generator, dim: int = 4) -> np.ndarray:
@@ -108,7 +109,7 @@ def run(task: Task, **options: Any) -> tuple[dict[str, Any], table.Outcome]:
     }
     given = {"few_shot": False, "folds": 3} | options
     found = outcome([entrant()], task, labels, windows, vectors, {}, Options(**given))
-    return {row["name"]: row["metrics"] for row in found.results["rows"]}, found
+    return {row["name"]: row["metrics"] for row in found.result.to_json()["rows"]}, found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,7 +121,7 @@ def test_a_vector_that_knows_the_answer_beats_chance_in_every_task(name: str) ->
         assert own["high"] < 0.5 * chance["low"]
     else:
         assert own["low"] > max(chance["high"], 0.4)
-    counts = found.results["counts"]
+    counts = found.result.to_json()["counts"]
     expected = {"window": counts["windows"], "record": 2 * PEOPLE}.get(task.level, PEOPLE)
     assert counts["subjects"] == PEOPLE and counts["rows"] == expected == len(found.windows.subject)
     if len(found.predicted):
@@ -169,7 +170,7 @@ def test_a_subjects_windows_are_one_row_where_its_records_share_one_reading(pool
     rows, pooled = run(task)
     apart, whole = run(task.model_copy(update={"level": "window"}))
     assert rows["a"]["mae"]["value"] < apart["a"]["mae"]["value"]  # noise averages out
-    assert pooled.results["level"] == "reading" and len(set(pooled.windows.subject)) == PEOPLE
+    assert pooled.result.to_json()["level"] == "reading" and len(set(pooled.windows.subject)) == PEOPLE
     assert (len(pooled.vectors["a"]), len(pooled.fold)) == (PEOPLE, PEOPLE)
     if pool == "predictions":
         order = np.argsort(whole.windows.subject, kind="stable")
@@ -179,7 +180,7 @@ def test_a_subjects_windows_are_one_row_where_its_records_share_one_reading(pool
 
 def test_subgroups_have_their_people_and_the_gap_is_between_the_two_that_it_names() -> None:
     _, found = run(load_task("sbp"))
-    tables = {t["column"]: t for t in found.results["subgroups"]}
+    tables = {t["column"]: t for t in found.result.to_json()["subgroups"]}
     assert set(tables) == {"sex", "age"}  # the corpus knows no stage of hypertension
     for t in tables.values():
         assert sum(g["subjects"] for g in t["groups"]) == PEOPLE
@@ -198,7 +199,7 @@ def test_subgroups_have_their_people_and_the_gap_is_between_the_two_that_it_name
 def test_few_shot_curves_fall_with_people_and_end_at_the_tables_own_figures() -> None:
     task = load_task("sbp")
     rows, found = run(task, few_shot=True)
-    curve = found.results["few_shot"]
+    curve = found.result.to_json()["few_shot"]
     assert [c["share"] for c in curve] == [0.1, 0.2, 0.5, 1.0]
     assert curve[0]["subjects"] == 3 and curve[-1]["rows"]["a"]["value"] == rows["a"]["mae"]["value"]
     mae = [c["rows"]["a"]["value"] for c in curve]
@@ -222,9 +223,9 @@ def test_demographics_beside_vectors_lose_nothing_that_either_knows() -> None:
     windows = windows_of(task, labels, placed)
     vectors = {"a": np.concatenate([knowing(values, windows, rng), rng.normal(size=(160, 10))], axis=1)}
     found = outcome([entrant()], task, labels, windows, vectors, {}, Options(few_shot=False))
-    mae = {row["name"]: row["metrics"].get("mae", {}).get("value") for row in found.results["rows"]}
+    mae = {row["name"]: row["metrics"].get("mae", {}).get("value") for row in found.result.to_json()["rows"]}
     assert mae["a + demographics"] < 1.3 * mae["a"] < 0.5 * mae["demographics"]
-    assert found.results["added"]["a"]["high"] < 0
+    assert found.result.to_json()["added"]["a"]["high"] < 0
 
 
 def test_a_line_is_said_where_only_neighbours_read_the_vectors() -> None:
@@ -234,7 +235,7 @@ def test_a_line_is_said_where_only_neighbours_read_the_vectors() -> None:
     labels, placed = corpus_of(task, (100 + 30 * np.abs(own)).tolist(), rng)
     windows = windows_of(task, labels, placed)
     x = own[[int(s[1:]) for s in windows.subject]][:, None]
-    bent = outcome([entrant()], task, labels, windows, {"a": x}, {}, Options(few_shot=False)).results
+    bent = outcome([entrant()], task, labels, windows, {"a": x}, {}, Options(few_shot=False)).result.to_json()
     assert any("linear probe fails where a non-linear one (k-NN) works" in w for w in bent["warnings"])
     straight = outcome([entrant()], task, labels, windows, {"a": np.abs(x)}, {}, Options(few_shot=False))
     assert not straight.results["warnings"]
@@ -249,7 +250,7 @@ def test_the_published_protocol_flatters_a_vector_that_names_its_subject() -> No
     named = np.eye(PEOPLE)[[int(s[1:]) for s in windows.subject]]
     found = outcome(
         [entrant()], task, labels, windows, {"a": named}, {}, Options(few_shot=False, published_protocol=True)
-    ).results
+    ).result.to_json()
     honest = {row["name"]: row["metrics"] for row in found["rows"]}
     leaking = found["published_protocol"]["rows"]
     assert "LEAK" in found["published_protocol"]["label"]
@@ -273,7 +274,9 @@ def test_subjects_without_a_label_are_counted_and_stated() -> None:
     assert windows.unlabelled == 7 and windows.refused == {"no label": 7 * 2 * WINDOWS}
     vectors = {"a": knowing(values, windows, rng)}
     found = outcome([entrant()], task, labels, windows, vectors, {}, Options(few_shot=False, folds=3))
-    assert found.results["warnings"] == ["7 of 40 subjects have no usable label sbp and are not in the table"]
+    assert found.result.to_json()["warnings"] == [
+        "7 of 40 subjects have no usable label sbp and are not in the table"
+    ]
 
 
 def test_nan_labels_have_their_own_reason_and_nothing_but_them_is_one_line() -> None:
@@ -317,4 +320,4 @@ def test_fewer_subjects_than_folds_lower_the_folds() -> None:
         [entrant()], task, labels, windows, {"a": rng.normal(size=(len(windows.subject), 2))}, {},
         Options(few_shot=True),
     )  # fmt: skip
-    assert (found.results["protocol"]["folds"], found.results["protocol"]["folds_asked"]) == (4, 5)
+    assert (found.result.protocol.folds, found.result.to_json()["protocol"]["folds_asked"]) == (4, 5)
