@@ -16,7 +16,7 @@ from datasets.index import Index, build
 from datasets.schema import Corpus, open_corpus
 from datasets.split import Split, assign
 from finetune import targets
-from finetune.evaluation.choose import seen_by_pretraining
+from finetune.evaluation.people import seen_by_pretraining
 from finetune.supervised import Tune, Vision
 from finetune.targets import Head, Labels
 from pretrain.checkpoint import unflat

@@ -238,7 +238,7 @@ def test_a_line_is_said_where_only_neighbours_read_the_vectors() -> None:
     bent = outcome([entrant()], task, labels, windows, {"a": x}, {}, Options(few_shot=False)).result.to_json()
     assert any("linear probe fails where a non-linear one (k-NN) works" in w for w in bent["warnings"])
     straight = outcome([entrant()], task, labels, windows, {"a": np.abs(x)}, {}, Options(few_shot=False))
-    assert not straight.results["warnings"]
+    assert not straight.result.warnings
 
 
 def test_the_published_protocol_flatters_a_vector_that_names_its_subject() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from cluster import bundle
 from cluster.errors import PlethoraError
 from finetune.encoder import BundleEncoder, untrained
-from finetune.evaluation.choose import seen_by_pretraining
+from finetune.evaluation.people import seen_by_pretraining
 from pretrain.__main__ import main
 from pretrain.importing import sigma
 from pretrain.importing.checkpoint import read
