@@ -27,8 +27,8 @@ class Evaluate:
 
 def run(options: Evaluate) -> Sheet:
     """report.md and report.html, results.json, tables, predictions and pictures."""
-    task, source = load_task(options.task), open_corpus(options.corpus)
-    encoder = BundleEncoder(options.bundle, options.mode)
+    task, encoder = load_task(options.task), BundleEncoder(options.bundle, options.mode)
+    source = open_corpus(options.corpus)
     entrant = Entrant(encoder, "encoder", "This encoder", "untrained", "Same encoder, untrained")
     (outcome,) = study([entrant], source, [task], options.how)
     bundle = options.bundle if options.publish else None
