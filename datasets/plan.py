@@ -139,7 +139,7 @@ class Plan:
 
     `lanes` (a power of two) is a run's setting and never the world's: row groups that are read at a time, of
     all workers together. `mixed`: row groups whose windows a lane mixes. `first_rows`: windows of a block
-    within the first step, whose blocks are small so that it comes early (0: one block).
+    within the first step, whose blocks are small so that it comes early (0: as many as in others).
     """
 
     sources: tuple[Source, ...]

@@ -38,11 +38,11 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
         )
     now = fingerprint.of(run, recipe)
     if storage.exists(storage.join(bundle, "_COMPLETE")):
+        before = began_as(run)
+        found = None if before is None else fingerprint.compare(run.name, before, now, lengthen=False)
         say(f"run {run.name} is complete")
-        if (before := began_as(run)) is not None:
-            found = fingerprint.compare(run.name, before, now, lengthen=False)
-            if found.changed:
-                say(f"run {run.name} trains no more, so this has no effect: {found}")
+        if found and found.changed:
+            say(f"run {run.name} trains no more, so this has no effect: {found}")
         metrics = storage.read_json(storage.join(bundle, "metrics.json"))
         return {"bundle": bundle, "metrics": metrics["last"], "resumed_from": None}
     with owner.owned(home) as token:
