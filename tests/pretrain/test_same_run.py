@@ -200,10 +200,11 @@ def test_a_rate_that_changed_is_told_and_takes_effect(
 ) -> None:
     one, folder = copied(home, stopped, "slower")
     with mended(home):
-        result = driver.launch(other(one, optim={"lr": 1e-5, "schedule": "constant"}), resume=True)
-    told = capsys.readouterr().err
-    assert "run slower goes on with changes after step 9: optim.lr was 0.0001, is 1e-05; optim.sch" in told
-    assert result["metrics"]["lr/net"] == pytest.approx(1e-5)
+        driver.launch(other(one, optim={"lr": 1e-5, "schedule": "constant"}, log_every=1), resume=True)
+    assert "with changes after step 9: optim.lr was 0.0001, is 1e-05; optim.sched" in capsys.readouterr().err
+    lines = (folder / "telemetry" / "metrics.jsonl").read_text().splitlines()
+    rates = {each["step"]: each["lr/net"] for each in map(json.loads, lines) if "lr/net" in each}
+    assert [rates[step] for step in (10, 11, 12)] == [1e-5] * 3
     assert fingerprint.read(str(folder)).optim.lr == 1e-5  # type: ignore[union-attr]
 
 
