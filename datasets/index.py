@@ -58,6 +58,14 @@ class Index:
         """All windows, as `judge.schema`, strings as dictionaries: some 50 bytes a window, for evaluation."""
         return self.given if isinstance(self.given, pa.Table) else catalogue.to_table(self.given, self.spec)
 
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows of `table`, about `catalogue.CHUNK` at a time: the whole of it is never in memory."""
+        if isinstance(self.given, pa.Table) or not len(self.given):
+            yield self.table
+            return
+        for a, b in self.given.stretches():
+            yield catalogue.to_table(self.given.part(a, b), self.spec)
+
     @cached_property
     def kept(self) -> Catalogue:
         """All windows, as few bytes."""
@@ -200,6 +208,10 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
     hop = spec.hop_s or spec.window_s
     home = storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}-v{VERSION}") if cache else ""
     if home and storage.exists(storage.join(home, MARK)):
+        if storage.listing(f"{home}-parts"):
+            # Of a build that was killed after it published. One that lives needs them no more: it opens what
+            # is published once it lacks a part.
+            storage.delete(f"{home}-parts")
         return Index(corpus, spec, catalogue.opened(home, hop))
     with scratch("index") as temporary:
         where = f"{home}-parts" if home else f"{temporary}/parts"
