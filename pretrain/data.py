@@ -15,7 +15,7 @@ from datasets.prepared import Prepared
 from datasets.schema import open_corpus
 from datasets.windows import WindowSpec
 from pretrain.config import RunConfig
-from pretrain.recipe import Foreseeing, Labelled, Recipe
+from pretrain.recipe import Recipe, has
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def where_prepared(run: RunConfig, recipe: Recipe, found: Index) -> str:
 
 def foreseen(recipe: Recipe) -> str:
     """What the columns depend on that `recipe` foresees of a window; "": it foresees none."""
-    return recipe.foreseen() if isinstance(recipe, Foreseeing) else ""
+    return recipe.foreseen() if has(recipe, "materialise") else ""
 
 
 def open_data(run: RunConfig, recipe: Recipe) -> Data:
@@ -200,7 +200,7 @@ def open_data(run: RunConfig, recipe: Recipe) -> Data:
     there = None
     if run.stream.materialised:
         there = [prepared.open_prepared(where_prepared(run, recipe, found), found) for found in indexes]
-    if not isinstance(recipe, Labelled):
+    if not has(recipe, "labels"):
         return Data(run, spec, indexes, prepared=there)
     targets = []
     for found in indexes:

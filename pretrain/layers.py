@@ -7,7 +7,8 @@ B windows, C channels, T samples, N patches, P samples a patch, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -59,6 +60,15 @@ def keyed_uniform(ids: Tensor, n: int, *key: int) -> Tensor:
 def keyed_normal(ids: Tensor, n: int, *key: int) -> Tensor:
     """(B,) int64 window ids -> (B, n) float32 standard normals, keyed as ``keyed_uniform`` (|z| < 5.4)."""
     return math.sqrt(2.0) * torch.erfinv(2.0 * keyed_uniform(ids, n, *key) - 1.0)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, the CPU's global generator starts from ``seed``; afterwards it is where it was. Networks
+    that are built within have weights that are a pure function of the seed, and no other draw changes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def gumbel(uniform: Tensor) -> Tensor:

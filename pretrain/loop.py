@@ -24,7 +24,7 @@ from pretrain.guard import Ended, Guard
 from pretrain.layers import stepped
 from pretrain.lineage import corpora
 from pretrain.meters import Means, Seen, chunks
-from pretrain.recipe import Recipe, StepResult, build
+from pretrain.recipe import Recipe, StepResult, build, has
 from pretrain.schedule import learning_rate
 from pretrain.selection import Selection
 from pretrain.transfer import arriving
@@ -103,7 +103,8 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     selection = Selection(run.select, state.selection, best)
     held_out = chunks(data.validation(rank, world), run.micro) if run.validate_every else []
     steps, epoch_steps = data.steps, data.epoch_steps
-    watch = Watch(run, config["board"], steps, rank, state.step, getattr(recipe, "tokens", 0))
+    tokens = recipe.tokens if has(recipe, "tokens") else 0
+    watch = Watch(run, config["board"], steps, rank, state.step, tokens)
     watch.begin(data, wrapped, device)
     spec = data.spec
     learned_from = corpora(data) if rank == 0 else []

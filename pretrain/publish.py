@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import bundle, redact, storage
+from cluster.errors import PlethoraError
 from datasets.windows import WindowSpec
-from pretrain import card
+from pretrain import card, published
 from pretrain.checkpoint import flat
 from pretrain.config import RunConfig
 from pretrain.curves import curves
 from pretrain.engine import load_trained
 from pretrain.export import export_onnx
 from pretrain.lineage import inherited, parents
-from pretrain.recipe import Encoder, Recipe, Several
+from pretrain.recipe import Encoder, Hooks, Recipe, has
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,12 +48,13 @@ def publish(run: RunConfig, recipe: Recipe, trained: Trained) -> str:
     """Write and publish <storage>/<name>/bundle; its URI. One that is complete already is left as it is.
 
     The ONNX file of each mode and decoder is checked against torch (1e-4) before anything is published. Of a
-    recipe of `Several` each module is published as <storage>/<name>/<module>/bundle, and then the best again.
+    recipe with the hook "parts" each module is published as <storage>/<name>/<module>/bundle, and then the
+    best again. Errors: PlethoraError where the encoder's description is not that of the trained windows.
     """
     uri = storage.join(run.storage, run.name, "bundle")
     if storage.exists(storage.join(uri, "_COMPLETE")):
         return uri
-    if isinstance(recipe, Several):
+    if has(recipe, "parts"):
         return _each(run, recipe, trained)
     modules = recipe.modules()
     for name, module in modules.items():
@@ -70,17 +72,23 @@ def publish(run: RunConfig, recipe: Recipe, trained: Trained) -> str:
         "parents": parents(run),
         "inherited": inherited(run),
     }
+    encoder = recipe.encoder(modules)
+    if wrong := published.differences(encoder, trained.windows):
+        raise PlethoraError(
+            f"{run.recipe} describes other input than it trained on ({'; '.join(wrong)}): build its encoder "
+            "with pretrain.published, then go on with --resume"
+        )
     # recipes draw windows of held-out people: they go along only where anyone may have those
     anyone = all(corpus.get("access") == "open" for corpus in lineage["corpora"])
     write_bundle(
-        uri, recipe.encoder(modules), trained.weights, counts, run.model_dump(mode="json"), lineage,
+        uri, encoder, trained.weights, counts, run.model_dump(mode="json"), lineage,
         {"first": first, "last": last, "history": history, **selected},
         (dict(trained.plots) if anyone else {}) | curves(history),
     )  # fmt: skip
     return uri
 
 
-def _each(run: RunConfig, recipe: Several, trained: Trained) -> str:
+def _each(run: RunConfig, recipe: Hooks, trained: Trained) -> str:
     """Every module's bundle; last, at the run's own place, the one with the lowest selected figure (without
     selection: the lowest last loss), which names the others' in its metrics.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeGuard
 
 from cluster.config import validate
 from cluster.errors import PlethoraError
@@ -78,8 +78,10 @@ class Decoder:
 
 @dataclass
 class Encoder:
-    """What downstream gets. ``preprocessing`` = {modality: {rate, band, order, kind, window_s, min_s, short,
-    normalise, unit}}, as it is written to ``preprocessing.json`` (DESIGN section 6)."""
+    """What downstream gets, made by ``pretrain.published.encoder`` from the windows of the recipe.
+
+    ``preprocessing`` = {modality: {rate, band, order, kind, window_s, min_s, short, normalise, unit}}, as it
+    is written to ``preprocessing.json`` (DESIGN section 6)."""
 
     modes: dict[str, Mode]  # by input: "ppg", "ecg", "ppg+ecg"
     kind: Literal["encoder", "tokenizer", "adapter"]  # an adapter is published without its frozen weights
@@ -135,11 +137,13 @@ class Recipe(Protocol):
         ...
 
 
-@runtime_checkable
-class Labelled(Protocol):
-    """What a recipe has as well that learns from labels. Its batches carry "target" (B, k) float32, NaN where
-    a window has no such label; windows without any are not in the plan.
+class Hooks(Recipe, Protocol):
+    """What a recipe may have as well. The loop asks ``has(recipe, hook)``; the methods of a hook come
+    together (``HOOKS``), and a recipe has any number of them.
     """
+
+    # -- "labels": it learns from labels. Its batches carry "target" (B, k) float32, NaN where a window has no
+    # such label; windows without any are not in the plan.
 
     def targets(self, corpus: Corpus, table: pa.Table) -> np.ndarray:
         """(n, k) of n rows of an index's table, NaN where unknown: each a pure function of its row and the
@@ -151,20 +155,18 @@ class Labelled(Protocol):
         """The (n, k) targets of every training window, once, before `modules` (to standardise by)."""
         ...
 
+    # -- "materialise": columns that no step changes are computed once, when windows are materialised; batches
+    # may then carry them.
 
-@runtime_checkable
-class Tokened(Protocol):
-    """What a recipe has as well whose network works on tokens."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens (patches) of one window."""
+    def foreseen(self) -> str:
+        """Names all that the columns depend on beside the window; "" where there are none."""
         ...
 
+    def foresee(self, frozen: Mapping[str, nn.Module], batch: dict) -> dict[str, Tensor]:
+        """{column: (B, …)} of a batch of windows."""
+        ...
 
-@runtime_checkable
-class Several(Protocol):
-    """What a recipe has as well whose modules are published apart, each as if it had been trained alone."""
+    # -- "parts": its modules are published apart, each as if it had been trained alone.
 
     def alone(self, name: str) -> tuple[str, dict[str, Any], Recipe]:
         """The recipe that would train module `name` alone: its name, its [method], and itself."""
@@ -178,20 +180,41 @@ class Several(Protocol):
         """A validation's figures as that recipe calls them; "loss/net" among them."""
         ...
 
+    # -- "plan": it needs a bundle (a frozen tokenizer) which may not be trained yet.
 
-@runtime_checkable
-class Foreseeing(Protocol):
-    """What a recipe has as well that can be told once about each window, when windows are materialised, in
-    place of at every step: its batches may then carry those columns.
-    """
-
-    def foreseen(self) -> str:
-        """Names all that the columns depend on beside the window; "" where there are none."""
+    def rehearsal(self) -> Recipe:
+        """Itself, or with fresh weights of the same size in place of what its config does not name yet: to be
+        measured rather than trained."""
         ...
 
-    def foresee(self, frozen: Mapping[str, nn.Module], batch: dict) -> dict[str, Tensor]:
-        """{column: (B, …)} of a batch of windows."""
+    # -- "check": what it can find out before a run starts.
+
+    def check(self) -> list[str]:
+        """A run's first lines. Errors: PlethoraError where network and windows do not fit."""
         ...
+
+    # -- "tokens": its network works on tokens; telemetry then tells tokens a second.
+
+    @property
+    def tokens(self) -> int:
+        """Tokens (patches) of one window."""
+        ...
+
+
+Hook = Literal["labels", "materialise", "parts", "plan", "check", "tokens"]
+HOOKS: dict[Hook, tuple[str, ...]] = {
+    "labels": ("targets", "told"),
+    "materialise": ("foreseen", "foresee"),
+    "parts": ("alone", "weights_alone", "figures_alone"),
+    "plan": ("rehearsal",),
+    "check": ("check",),
+    "tokens": ("tokens",),
+}
+
+
+def has(recipe: Recipe, hook: Hook) -> TypeGuard[Hooks]:
+    """Whether `recipe` has an optional hook (`load` has seen to it that none is there in part)."""
+    return hasattr(recipe, HOOKS[hook][0])
 
 
 _PARTS = ("Config", "windows", "modules", "frozen", "losses", "summary", "encoder")
@@ -230,6 +253,13 @@ def load(name: str) -> type:
             f'recipe = "{name}": class {class_name} lacks {", ".join(missing)}; '
             "see Recipe in pretrain/recipe.py"
         )
+    for hook, parts in HOOKS.items():
+        lacking = [part for part in parts if not hasattr(found, part)]
+        if lacking and len(lacking) < len(parts):
+            raise PlethoraError(
+                f'recipe = "{name}": class {class_name} lacks {", ".join(lacking)} of the hook "{hook}" '
+                f"({', '.join(parts)}); see Hooks in pretrain/recipe.py"
+            )
     return found
 
 

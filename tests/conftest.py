@@ -24,6 +24,16 @@ _POLICY = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What tests/pretrain/test_recipe_contract.py holds to the contract in place of the house's recipes."""
+    group = parser.getgroup("recipes")
+    for name, form, words in (
+        ("--recipe", "MODULE:CLASS", "hold this recipe to the contract of recipes (again for more)"),
+        ("--method", "KEY=VALUE", "a key of its [method], to make its network small (again for more)"),
+    ):
+        group.addoption(name, action="append", default=[], metavar=form, help=words)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Any]:
     """One local Ray for the whole run (token authentication on); yields the ray module."""

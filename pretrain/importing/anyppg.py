@@ -14,7 +14,7 @@ from pretrain.importing.config import settle
 from pretrain.importing.names import Filling, Names
 from pretrain.net1d import Block, Net1D, Projector, authors_net
 from pretrain.recipe import Encoder
-from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig, Pair, mode, prepared
+from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig, Pair
 
 
 def anyppg(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, nn.Module], AnyPPGConfig]:
@@ -26,10 +26,7 @@ def anyppg(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, n
     if not whole:
         names.finish("AnyPPG's PPG encoder, nor of its CLIP module")
         c = settle(AnyPPGConfig, told, given)
-        signal = c.signals()[0]
-        published = mode(ppg, ppg.dim, signal, c.min_s, c.window_s)
-        encoder = Encoder({"ppg": published}, "encoder", {"ppg": prepared(signal, c.min_s, c.window_s)})
-        return encoder, {"pair": nn.ModuleDict({"ppg": ppg})}, c
+        return c.encoder({"ppg": ppg}), {"pair": nn.ModuleDict({"ppg": ppg})}, c
 
     ecg = authors_net(names, "ecg_encoder.")
     other = _table(ecg, "ecg_encoder")

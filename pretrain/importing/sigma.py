@@ -89,10 +89,7 @@ def tokenizer(
     _codebook(fill, size, code_dim)
     names.finish("the tokenizer")
     fill.load()
-    encoder = Tokenizer(c, 0).encoder({"tokenizer": net})
-    encoder.modes["ppg"].min_samples = 2 * patch
-    encoder.preprocessing["ppg"]["min_s"] = 2 * patch / c.rate
-    return encoder, {"tokenizer": net}, c
+    return Tokenizer(c, 0).encoder({"tokenizer": net}, least=2), {"tokenizer": net}, c
 
 
 def student(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, nn.Module], MaskedConfig]:

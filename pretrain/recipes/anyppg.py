@@ -11,7 +11,6 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -21,11 +20,13 @@ from cluster import storage
 from cluster.config import Config
 from cluster.errors import PlethoraError
 from datasets.windows import Signal, WindowSpec
-from pretrain import figures
+from pretrain import figures, published
 from pretrain.contrastive import Negatives, Scale, held_out, info_nce, metrics, unit
 from pretrain.importing import checkpoint
+from pretrain.layers import seeded
 from pretrain.net1d import Net1D, Norm, Projector, from_authors
-from pretrain.recipe import Encoder, Mode, StepResult
+from pretrain.published import prepared as prepared  # finetune/supervised.py reads it here
+from pretrain.recipe import Encoder, StepResult
 from pretrain.sync_bn import BatchNorm
 from pretrain.trained import open_trained
 
@@ -115,6 +116,22 @@ class AnyPPGConfig(Config):
             ),
         )
 
+    def spec(self) -> WindowSpec:
+        return WindowSpec(
+            signals=self.signals(), window_s=self.window_s, hop_s=self.hop_s, min_quality=self.min_quality
+        )
+
+    def encoder(self, nets: Mapping[str, Net1D]) -> Encoder:
+        """What is published of the trained ``nets``, by modality: each takes any length from ``min_s`` on and
+        z-scores inside."""
+        spec = self.spec()
+        rates = {s.modality: s.rate for s in spec.signals}
+        modes = {
+            m: published.mode(spec, net, net.dim, (m,), min_samples=round(self.min_s * rates[m]))
+            for m, net in nets.items()
+        }
+        return published.encoder(spec, modes)
+
 
 class Pair(nn.Module):
     """What trains, one module: encoders, projectors and the scale.
@@ -156,13 +173,11 @@ class AnyPPG:
         self.config, self.seed, self._teacher = config, seed, teacher
 
     def windows(self) -> WindowSpec:
-        c = self.config
-        return WindowSpec(signals=c.signals(), window_s=c.window_s, hop_s=c.hop_s, min_quality=c.min_quality)
+        return self.config.spec()
 
     def modules(self) -> dict[str, nn.Module]:
         c, teacher = self.config, self._open_teacher()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             ecg = c.ecg_net() if teacher is None else None
             wide = ecg.dim if ecg is not None else self._width(teacher)
             return {"pair": Pair(c.net(), ecg, wide, c)}
@@ -235,43 +250,7 @@ class AnyPPG:
         pair = modules["pair"]
         assert isinstance(pair, Pair)
         nets = {"ppg": pair.ppg, "ecg": pair.ecg}
-        modes, preprocessing = {}, {}
-        for signal in self.config.signals():
-            net = nets[signal.modality]
-            if net is not None:
-                modes[signal.modality] = mode(net, net.dim, signal, self.config.min_s, self.config.window_s)
-                preprocessing[signal.modality] = prepared(signal, self.config.min_s, self.config.window_s)
-        return Encoder(modes, "encoder", preprocessing)
-
-
-def mode(module: nn.Module, dim: int, signal: Signal, min_s: float, max_s: float) -> Mode:
-    """A published mode of one signal whose module takes any length."""
-    return Mode(
-        module=module,
-        inputs=[{"name": signal.modality, "modality": signal.modality, "rate": signal.rate, "channels": 1}],
-        dim=dim,
-        min_samples=round(min_s * signal.rate),
-        step_samples=1,
-        max_samples=round(max_s * signal.rate),
-    )
-
-
-def prepared(signal: Signal, min_s: float, window_s: float) -> dict[str, Any]:
-    """preprocessing.json's part about one signal; what only ECG has is named only there."""
-    about: dict[str, Any] = {
-        "rate": signal.rate,
-        "band": None if signal.band is None else list(signal.band),
-        "order": signal.order,
-        "kind": "butterworth",
-        "window_s": window_s,
-        "min_s": min_s,
-        "short": "reflect",
-        "normalise": "none",  # z-score is inside the network
-        "unit": "any",
-    }
-    if signal.modality == "ecg":
-        about |= {"notch": signal.notch, "upright": signal.upright, "min_rate": signal.min_rate}
-    return about
+        return self.config.encoder({name: net for name, net in nets.items() if net is not None})
 
 
 def valid_pairs(batch: Mapping[str, Tensor]) -> Tensor | None:

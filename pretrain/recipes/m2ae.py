@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from cluster.config import Config
 from datasets.windows import Signal, WindowSpec
-from pretrain import figures
+from pretrain import figures, published
 from pretrain.contrastive import Negatives, held_out, info_nce, spread, unit
-from pretrain.layers import keyed_normal, keyed_uniform
+from pretrain.layers import keyed_normal, keyed_uniform, seeded
 from pretrain.losses import mean_where
 from pretrain.m2ae_net import Fingerprint, M2AENet, Translate, scaled
-from pretrain.recipe import Decoder, Encoder, Mode, StepResult
-from pretrain.recipes.anyppg import prepared
+from pretrain.recipe import Encoder, StepResult
 
 NAMES = ("ppg", "ecg")
 _SPANS, _NOISE, _DRIFT, _CROP, _VALIDATION = 1, 2, 3, 4, -1
@@ -126,8 +125,7 @@ class M2AE:
 
     def modules(self) -> dict[str, nn.Module]:
         c = self.config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             return {
                 "m2ae": M2AENet(
                     NAMES, c.patch, c.samples // c.patch, c.dim, c.encoder_depth, c.bottleneck_depth,
@@ -227,23 +225,21 @@ class M2AE:
     def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
         c, net = self.config, modules["m2ae"]
         assert isinstance(net, M2AENet)
-        lengths = {
-            "min_samples": c.shortest,
-            "step_samples": c.patch,
-            "max_samples": c.samples // c.patch * c.patch,
-        }
-        about = {m: {"name": m, "modality": m, "rate": c.rate, "channels": 1} for m in NAMES}
+        spec = self.windows()
         modes = {
-            "+".join(names): Mode(Fingerprint(net, names), [about[m] for m in names], c.dim, **lengths)
+            "+".join(names): published.mode(
+                spec, Fingerprint(net, names), c.dim, names, min_samples=c.shortest, step_samples=c.patch
+            )
             for names in (("ppg",), ("ecg",), NAMES)
         }
-        decoders = {}
-        for source, target in (NAMES, NAMES[::-1]):
-            output = {key: about[target][key] for key in ("modality", "rate", "channels")}
-            translate = Translate(net, source, target)
-            decoders[f"{source}_to_{target}"] = Decoder(translate, [about[source]], output, **lengths)
-        preprocessing = {s.modality: prepared(s, c.shortest / c.rate, c.window_s) for s in c.signals()}
-        return Encoder(modes, "encoder", preprocessing, decoders)
+        decoders = {
+            f"{source}_to_{target}": published.decoder(
+                spec, Translate(net, source, target), source, target,
+                min_samples=c.shortest, step_samples=c.patch,
+            )
+            for source, target in (NAMES, NAMES[::-1])
+        }  # fmt: skip
+        return published.encoder(spec, modes, decoders=decoders)
 
 
 def _named(figure: str) -> str:

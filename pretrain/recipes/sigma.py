@@ -8,8 +8,7 @@ are in the run files.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -20,7 +19,7 @@ from cluster import storage
 from cluster.errors import PlethoraError
 from datasets.windows import WindowSpec
 from pretrain import figures, masking
-from pretrain.layers import keyed_normal, keyed_uniform, minmax, patches
+from pretrain.layers import keyed_normal, keyed_uniform, minmax, patches, seeded
 from pretrain.losses import Distance, advantage, masked_cross_entropy, reinforce
 from pretrain.quantizer import Quantizer
 from pretrain.recipe import Encoder, StepResult
@@ -107,7 +106,7 @@ class Tokenizer:
         return self.config.spec()
 
     def modules(self) -> dict[str, nn.Module]:
-        with _seeded(self.seed):
+        with seeded(self.seed):
             return {"tokenizer": tokens(self.config)}
 
     def frozen(self) -> dict[str, nn.Module]:
@@ -144,10 +143,11 @@ class Tokenizer:
             "unigram_rate": float(share.max()),
         }
 
-    def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
+    def encoder(self, modules: Mapping[str, nn.Module], least: int = 1) -> Encoder:
+        """``least``: patches of the shortest input."""
         c, net = self.config, modules["tokenizer"]
         assert isinstance(net, Tokens)
-        return c.encoder(Pooled(net.encoder, c.patch), c.dim, c.patches, "tokenizer")
+        return c.encoder(Pooled(net.encoder, c.patch), c.dim, c.patches, "tokenizer", least)
 
 
 class Masked:
@@ -177,7 +177,7 @@ class Masked:
 
     def modules(self) -> dict[str, nn.Module]:
         c = self.config
-        with _seeded(self.seed):
+        with seeded(self.seed):
             encoder = conv_encoder(
                 c.patch, c.conv_channels, c.dim, c.depth, c.heads, c.max_patches, mlp_ratio=c.mlp_ratio,
                 qk_norm=True, layer_scale=c.layer_scale, drop=c.dropout, attn_drop=c.attn_dropout,
@@ -217,7 +217,7 @@ class Masked:
             return self
         shared = {name: getattr(self.config, name) for name in Windows.model_fields}
         paper = TokenizerConfig(**shared, codebook_size=self.config.codebook_size, kmeans=False)
-        with _seeded(self.seed):
+        with seeded(self.seed):
             return Masked(self.config, self.seed, tokens(paper))
 
     def losses(
@@ -341,14 +341,6 @@ def open_tokenizer(uri: str, needs: MaskedConfig) -> Tokens:
             )
     net: Tokens = modules["tokenizer"]
     return net
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Within, the global generator starts from ``seed``; after, it is where it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def _hits(guess_mv: Tensor, targets_bn: Tensor, mask_bn: Tensor, at_m: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch import nn
 
 from cluster.config import Config
 from datasets.windows import Signal, WindowSpec
-from pretrain.recipe import Encoder, Mode
+from pretrain import published
+from pretrain.recipe import Encoder
 
 
 class Windows(Config):
@@ -40,25 +41,14 @@ class Windows(Config):
             signals=(signal,), window_s=self.window_s, hop_s=self.hop_s, min_quality=self.min_quality
         )
 
-    def encoder(self, module: nn.Module, dim: int, patches: int, kind: Literal["encoder", "tokenizer"]):
-        """The published encoder around ``module``, (B, 1, T) -> (B, dim) for 1 to ``patches`` patches."""
-        mode = Mode(
-            module=module,
-            inputs=[{"name": "ppg", "modality": "ppg", "rate": self.rate, "channels": 1}],
-            dim=dim,
-            min_samples=self.patch,
-            step_samples=self.patch,
+    def encoder(
+        self, module: nn.Module, dim: int, patches: int, kind: Literal["encoder", "tokenizer"], least: int = 1
+    ) -> Encoder:
+        """The published encoder around ``module``, (B, 1, T) -> (B, dim) for ``least`` to ``patches``
+        patches. Min-max scaling is inside the network."""
+        spec = self.spec()
+        mode = published.mode(
+            spec, module, dim, min_samples=least * self.patch, step_samples=self.patch,
             max_samples=patches * self.patch,
-        )
-        preprocessing = {
-            "rate": self.rate,
-            "band": list(self.band),
-            "order": self.order,
-            "kind": "butterworth",
-            "window_s": self.window_s,
-            "min_s": self.patch / self.rate,
-            "short": "reflect",
-            "normalise": "none",  # min-max is inside the network
-            "unit": "any",
-        }
-        return Encoder(modes={"ppg": mode}, kind=kind, preprocessing={"ppg": preprocessing})
+        )  # fmt: skip
+        return published.encoder(spec, {"ppg": mode}, kind)

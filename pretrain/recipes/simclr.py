@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from cluster.config import Config
 from datasets.windows import Signal, WindowSpec
-from pretrain import figures
+from pretrain import figures, published
 from pretrain.contrastive import held_out, info_nce, unit
-from pretrain.layers import keyed_normal, keyed_uniform
+from pretrain.layers import keyed_normal, keyed_uniform, seeded
 from pretrain.net1d import Net1D, Projector, zscore
 from pretrain.recipe import Encoder, StepResult
-from pretrain.recipes.anyppg import mode, prepared
 from pretrain.sync_bn import BatchNorm
 
 _CUT, _NOISE, _VALIDATION = 1, 2, -1
@@ -100,8 +99,7 @@ class SimCLR:
         )
 
     def modules(self) -> dict[str, nn.Module]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             return {"views": Views(self.config)}
 
     def frozen(self) -> dict[str, nn.Module]:
@@ -128,5 +126,6 @@ class SimCLR:
     def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
         c, views = self.config, modules["views"]
         assert isinstance(views, Views)
-        published = mode(views.net, views.net.dim, c.signal(), c.min_s, c.window_s)
-        return Encoder({"ppg": published}, "encoder", {"ppg": prepared(c.signal(), c.min_s, c.window_s)})
+        spec = self.windows()
+        mode = published.mode(spec, views.net, views.net.dim, min_samples=round(c.min_s * c.rate))
+        return published.encoder(spec, {"ppg": mode})

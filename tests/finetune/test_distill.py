@@ -14,10 +14,8 @@ from pretrain.export import export_onnx
 from pretrain.recipe import build
 from pretrain.trained import open_trained
 from tests.finetune import tiny
+from tests.pretrain.kit import WINDOW_S, Trainer, batch
 from tests.pretrain.test_recipe_contract import (  # noqa: F401  (collected here, over the `recipe` below)
-    WINDOW_S,
-    Trainer,
-    batch,
     test_a_batch_counts_as_its_halves_do,
     test_a_modules_loss_reaches_no_other_module,
     test_a_restored_state_takes_bitwise_the_same_next_step,

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.layers import Attention
-from tests.pretrain.test_recipe_contract import RECIPES, Trainer, batch
+from tests.pretrain.kit import Trainer, batch
+from tests.pretrain.recipes import RECIPES
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 

@@ -221,7 +221,8 @@ def test_no_windows_give_no_vectors_in_the_cards_code_too(tmp_path: Path) -> Non
 def test_the_cards_ecg_code_filters_and_turns_as_ours_does(rate: int) -> None:
     """High-pass, notch and inversion, of a mode that asks for them."""
     from datasets.signal import Signal, prepare
-    from pretrain.recipes.anyppg import AnyPPGConfig, prepared
+    from pretrain.published import prepared
+    from pretrain.recipes.anyppg import AnyPPGConfig
 
     wanted = AnyPPGConfig().signals()[1]
     known = prepared(wanted, 2.0, 10.0) | {"multiple_s": 1 / 500, "max_s": 10.0}

@@ -18,7 +18,7 @@ def worker(rank: int, world: int, folder: Path) -> None:
     from pretrain.engine import wrap
     from pretrain.loop import optimize
     from pretrain.recipes.sigma import Tokenizer
-    from tests.pretrain.test_recipe_contract import batch
+    from tests.pretrain.kit import batch
 
     def run(micros: int, stage: int) -> dict:
         recipe, size = Tokenizer(tokenizer_config(decay=0.99), 0), WINDOWS // world // micros

@@ -11,7 +11,8 @@ from pretrain.config import RunConfig
 from pretrain.layers import count
 from pretrain.recipe import build
 from pretrain.recipes.sigma import Masked, MaskedConfig, Tokenizer, TokenizerConfig, open_tokenizer, tokens
-from tests.pretrain.test_recipe_contract import STUDENT, Trainer, batch, masked, tokenizer_config
+from tests.pretrain.kit import Trainer, batch
+from tests.pretrain.recipes import STUDENT, masked, tokenizer_config
 
 RUNS = Path(__file__).parents[2] / "pretrain" / "runs" / "sigma"
 NAMES = sorted(path.stem for path in RUNS.glob("*.toml"))

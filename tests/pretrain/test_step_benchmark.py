@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from tests.benchmarks import step, step_workers
-from tests.pretrain.test_recipe_contract import RECIPES, batch
+from tests.pretrain.kit import batch
+from tests.pretrain.recipes import RECIPES
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.pretrain.group import together
-from tests.pretrain.test_recipe_contract import RECIPES, batch
+from tests.pretrain.kit import batch
+from tests.pretrain.recipes import RECIPES
 
 READ = {"_local_scalar_dense", "is_nonzero", "equal"}
 SHAPED = {"nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "unique_consecutive"}

@@ -1,0 +1,178 @@
+"""What a bundle says of its inputs, derived from the windows that its recipe trains on.
+
+A recipe states only what no window shows: the network, the width of its vectors, the lengths that it takes,
+what happens to shorter input, and the unit where the network depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from cluster.errors import PlethoraError
+from datasets.signal import HALF
+from datasets.windows import Signal, WindowSpec
+from pretrain.recipe import Decoder, Encoder, Mode
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Short = Literal["reflect", "repeat", "refuse"]
+
+
+def mode(
+    spec: WindowSpec,
+    module: nn.Module,
+    dim: int,
+    modalities: Sequence[str] = ("ppg",),
+    *,
+    min_samples: int,
+    step_samples: int = 1,
+    max_samples: int | None = None,
+) -> Mode:
+    """One way into an encoder: `module` maps the signals `modalities` of `spec`, in this order, to (B, dim).
+
+    min_samples, step_samples, max_samples: as in `Mode`; the longest input is by default one window, in whole
+    steps. Errors: PlethoraError when no window has such a signal, or the signals have different rates.
+    """
+    signals = [signal_of(spec, modality) for modality in modalities]
+    longest = _longest(spec, signals, step_samples)
+    return Mode(module, [_input(s) for s in signals], dim, min_samples, step_samples, max_samples or longest)
+
+
+def decoder(
+    spec: WindowSpec,
+    module: nn.Module,
+    source: str,
+    target: str,
+    *,
+    min_samples: int,
+    step_samples: int = 1,
+    max_samples: int | None = None,
+) -> Decoder:
+    """A `Decoder` from signal `source` of `spec` to signal `target`; lengths and errors as in `mode`."""
+    given, told = signal_of(spec, source), signal_of(spec, target)
+    longest = _longest(spec, [given, told], step_samples)
+    output = {"modality": told.modality, "rate": told.rate, "channels": told.channels}
+    return Decoder(module, [_input(given)], output, min_samples, step_samples, max_samples or longest)
+
+
+def encoder(
+    spec: WindowSpec,
+    modes: Mapping[str, Mode],
+    kind: Literal["encoder", "tokenizer", "adapter"] = "encoder",
+    *,
+    short: Short = "reflect",
+    unit: str = "any",
+    decoders: Mapping[str, Decoder] | None = None,
+) -> Encoder:
+    """The published encoder of `modes`, with the preprocessing of every signal that they take.
+
+    short: what happens to input under ``min_samples``; unit: what the network wants its samples in ("any"
+    where it normalises). Errors: PlethoraError when windows are normalised outside the network, or two modes
+    take one signal from different lengths on.
+    """
+    preprocessing: dict[str, dict[str, Any]] = {}
+    for name, each in modes.items():
+        for given in each.inputs:
+            signal = signal_of(spec, given["modality"])
+            if signal.normalise != "none":
+                raise PlethoraError(
+                    f"WindowSpec: {signal.modality} has normalise = {signal.normalise!r}, but a published "
+                    'network takes samples that are only filtered: set "none" and normalise in the network'
+                )
+            about = prepared(signal, each.min_samples / signal.rate, spec.window_s, short, unit)
+            if preprocessing.setdefault(signal.modality, about) != about:
+                raise PlethoraError(
+                    f"mode {name} has min_samples = {each.min_samples}, and another mode takes "
+                    f"{signal.modality} of another shortest length: give both the same"
+                )
+    return Encoder(dict(modes), kind, preprocessing, dict(decoders or {}))
+
+
+def prepared(
+    signal: Signal, min_s: float, window_s: float, short: Short = "reflect", unit: str = "any"
+) -> dict[str, Any]:
+    """The part of preprocessing.json about one signal. Keys that matter to few signals but ECG stand in that
+    of an ECG, and elsewhere where they are set."""
+    about: dict[str, Any] = {
+        "rate": signal.rate,
+        "band": None if signal.band is None else list(signal.band),
+        "order": signal.order,
+        "kind": "butterworth",
+        "window_s": window_s,
+        "min_s": min_s,
+        "short": short,
+        "normalise": "none",  # the network normalises
+        "unit": unit,
+    }
+    few = {"notch": signal.notch, "upright": signal.upright, "min_rate": signal.min_rate}
+    return about | {key: value for key, value in few.items() if value or signal.modality == "ecg"}
+
+
+def signal_of(spec: WindowSpec, modality: str) -> Signal:
+    """How windows of `spec` hold `modality`. Errors: PlethoraError when they do not."""
+    found = next((s for s in spec.signals if s.modality == modality), None)
+    if found is None:
+        there = ", ".join(s.modality for s in spec.signals)
+        raise PlethoraError(f"windows hold {there} and no {modality}: add a Signal to the WindowSpec")
+    return found
+
+
+def differences(found: Encoder, spec: WindowSpec) -> list[str]:
+    """Where the description of `found` is not that of the windows of `spec`, a line each; [] where it is."""
+    out = []
+    ways: dict[str, Mode | Decoder] = {**found.modes, **found.decoders}
+    for name, each in ways.items():
+        for given in each.inputs:
+            m = given["modality"]
+            signal = next((s for s in spec.signals if s.modality == m), None)
+            about = found.preprocessing.get(m)
+            if signal is None or about is None:
+                where = "no window holds it" if signal is None else "preprocessing does not describe it"
+                out.append(f"{name} takes {m}, but {where}")
+                continue
+            pairs = {
+                f"rate of {name}": (given["rate"], signal.rate),
+                f"channels of {name}": (given["channels"], signal.channels),
+                "normalise": ("none", signal.normalise),
+            } | _filters(about, signal)
+            out += [f"{m}: {key} is {a}, in training {b}" for key, (a, b) in pairs.items() if a != b]
+            if abs(about.get("min_s", 0) * signal.rate - each.min_samples) > HALF:
+                out.append(f"{m}: min_s is {about.get('min_s')}, {name} takes {each.min_samples} samples")
+            window = round(spec.window_s * signal.rate) // each.step_samples * each.step_samples
+            if not each.min_samples <= window <= each.max_samples:
+                span = f"{each.min_samples} to {each.max_samples}"
+                out.append(f"{m}: {name} takes {span} samples, in training a window has {window}")
+    return list(dict.fromkeys(out))
+
+
+def _filters(about: Mapping[str, Any], signal: Signal) -> dict[str, tuple[Any, Any]]:
+    """{key: (published, trained)} of what is done to a signal, both in one form."""
+    band = about.get("band")
+    found: dict[str, tuple[Any, Any]] = {
+        "rate": (about.get("rate"), signal.rate),
+        "band": (band and tuple(band), signal.band),
+        "notch": (about.get("notch"), signal.notch),
+        "upright": (bool(about.get("upright")), signal.upright),
+        "min_rate": (about.get("min_rate") or 0.0, signal.min_rate),
+    }
+    if signal.band is not None:  # nothing else has an order
+        found["order"] = (about.get("order") or 2, signal.order)
+    return found
+
+
+def _input(signal: Signal) -> dict[str, Any]:
+    named = {"name": signal.modality, "modality": signal.modality}
+    return {**named, "rate": signal.rate, "channels": signal.channels}
+
+
+def _longest(spec: WindowSpec, signals: Sequence[Signal], step: int) -> int:
+    """Samples of one window in whole steps. Errors: PlethoraError when signals have different lengths."""
+    rates = {s.rate for s in signals}
+    if len(rates) > 1:
+        named = ", ".join(f"{s.modality} has {s.rate:g} Hz" for s in signals)
+        raise PlethoraError(
+            f"one mode takes signals of one rate, but {named}: give them the same in WindowSpec"
+        )
+    return round(spec.window_s * rates.pop()) // step * step
