@@ -8,9 +8,10 @@ import pytest
 from ray.tune.search import Searcher
 
 from cluster.errors import PlethoraError
+from tuning.plan import Plan, read
 from tuning.record import Trial
-from tuning.sampler import Points
-from tuning.space import Plan, read
+from tuning.sampler import StudySearcher
+from tuning.space import grid
 
 SPACE = """
 name = "s"
@@ -43,15 +44,15 @@ def loss(values: dict[str, Any]) -> float:
     return abs(values["optim.lr"] - 0.002) * 100 + values.get("method.dropout", 0.3)
 
 
-def points(plan: Plan, earlier: tuple[Trial, ...] = ()) -> Points:
+def points(plan: Plan, earlier: tuple[Trial, ...] = ()) -> StudySearcher:
     def refuse(name: str, values: dict[str, Any], line: str) -> None:
         raise AssertionError(line)
 
-    return Points(plan, earlier, lambda name, values: {"trial": name, "values": values}, refuse)
+    return StudySearcher(plan, earlier, lambda name, values: {"trial": name, "values": values}, refuse)
 
 
 def drawn(plan: Plan, count: int = 99, earlier: tuple[Trial, ...] = ()) -> list[Trial]:
-    """Up to `count` trials, one after the other, each with its loss told."""
+    """Up to `count` trials, one after the other, each with its loss."""
     source, found = points(plan, earlier), []
     for number in range(count):
         config = source.suggest(f"ray{number}")
@@ -60,12 +61,8 @@ def drawn(plan: Plan, count: int = 99, earlier: tuple[Trial, ...] = ()) -> list[
         value = loss(config["values"])
         result = {"step": 4, "progress": 100.0, "score": value, "best": [value], "bundle": "uri"}
         source.on_trial_complete(f"ray{number}", result)
-        found.append(
-            Trial(
-                config["trial"], "done", values=config["values"], step=4, steps=4,
-                objective={"loss/net": value},
-            )
-        )  # fmt: skip
+        name, values, objective = config["trial"], config["values"], {"loss/net": value}
+        found.append(Trial(name, "done", values=values, step=4, steps=4, objective=objective))
     return found
 
 
@@ -133,7 +130,7 @@ GRID = (
 def test_a_grid_is_walked_once_and_goes_on_where_it_was(plan_of) -> None:
     plan = plan_of("budget.trials=99", *GRID)
     whole = drawn(plan)
-    assert [t.values for t in whole] == list(plan.search.points())
+    assert [t.values for t in whole] == list(grid(plan.search.space))
     assert len(whole) == 2 * (1 + 3 + 3 + 1)
     rest = drawn(plan, earlier=(whole[0], replace(whole[1], state="failed"), whole[2]))
     assert [t.values for t in rest] == [t.values for t in whole[3:]]
@@ -175,7 +172,9 @@ def test_a_point_whose_run_cannot_be_is_recorded_and_the_next_is_drawn(plan_of) 
             raise PlethoraError("batch does not divide")
         return {"trial": name, "values": values}
 
-    source = Points(plan_of("budget.trials=2"), (), config_of, lambda n, v, line: refused.append((n, line)))
+    source = StudySearcher(
+        plan_of("budget.trials=2"), (), config_of, lambda n, v, line: refused.append((n, line))
+    )
     assert source.suggest("ray0")["trial"] == "t0002"
     assert refused == [("t0001", "batch does not divide")]
     assert source.suggest("ray1") == Searcher.FINISHED

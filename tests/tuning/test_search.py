@@ -19,8 +19,10 @@ from pretrain.config import RunConfig
 from tests.conftest import ROOT
 from tests.datasets.test_stream import write_corpus
 from tuning import record
-from tuning.search import Needs, search
-from tuning.space import read
+from tuning.config import Objective, Search
+from tuning.plan import read
+from tuning.resources import Resources
+from tuning.search import search
 
 BASE = """
 recipe = "tests.pretrain.toy:Toy"
@@ -109,7 +111,7 @@ def test_the_record_holds_each_validation_and_what_was_spent(found, trials) -> N
         bundle.open(trials["good"].bundle).lineage["corpora"][0]["windows"]["train"] * 10 / 3600, abs=1e-3
     )
     assert all(trial.spent_s > 0 for trial in trials.values())
-    assert record.read(found["search"]).search.spent_s > sum(t.spent_s for t in trials.values()) - 1
+    assert record.read(found["search"]).info.spent_s > sum(t.spent_s for t in trials.values()) - 1
 
 
 def test_the_chosen_trial_and_no_other_is_judged_on_test_subjects(found, trials) -> None:
@@ -143,7 +145,7 @@ def test_a_search_that_is_over_runs_nothing_again(found, home: Path) -> None:
 
 
 def test_a_search_that_exists_is_not_begun_anew(found, home: Path) -> None:
-    with pytest.raises(PlethoraError, match="go on with --resume, or give another name"):
+    with pytest.raises(PlethoraError, match="continue it with --resume, or give another name"):
         search(str(home / "search.toml"), sets(home, "whole"))
 
 
@@ -164,21 +166,22 @@ def test_a_search_goes_on_only_over_the_space_that_it_began_with(found, home: Pa
 def test_what_no_node_can_give_is_told_at_once(ray_session, home: Path, given: str, words: list[str]) -> None:
     plan = read(str(home / "search.toml"), sets(home, "needs", *given.split("\n")))
     with pytest.raises(PlethoraError) as error:
-        Needs.of(plan).room(plan, ray_session)
+        Resources.of(plan).concurrent(plan, ray_session)
     assert all(word in str(error.value) for word in words)
 
 
 def test_as_many_trials_run_at_once_as_there_is_room_for(ray_session, home: Path) -> None:
     have = int(ray_session.cluster_resources()["CPU"])
     plan = read(str(home / "search.toml"), sets(home, "room", "budget.concurrent=99", "stream.actors=2"))
-    assert Needs.of(plan).room(plan, ray_session) == (have - 1) // 3
+    assert Resources.of(plan).concurrent(plan, ray_session) == (have - 1) // 3
 
 
 def test_the_front_of_two_objectives_is_what_no_other_beats() -> None:
-    objectives = (record.Objective("a", "min"), record.Objective("b", "max"))
+    objectives = (Objective(metric="a", mode="min"), Objective(metric="b", mode="max"))
     points = {"p": (1, 1), "q": (2, 5), "r": (2, 4), "s": (3, 5), "t": (4, 9)}
     trials = [record.Trial(n, "done", objective={"a": a, "b": b}) for n, (a, b) in points.items()]
-    found = record.Record(record.Search("s", objectives, {}), tuple(trials))
+    search = Search(name="s", base="b", objective=objectives, space={})
+    found = record.Record(search, record.Info(), tuple(trials))
     assert [t.trial for t in found.front()] == ["p", "q", "t"]
 
 

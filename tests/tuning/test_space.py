@@ -13,7 +13,8 @@ from cluster import config
 from cluster.errors import PlethoraError
 from pretrain.config import RunConfig
 from tests.conftest import ROOT
-from tuning.space import read, text
+from tuning.plan import read, toml
+from tuning.space import grid, sample
 
 BASE = """
 recipe = "tests.pretrain.toy:Toy"
@@ -81,7 +82,7 @@ TOML_VALUES = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(TOML_VALUES)
 def test_a_value_in_a_command_is_read_back_as_it_was(value: Any) -> None:
-    found = config.table_of([f"a.b={text(value)}"])["a"]["b"]
+    found = config.table_of([f"a.b={toml(value)}"])["a"]["b"]
     assert found == value
     assert type(found) is type(value)
 
@@ -109,7 +110,7 @@ seed = { int = [1, 2], when = { kind = "b" } }
 
 def test_a_grid_is_the_product_of_what_can_be_together(plan_of) -> None:
     plan = plan_of(CONDITIONAL + '[searcher]\nkind = "grid"\n')
-    found = list(plan.search.points())
+    found = list(grid(plan.search.space))
     wanted = set()
     for kind, dropout, seed in itertools.product("abc", (0.0, 0.2, 0.4), (1, 2)):
         point = {"kind": kind}
@@ -127,7 +128,7 @@ def test_a_key_is_asked_for_only_where_its_condition_holds(plan_of) -> None:
         asked.append(key)
         return "a" if key == "kind" else 1
 
-    assert plan_of(CONDITIONAL).search.values(pick) == {"kind": "a"}
+    assert sample(plan_of(CONDITIONAL).search.space, pick) == {"kind": "a"}
     assert asked == ["kind"]
 
 
@@ -197,9 +198,9 @@ def test_a_base_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def test_the_example_in_the_docstring_is_a_search(tmp_path: Path) -> None:
-    import tuning.space as space
+    import tuning.plan as plan
 
-    lines = (space.__doc__ or "").splitlines()
+    lines = (plan.__doc__ or "").splitlines()
     shown = "\n".join(line[4:] for line in lines if line.startswith("    "))
     shown = shown.replace("../../", f"{ROOT}/")
     tomllib.loads(shown)

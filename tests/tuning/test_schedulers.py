@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tuning.config import Scheduler
-from tuning.early import scheduler
 from tuning.record import Trial
+from tuning.schedulers import scheduler
 
 
 class Ray:
@@ -117,13 +117,11 @@ def test_after_a_restart_it_decides_as_if_there_had_been_none(kind: str, cut: in
     config = Scheduler(kind=kind)
     whole = play(scheduler(config, "min", "f", []), trials)
     names = list(trials)
-    earlier = [
-        Trial(
-            n, "done" if whole[n] == 100 else "stopped", steps=100, step=whole[n],
-            curve=tuple((s, {"f": v}) for s, v in trials[n] if s <= whole[n]),
-        )
-        for n in names[:cut]
-    ]  # fmt: skip
+    earlier = []
+    for name in names[:cut]:
+        state = "done" if whole[name] == 100 else "stopped"
+        curve = tuple((step, {"f": value}) for step, value in trials[name] if step <= whole[name])
+        earlier.append(Trial(name, state, steps=100, step=whole[name], curve=curve))
     rest = play(scheduler(config, "min", "f", earlier), {n: trials[n] for n in names[cut:]})
     assert rest == {n: whole[n] for n in names[cut:]}
     assert {100} < set(whole.values())

@@ -1,6 +1,6 @@
-"""Which trials end early and why: Ray Tune's ASHA and median rule, told in words, taught by earlier trials.
+"""Early stopping: Ray Tune's ASHA and median rule, with the reason for each stop, replayed on earlier ones.
 
-Both compare trials at the same share of their own steps (``progress``, percent), so that trials with other
+Both compare trials at the same share of their steps (``progress``, percent), so that trials with other
 batches or more data are comparable.
 """
 
@@ -24,19 +24,19 @@ END = 100.0
 
 @dataclass(frozen=True)
 class _Earlier:
-    """All that a scheduler asks of a trial that ran in an earlier session."""
+    """All that a scheduler reads of a trial that ran in an earlier session."""
 
     trial_id: str
 
 
-class _Told(ABC):
-    """Beside a scheduler of Tune: `why` = {trial id: why it was stopped}. A trial at its last step is let
-    alone, for its bundle is yet to come, and a score that is no number is not compared."""
+class _WithReason(ABC):
+    """Mixed into a scheduler of Tune: `why` = {trial id: why it was stopped}. A trial at its last step goes
+    on, for its bundle is yet to come; a score that is not finite is not compared."""
 
     why: dict[str, str]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if not judged(result) or result[PROGRESS] >= END:
+        if not comparable(result) or result[PROGRESS] >= END:
             return str(FIFOScheduler.CONTINUE)
         decision: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
         if decision == FIFOScheduler.STOP:
@@ -44,7 +44,7 @@ class _Told(ABC):
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if judged(result):
+        if comparable(result):
             super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
 
     @abstractmethod
@@ -52,13 +52,18 @@ class _Told(ABC):
         """Why this result is not good enough to go on."""
 
 
-class Asha(_Told, ASHAScheduler):
+class Asha(_WithReason, ASHAScheduler):
     def __init__(self, config: Scheduler, mode: str) -> None:
-        grace: Any = config.grace * END  # Ray's annotations want whole numbers here, its code does not
+        grace: Any = config.grace * END  # Ray's annotations want integers here, its code does not
         super().__init__(
-            time_attr=PROGRESS, metric=SCORE, mode=mode, max_t=int(END) + 1, stop_last_trials=False,
-            grace_period=grace, reduction_factor=config.reduction,
-        )  # fmt: skip
+            time_attr=PROGRESS,
+            metric=SCORE,
+            mode=mode,
+            max_t=int(END) + 1,
+            grace_period=grace,
+            reduction_factor=config.reduction,
+            stop_last_trials=False,
+        )
         self.why = {}
 
     def reason(self, trial: Any, result: dict[str, Any]) -> str:
@@ -72,13 +77,17 @@ class Asha(_Told, ASHAScheduler):
         return "asha"
 
 
-class Median(_Told, MedianStoppingRule):
+class Median(_WithReason, MedianStoppingRule):
     def __init__(self, config: Scheduler, mode: str) -> None:
-        never: Any = math.inf  # no pauses: a driver has no Tune checkpoint to go on from
+        never: Any = math.inf  # no pauses: a trial has no Tune checkpoint to go on from
         super().__init__(
-            time_attr=PROGRESS, metric=SCORE, mode=mode, grace_period=config.grace * END,
-            min_samples_required=config.min_trials, min_time_slice=never,
-        )  # fmt: skip
+            time_attr=PROGRESS,
+            metric=SCORE,
+            mode=mode,
+            grace_period=config.grace * END,
+            min_samples_required=config.min_trials,
+            min_time_slice=never,
+        )
         self.why = {}
 
     def reason(self, trial: Any, result: dict[str, Any]) -> str:
@@ -87,34 +96,36 @@ class Median(_Told, MedianStoppingRule):
         )
 
 
-class Never(FIFOScheduler):
+class NoStopping(FIFOScheduler):
     def __init__(self) -> None:
         super().__init__()
         self.why: dict[str, str] = {}
 
 
-def scheduler(config: Scheduler, mode: str, score: str, earlier: Iterable[Trial]) -> Asha | Median | Never:
-    """The scheduler of a search, as it would be had it seen the `earlier` trials; `score`: the figure that it
-    judges by.
-    """
+def scheduler(
+    config: Scheduler, mode: str, score: str, earlier: Iterable[Trial]
+) -> Asha | Median | NoStopping:
+    """The scheduler of a search that judges by the figure `score`, in the state in which the `earlier` trials
+    left it."""
     if config.kind == "none":
-        return Never()
-    found: Any = (Asha if config.kind == "asha" else Median)(config, mode)
+        return NoStopping()
+    found: Asha | Median = (Asha if config.kind == "asha" else Median)(config, mode)
+    controller: Any = None  # neither rule reads it
     for trial in earlier:
-        stub, last = _Earlier(trial.trial), None
-        found.on_trial_add(None, stub)
+        stub: Any = _Earlier(trial.trial)
+        result: dict[str, Any] = {}
+        found.on_trial_add(controller, stub)
         for step, figures in trial.curve:
             value = figures.get(score)
             progress = END * step / (trial.steps or math.nan)
-            last = {"step": step, PROGRESS: progress, SCORE: math.nan if value is None else value}
-            found.on_trial_result(None, stub, last)
-        if last is not None and trial.state == "done":
-            found.on_trial_complete(None, stub, last)
-    taught: Asha | Median = found
-    taught.why.clear()
-    return taught
+            result = {"step": step, PROGRESS: progress, SCORE: math.nan if value is None else value}
+            found.on_trial_result(controller, stub, result)
+        if result and trial.state == "done":
+            found.on_trial_complete(controller, stub, result)
+    found.why.clear()
+    return found
 
 
-def judged(result: dict[str, Any]) -> bool:
-    """Whether a result has a score to compare, at a known place."""
+def comparable(result: dict[str, Any]) -> bool:
+    """Whether a result has a finite score at a known progress."""
     return all(math.isfinite(result.get(name, math.nan)) for name in (PROGRESS, SCORE))
