@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -194,17 +193,19 @@ def grid_points(space: Space, default: int | None = None) -> int | None:
             sizes[key] = len(levels)
     if default is None and math.prod(sizes.values()) > COUNTABLE:
         return None
-    conditions = {
-        other: space[other].levels() or [None] for spread in space.values() for other in spread.when
-    }
-    count = 0
-    for values in itertools.product(*conditions.values()):
-        chosen = dict(zip(conditions, values, strict=True))
-        given = {key: value for key, value in chosen.items() if space[key].active(chosen)}
-        if any(value != conditions[key][0] for key, value in chosen.items() if key not in given):
-            continue  # an inactive key counts once
-        count += math.prod(n for key, n in sizes.items() if key not in chosen and space[key].active(given))
-    return count
+    conditions = {other for spread in space.values() for other in spread.when}
+
+    def count(found: Values, rest: Sequence[str]) -> int:
+        if not rest:
+            return 1
+        key, below = rest[0], rest[1:]
+        if not space[key].active(found):
+            return count(found, below)
+        if key not in conditions:
+            return sizes[key] * count(found, below)
+        return sum(count({**found, key: level}, below) for level in space[key].levels() or [None])
+
+    return count({}, by_dependency(space))
 
 
 def stepless(spread: Spread) -> bool:

@@ -39,7 +39,7 @@ def test_a_key_without_steps_counts_as_five_and_is_named() -> None:
     assert [key for key, spread in space.items() if stepless(spread)] == ["lr", "alpha"]
 
 
-def test_a_stopped_trial_would_have_gone_on_at_its_own_pace() -> None:
+def test_a_stopped_trial_would_have_continued_at_its_own_pace() -> None:
     given = drawn.search()
     found = cost(given)
     whole = [t for t in given.trials if t.state != "failed"]

@@ -54,13 +54,13 @@ def test_shares_are_those_that_were_planted() -> None:
 
 
 def test_what_noise_makes_is_not_taken_for_an_effect() -> None:
-    told = 0
+    count = 0
     for seed in range(3):
         record = planted(12, seed)
         generator = np.random.default_rng(seed)
         noise = tuple(replace(t, objective={"loss": float(generator.normal())}) for t in record.trials)
-        told += sum(row.significant for row in judged(replace(record, trials=noise)).values())
-    assert told <= 1
+        count += sum(row.significant for row in judged(replace(record, trials=noise)).values())
+    assert count <= 1
 
 
 def test_trials_are_compared_where_all_of_them_were() -> None:
@@ -85,7 +85,7 @@ def test_steps_of_different_lengths_are_compared_by_their_share() -> None:
     assert "50 % of its steps" in about
 
 
-def test_a_conditional_key_is_judged_among_the_trials_that_have_it() -> None:
+def test_a_conditional_key_is_computed_from_the_trials_that_have_it() -> None:
     record = drawn.search(20)
     found = importance.importances(record)
     assert isinstance(found, Importances)
@@ -96,7 +96,7 @@ def test_a_conditional_key_is_judged_among_the_trials_that_have_it() -> None:
     assert row.among == "method.transform = stft"
 
 
-def test_too_few_trials_and_equal_values_are_told() -> None:
+def test_too_few_trials_and_equal_values_give_a_reason() -> None:
     record = planted(8, 0)
     assert "needs 6" in str(importance.importances(replace(record, trials=record.trials[:5])))
     same = tuple(replace(t, objective={"loss": 1.0}) for t in record.trials)

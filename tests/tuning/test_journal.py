@@ -85,7 +85,7 @@ def test_a_trial_is_on_disk_from_its_first_moment_to_its_last(callback: JournalC
     assert found.curve_of("loss/net") == [(10, 3.0), (20, 2.0)]
 
 
-def test_validations_done_again_after_a_restart_are_told_once(callback: JournalCallback) -> None:
+def test_validations_repeated_after_a_restart_are_recorded_once(callback: JournalCallback) -> None:
     one = begin(callback, "t0001")
     for step, restarts in ((10, 0), (20, 0), (10, 1), (20, 1), (30, 1)):
         callback.on_trial_result(0, [], one, validated(step, 1.0 / step, restarts))
@@ -104,7 +104,7 @@ def test_deaths_of_workers_and_of_the_trial_itself_add_up(callback: JournalCallb
     assert stored(callback)["t0001"].retries == 4
 
 
-def test_why_a_trial_ended_early_is_the_schedulers_word(callback: JournalCallback) -> None:
+def test_why_a_trial_stopped_early_is_the_schedulers_reason(callback: JournalCallback) -> None:
     one = begin(callback, "t0001")
     callback.on_trial_result(0, [], one, validated(10, 9.0))
     callback.scheduler.why["ray-t0001"] = "asha: worse"
@@ -174,13 +174,13 @@ def test_listeners_hear_each_change_of_a_trial(callback: JournalCallback) -> Non
     assert heard[0] == ("t0001", "running") and heard[-1] == ("t0001", "done")
 
 
-def test_tune_can_copy_the_watch_whatever_listens(callback: JournalCallback) -> None:
+def test_tune_can_copy_the_journal_whatever_listens(callback: JournalCallback) -> None:
     lock = threading.Lock()  # as a thread that draws a table has
     callback.journal.listeners.append(lambda trial: lock.locked())
     pickle.dumps(callback.journal)
 
 
-def test_a_journal_goes_on_where_it_was(callback: JournalCallback, plan: Plan) -> None:
+def test_a_journal_resumes_where_it_was(callback: JournalCallback, plan: Plan) -> None:
     one = begin(callback, "t0001")
     callback.on_trial_result(0, [], one, validated(10, 1.0))
     callback.journal.spent = 100.0
@@ -200,7 +200,7 @@ def test_a_journal_goes_on_where_it_was(callback: JournalCallback, plan: Plan) -
         (["objective.mode=max"], "another objective"),
     ],
 )
-def test_a_search_that_goes_on_must_be_the_same(
+def test_a_resumed_search_must_be_the_same(
     callback: JournalCallback, plan: Plan, sets: list[str], said: str
 ) -> None:
     with pytest.raises(PlethoraError, match=said):

@@ -1,4 +1,4 @@
-"""The terminal tells what a search found, what it spent and how long it will take."""
+"""The terminal shows what a search found, what it spent and how long it will take."""
 
 import time
 from dataclasses import replace
@@ -24,7 +24,7 @@ def with_budget(record: Record, **changes: float) -> Record:
     return replace(record, search=record.search.model_copy(update={"budget": budget}))
 
 
-def test_the_headline_tells_best_spent_and_left() -> None:
+def test_the_headline_has_best_spent_and_left() -> None:
     record = part_way()
     best = record.best()
     assert best is not None
@@ -49,12 +49,12 @@ def test_no_more_is_left_than_the_budget_allows() -> None:
     assert live.eta(with_budget(record, hours=0.1)) == pytest.approx(360 - 333)
 
 
-def test_nothing_is_said_of_the_end_before_a_trial_has_ended_or_after_all_have() -> None:
+def test_there_is_no_time_left_before_a_trial_has_ended_or_after_all_have() -> None:
     assert live.eta(part_way(0)) is None
     assert live.eta(drawn.search()) is None
 
 
-def test_a_best_that_is_not_at_its_end_is_told_as_such() -> None:
+def test_a_best_trial_that_is_not_finished_is_marked() -> None:
     record = part_way(0)
     assert "at step" in live.headline(record)
 
@@ -74,7 +74,7 @@ def test_the_table_keeps_trial_and_figures_whole_at_any_width(width: int) -> Non
         assert value is None or f"{value:.4g}" in row.split()
 
 
-def test_trials_at_work_stand_first_then_the_best() -> None:
+def test_running_trials_come_first_then_the_best() -> None:
     record = part_way()
     states = [t.state for t in live.rows(record)]
     assert states[:2] == ["running", "running"]

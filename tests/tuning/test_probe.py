@@ -1,4 +1,4 @@
-"""The probe of a trial's bundle: whom it learns from, whom it is judged on, and what damage does."""
+"""The probe of a trial's bundle: its training subjects, its held-out subjects, and what damage does."""
 
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,10 @@ def heart_rate(**more: Any) -> Objective:
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
-def test_the_probe_learns_from_training_people_and_answers_for_the_parts_alone(
+def test_the_probe_is_trained_on_training_subjects_and_judged_on_the_part_alone(
     run: RunConfig, bundle: str, part: str, ray_session: Any
 ) -> None:
-    """Against scikit-learn's own ridge, at one of the strengths that the probe may choose."""
+    """Against scikit-learn's ridge, at one of the strengths that the probe may choose."""
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -88,7 +88,7 @@ def test_damage_is_done_to_the_judged_windows_alone_and_several_kinds_are_averag
     assert probe(heart_rate(damage=motion | rate), run, bundle, "val") == pytest.approx(np.mean(alone))
 
 
-def test_what_is_wrong_is_told_before_any_trial() -> None:
+def test_mistakes_are_reported_before_any_trial() -> None:
     for more, said in (
         ({"task": "heart_rat"}, "heart_rate"),
         ({"metric": "auroc"}, "task heart_rate has no metric 'auroc', it has mae"),
@@ -100,7 +100,7 @@ def test_what_is_wrong_is_told_before_any_trial() -> None:
             check(heart_rate(**more))
 
 
-def test_people_or_labels_that_are_not_there_are_told(run: RunConfig, bundle: str, ray_session: Any) -> None:
+def test_missing_subjects_or_labels_are_reported(run: RunConfig, bundle: str, ray_session: Any) -> None:
     with pytest.raises(PlethoraError, match=r"no corpus of the run has the label"):
         probe(Objective(task="alarm_truth", metric="auroc", mode="max"), run, bundle, "val")
     nobody = run.model_copy(update={"split": Split(val=0.0, test=0.2)})
@@ -108,7 +108,7 @@ def test_people_or_labels_that_are_not_there_are_told(run: RunConfig, bundle: st
         probe(heart_rate(), nobody, bundle, "val")
 
 
-def test_an_adapter_is_told_to_be_judged_by_its_own_figures(run: RunConfig, tmp_path: Path) -> None:
+def test_an_adapter_is_refused_and_its_own_figures_named(run: RunConfig, tmp_path: Path) -> None:
     from pretrain.publish import write_bundle
     from tests.finetune.test_supervised import vision
     from tests.finetune.tiny import lineage

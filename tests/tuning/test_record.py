@@ -43,7 +43,7 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
         (b"[1]\n", "line 2: expected a table"),
     ],
 )
-def test_a_broken_line_is_told_with_its_number(tmp_path: Path, line: bytes, words: str) -> None:
+def test_a_broken_line_is_reported_with_its_number(tmp_path: Path, line: bytes, words: str) -> None:
     home = drawn.write(drawn.search(8), tmp_path / "s", events=False)
     path = tmp_path / "s/trials.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -52,7 +52,7 @@ def test_a_broken_line_is_told_with_its_number(tmp_path: Path, line: bytes, word
         record.read(home)
 
 
-def test_a_folder_without_a_search_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlethoraError, match=r"no search\.json there"):
         record.read(str(tmp_path))
 

@@ -82,7 +82,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
     assert "@import" not in page
 
 
-def test_the_page_tells_the_best_trial_its_test_figures_and_every_reason(record: Record, page: str) -> None:
+def test_the_page_has_the_best_trial_its_test_figures_and_every_reason(record: Record, page: str) -> None:
     found, best = page_of(page), record.chosen()
     assert best is not None
     assert f"Best trial: {best.trial}" in found.text

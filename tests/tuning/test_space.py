@@ -1,4 +1,4 @@
-"""Search files: what they say, and what is told of a wrong one."""
+"""Search files: what they say, and the error of a wrong one."""
 
 import itertools
 import tomllib
@@ -121,7 +121,7 @@ def test_a_grid_is_the_product_of_what_can_be_together(plan_of) -> None:
     assert len(found) == len(wanted) == 1 + 6 + 3
 
 
-def test_a_key_is_asked_for_only_where_its_condition_holds(plan_of) -> None:
+def test_a_key_is_picked_only_where_its_condition_holds(plan_of) -> None:
     asked: list[str] = []
 
     def pick(key: str, spread: Any) -> Any:
@@ -178,7 +178,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda name: name.replace(" ", "_"))
-def test_a_wrong_search_is_told_in_one_line(plan_of, case: str) -> None:
+def test_a_wrong_search_is_one_line(plan_of, case: str) -> None:
     more, words = WRONG[case]
     more, space, rest = more.partition("[") if not more.startswith("[") else ("", "", more)
     head = 'name = "s"\nbase = "run.toml"\n' + more if "[objective]" in rest else SEARCH
@@ -191,7 +191,7 @@ def test_a_wrong_search_is_told_in_one_line(plan_of, case: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_base_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_base_is_reported(tmp_path: Path) -> None:
     (tmp_path / "search.toml").write_text(SEARCH + LR)
     with pytest.raises(PlethoraError, match=r"run\.toml.*no such run file"):
         read(str(tmp_path / "search.toml"))

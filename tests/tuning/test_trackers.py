@@ -1,4 +1,4 @@
-"""MLflow and Weights & Biases hear of a search where they are asked to, and are not needed otherwise.
+"""MLflow and Weights & Biases get a search that asks for them, and are not needed otherwise.
 
 Neither is installed by default: `uv pip install mlflow-skinny wandb` (in an environment of its own) runs all.
 """
@@ -21,7 +21,7 @@ def record() -> Record:
     return drawn.search(5)
 
 
-def test_what_is_not_installed_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tracker_is_reported_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(PlethoraError, match="uv pip install mlflow-skinny"):
         trackers.check(["mlflow"])
