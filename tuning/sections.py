@@ -161,7 +161,7 @@ def cost_bars(spent: Cost, trials: int) -> list[Bar]:
     ]
     most = max(spent.spent_s, spent.unstopped_s or 0.0) or 1.0
     return [
-        Bar(name, min(100 * s / most, 100), clock(s) + more, look if s <= most else "beyond")
+        Bar(name, min(100 * s / most, 100.0), clock(s) + more, look if s <= most else "beyond")
         for name, s, more, look in rows
         if s is not None
     ]
