@@ -13,7 +13,7 @@ from ray.tune import Callback, Stopper
 from tuning.journal import Journal
 from tuning.plan import Plan
 from tuning.record import Trial
-from tuning.schedulers import Asha, Median, NoStopping
+from tuning.schedulers import Asha, Median, NoStopping, TuneResult
 from tuning.space import Values
 from tuning.trial import reached
 
@@ -50,7 +50,7 @@ class JournalCallback(Callback):
         self.started.setdefault(trial.config["trial"], time.monotonic())
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[Any], trial: Any, result: TuneResult, **info: Any
     ) -> None:
         name = trial.config["trial"]
         if "failed" in result:
@@ -79,7 +79,7 @@ class JournalCallback(Callback):
 
     # -- what that means for the record
 
-    def validated(self, name: str, result: Mapping[str, Any]) -> None:
+    def validated(self, name: str, result: TuneResult) -> None:
         missing = self.missing(result["figures"])
         if missing:
             self.update(name, state="failed", why=missing)
@@ -92,7 +92,7 @@ class JournalCallback(Callback):
         steps = result["steps"]
         self.update(name, step=step, steps=steps, curve=curve, objective=objective, retries=retries)
 
-    def ended(self, name: str, result: Mapping[str, Any]) -> None:
+    def ended(self, name: str, result: TuneResult) -> None:
         objective = {o.name: v for o, v in zip(self.objectives, result["best"], strict=True)}
         curve = tuple((step, dict(figures)) for step, figures in result["curve"])
         wrong = [k for k, v in objective.items() if v is None or not math.isfinite(v)]
@@ -137,7 +137,7 @@ class SearchStopper(Stopper):
     def __init__(self, callback: JournalCallback, hours: float | None) -> None:
         self.callback, self.hours = callback, hours
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: TuneResult) -> bool:
         validation = "figures" in result and "bundle" not in result
         return validation and bool(self.callback.missing(result["figures"]))
 

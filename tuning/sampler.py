@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from cluster.errors import PlethoraError
 from tuning.plan import Plan, toml
 from tuning.record import Trial
-from tuning.schedulers import SCORE, comparable
+from tuning.schedulers import SCORE, TuneResult, comparable
 from tuning.space import Spread, Values, grid, sample
 
 STATES = {"done": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -87,7 +87,7 @@ class StudySearcher(Searcher):
             self.live[trial_id] = asked
             return config
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: TuneResult) -> None:
         # Optuna ranks stopped trials by how far they came and by their last score
         trial, step = self.live.get(trial_id), result.get("step", 0)
         if trial is None or len(self.study.directions) > 1 or not comparable(result):
@@ -97,9 +97,7 @@ class StudySearcher(Searcher):
             same = self.search.score[1] == self.search.objective[0].mode
             trial.report(result[SCORE] * (1 if same else -1), step)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, result: TuneResult | None = None, error: bool = False) -> None:
         result = result or {}
         self.on_trial_result(trial_id, result)
         trial = self.live.pop(trial_id, None)

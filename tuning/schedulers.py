@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PROGRESS, SCORE = "progress", "score"
 END = 100.0
 
+TuneResult = dict[str, Any]  # what a trial reports to Tune: see tuning/trial.py
+
 
 @dataclass(frozen=True)
 class _Earlier:
@@ -35,7 +37,7 @@ class _WithReason(ABC):
 
     why: dict[str, str]
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: TuneResult) -> str:
         if not comparable(result) or result[PROGRESS] >= END:
             return str(FIFOScheduler.CONTINUE)
         decision: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
@@ -43,12 +45,12 @@ class _WithReason(ABC):
             self.why[trial.trial_id] = f"{self.reason(trial, result)} at step {result['step']}"
         return decision
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: TuneResult) -> None:
         if comparable(result):
             super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
 
     @abstractmethod
-    def reason(self, trial: Any, result: dict[str, Any]) -> str:
+    def reason(self, trial: Any, result: TuneResult) -> str:
         """Why this result is not good enough to go on."""
 
 
@@ -66,7 +68,7 @@ class Asha(_WithReason, ASHAScheduler):
         )
         self.why = {}
 
-    def reason(self, trial: Any, result: dict[str, Any]) -> str:
+    def reason(self, trial: Any, result: TuneResult) -> str:
         for rung, recorded in self._brackets[0]._rungs:  # from the highest down
             if rung <= result[PROGRESS]:
                 others = len(recorded) - (trial.trial_id in recorded)
@@ -90,7 +92,7 @@ class Median(_WithReason, MedianStoppingRule):
         )
         self.why = {}
 
-    def reason(self, trial: Any, result: dict[str, Any]) -> str:
+    def reason(self, trial: Any, result: TuneResult) -> str:
         return (
             f"median: {self._best_result(trial):.4g}, its best, is worse than the median of the others' means"
         )
@@ -113,7 +115,7 @@ def scheduler(
     controller: Any = None  # neither rule reads it
     for trial in earlier:
         stub: Any = _Earlier(trial.trial)
-        result: dict[str, Any] = {}
+        result: TuneResult = {}
         found.on_trial_add(controller, stub)
         for step, figures in trial.curve:
             value = figures.get(score)
@@ -126,6 +128,6 @@ def scheduler(
     return found
 
 
-def comparable(result: dict[str, Any]) -> bool:
+def comparable(result: TuneResult) -> bool:
     """Whether a result has a finite score at a known progress."""
     return all(math.isfinite(result.get(name, math.nan)) for name in (PROGRESS, SCORE))

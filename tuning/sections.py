@@ -2,7 +2,7 @@
 
 # ruff: noqa: RUF001  (minus signs and dashes are meant)
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
@@ -30,26 +30,13 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Weight:
-    """Importance of one key, in percent of the axis."""
-
-    label: str
-    low: float
-    value: float
-    high: float
-    figures: str
-    look: str  # "better": significant; "level": it may be noise
-
-
-@dataclass(frozen=True)
 class Goal:
-    """What the page shows of one objective."""
+    """What the page shows of one objective; `reason`: why there is no importance."""
 
     title: str
-    about: str
-    r2: str
-    weights: list[Weight]
-    groups: list[Group] = field(default_factory=list)
+    reason: str
+    importance: Importances | None
+    groups: list[Group]
 
 
 def figures_of(record: Record, trial: Trial) -> str:
@@ -93,22 +80,14 @@ def parallel_plots(record: Record, found: Importances | str) -> list[Markup]:
 def goal(record: Record, number: int, found: Importances | str) -> Goal:
     """Importance, each key alone, and the learning curves of one objective."""
     objective = record.search.objective[number]
-    weights, about, r2 = [], found if isinstance(found, str) else found.about, ""
-    if not isinstance(found, str):
-        r2 = f"{max(found.r2, 0.0):.2f}"
-        for row in found.rows:
-            name = f"{row.key} (where {row.among})" if row.among else row.key
-            figures = f"{100 * row.value:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}]"
-            low, value, high = (100 * min(max(v, 0.0), 1.0) for v in (row.low, row.value, row.high))
-            look = "better" if row.significant else "level"
-            weights.append(Weight(name, low, value, high, figures, look))
     shown = f"One dot a trial: {importance.comparable(record, objective.name)[2]}."
     groups = [Group("Each key alone", shown, [*pictures.slices(record, number)], "small")]
     curves = pictures.curves(record, number)
     if curves is not None:
         read = "One line a trial. Grey with a cross: stopped or failed. Thick: the best one."
         groups.append(Group("Learning curves", read, [curves], "wide"))
-    return Goal(objective.title, about, r2, weights, [g for g in groups if g.panels])
+    reason, table = (found, None) if isinstance(found, str) else ("", found)
+    return Goal(objective.title, reason, table, [g for g in groups if g.panels])
 
 
 def front(record: Record) -> Panel | None:

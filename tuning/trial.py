@@ -15,7 +15,7 @@ from pretrain.config import RunConfig
 from tuning.config import Objective
 from tuning.placement import RegisterWorkers
 from tuning.record import Figures
-from tuning.schedulers import END, PROGRESS, SCORE
+from tuning.schedulers import END, PROGRESS, SCORE, TuneResult
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Validation:
     steps: int
     figures: Mapping[str, float]
 
-    def to_tune(self, score: str) -> dict[str, Any]:
+    def to_tune(self, score: str) -> TuneResult:
         """As a result of Tune, for a scheduler that judges by the figure `score`."""
         progress, value = END * self.step / self.steps, self.figures.get(score, math.nan)
         return {**vars(self), "figures": dict(self.figures), PROGRESS: progress, SCORE: value}
@@ -89,7 +89,7 @@ def trial(config: dict[str, Any]) -> None:
         tune.report({"failed": message, PROGRESS: 0.0, SCORE: math.nan, "step": 0})
 
 
-def finish(config: TrialConfig) -> dict[str, Any]:
+def finish(config: TrialConfig) -> TuneResult:
     """Train the run to its bundle, from its last checkpoint where it has one; the last result for Tune."""
     from pretrain import driver
     from pretrain.recipe import build

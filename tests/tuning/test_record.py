@@ -19,6 +19,19 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert found.result == given.result
 
 
+def test_a_record_of_another_version_is_read_without_the_keys_that_it_has_more(tmp_path: Path) -> None:
+    given = drawn.search(6)
+    home = drawn.write(given, tmp_path / "s")
+    raw = json.loads((tmp_path / "s/search.json").read_text())
+    raw["future"] = 1
+    raw["scheduler"]["rungs"] = [10, 20]
+    raw["space"]["optim.lr"]["log"] = True
+    raw["budget"].pop("retries")
+    (tmp_path / "s/search.json").write_text(json.dumps(raw))
+    found = record.read(home)
+    assert (found.search, found.info) == (given.search, given.info)
+
+
 def test_of_a_trial_the_newest_line_counts(tmp_path: Path) -> None:
     given = drawn.search()
     home = drawn.write(given, tmp_path / "s", events=True)
