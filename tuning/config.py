@@ -1,40 +1,46 @@
-"""What a search file may hold: its own keys, and how a key of the run varies."""
+"""The keys of a search file that are the search's and not its runs'. docs/tuning.md explains them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from cluster.config import Config
-from cluster.errors import PlethoraError
-
-KINDS = ("choice", "uniform", "loguniform", "int")
-Values = dict[str, Any]
+from tuning.space import Spread
 
 
 class Objective(Config):
-    """What is best. A figure of validation is known at every validation; a probe (`task`) of the trial's
-    bundle, on validation people, at its end."""
+    """What is optimised: a validation figure, known at every validation; or, with `task`, a probe of the
+    trial's bundle on validation subjects, known at its end."""
 
     metric: str
     mode: Literal["min", "max"]
-    at: Literal["last", "best"] = "last"  # of the validations of a trial
+    at: Literal["last", "best"] = "last"  # of a trial's validations
     task: str = ""  # a task of finetune/tasks, or a TOML file: then `metric` is one of its metrics
-    damage: dict[str, Any] = {}  # of a probe: judged on damaged windows, see tuning/objective.py
+    damage: dict[str, Any] = {}  # of a probe: {kind: severity} of damage to its windows, see tuning/probe.py
     unit: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.task} {self.metric}" if self.task else self.metric
 
+    @property
+    def title(self) -> str:
+        """Name and unit, as on an axis."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+    @property
+    def sign(self) -> float:
+        """The factor that makes smaller better."""
+        return 1.0 if self.mode == "min" else -1.0
+
 
 class Scheduler(Config):
-    """Which trials end early, judged by `metric` (default: the first objective) as the trial goes on."""
+    """Which trials stop early, judged by `metric` (default: the first objective)."""
 
     kind: Literal["asha", "median", "none"] = "asha"
-    metric: str = ""  # needed where the objective is a probe, which is known at the end only
+    metric: str = ""  # needed where the objective is a probe
     mode: Literal["min", "max"] | None = None
     grace: float = Field(default=0.1, gt=0, lt=1)  # share of its steps that every trial may run
     reduction: float = Field(default=3.0, gt=1)  # ASHA: the best 1/reduction go on at each rung
@@ -42,8 +48,7 @@ class Scheduler(Config):
 
 
 class Searcher(Config):
-    """Where the next point comes from. `start`: points known to be good, tried first (missing keys: as the
-    base run has them, or drawn)."""
+    """How points are chosen. `start`: points that are tried first (missing keys are sampled)."""
 
     kind: Literal["optuna", "random", "grid"] = "optuna"
     seed: int = 0
@@ -51,7 +56,7 @@ class Searcher(Config):
 
 
 class Budget(Config):
-    """When the search ends, whichever comes first. `retries`: of a trial whose process died."""
+    """The search ends at whichever limit comes first. `retries`: of a trial whose process died."""
 
     trials: int = Field(default=16, ge=1)
     hours: float | None = Field(default=None, gt=0)
@@ -59,86 +64,8 @@ class Budget(Config):
     retries: int = Field(default=2, ge=0)
 
 
-class Spread(Config):
-    """How one key varies: one of choice, uniform, loguniform, int."""
-
-    choice: list[Any] | dict[str, dict[str, Any]] | None = None
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
-    whole: tuple[int, int] | None = Field(default=None, alias="int")  # both ends included
-    step: float | None = Field(default=None, gt=0)  # of uniform and int
-    when: dict[str, Any] = {}  # {key of the space: its value, or a list of values}
-
-    @model_validator(mode="after")
-    def _check(self) -> Spread:
-        given = [k for k in KINDS if getattr(self, "whole" if k == "int" else k) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(KINDS)}, not {' and '.join(given) or 'none'}")
-        if self.choice is not None:
-            if not self.choice:
-                raise ValueError("choice = []: give at least one value")
-            if isinstance(self.choice, list) and any(isinstance(v, dict) for v in self.choice):
-                raise ValueError("give tables of choice a name: choice = { small = {…}, large = {…} }")
-            return self
-        low, high = self.bounds
-        if low >= high:
-            raise ValueError(f"{self.kind} = [{low:g}, {high:g}]: the lower bound comes first")
-        if self.kind == "loguniform" and (low <= 0 or self.step):
-            raise ValueError("loguniform takes bounds above 0, and no step")
-        if self.step and (self.step > high - low or (self.kind == "int" and self.step % 1)):
-            raise ValueError(f"step = {self.step:g} does not fit {self.kind} = [{low:g}, {high:g}]")
-        return self
-
-    @property
-    def kind(self) -> str:
-        return next(k for k in KINDS if getattr(self, "whole" if k == "int" else k) is not None)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        found = self.uniform or self.loguniform or self.whole
-        assert found is not None  # a choice has none
-        return found
-
-    @property
-    def choices(self) -> list[Any]:
-        """What there is to choose: values, or the names of tables."""
-        return list(self.choice or ())
-
-    def levels(self) -> list[Any] | None:
-        """Every value it can take; None: too many to count."""
-        if self.choice is not None:
-            return self.choices
-        if self.kind != "int" and self.step is None:
-            return None
-        low, high = self.bounds
-        step = self.step or 1
-        found = [low + i * step for i in range(int((high - low) / step + 1e-9) + 1)]
-        return [int(v) for v in found] if self.kind == "int" else [round(v, 12) for v in found]
-
-    def holds(self, value: Any) -> bool:
-        """Whether `value` is one that it can take."""
-        levels = self.levels()
-        if levels is not None:
-            return value in levels
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and self.bounds[0] <= value <= self.bounds[1]
-
-    def ends(self) -> list[Any]:
-        """The values that a mistake would show at: each choice, both bounds."""
-        return self.choices if self.choice is not None else list(self.bounds)
-
-    def table(self) -> dict[str, Any]:
-        """As the record of the search has it: {kind, low, high | choices, step?, when?}."""
-        found: dict[str, Any] = {"kind": self.kind}
-        if self.choice is not None:
-            found["choices"] = self.choices
-        else:
-            found |= dict(zip(("low", "high"), self.bounds, strict=True))
-        return found | ({"step": self.step} if self.step else {}) | ({"when": self.when} if self.when else {})
-
-
 class Search(Config):
-    """The search's own keys."""
+    """A search file without the keys of its runs."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
     base: str
@@ -147,61 +74,11 @@ class Search(Config):
     scheduler: Scheduler = Scheduler()
     searcher: Searcher = Searcher()
     budget: Budget = Budget()
-    track: tuple[Literal["mlflow", "wandb"], ...] = ()  # shown there, too: see tuning/trackers.py
-    scaling: tuple[str, ...] = ()  # facts of a trial that a scaling curve is drawn over: parameters, hours
+    track: tuple[Literal["mlflow", "wandb"], ...] = ()  # see tuning/trackers.py
+    scaling: tuple[str, ...] = ()  # facts of a trial that a scaling curve is fitted over: parameters, hours
 
-    def order(self) -> list[str]:
-        """The keys of the space, each after those that its `when` asks for."""
-        done: list[str] = []
-        while len(done) < len(self.space):
-            ready = [k for k, s in self.space.items() if k not in done and all(w in done for w in s.when)]
-            if not ready:
-                raise PlethoraError(
-                    f"search {self.name}: `when` runs in a circle through "
-                    f"{', '.join(k for k in self.space if k not in done)}: remove one of them"
-                )
-            done += ready
-        return done
-
-    def values(self, pick: Callable[[str, Spread], Any]) -> Values:
-        """One point: `pick` is asked for each key whose `when` holds."""
-        found: Values = {}
-        for key in self.order():
-            spread = self.space[key]
-            if all(k in found and found[k] in _listed(wanted) for k, wanted in spread.when.items()):
-                found[key] = pick(key, spread)
-        return {key: found[key] for key in self.space if key in found}
-
-    def reaching(self, key: str) -> Values:
-        """Values of other keys under which `key` is asked for."""
-        found: Values = {}
-        for other, wanted in self.space[key].when.items():
-            found |= self.reaching(other) | {other: _listed(wanted)[0]}
-        return found
-
-    def points(self) -> Iterator[Values]:
-        """Every point of a grid, in order. PlethoraError where a key has no steps."""
-        endless = [k for k, s in self.space.items() if s.levels() is None]
-        if endless:
-            raise PlethoraError(
-                f"search {self.name}: a grid needs steps, and {', '.join(endless)} has none: give step = …, "
-                "use choice = […], or searcher.kind = optuna"
-            )
-        order = self.order()
-
-        def below(found: Values, rest: Sequence[str]) -> Iterator[Values]:
-            if not rest:
-                yield {key: found[key] for key in self.space if key in found}
-                return
-            spread = self.space[rest[0]]
-            if not all(k in found and found[k] in _listed(w) for k, w in spread.when.items()):
-                yield from below(found, rest[1:])
-                return
-            for level in spread.levels() or ():
-                yield from below({**found, rest[0]: level}, rest[1:])
-
-        yield from below({}, order)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    @property
+    def score(self) -> tuple[str, str]:
+        """(figure that the scheduler judges by, its mode)."""
+        first = self.objective[0]
+        return self.scheduler.metric or first.metric, self.scheduler.mode or first.mode

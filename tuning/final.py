@@ -1,59 +1,52 @@
-"""The chosen trial on test subjects: once, after the search has chosen by validation alone."""
+"""The best trial on test subjects: once, after the search has chosen it by validation alone."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster import storage
 from pretrain.config import RunConfig
-from tuning.space import Plan
+from tuning.config import Search
+from tuning.record import Figures, Table
+
+PARTS = ("val", "test")
 
 
-def on_test(plan: Plan, run: RunConfig, bundle: str) -> dict[str, Any]:
-    """{"test": [table {title, header, body, notes}], "test_metrics": {objective: {"val", "test"}}, "notes"}
-    of the bundle that `run` gave: each objective on validation and on test subjects.
-    """
+def on_test(search: Search, run: RunConfig, bundle: str) -> tuple[Table, dict[str, Figures]]:
+    """(every figure of the bundle that `run` gave, {objective: {"val", "test"}}), on validation and on test
+    subjects."""
     from pretrain import driver
 
     run = driver.located(run)
-    told = storage.read_json(storage.join(bundle, "metrics.json"))
-    published = (told.get("selected") or told["history"][-1])["step"]  # whose weights these are
-    last = next(each for each in told["history"] if each["step"] == published)
-    metrics: dict[str, dict[str, Any]] = {}
-    figures, windows, subjects = figures_on(run, bundle, "test")
-    for objective in plan.search.objective:
+    found = storage.read_json(storage.join(bundle, "metrics.json"))
+    published = (found.get("selected") or found["history"][-1])["step"]  # the step of the bundle's weights
+    validation = next(each for each in found["history"] if each["step"] == published)
+    test, windows, subjects = validated(run, bundle, "test")
+    metrics: dict[str, Figures] = {}
+    for objective in search.objective:
         if objective.task:
-            from tuning.objective import probe
+            from tuning.probe import probe
 
-            metrics[objective.name] = {part: probe(objective, run, bundle, part) for part in ("val", "test")}
+            metrics[objective.name] = {part: probe(objective, run, bundle, part) for part in PARTS}
         else:
-            metrics[objective.name] = {
-                "val": last.get(objective.metric),
-                "test": figures.get(objective.metric),
-            }
-    body = [
-        [o.name + (f", {o.unit}" if o.unit else ""), *(number(metrics[o.name][p]) for p in ("val", "test"))]
-        for o in plan.search.objective
-    ]
-    others = sorted(k for k in figures if k not in metrics)
-    body += [[name, number(last.get(name)), number(figures[name])] for name in others]
-    table = {
-        "title": "The chosen trial on people that no trial has seen",
-        "header": ["figure", "validation subjects", "test subjects"],
-        "body": body,
-        "notes": [
-            f"{windows} windows of {subjects} test subjects, touched once, after the choice was made",
-            "the validation figure is the best of many trials, and so flatters",
-        ],
-    }
-    return {"test": [table], "test_metrics": metrics, "notes": []}
+            name = objective.metric
+            metrics[objective.name] = {"val": validation.get(name), "test": test.get(name)}
+    rows = {o.title: metrics[o.name] for o in search.objective}
+    rows |= {k: {"val": validation.get(k), "test": test[k]} for k in sorted(test) if k not in metrics}
+    notes = (
+        f"{windows} windows of {subjects} test subjects, evaluated once, after the choice",
+        "the validation figure is the best of many trials, and so optimistic",
+    )
+    title, header = "The best trial on test subjects", ("figure", "validation subjects", "test subjects")
+    body = tuple((name, *(_number(row[part]) for part in PARTS)) for name, row in rows.items())
+    return Table(title, header, body, notes), metrics
 
 
-def figures_on(run: RunConfig, bundle: str, part: str) -> tuple[dict[str, float], int, int]:
+def validated(run: RunConfig, bundle: str, part: str) -> tuple[Mapping[str, float], int, int]:
     """(figures of a validation pass over `part`'s windows with a bundle's weights, windows, subjects)."""
     import torch
 
@@ -61,20 +54,19 @@ def figures_on(run: RunConfig, bundle: str, part: str) -> tuple[dict[str, float]
     from pretrain.loop import validate
     from pretrain.meters import chunks
 
-    with alone():
+    with single_process():
         recipe, modules = opened(bundle, run)
         data = open_data(run.model_copy(update={"workers": 1}), recipe)
         held_out = data.validation(0, 1, part)
         frozen = recipe.frozen()
         done = int(storage.read_json(storage.join(bundle, "metrics.json"))["history"][-1]["step"])
-        found, _ = validate(
-            recipe, modules, frozen, chunks(held_out, run.micro), done - 1, torch.device("cpu")
-        )
+        batches, cpu = chunks(held_out, run.micro), torch.device("cpu")
+        found, _ = validate(recipe, modules, frozen, batches, done - 1, cpu)
     return found, len(held_out["window"]), len(set(held_out["subject"].tolist()))
 
 
 def opened(bundle: str, run: RunConfig) -> tuple[Any, Any]:
-    """A bundle's recipe and its trained modules; of an adapter, on what it sits upon."""
+    """A bundle's recipe and its trained modules; an adapter's come with the backbone below it."""
     from cluster.bundle import open as open_bundle
 
     if open_bundle(bundle).config["kind"] == "adapter":
@@ -89,8 +81,8 @@ def opened(bundle: str, run: RunConfig) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """torch.distributed with this process alone, where there is none: the loop's means are global."""
+def single_process() -> Iterator[None]:
+    """torch.distributed with this process alone, where there is none: the loop averages over all ranks."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -105,5 +97,5 @@ def alone() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def number(value: Any) -> str:
+def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from finetune.reports.panels import Panel
-from finetune.reports.svg import HANDCRAFTED, INK, MID, RULE, SERIES, inline, panel
+from finetune.pagekit.parts import Panel
+from finetune.pagekit.svg import HANDCRAFTED, INK, MID, RULE, SERIES, inline, panel
 from tuning import importance, scaling
-from tuning.parallel import text, ticks
-from tuning.record import Objective, Record, Trial
+from tuning.config import Objective
+from tuning.parallel import ticks
+from tuning.record import Record, Trial
+from tuning.space import label
 
 BEST, DONE, STOPPED = HANDCRAFTED, SERIES[0], MID
 UNITS = {"parameters": "parameters", "hours": "hours of recordings"}
@@ -19,31 +21,31 @@ UNITS = {"parameters": "parameters", "hours": "hours of recordings"}
 def curves(record: Record, number: int = 0) -> Panel | None:
     """The objective at every validation, a line a trial; a stopped one ends in a cross."""
     objective, best = record.search.objective[number], record.chosen()
-    told = [(t, points) for t in record.trials if (points := t.curve_of(objective.name))]
-    judged = record.search.scheduler.get("metric")
-    if not told and judged:  # a probe is known at the end only
-        objective = Objective(judged, record.search.scheduler.get("mode") or "min")
-        told = [(t, points) for t in record.trials if (points := t.curve_of(judged))]
-    if not any(len(points) > 1 for _, points in told):
+    if objective.task and record.search.scheduler.metric:  # a probe is known at the end only
+        metric, mode = record.search.scheduler.metric, record.search.scheduler.mode or "min"
+        objective = Objective(metric=metric, mode=mode)
+    curves = [(t, points) for t in record.trials if (points := t.curve_of(objective.name))]
+    if not any(len(points) > 1 for _, points in curves):
         return None
     with panel(wide=5.2, tall=3.3) as (figure, axis):
-        for trial, points in sorted(told, key=lambda one: one[0] is best):
+        for trial, points in sorted(curves, key=lambda one: one[0] is best):
             steps, values = zip(*points, strict=True)
-            own = trial is best
-            colour = BEST if own else STOPPED if trial.state in ("stopped", "failed") else DONE
-            width, ahead = (2.2, 3) if own else (1.0, 1)
-            axis.plot(steps, values, color=colour, lw=width, alpha=1 if own else 0.6, zorder=ahead)
-            if trial.state in ("stopped", "failed"):
+            ended = trial.state in ("stopped", "failed")
+            colour = BEST if trial is best else STOPPED if ended else DONE
+            width, alpha, order = (2.2, 1.0, 3) if trial is best else (1.0, 0.6, 1)
+            axis.plot(steps, values, color=colour, lw=width, alpha=alpha, zorder=order)
+            if ended:
                 axis.plot(steps[-1], values[-1], "x", color=STOPPED, ms=4.5, mew=1.2, zorder=2)
-        _kept_in_sight(axis, [v for _, points in told for _, v in points], objective)
+        _limit(axis, [v for _, points in curves for _, v in points], objective)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(xlabel="step", ylabel=f"{objective.title}, validation")
         picture = inline(figure, f"Learning curves of {objective.name}")
-    return Panel(objective.name, picture, f"{_way(objective)} is better.")
+    better = "Lower" if objective.mode == "min" else "Higher"
+    return Panel(objective.name, picture, f"{better} is better.")
 
 
-def _kept_in_sight(axis: Any, values: list[float], objective: Objective) -> None:
-    """One trial that blew up must not press all others into a line."""
+def _limit(axis: Any, values: list[float], objective: Objective) -> None:
+    """Keep a trial that diverged from pressing all others into a line."""
     low, high = np.quantile(values, [0.02, 0.98])
     margin = 0.06 * (high - low)
     ends = (min(values), high) if objective.mode == "min" else (low, max(values))
@@ -51,12 +53,8 @@ def _kept_in_sight(axis: Any, values: list[float], objective: Objective) -> None
         axis.set_ylim(ends[0] - margin, ends[1] + margin)
 
 
-def _way(objective: Objective) -> str:
-    return "Lower" if objective.mode == "min" else "Higher"
-
-
 def slices(record: Record, number: int = 0) -> Iterator[Panel]:
-    """Of each key that varies: the objective against it, a dot a trial."""
+    """The objective against each key that varies, one dot a trial."""
     objective, best = record.search.objective[number], record.chosen()
     trials, values, _ = importance.comparable(record, objective.name)
     for name, key in record.search.space.items():
@@ -64,11 +62,8 @@ def slices(record: Record, number: int = 0) -> Iterator[Panel]:
         raw = [trials[i].values[name] for i in here]
         if len({str(v) for v in raw}) < 2:
             continue
-        places, shown = raw, None
-        if not key.numeric or not all(isinstance(v, int | float) for v in raw):
-            order = [c for c in key.choices if c in raw] + [v for v in raw if v not in key.choices]
-            order = list(dict.fromkeys(order))
-            places, shown = [order.index(v) for v in raw], [text(c) for c in order]
+        order = [] if key.numeric else key.order(raw)
+        places = [order.index(value) for value in raw] if order else raw
         with panel(wide=2.9, tall=2.3) as (figure, axis):
             for stopped in (True, False):
                 rows = [i for i, j in enumerate(here) if (trials[j].state == "stopped") == stopped]
@@ -77,26 +72,26 @@ def slices(record: Record, number: int = 0) -> Iterator[Panel]:
             for i, j in enumerate(here):
                 if trials[j] is best:
                     axis.scatter([places[i]], [values[j]], s=42, color=BEST, lw=0, zorder=3)
-            if key.logarithmic and shown is None:
+            if key.logarithmic:
                 _logarithmic(axis, min(raw), max(raw))
-            if shown is not None:
-                axis.set_xticks(range(len(shown)), shown)
-                axis.set_xlim(-0.5, len(shown) - 0.5)
+            if order:
+                axis.set_xticks(range(len(order)), [label(value) for value in order])
+                axis.set_xlim(-0.5, len(order) - 0.5)
             axis.set(ylabel=objective.title)
             picture = inline(figure, f"{objective.name} against {name}")
         yield Panel(name, picture)
 
 
 def _logarithmic(axis: Any, low: float, high: float) -> None:
-    """A logarithmic axis with labels that are numbers."""
+    """A logarithmic axis with plain numbers as labels."""
     found = ticks(math.log10(low), math.log10(high), True)
     axis.set_xscale("log")
-    axis.set_xticks([10.0**place for place, _ in found], [label for _, label in found])
+    axis.set_xticks([10.0**place for place, _ in found], [text for _, text in found])
     axis.minorticks_off()
 
 
 def front(record: Record, members: list[Trial]) -> Panel:
-    """Both objectives, a dot a trial, and the Pareto front."""
+    """Both objectives, one dot a trial, and the Pareto front."""
     one, two = record.search.objective[:2]
     best = record.chosen()
     with panel(wide=5.2, tall=3.6) as (figure, axis):
@@ -119,7 +114,7 @@ def front(record: Record, members: list[Trial]) -> Panel:
 
 
 def scale(found: scaling.Fit, x: np.ndarray, y: np.ndarray, objective: Objective) -> Iterator[Panel]:
-    """Of each axis: figures and the fitted curve, a colour a value of the other axis, and one step beyond."""
+    """Figures and the fitted curve over each axis, one colour a value of the other, extrapolated."""
     for number, name in enumerate(found.axes):
         others = [i for i in range(len(found.axes)) if i != number]
         groups = np.unique(x[:, others], axis=0)
@@ -132,9 +127,9 @@ def scale(found: scaling.Fit, x: np.ndarray, y: np.ndarray, objective: Objective
                 sizes = np.empty((len(line), len(found.axes)))
                 sizes[:, number], sizes[:, others] = line, group
                 colour = SERIES[i % len(SERIES)]
-                label = ", ".join(f"{text(v)} {found.axes[o]}" for v, o in zip(group, others, strict=True))
+                name_of = [f"{label(v)} {found.axes[o]}" for v, o in zip(group, others, strict=True)]
                 axis.fill_between(line, *found.band(sizes), color=colour, alpha=0.15, lw=0)
-                axis.plot(line, found.law.at(sizes), color=colour, lw=1.4, label=label or None)
+                axis.plot(line, found.law.at(sizes), color=colour, lw=1.4, label=", ".join(name_of) or None)
                 axis.scatter(x[rows, number], y[rows], s=16, color=colour, lw=0, zorder=3)
             _logarithmic(axis, low, line[-1])
             axis.set(xlabel=UNITS.get(name, name), ylabel=objective.title, xlim=(low / 1.2, line[-1]))
@@ -142,5 +137,5 @@ def scale(found: scaling.Fit, x: np.ndarray, y: np.ndarray, objective: Objective
                 figure.legend(loc="outside lower center", ncols=2)
             picture = inline(figure, f"Scaling of {objective.name} with {name}")
         value, least, most = found.exponent(number)
-        note = f"Exponent {value:.2f} [{least:.2f}, {most:.2f}]. Shaded: beyond what was tried."
+        note = f"Exponent {value:.2f} [{least:.2f}, {most:.2f}]. Shaded: extrapolation."
         yield Panel(f"Over {UNITS.get(name, name)}", picture, note)

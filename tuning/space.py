@@ -1,212 +1,222 @@
-"""The search TOML: a run file, the keys that vary, and what is best.
-
-    name = "prior-weight"
-    base = "../../pretrain/runs/sigma/tiny.toml"   # the run that each trial varies, beside this file
-
-    [objective]                                    # [[objective]] twice: two objectives, a Pareto front
-    metric = "accuracy_random_mask"                # a figure of validation, as TensorBoard has it under val/
-    mode = "max"
-
-    [space]                                        # keys as after --set
-    method.masking = { choice = ["random", "prior", "both"] }
-    method.alpha = { uniform = [0.0, 4.0], when = { method.masking = ["prior", "both"] } }
-    method.mask_ratio = { uniform = [0.3, 0.7], step = 0.1 }
-    optim.lr = { loguniform = [1e-4, 1e-2] }
-    method.depth = { int = [1, 4] }
-    size.choice.small = { method.dim = 32, method.depth = 2 }      # several keys under one name
-    size.choice.large = { method.dim = 64, method.depth = 4 }
-
-    [scheduler]                                    # asha (default), median, none
-    [searcher]                                     # optuna (default), random, grid
-    [budget]
-    trials = 24
-
-Every key that is not the search's own (`tuning.config.Search`) is the run's and goes on top of `base`:
-`corpus`, `storage`, `steps`, `[method]` … stand in the search file, or after `--set`, as for the run.
-A trial is the run file and a list of ``key=value``, and nothing else: that is its printed command.
-"""
+"""The search space: how each key varies (`Spread`), and the points that the keys make together."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-from cluster import config
-from cluster.errors import PlethoraError
-from pretrain.config import RunConfig
-from tuning.config import KINDS, Search, Values
+from pydantic import Field, model_validator
+
+from cluster.config import Config
+
+KINDS = ("choice", "uniform", "loguniform", "int")
+COUNTABLE = 100_000  # points of a grid: more are not counted
+LONG = 5  # a range of more integers, without a step, is a long one
+
+Values = dict[str, Any]  # one point of the space: {dotted key: value}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A search that was read and checked: its own keys, and the run below every trial."""
+class Spread(Config):
+    """How one key varies. A search file gives one of choice, uniform, loguniform and int, with `step` and
+    `when`; a record gives these fields (`to_json`)."""
 
-    search: Search
-    path: str  # of the search file
-    base: str  # of the run file
-    fixed: tuple[str, ...]  # key=value on top of it, for every trial
+    kind: Literal["choice", "uniform", "loguniform", "int"]
+    low: int | float | None = None
+    high: int | float | None = None  # included
+    choices: list[Any] = []  # values, or the names of `tables`
+    tables: dict[str, dict[str, Any]] = {}  # several keys of the run under one name
+    step: float | None = Field(default=None, gt=0)  # of uniform and int
+    when: dict[str, Any] = {}  # {other key: its value, or a list of values}: the key exists only then
 
-    def run(self, values: Values, *more: str) -> RunConfig:
-        """The run of one point. PlethoraError: as the run file's."""
-        return config.load(self.base, RunConfig, [*self.fixed, *self.sets(values), *more])
+    @model_validator(mode="before")
+    @classmethod
+    def _fields(cls, given: Any) -> Any:
+        """The fields, of what a search file gives."""
+        if not isinstance(given, dict) or "kind" in given:
+            return given
+        kinds = [kind for kind in KINDS if kind in given]
+        if len(kinds) != 1:
+            raise ValueError(f"give exactly one of {', '.join(KINDS)}, not {' and '.join(kinds) or 'none'}")
+        rest = {key: value for key, value in given.items() if key not in KINDS}
+        kind, value = kinds[0], given[kinds[0]]
+        if kind == "choice":
+            tables = value if isinstance(value, dict) else {}
+            return rest | {"kind": kind, "choices": list(value) if tables else value, "tables": tables}
+        types = {int} if kind == "int" else {int, float}
+        if not isinstance(value, list) or len(value) != 2 or not {type(v) for v in value} <= types:
+            numbers = "two integers" if kind == "int" else "two numbers"
+            raise ValueError(f"{kind} = {value!r}: give {numbers}, [low, high]")
+        low, high = value if kind == "int" else map(float, value)
+        return rest | {"kind": kind, "low": low, "high": high}
 
-    def sets(self, values: Values) -> list[str]:
-        """The key=value of one point."""
-        found = []
-        for key, value in values.items():
-            choice = self.search.space[key].choice
-            inner = flat(choice[value]) if isinstance(choice, dict) else {key: value}
-            found += [f"{k}={text(v)}" for k, v in inner.items()]
+    @model_validator(mode="after")
+    def _check(self) -> Spread:
+        if self.kind == "choice":
+            if not self.choices:
+                raise ValueError("choice = []: give at least one value")
+            if any(isinstance(value, dict) for value in self.choices):
+                raise ValueError("give tables of choice a name: choice = { small = {…}, large = {…} }")
+            return self
+        low, high = self.bounds
+        if low >= high:
+            raise ValueError(f"{self.kind} = [{low:g}, {high:g}]: the lower bound comes first")
+        if self.kind == "loguniform" and (low <= 0 or self.step):
+            raise ValueError("loguniform takes bounds above 0, and no step")
+        if self.step and (self.step > high - low or (self.kind == "int" and self.step % 1)):
+            raise ValueError(f"step = {self.step:g} does not fit {self.kind} = [{low:g}, {high:g}]")
+        return self
+
+    @property
+    def numeric(self) -> bool:
+        return self.kind != "choice"
+
+    @property
+    def logarithmic(self) -> bool:
+        return self.kind == "loguniform"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(low, high) of a numeric key."""
+        if self.low is None or self.high is None:
+            raise ValueError(f"{self.kind} needs low and high")
+        return self.low, self.high
+
+    @property
+    def conditions(self) -> dict[str, list[Any]]:
+        """`when`, with a list of values for each key."""
+        return {key: list(v) if isinstance(v, list | tuple) else [v] for key, v in self.when.items()}
+
+    def active(self, values: Values) -> bool:
+        """Whether the key exists at a point with these values."""
+        return all(key in values and values[key] in wanted for key, wanted in self.conditions.items())
+
+    def levels(self) -> list[Any] | None:
+        """Every value that it can take; None: too many to count."""
+        if not self.numeric:
+            return list(self.choices)
+        if self.kind != "int" and self.step is None:
+            return None
+        (low, high), step = self.bounds, self.step or 1
+        found = [low + i * step for i in range(int((high - low) / step + 1e-9) + 1)]
+        return [int(v) if self.kind == "int" else round(v, 12) for v in found]
+
+    def contains(self, value: Any) -> bool:
+        """Whether `value` is one that it can take."""
+        levels = self.levels()
+        if levels is not None:
+            return value in levels
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and self.bounds[0] <= value <= self.bounds[1]
+
+    def ends(self) -> Sequence[Any]:
+        """The values that a mistake shows at: each choice, or both bounds."""
+        return self.bounds if self.numeric else self.choices
+
+    def order(self, values: Iterable[Any]) -> list[Any]:
+        """Distinct `values` in the order of the choices; those that are no choice come last."""
+        given = list(values)
+        found: list[Any] = []
+        for value in [*(c for c in self.choices if c in given), *given]:
+            if value not in found:
+                found.append(value)
         return found
 
-
-def read(path: str, sets: Sequence[str] = ()) -> Plan:
-    """The search file at `path` with `sets` on top. PlethoraError: one line, the key and what to do.
-
-    Every value at the end of a range, and each choice, is tried on the run's configuration."""
-    table = config.read_toml(path, sets)
-    own = {key: table.pop(key) for key in Search.model_fields if key in table}
-    if isinstance(own.get("objective"), dict):
-        own["objective"] = [own["objective"]]
-    own["space"] = dict(_spreads(own.get("space", {}), "", path))
-    if isinstance(own.get("searcher"), dict) and isinstance(own["searcher"].get("start"), list):
-        own["searcher"]["start"] = [flat(point) for point in own["searcher"]["start"]]
-    search = config.validate(Search, own, path)
-    for key in table:
-        if key not in RunConfig.model_fields:
-            near = difflib.get_close_matches(key, [*Search.model_fields, *RunConfig.model_fields], n=1)
-            raise PlethoraError(
-                f"{path}: unknown key `{key}`" + (f", the nearest known one is `{near[0]}`" if near else "")
-            )
-    if not search.space:
-        raise PlethoraError(f"{path}: [space] is empty: name at least one key that varies")
-    for key, spread in search.space.items():
-        for other in spread.when:
-            _known(other, list(search.space), f"{path}: space.{key}: when")
-    for point in search.searcher.start:
-        for key, value in point.items():
-            _known(key, list(search.space), f"{path}: searcher.start")
-            if not search.space[key].holds(value):
-                raise PlethoraError(
-                    f"{path}: searcher.start: {key} = {text(value)} is outside of [space]: widen that, or "
-                    "take another point"
-                )
-    search.order()
-    plan = Plan(search, path, _base(search.base, path), tuple(f"{k}={text(v)}" for k, v in _run(table)))
-    _check(plan)
-    return plan
+    def to_json(self) -> dict[str, Any]:
+        """As search.json has it: {kind, low, high | choices, step?, when?}."""
+        found: dict[str, Any] = {"kind": self.kind}
+        found |= {"low": self.low, "high": self.high} if self.numeric else {"choices": list(self.choices)}
+        return found | ({"step": self.step} if self.step else {}) | ({"when": self.when} if self.when else {})
 
 
-def _check(plan: Plan) -> None:
-    """PlethoraError where a value of the space, or the searching itself, cannot be."""
-    from pretrain.recipe import load
-
-    search = plan.search
-    base = _tried(plan, {}, plan.path)
-    if not base.validate_every:
-        raise PlethoraError(f"{plan.path}: validate_every = 0, so that no objective is ever known: raise it")
-    for objective in search.objective:
-        if objective.task:
-            from tuning import objective as probing
-
-            probing.check(objective)
-    if search.searcher.kind == "grid":
-        next(search.points())
-    if search.scheduler.kind != "none" and search.objective[0].task and not search.scheduler.metric:
-        raise PlethoraError(
-            f"{plan.path}: the probe {search.objective[0].name} is known at the end of a trial only: give "
-            'scheduler.metric (a figure of validation) and scheduler.mode, or scheduler.kind = "none"'
-        )
-    if search.scheduler.metric and search.scheduler.mode is None:
-        raise PlethoraError(f'{plan.path}: scheduler.metric needs scheduler.mode = "min" or "max"')
-    for key, spread in search.space.items():
-        for end in spread.ends():
-            values = search.reaching(key) | {key: end}
-            where = f"{plan.path}: space.{key}"
-            run = _tried(plan, values, where)
-            config.validate(load(run.recipe).Config, run.method, where)  # type: ignore[attr-defined]
+Space = Mapping[str, Spread]
 
 
-def _tried(plan: Plan, values: Values, where: str) -> RunConfig:
-    """`plan.run`, where a mistake is one of the search file and not of a --set that nobody typed."""
-    try:
-        return plan.run(values, "name=t")
-    except PlethoraError as error:
-        said = str(error)
-        for item in (*plan.fixed, *plan.sets(values)):
-            said = said.replace(f"--set {item}: ", "")
-        raise PlethoraError(f"{where}: {said}") from None
-
-
-def _spreads(table: Any, at: str, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted key, its table) of a [space]."""
-    for key, value in table.items():
-        name = f"{at}{key}"
-        if isinstance(value, Mapping) and (not value or set(value) & set(KINDS)):
-            found = dict(value)
-            if isinstance(found.get("when"), Mapping):
-                found["when"] = flat(found["when"])
-            yield name, found
-        elif isinstance(value, Mapping):
-            yield from _spreads(value, f"{name}.", path)
-        else:
-            near = difflib.get_close_matches(str(key), KINDS, n=1)
-            raise PlethoraError(
-                f"{path}: space.{name} = {value!r} says not how it varies: "
-                + (f"did you mean {at[:-1]} = {{ {near[0]} = … }}?" if near and at else "")
-                + ("" if near and at else f"write {name} = {{ {' | '.join(KINDS)} = … }}")
-            )
-
-
-def _run(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():  # the keys of `corpus` are URIs: it stays whole
-        yield from ((key, value),) if key == "corpus" else flat({key: value}).items()
-
-
-def _base(base: str, path: str) -> str:
-    """The run file, beside the search file or where we are."""
-    for found in (Path(path).parent / base, Path(base)):
-        if found.is_file():
-            return str(found.resolve())
-    raise PlethoraError(f"{path}: base = {base!r}: there is no such run file beside it")
-
-
-def _known(key: str, keys: list[str], where: str) -> None:
-    if key not in keys:
-        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
-        raise PlethoraError(f"{where}: `{key}` is no key of [space], the nearest is `{near[0]}`")
-
-
-def flat(table: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """{dotted key: value} of nested tables."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        inner = isinstance(value, Mapping) and bool(value)
-        found |= flat(value, f"{at}{key}.") if inner else {f"{at}{key}": value}
+def by_dependency(space: Space) -> list[str]:
+    """The keys, each after those that its `when` names. ValueError: `when` runs in a circle."""
+    found: list[str] = []
+    while len(found) < len(space):
+        ready = [k for k, s in space.items() if k not in found and all(w in found for w in s.when)]
+        if not ready:
+            circle = ", ".join(key for key in space if key not in found)
+            raise ValueError(f"`when` runs in a circle through {circle}: remove one of them")
+        found += ready
     return found
 
 
-def text(value: Any) -> str:
-    """A value on one line as --set reads it back: TOML, and words that are no TOML as they are."""
-    if isinstance(value, str) and re.fullmatch(r"[\w./:@~-]+", value):
-        try:
-            tomllib.loads(f"value = {value}")
-        except tomllib.TOMLDecodeError:
-            return value
-    return _toml(value)
+def sample(space: Space, pick: Callable[[str, Spread], Any]) -> Values:
+    """One point: `pick` gives the value of each key that is active."""
+    found: Values = {}
+    for key in by_dependency(space):
+        if space[key].active(found):
+            found[key] = pick(key, space[key])
+    return {key: found[key] for key in space if key in found}
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, bool | str):
-        return json.dumps(value)
-    return repr(value)
+def activating(space: Space, key: str) -> Values:
+    """Values of other keys at which `key` is active."""
+    found: Values = {}
+    for other, wanted in space[key].conditions.items():
+        found |= activating(space, other) | {other: wanted[0]}
+    return found
+
+
+def grid(space: Space) -> Iterator[Values]:
+    """Every point of the grid, the last key varying fastest. Each key must have `levels`."""
+
+    def expanded(found: Values, rest: Sequence[str]) -> Iterator[Values]:
+        if not rest:
+            yield {key: found[key] for key in space if key in found}
+            return
+        spread = space[rest[0]]
+        if not spread.active(found):
+            yield from expanded(found, rest[1:])
+            return
+        for level in spread.levels() or ():
+            yield from expanded({**found, rest[0]: level}, rest[1:])
+
+    yield from expanded({}, by_dependency(space))
+
+
+def grid_points(space: Space, default: int | None = None) -> int | None:
+    """Points of the whole grid; None where a key has no steps, or the points are too many to count.
+
+    `default`: values that a `stepless` key counts as; the result is then a number."""
+    sizes: dict[str, int] = {}
+    for key, spread in space.items():
+        levels = spread.levels()
+        if default is not None and stepless(spread):
+            sizes[key] = default
+        elif levels is None:
+            return None
+        else:
+            sizes[key] = len(levels)
+    if default is None and math.prod(sizes.values()) > COUNTABLE:
+        return None
+    conditions = {other for spread in space.values() for other in spread.when}
+
+    def count(found: Values, rest: Sequence[str]) -> int:
+        if not rest:
+            return 1
+        key, below = rest[0], rest[1:]
+        if not space[key].active(found):
+            return count(found, below)
+        if key not in conditions:
+            return sizes[key] * count(found, below)
+        return sum(count({**found, key: level}, below) for level in space[key].levels() or [None])
+
+    return count({}, by_dependency(space))
+
+
+def stepless(spread: Spread) -> bool:
+    """Whether a grid would have to choose the key's values: it has no steps, or is a long range of integers
+    (nobody runs a grid of every one from 1 to 64)."""
+    levels = spread.levels()
+    return levels is None or (spread.kind == "int" and not spread.step and len(levels) > LONG)
+
+
+def label(value: Any) -> str:
+    """A value for people: four significant digits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e")

@@ -1,6 +1,7 @@
 """A search in MLflow or Weights & Biases, for teams that keep their runs there: `track = ["mlflow"]` in a
 search file. Neither is installed by default (DeepSpeed would import MLflow into every process), nor imported
-unless asked for. Their own variables say where runs go: MLFLOW_TRACKING_URI; WANDB_MODE, WANDB_DIR, ….
+unless a search asks for it. Each tool's environment variables say where runs go: MLFLOW_TRACKING_URI;
+WANDB_MODE, WANDB_DIR, ….
 """
 
 from collections.abc import Sequence
@@ -8,19 +9,19 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from cluster.errors import PlethoraError
-from tuning.record import Search, Trial
+from tuning.record import Record, Trial
 
 
 class Tracker(Protocol):
-    """Hears of each trial whenever it changes."""
+    """Gets each trial whenever it changes."""
 
-    def told(self, trial: Trial) -> None: ...
+    def update(self, trial: Trial) -> None: ...
 
     def close(self) -> None: ...
 
 
 def check(names: Sequence[str]) -> None:
-    """PlethoraError where one that is asked for is not installed."""
+    """PlethoraError: a tracker is not installed."""
     for name in names:
         if find_spec(name) is None:
             raise PlethoraError(
@@ -28,36 +29,37 @@ def check(names: Sequence[str]) -> None:
             )
 
 
-def open_all(names: Sequence[str], home: str, search: Search) -> list[Tracker]:
+def open_all(names: Sequence[str], record: Record) -> list[Tracker]:
     """The trackers that a search asks for."""
     check(names)
-    return [KINDS[name](home, search) for name in names]
+    return [KINDS[name](record) for name in names]
 
 
 class MLflow:
-    """An experiment a search, a run a trial."""
+    """One experiment a search, one run a trial."""
 
-    def __init__(self, home: str, search: Search) -> None:
+    def __init__(self, record: Record) -> None:
         from mlflow import MlflowClient
 
         self._client: Any = MlflowClient()
-        found = self._client.get_experiment_by_name(search.name)
-        self._experiment = found.experiment_id if found else self._client.create_experiment(search.name)
-        self._home, self._runs, self._steps = home, dict[str, str](), dict[str, int]()
+        name = record.search.name
+        found = self._client.get_experiment_by_name(name)
+        self._experiment = found.experiment_id if found else self._client.create_experiment(name)
+        self._home, self._runs, self._steps = record.home, dict[str, str](), dict[str, int]()
 
-    def told(self, trial: Trial) -> None:
-        run = self._runs.get(trial.trial) or self._begun(trial)
+    def update(self, trial: Trial) -> None:
+        run = self._runs.get(trial.trial) or self._run_of(trial)
         last = self._steps[trial.trial]
         for step, figures in trial.curve:
             for name, value in figures.items() if step > last else ():
                 if value is not None:
-                    self._client.log_metric(run, _spelled(name), value, step=step)
+                    self._client.log_metric(run, _mlflow_name(name), value, step=step)
         self._steps[trial.trial] = max([last, *(step for step, _ in trial.curve)])
         if trial.state == "running":
             return
         for name, value in (trial.objective or {}).items():
             if value is not None:
-                self._client.log_metric(run, _spelled(f"objective/{name}"), value, step=trial.step)
+                self._client.log_metric(run, _mlflow_name(f"objective/{name}"), value, step=trial.step)
         self._client.set_tag(run, "state", trial.state)
         self._client.set_tag(run, "why", trial.why)
         ends = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -66,8 +68,8 @@ class MLflow:
     def close(self) -> None:
         pass
 
-    def _begun(self, trial: Trial) -> str:
-        """The run of a trial: that of an earlier session of the search, where there is one."""
+    def _run_of(self, trial: Trial) -> str:
+        """The run of a trial: the one of an earlier session of the search, if there is one."""
         known = self._client.search_runs(
             [self._experiment], f"tags.home = '{self._home}' and tags.trial = '{trial.trial}'"
         )
@@ -79,27 +81,32 @@ class MLflow:
             tags = {"home": self._home, "trial": trial.trial, "command": trial.command}
             run = self._client.create_run(self._experiment, run_name=trial.trial, tags=tags).info.run_id
             for name, value in trial.values.items():
-                self._client.log_param(run, _spelled(name), value)
+                self._client.log_param(run, _mlflow_name(name), value)
             self._steps[trial.trial] = -1
         self._runs[trial.trial] = run
         return run
 
 
 class Wandb:
-    """A project a search, a run a trial."""
+    """One project a search, one run a trial."""
 
-    def __init__(self, home: str, search: Search) -> None:
-        self._search, self._runs, self._steps = search, dict[str, Any](), dict[str, int]()
+    def __init__(self, record: Record) -> None:
+        self._project, self._runs, self._steps = record.search.name, dict[str, Any](), dict[str, int]()
 
-    def told(self, trial: Trial) -> None:
+    def update(self, trial: Trial) -> None:
         import wandb
 
         if trial.trial not in self._runs:
             self._runs[trial.trial] = wandb.init(
-                project=self._search.name, name=trial.trial, id=f"{self._search.name}-{trial.trial}",
-                resume="allow", reinit="create_new", config=trial.values, notes=trial.command,
+                project=self._project,
+                name=trial.trial,
+                id=f"{self._project}-{trial.trial}",
+                config=trial.values,
+                notes=trial.command,
+                resume="allow",
+                reinit="create_new",
                 settings=wandb.Settings(quiet=True, console="off"),
-            )  # fmt: skip
+            )
             self._steps[trial.trial] = self._runs[trial.trial].step - 1
         run, last = self._runs[trial.trial], self._steps[trial.trial]
         for step, figures in trial.curve:
@@ -115,8 +122,8 @@ class Wandb:
             run.finish()
 
 
-def _spelled(name: str) -> str:
-    """A name that MLflow takes: letters, digits and ``_ - . / space``."""
+def _mlflow_name(name: str) -> str:
+    """A name that MLflow accepts: letters, digits and ``_ - . / space``."""
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -12,95 +13,128 @@ from cluster import storage
 from cluster.errors import PlethoraError, user_message
 from pretrain.config import RunConfig
 from tuning.config import Objective
-from tuning.early import END, PROGRESS, SCORE
-from tuning.room import Held
+from tuning.placement import RegisterWorkers
+from tuning.record import Figures
+from tuning.schedulers import END, PROGRESS, SCORE, TuneResult
 
 
-class Tell(TuneReportCallback):
-    """Lives in the process that watches a trial's workers: passes each validation on to Tune, and counts how
-    often the workers were started again."""
+@dataclass(frozen=True)
+class TrialConfig:
+    """What a trial is started with. `score`: the figure that a scheduler judges by. `room`: the actor that
+    keeps the placement groups."""
+
+    trial: str
+    run: RunConfig
+    objective: tuple[Objective, ...]
+    score: str
+    room: str
+
+    def to_json(self) -> dict[str, Any]:
+        objective = [each.model_dump() for each in self.objective]
+        return {**vars(self), "run": self.run.model_dump(), "objective": objective}
+
+    @staticmethod
+    def of(raw: Mapping[str, Any]) -> TrialConfig:
+        objective = tuple(Objective(**each) for each in raw["objective"])
+        return TrialConfig(raw["trial"], RunConfig(**raw["run"]), objective, raw["score"], raw["room"])
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation of a trial: its step of `steps` and its figures."""
+
+    step: int
+    steps: int
+    figures: Mapping[str, float]
+
+    def to_tune(self, score: str) -> TuneResult:
+        """As a result of Tune, for a scheduler that judges by the figure `score`."""
+        progress, value = END * self.step / self.steps, self.figures.get(score, math.nan)
+        return {**vars(self), "figures": dict(self.figures), PROGRESS: progress, SCORE: value}
+
+
+class ReportValidations(TuneReportCallback):
+    """Runs in the process that watches a trial's workers: passes each validation on to Tune, with how often
+    the workers were restarted."""
 
     def __init__(self, score: str) -> None:
         super().__init__()
         self.score, self.restarts = score, 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        told = metrics[0]
-        if "figures" in told:
-            self._training_actor_item_queue.put(validated(told, self.score) | {"restarts": self.restarts})
+        first = metrics[0]
+        if "figures" in first:
+            validation = Validation(int(first["step"]), int(first["steps"]), first["figures"])
+            result = validation.to_tune(self.score) | {"restarts": self.restarts}
+            self._training_actor_item_queue.put(result)
 
     def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
         self.restarts += 1
 
 
-def validated(told: Mapping[str, Any], score: str) -> dict[str, Any]:
-    """A validation as a result of Tune."""
-    step, steps, figures = int(told["step"]), int(told["steps"]), dict(told["figures"])
-    value = figures.get(score, math.nan)
-    return {
-        "step": step, "steps": steps, PROGRESS: END * step / steps, SCORE: value, "figures": figures,
-    }  # fmt: skip
-
-
 def trial(config: dict[str, Any]) -> None:
-    """config: {"run": RunConfig as a dict, "objective": [Objective as a dict], "score": the figure that a
-    scheduler judges by, "room": who keeps what its workers hold}. Reports each validation, and at the end
-    {"bundle", "best": [objective], "curve", "facts"} or {"failed": one line}; what may go better another time
-    is raised, and Tune tries again.
+    """Run the `TrialConfig` that `config` is. Reports each validation, and at the end {"bundle", "best":
+    [objective], "curve", "facts"} or {"failed": one line}. What may succeed another time is raised: Tune
+    tries again.
     """
     from ray import tune
 
-    run = RunConfig(**config["run"])
-    objectives = tuple(Objective(**each) for each in config["objective"])
     try:
-        tune.report(finish(run, objectives, config["score"], config["room"]))
+        tune.report(finish(TrialConfig.of(config)))
     except Exception as error:
-        line = user_message(error)
+        message = user_message(error)
         lost = isinstance(error, PlethoraError) and error.__cause__ and not user_message(error.__cause__)
-        if line is None or lost:
+        if message is None or lost:
             raise
-        tune.report({"failed": line, PROGRESS: 0.0, SCORE: math.nan, "step": 0})
+        tune.report({"failed": message, PROGRESS: 0.0, SCORE: math.nan, "step": 0})
 
 
-def finish(run: RunConfig, objectives: Sequence[Objective], score: str, room: str) -> dict[str, Any]:
-    """Train `run` from its last checkpoint (or from the seed, or not at all) to its bundle; its results."""
+def finish(config: TrialConfig) -> TuneResult:
+    """Train the run to its bundle, from its last checkpoint where it has one; the last result for Tune."""
     from pretrain import driver
     from pretrain.recipe import build
 
+    run = config.run
     recipe: Any = build(run.recipe, run.method, run.seed)
-    if hasattr(recipe, "check"):  # one that learns from labels, as `python -m finetune vision` starts it
+    if hasattr(recipe, "check"):  # a recipe with labels, as `python -m finetune vision` starts it
         recipe.check()
-    bundle = driver.launch(run, resume=True, callbacks=[Tell(score), Held(room, run.name)])["bundle"]
+    callbacks = [ReportValidations(config.score), RegisterWorkers(config.room, run.name)]
+    bundle = driver.launch(run, resume=True, callbacks=callbacks)["bundle"]
     found = storage.read_json(storage.join(bundle, "metrics.json"))
     curve = [(int(each["step"]), {k: v for k, v in each.items() if k != "step"}) for each in found["history"]]
-    # where the run publishes its best weights, what came after them is not what it is worth
-    worth = [each for each in curve if each[0] <= (found.get("selected") or {}).get("step", each[0])]
-    best: list[float | None] = []
-    for objective in objectives:
-        if objective.task:
-            from tuning.objective import probe
-
-            best.append(probe(objective, run, bundle, "val"))
-        else:
-            best.append(reached(objective, worth))
     step, figures = curve[-1]
-    last = validated({"step": step, "steps": step, "figures": figures}, score)
-    return last | {"bundle": bundle, "best": best, "curve": curve, "facts": facts(bundle)}
+    # where the run publishes its best weights, validations after them do not count
+    published = (found.get("selected") or {}).get("step", step)
+    counted = [each for each in curve if each[0] <= published]
+    return Validation(step, step, figures).to_tune(config.score) | {
+        "bundle": bundle,
+        "best": [_value(objective, run, bundle, counted) for objective in config.objective],
+        "curve": curve,
+        "facts": facts(bundle),
+    }
 
 
-def reached(objective: Objective, curve: Sequence[tuple[int, Mapping[str, float]]]) -> float | None:
-    """The objective of a trial that was validated as `curve` says; None where it never had the figure."""
+def _value(
+    objective: Objective, run: RunConfig, bundle: str, curve: Sequence[tuple[int, Figures]]
+) -> float | None:
+    if not objective.task:
+        return reached(objective, curve)
+    from tuning.probe import probe
+
+    return probe(objective, run, bundle, "val")
+
+
+def reached(objective: Objective, curve: Sequence[tuple[int, Figures]]) -> float | None:
+    """The objective of a trial with the validations `curve`; None where none has the figure."""
     values = [figures[objective.metric] for _, figures in curve if objective.metric in figures]
-    if not values:
-        return None
-    finite = [value for value in values if math.isfinite(value)]
+    finite = [value for value in values if value is not None and math.isfinite(value)]
     if objective.at == "best" and finite:
         return min(finite) if objective.mode == "min" else max(finite)
-    return values[-1]
+    return values[-1] if values else None
 
 
 def facts(bundle: str) -> dict[str, Any]:
-    """{"parameters", "hours" of training windows, "subjects"}: what a scaling curve is drawn over."""
+    """{"parameters", "hours" of training windows, "subjects"}: what a scaling curve is fitted over."""
     config = storage.read_json(storage.join(bundle, "config.json"))
     lineage = storage.read_json(storage.join(bundle, "lineage.json"))
     spec = lineage["windows"]

@@ -69,9 +69,9 @@ def test_ten_readings_of_a_person_are_ten_rows_and_the_mean_is_as_wrong_as_it_is
     assert found.result.to_json()["counts"]["readings"] == {"fewest": 10, "most": 10}
     card = bloodpressure.cards(SBP, found.windows, found.predicted, LABELS.empty_table())["mean"]
     assert (card.free.values, card.free.subjects, card.readings) == (80, 8, 80)
-    told = card["calibrated"]
-    assert told["why_not"] == "" and told["calibrated"]["values"] == 72
-    assert told["calibrated"]["mae"] == pytest.approx(np.mean([8 * k for k in range(1, 10)]))
+    calibrated = card.calibrated.calibrated
+    assert card.calibrated.why_not == "" and calibrated is not None and calibrated.values == 72
+    assert calibrated.mae == pytest.approx(np.mean([8 * k for k in range(1, 10)]))
 
 
 def test_intervals_are_over_people_however_many_readings_they_have() -> None:

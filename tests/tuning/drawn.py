@@ -1,7 +1,7 @@
 """A search that never ran, drawn so that the truth behind it is known: what reports are tested on."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,17 @@ import numpy as np
 
 from cluster import storage
 from tuning import record
-from tuning.record import Key, Objective, Record, Result, Search, Trial
+from tuning.config import Budget, Objective, Scheduler, Search, Searcher
+from tuning.record import Info, Record, Result, Table, Trial
+from tuning.space import Spread
 
 SPACE = {
-    "optim.lr": Key("loguniform", 1e-5, 1e-2),
-    "method.rank": Key("choice", choices=(2, 4, 8, 16, 32)),
-    "method.transform": Key("choice", choices=("stft", "recurrence")),
-    "method.stft.n_fft": Key("choice", choices=(64, 128, 256), when={"method.transform": ["stft"]}),
-    "method.dropout": Key("uniform", 0.0, 0.5),
-    "method.alpha": Key("int", 1, 64),
+    "optim.lr": Spread(kind="loguniform", low=1e-5, high=1e-2),
+    "method.rank": Spread(kind="choice", choices=(2, 4, 8, 16, 32)),
+    "method.transform": Spread(kind="choice", choices=("stft", "recurrence")),
+    "method.stft.n_fft": Spread(kind="choice", choices=(64, 128, 256), when={"method.transform": ["stft"]}),
+    "method.dropout": Spread(kind="uniform", low=0.0, high=0.5),
+    "method.alpha": Spread(kind="int", low=1, high=64),
 }
 RUNGS = (10, 20, 40)
 STEPS, EVERY, SECOND = 80, 10, 1.5
@@ -57,30 +59,54 @@ def search(trials: int = 24, seed: int = 0, objectives: int = 1, name: str = "lo
         spent = last[0] * SECOND
         found.append(
             Trial(
-                f"t{number:04d}", state, why, values,
-                f"python -m finetune vision runs/tiny.toml {sets} --set name={name}-t{number:04d}",
-                clock, spent, 1 if number == 5 else 0, last[0], STEPS,
-                {k: v for k, v in last[1].items() if k in ("val/mae", "cost")} or None,
-                tuple(curve), f"/runs/{name}-t{number:04d}/bundle" if state == "done" else None,
-                {"parameters": 442_368 * values["method.rank"] // 8, "hours": 3.5}, f"{name}-t{number:04d}",
+                trial=f"t{number:04d}",
+                state=state,
+                why=why,
+                values=values,
+                command=f"python -m finetune vision runs/tiny.toml {sets} --set name={name}-t{number:04d}",
+                started=clock,
+                spent_s=spent,
+                retries=1 if number == 5 else 0,
+                step=last[0],
+                steps=STEPS,
+                objective={k: v for k, v in last[1].items() if k in ("val/mae", "cost")} or None,
+                curve=tuple(curve),
+                bundle=f"/runs/{name}-t{number:04d}/bundle" if state == "done" else None,
+                facts={"parameters": 442_368 * values["method.rank"] // 8, "hours": 3.5},
+                run=f"{name}-t{number:04d}",
             )
-        )  # fmt: skip
+        )
         clock += spent / 2
-    goals = (Objective("val/mae", "min", "mae", "bpm"), Objective("cost", "min", "parameters", "M"))
+    goals = (
+        Objective(metric="val/mae", mode="min", unit="bpm"),
+        Objective(metric="cost", mode="min", unit="M"),
+    )
     about = Search(
-        name, goals[:objectives], SPACE, "finetune/runs/vision/tiny.toml",
-        {"kind": "asha", "rungs": list(RUNGS), "reduction": 3}, {"kind": "optuna"},
-        {"trials": trials, "hours": 2.0, "concurrent": 2}, "0123abc", f"python -m tuning {name}.toml",
-        1_800_000_000.0, sum(t.spent_s for t in found), clock, trials,
-    )  # fmt: skip
-    whole = Record(about, tuple(found))
+        name=name,
+        base="finetune/runs/vision/tiny.toml",
+        objective=goals[:objectives],
+        space=SPACE,
+        budget=Budget(trials=trials, hours=2.0, concurrent=2),
+    )
+    info = Info(
+        git_commit="0123abc",
+        command=f"python -m tuning {name}.toml",
+        started=1_800_000_000.0,
+        spent_s=sum(t.spent_s for t in found),
+        ended=clock,
+        trials_planned=trials,
+    )
+    whole = Record(about, info, tuple(found))
     best = whole.best()
-    test = {
-        "title": "Heart rate, test subjects", "header": ["", "MAE, bpm", "Pearson r"],
-        "body": [["this model", "8.31 [7.10, 9.62]", "0.52 [0.31, 0.66]"],
-                 ["predict the mean", "11.02 [9.80, 12.40]", "-"]],
-        "notes": ["11 subjects, 212 windows, seen once: by the chosen trial alone."],
-    }  # fmt: skip
+    test = Table(
+        title="Heart rate, test subjects",
+        header=("", "MAE, bpm", "Pearson r"),
+        body=(
+            ("this model", "8.31 [7.10, 9.62]", "0.52 [0.31, 0.66]"),
+            ("predict the mean", "11.02 [9.80, 12.40]", "-"),
+        ),
+        notes=("11 subjects, 212 windows, evaluated once: by the best trial alone.",),
+    )
     return replace(whole, result=Result(best.trial if best else None, (), (test,)))
 
 
@@ -109,27 +135,39 @@ def scaled(noise: float = 0.01, seed: int = 0) -> Record:
         curve += ((80, {"val/loss": float(end)}),)
         found.append(
             Trial(
-                f"t{number:04d}", "done", "", {"method.size": f"{size:g}", "hours": hours},
-                "python -m pretrain pretrain/runs/sigma/tiny.toml", 0.0, 60.0, 0, 80, 80,
-                {"val/loss": float(end)}, curve, None, {"parameters": size, "hours": hours},
+                trial=f"t{number:04d}",
+                state="done",
+                values={"method.size": f"{size:g}", "hours": hours},
+                command="python -m pretrain pretrain/runs/sigma/tiny.toml",
+                spent_s=60.0,
+                step=80,
+                steps=80,
+                objective={"val/loss": float(end)},
+                curve=curve,
+                facts={"parameters": size, "hours": hours},
             )
-        )  # fmt: skip
+        )
     space = {
-        "method.size": Key("choice", choices=("100000", "500000", "2e+06", "1e+07")),
-        "hours": Key("choice", choices=(10, 100, 1000, 5000)),
+        "method.size": Spread(kind="choice", choices=("100000", "500000", "2e+06", "1e+07")),
+        "hours": Spread(kind="choice", choices=(10, 100, 1000, 5000)),
     }
     about = Search(
-        "scale", (Objective("val/loss"),), space, "pretrain/runs/sigma/tiny.toml", {"kind": "none"},
-        {"kind": "grid"}, {"trials": 16}, ended=1.0, trials_planned=16, grid_points=16,
-        scaling={"axes": ["parameters", "hours"]},
-    )  # fmt: skip
-    return Record(about, tuple(found))
+        name="scale",
+        base="pretrain/runs/sigma/tiny.toml",
+        objective=(Objective(metric="val/loss", mode="min"),),
+        space=space,
+        scheduler=Scheduler(kind="none"),
+        searcher=Searcher(kind="grid"),
+        budget=Budget(trials=16),
+        scaling=("parameters", "hours"),
+    )
+    return Record(about, Info(ended=1.0, trials_planned=16, grid_points=16), tuple(found))
 
 
 def write(found: Record, home: str | Path, events: bool = True) -> str:
-    """The files of a record; with `events`, each trial is told as running first, as a driver would."""
+    """The files of a record; with `events`, each trial has an earlier line, as a driver writes it."""
     uri = storage.normalise(home)
-    storage.write_json(storage.join(uri, record.SEARCH), asdict(found.search))
+    storage.write_json(storage.join(uri, record.SEARCH), record.search_json(found.search, found.info))
     lines = []
     for trial in found.trials:
         if events:
@@ -137,5 +175,5 @@ def write(found: Record, home: str | Path, events: bool = True) -> str:
         lines.append(record.line(trial))
     storage.write_bytes(storage.join(uri, record.TRIALS), b"".join(lines))
     if found.result is not None:
-        storage.write_json(storage.join(uri, record.RESULT), asdict(found.result))
+        storage.write_json(storage.join(uri, record.RESULT), found.result.to_json())
     return uri

@@ -11,7 +11,8 @@ import pytest
 from cluster import storage
 from tests.tuning import drawn
 from tuning.board import Board
-from tuning.record import Key, Record
+from tuning.record import Record
+from tuning.space import Spread
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -27,14 +28,19 @@ def record() -> Record:
     return drawn.search(8)
 
 
-def tell(board: Board, record: Record) -> None:
-    """Each trial as a driver tells it: at its start, at each validation, at its end."""
+def at(home: str, record: Record) -> Record:
+    """The record under `home`, without trials."""
+    return replace(record, home=home, trials=())
+
+
+def play(board: Board, record: Record) -> None:
+    """Each trial as a driver reports it: at its start, at each validation, at its end."""
     for trial in record.trials:
-        board.told(replace(trial, state="running", why="", curve=(), objective=None))
+        board.update(replace(trial, state="running", why="", curve=(), objective=None))
         for count in range(1, len(trial.curve) + 1):
-            board.told(replace(trial, state="running", why="", curve=trial.curve[:count]))
-        board.told(trial)
-        board.told(trial)
+            board.update(replace(trial, state="running", why="", curve=trial.curve[:count]))
+        board.update(trial)
+        board.update(trial)
 
 
 def seen(home: str, tmp_path: Path) -> dict[str, Any]:
@@ -64,33 +70,33 @@ def test_every_trial_shows_its_values_its_curve_once_and_how_it_ended(
 ) -> None:
     from tensorboard.plugins.hparams.api_pb2 import Status
 
-    board = Board(home, record.search)
-    tell(board, record)
+    board = Board(at(home, record))
+    play(board, record)
     board.close()
     runs = seen(home, tmp_path)
     assert set(runs) == {"", *(t.trial for t in record.trials)}
     for trial in record.trials:
-        run, told = runs[trial.trial], messages(runs[trial.trial])
-        given = {name: value.number_value or value.string_value for name, value in
-                 told["session_start_info"].session_start_info.hparams.items()}  # fmt: skip
+        run, found = runs[trial.trial], messages(runs[trial.trial])
+        hparams = found["session_start_info"].session_start_info.hparams
+        given = {name: value.number_value or value.string_value for name, value in hparams.items()}
         assert given == pytest.approx(trial.values)
         if trial.curve:
             scalars = [(event.step, event.value) for event in run.Scalars("val/mae")]
             assert scalars == [
                 (step, pytest.approx(value, rel=1e-6)) for step, value in trial.curve_of("val/mae")
             ]
-        status = told["session_end_info"].session_end_info.status
+        status = found["session_end_info"].session_end_info.status
         assert Status.Name(status) == ("STATUS_FAILURE" if trial.state == "failed" else "STATUS_SUCCESS")
 
 
 def test_a_search_that_goes_on_shows_each_trial_once(record: Record, tmp_path: Path) -> None:
     home = str(tmp_path / "search")
-    first = Board(home, record.search)
-    tell(first, replace(record, trials=record.trials[:4]))
-    first.told(replace(record.trials[4], state="running", curve=record.trials[4].curve[:1]))
+    first = Board(at(home, record))
+    play(first, replace(record, trials=record.trials[:4]))
+    first.update(replace(record.trials[4], state="running", curve=record.trials[4].curve[:1]))
     first.close()
-    again = Board(home, record.search, record.trials[:4])
-    tell(again, replace(record, trials=record.trials[4:]))
+    again = Board(replace(record, home=home, trials=record.trials[:4]))
+    play(again, replace(record, trials=record.trials[4:]))
     again.close()
     for name, run in seen(home, tmp_path).items():
         steps = (
@@ -102,9 +108,9 @@ def test_a_search_that_goes_on_shows_each_trial_once(record: Record, tmp_path: P
 
 
 def test_a_running_trial_is_on_the_disk_before_it_ends(record: Record, tmp_path: Path) -> None:
-    board = Board(str(tmp_path / "search"), record.search)
+    board = Board(at(str(tmp_path / "search"), record))
     trial = record.trials[0]
-    board.told(replace(trial, state="running", curve=trial.curve[:2]))
+    board.update(replace(trial, state="running", curve=trial.curve[:2]))
     run = seen(str(tmp_path / "search"), tmp_path)[trial.trial]
     assert len(run.Scalars("val/mae")) == 2
     assert "session_end_info" not in messages(run)
@@ -113,26 +119,28 @@ def test_a_running_trial_is_on_the_disk_before_it_ends(record: Record, tmp_path:
 
 def test_the_tab_knows_the_space_and_the_objective(record: Record, tmp_path: Path) -> None:
     space = record.search.space | {
-        "flag": Key("choice", choices=(True, False)),
-        "mix": Key("choice", choices=(1, "a")),
+        "flag": Spread(kind="choice", choices=(True, False)),
+        "mix": Spread(kind="choice", choices=(1, "a")),
     }
-    board = Board(str(tmp_path / "search"), replace(record.search, space=space))
+    search = record.search.model_copy(update={"space": space})
+    board = Board(at(str(tmp_path / "search"), replace(record, search=search)))
     board.close()
-    told = messages(seen(str(tmp_path / "search"), tmp_path)[""])["experiment"].experiment
-    infos = {info.name: info for info in told.hparam_infos}
+    experiment = messages(seen(str(tmp_path / "search"), tmp_path)[""])["experiment"].experiment
+    infos = {info.name: info for info in experiment.hparam_infos}
     assert set(infos) == set(space)
     assert infos["optim.lr"].domain_interval.max_value == 1e-2
     assert list(infos["method.rank"].domain_discrete) == [2, 4, 8, 16, 32]
-    assert list(infos["flag"].domain_discrete) == [True, False]
+    assert list(infos["flag"].domain_discrete) == [False, True]
     assert list(infos["mix"].domain_discrete) == ["1.0", "a"]
-    assert [metric.name.tag for metric in told.metric_infos] == ["val/mae"]
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["val/mae"]
 
 
 def test_a_probe_that_is_known_at_the_end_is_a_figure_of_its_trial(record: Record, tmp_path: Path) -> None:
-    goal = replace(record.search.objective[0], name="heart_rate mae")
-    board = Board(str(tmp_path / "search"), replace(record.search, objective=(goal,)))
+    goal = record.search.objective[0].model_copy(update={"task": "heart_rate", "metric": "mae"})
+    search = record.search.model_copy(update={"objective": (goal,)})
+    board = Board(at(str(tmp_path / "search"), replace(record, search=search)))
     trial = replace(record.trials[0], objective={"heart_rate mae": 3.5})
-    board.told(trial)
+    board.update(trial)
     board.close()
     events = seen(str(tmp_path / "search"), tmp_path)[trial.trial].Scalars("heart_rate mae")
     assert [(event.step, event.value) for event in events] == [(trial.step, 3.5)]

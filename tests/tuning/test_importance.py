@@ -7,14 +7,19 @@ import pytest
 
 from tests.tuning import drawn
 from tuning import importance
-from tuning.importance import Judged
-from tuning.record import Key, Objective, Record, Search, Trial
+from tuning.config import Objective, Search
+from tuning.importance import Importances
+from tuning.record import Info, Record, Trial
+from tuning.space import Spread
 
 SPACE = {
-    "lr": Key("loguniform", 1e-5, 1e-1),
-    "size": Key("choice", choices=(1, 2, 4, 8)),
-    "idle": Key("uniform", 0.0, 1.0),
+    "lr": Spread(kind="loguniform", low=1e-5, high=1e-1),
+    "size": Spread(kind="choice", choices=(1, 2, 4, 8)),
+    "idle": Spread(kind="uniform", low=0.0, high=1.0),
 }
+
+
+SEARCH = Search(name="s", base="b", objective=(Objective(metric="loss", mode="min"),), space=SPACE)
 
 
 def planted(count: int, seed: int, noise: float = 0.02) -> Record:
@@ -27,12 +32,12 @@ def planted(count: int, seed: int, noise: float = 0.02) -> Record:
         value += noise * generator.normal()
         values = {"lr": float(10**exponent), "size": size, "idle": float(generator.uniform())}
         trials.append(Trial(f"t{number}", "done", values=values, step=1, objective={"loss": float(value)}))
-    return Record(Search("s", (Objective("loss"),), SPACE), tuple(trials))
+    return Record(SEARCH, Info(), tuple(trials))
 
 
 def judged(record: Record, number: int = 0) -> dict[str, importance.Importance]:
-    found = importance.judge(record, number)
-    assert isinstance(found, Judged)
+    found = importance.importances(record, number)
+    assert isinstance(found, Importances)
     return {row.key: row for row in found.rows}
 
 
@@ -43,19 +48,19 @@ def test_shares_are_those_that_were_planted() -> None:
             share, abs=0.12
         )  # a forest of 60 trials leans to the larger
         assert found[name].low <= found[name].value <= found[name].high
-        assert found[name].telling
+        assert found[name].significant
     assert found["idle"].value < 0.05
-    assert not found["idle"].telling
+    assert not found["idle"].significant
 
 
 def test_what_noise_makes_is_not_taken_for_an_effect() -> None:
-    told = 0
+    count = 0
     for seed in range(3):
         record = planted(12, seed)
         generator = np.random.default_rng(seed)
         noise = tuple(replace(t, objective={"loss": float(generator.normal())}) for t in record.trials)
-        told += sum(row.telling for row in judged(replace(record, trials=noise)).values())
-    assert told <= 1
+        count += sum(row.significant for row in judged(replace(record, trials=noise)).values())
+    assert count <= 1
 
 
 def test_trials_are_compared_where_all_of_them_were() -> None:
@@ -68,21 +73,22 @@ def test_trials_are_compared_where_all_of_them_were() -> None:
 
 def test_steps_of_different_lengths_are_compared_by_their_share() -> None:
     curves = {"a": [(5, 3.0), (10, 2.0)], "b": [(10, 3.5), (20, 2.5)], "c": [(10, 4.0)]}
-    trials = tuple(
-        Trial(n, "done", step=c[-1][0], steps=10 if n == "a" else 20, objective={"loss": c[-1][1]},
-              curve=tuple((s, {"loss": v}) for s, v in c))
-        for n, c in curves.items()
-    )  # fmt: skip
-    record = Record(Search("s", (Objective("loss"),), SPACE), trials)
+    trials = []
+    for name, points in curves.items():
+        step, value = points[-1]
+        curve = tuple((s, {"loss": v}) for s, v in points)
+        steps = 10 if name == "a" else 20
+        trials.append(Trial(name, "done", step=step, steps=steps, objective={"loss": value}, curve=curve))
+    record = Record(SEARCH, Info(), tuple(trials))
     _, values, about = importance.comparable(record, "loss")
     np.testing.assert_array_equal(values, [3.0, 3.5, 4.0])
     assert "50 % of its steps" in about
 
 
-def test_a_conditional_key_is_judged_among_the_trials_that_have_it() -> None:
+def test_a_conditional_key_is_computed_from_the_trials_that_have_it() -> None:
     record = drawn.search(20)
-    found = importance.judge(record)
-    assert isinstance(found, Judged)
+    found = importance.importances(record)
+    assert isinstance(found, Importances)
     assert sorted(row.key for row in found.rows) == sorted(record.search.space)
     row = next(row for row in found.rows if row.key == "method.stft.n_fft")
     having = [t for t in record.having("done", "stopped") if "method.stft.n_fft" in t.values]
@@ -90,10 +96,10 @@ def test_a_conditional_key_is_judged_among_the_trials_that_have_it() -> None:
     assert row.among == "method.transform = stft"
 
 
-def test_too_few_trials_and_equal_values_are_told() -> None:
+def test_too_few_trials_and_equal_values_give_a_reason() -> None:
     record = planted(8, 0)
-    assert "asks for 6" in str(importance.judge(replace(record, trials=record.trials[:5])))
+    assert "needs 6" in str(importance.importances(replace(record, trials=record.trials[:5])))
     same = tuple(replace(t, objective={"loss": 1.0}) for t in record.trials)
-    assert "same value" in str(importance.judge(replace(record, trials=same)))
+    assert "same value" in str(importance.importances(replace(record, trials=same)))
     alike = tuple(replace(t, values=record.trials[0].values) for t in record.trials)
-    assert "no key" in str(importance.judge(replace(record, trials=alike)))
+    assert "no key" in str(importance.importances(replace(record, trials=alike)))

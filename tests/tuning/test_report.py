@@ -11,7 +11,8 @@ import pytest
 
 from tests.tuning import drawn
 from tuning import parallel, report
-from tuning.record import Key, Record, Trial
+from tuning.record import Record, Trial
+from tuning.space import Spread
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -81,7 +82,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
     assert "@import" not in page
 
 
-def test_the_page_tells_the_best_trial_its_test_figures_and_every_reason(record: Record, page: str) -> None:
+def test_the_page_has_the_best_trial_its_test_figures_and_every_reason(record: Record, page: str) -> None:
     found, best = page_of(page), record.chosen()
     assert best is not None
     assert f"Best trial: {best.trial}" in found.text
@@ -104,9 +105,10 @@ def test_every_command_can_be_copied_as_it_was_run(record: Record, page: str) ->
 def test_names_from_a_file_stay_text(record: Record) -> None:
     bad = "<script>alert(1)</script>"
     trials = tuple(replace(t, why=bad, command=bad, values=t.values | {"a": bad}) for t in record.trials)
-    space = record.search.space | {"a": Key("choice", choices=(bad, "x"))}
+    space = record.search.space | {"a": Spread(kind="choice", choices=(bad, "x"))}
     trials = (replace(trials[0], values=trials[0].values | {"a": "x"}), *trials[1:])
-    page = report.render(replace(record, trials=trials, search=replace(record.search, name=bad, space=space)))
+    search = record.search.model_copy(update={"name": bad, "space": space})
+    page = report.render(replace(record, trials=trials, search=search))
     assert "script" not in Reader(page).tags
     assert html.escape(bad) in page
 
@@ -114,9 +116,8 @@ def test_names_from_a_file_stay_text(record: Record) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 6])
 def test_the_page_can_be_made_while_the_search_runs(record: Record, count: int) -> None:
     trials = [replace(t, state="running", curve=t.curve[:1]) for t in record.trials[:count]]
-    found = page_of(
-        replace(record, trials=tuple(trials), result=None, search=replace(record.search, ended=None))
-    )
+    info = replace(record.info, ended=None)
+    found = page_of(replace(record, trials=tuple(trials), result=None, info=info))
     assert "the search is not finished" in found.text
     assert ("0 of" in found.text or "no trial yet" in found.text) == (count == 0)
 
@@ -133,12 +134,10 @@ def test_two_objectives_have_a_front_that_no_trial_lies_below() -> None:
     members = record.front()
     assert members
     for trial in record.having("done"):
-        cost = [trial.at_end("val/mae"), trial.at_end("cost")]
-        beaten = [
-            m for m in members
-            if m.at_end("val/mae") <= cost[0] and m.at_end("cost") <= cost[1] and m is not trial
-        ]  # fmt: skip
-        assert (trial in members) != bool(beaten)
+        mae, cost = trial.at_end("val/mae"), trial.at_end("cost")
+        others = [m for m in members if m is not trial]
+        beaten = any(m.at_end("val/mae") <= mae and m.at_end("cost") <= cost for m in others)
+        assert (trial in members) != beaten
     found = page_of(record)
     assert "On the front" in found.text
     assert all(m.trial in found.text for m in members)
@@ -161,7 +160,10 @@ def test_the_page_lies_beside_the_record(tmp_path: Path, record: Record) -> None
 
 
 def test_a_line_of_the_parallel_plot_goes_through_the_values_of_its_trial() -> None:
-    space = {"lr": Key("loguniform", 1e-4, 1e-2), "kind": Key("choice", choices=("a", "b", "c"))}
+    space = {
+        "lr": Spread(kind="loguniform", low=1e-4, high=1e-2),
+        "kind": Spread(kind="choice", choices=("a", "b", "c")),
+    }
     trials = [
         Trial("t0", "done", values={"lr": 1e-3, "kind": "a"}),
         Trial("t1", "done", values={"lr": 1e-2, "kind": "c"}),

@@ -1,4 +1,4 @@
-"""Where points come from: bounds, conditions, starts, grids, and going on from a record."""
+"""How points are chosen: bounds, conditions, start points, grids, and resuming from a record."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +8,10 @@ import pytest
 from ray.tune.search import Searcher
 
 from cluster.errors import PlethoraError
+from tuning.plan import Plan, read
 from tuning.record import Trial
-from tuning.sampler import Points
-from tuning.space import Plan, read
+from tuning.sampler import StudySearcher
+from tuning.space import grid
 
 SPACE = """
 name = "s"
@@ -43,15 +44,15 @@ def loss(values: dict[str, Any]) -> float:
     return abs(values["optim.lr"] - 0.002) * 100 + values.get("method.dropout", 0.3)
 
 
-def points(plan: Plan, earlier: tuple[Trial, ...] = ()) -> Points:
+def points(plan: Plan, earlier: tuple[Trial, ...] = ()) -> StudySearcher:
     def refuse(name: str, values: dict[str, Any], line: str) -> None:
         raise AssertionError(line)
 
-    return Points(plan, earlier, lambda name, values: {"trial": name, "values": values}, refuse)
+    return StudySearcher(plan, earlier, lambda name, values: {"trial": name, "values": values}, refuse)
 
 
 def drawn(plan: Plan, count: int = 99, earlier: tuple[Trial, ...] = ()) -> list[Trial]:
-    """Up to `count` trials, one after the other, each with its loss told."""
+    """Up to `count` trials, one after the other, each with its loss."""
     source, found = points(plan, earlier), []
     for number in range(count):
         config = source.suggest(f"ray{number}")
@@ -60,12 +61,8 @@ def drawn(plan: Plan, count: int = 99, earlier: tuple[Trial, ...] = ()) -> list[
         value = loss(config["values"])
         result = {"step": 4, "progress": 100.0, "score": value, "best": [value], "bundle": "uri"}
         source.on_trial_complete(f"ray{number}", result)
-        found.append(
-            Trial(
-                config["trial"], "done", values=config["values"], step=4, steps=4,
-                objective={"loss/net": value},
-            )
-        )  # fmt: skip
+        name, values, objective = config["trial"], config["values"], {"loss/net": value}
+        found.append(Trial(name, "done", values=values, step=4, steps=4, objective=objective))
     return found
 
 
@@ -81,7 +78,7 @@ def test_points_lie_within_their_bounds_and_follow_their_conditions(plan_of, kin
 
 @pytest.mark.parametrize("kind", ["optuna", "random"])
 @pytest.mark.parametrize("cut", [1, 7, 14])
-def test_a_search_that_was_broken_off_draws_what_the_unbroken_one_does(plan_of, kind: str, cut: int) -> None:
+def test_an_interrupted_search_samples_what_an_uninterrupted_one_does(plan_of, kind: str, cut: int) -> None:
     plan = plan_of("budget.trials=18", f"searcher.kind={kind}")
     whole = drawn(plan)
     again = drawn(plan, earlier=tuple(whole[:cut]))
@@ -115,7 +112,7 @@ def test_optuna_looks_where_it_was_good(plan_of) -> None:
     assert sum(best("optuna", s) for s in range(3)) < sum(best("random", s) for s in range(3))
 
 
-def test_known_points_are_tried_first_and_what_they_leave_out_is_drawn(plan_of) -> None:
+def test_start_points_are_tried_first_and_what_they_leave_out_is_sampled(plan_of) -> None:
     start = "searcher.start=[{optim.lr = 0.002, seed = 1}, {seed = 3, method.dropout = 0.125}]"
     first, second, _ = (t.values for t in drawn(plan_of("budget.trials=3", start)))
     assert first == {"optim.lr": 0.002, "seed": 1}
@@ -130,10 +127,10 @@ GRID = (
 )
 
 
-def test_a_grid_is_walked_once_and_goes_on_where_it_was(plan_of) -> None:
+def test_a_grid_is_tried_once_and_resumes_where_it_was(plan_of) -> None:
     plan = plan_of("budget.trials=99", *GRID)
     whole = drawn(plan)
-    assert [t.values for t in whole] == list(plan.search.points())
+    assert [t.values for t in whole] == list(grid(plan.search.space))
     assert len(whole) == 2 * (1 + 3 + 3 + 1)
     rest = drawn(plan, earlier=(whole[0], replace(whole[1], state="failed"), whole[2]))
     assert [t.values for t in rest] == [t.values for t in whole[3:]]
@@ -143,9 +140,9 @@ def test_stopped_trials_teach_optuna_without_counting_as_finished(plan_of) -> No
     source = points(plan_of("budget.trials=9"))
     for number, step in enumerate((1, 2)):
         source.suggest(f"ray{number}")
-        told = {"step": step, "progress": 25.0 * step, "score": 0.5}
-        source.on_trial_result(f"ray{number}", told)
-        source.on_trial_complete(f"ray{number}", told)
+        result = {"step": step, "progress": 25.0 * step, "score": 0.5}
+        source.on_trial_result(f"ray{number}", result)
+        source.on_trial_complete(f"ray{number}", result)
     states = [t.state.name for t in source.study.trials]
     assert states == ["PRUNED", "PRUNED"]
     assert [t.intermediate_values for t in source.study.trials] == [{1: 0.5}, {2: 0.5}]
@@ -156,7 +153,7 @@ def test_stopped_trials_teach_optuna_without_counting_as_finished(plan_of) -> No
     assert [t.state.name for t in source.study.trials[2:]] == ["FAIL", "FAIL"]
 
 
-def test_two_objectives_are_told_both(plan_of) -> None:
+def test_the_study_gets_both_objectives(plan_of) -> None:
     objectives = 'objective=[{metric = "a", mode = "min"}, {metric = "b", mode = "max"}]'
     source = points(plan_of(objectives))
     source.suggest("ray0")
@@ -167,7 +164,7 @@ def test_two_objectives_are_told_both(plan_of) -> None:
     assert [d.name for d in source.study.directions] == ["MINIMIZE", "MAXIMIZE"]
 
 
-def test_a_point_whose_run_cannot_be_is_recorded_and_the_next_is_drawn(plan_of) -> None:
+def test_a_point_that_makes_no_run_is_recorded_and_the_next_is_sampled(plan_of) -> None:
     refused: list[tuple[str, str]] = []
 
     def config_of(name: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +172,9 @@ def test_a_point_whose_run_cannot_be_is_recorded_and_the_next_is_drawn(plan_of) 
             raise PlethoraError("batch does not divide")
         return {"trial": name, "values": values}
 
-    source = Points(plan_of("budget.trials=2"), (), config_of, lambda n, v, line: refused.append((n, line)))
+    source = StudySearcher(
+        plan_of("budget.trials=2"), (), config_of, lambda n, v, line: refused.append((n, line))
+    )
     assert source.suggest("ray0")["trial"] == "t0002"
     assert refused == [("t0001", "batch does not divide")]
     assert source.suggest("ray1") == Searcher.FINISHED

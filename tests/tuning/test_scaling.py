@@ -1,4 +1,4 @@
-"""A scaling curve finds the law that figures were made by, and refuses where there is none to find."""
+"""A scaling curve finds the law behind the figures, and refuses where it cannot."""
 
 import numpy as np
 import pytest
@@ -61,5 +61,5 @@ def test_the_band_holds_the_truth_and_widens_beyond_what_was_tried() -> None:
         (np.vstack([GRID, [[0.0, 1.0]]]), "above 0"),
     ],
 )
-def test_where_no_curve_goes_through_is_told(x: np.ndarray, words: str) -> None:
+def test_sizes_without_a_curve_give_the_reason(x: np.ndarray, words: str) -> None:
     assert words in str(scaling.fit(("parameters", "hours"), x, np.ones(len(x))))

@@ -19,8 +19,10 @@ from pretrain.config import RunConfig
 from tests.conftest import ROOT
 from tests.datasets.test_stream import write_corpus
 from tuning import record
-from tuning.search import Needs, search
-from tuning.space import read
+from tuning.config import Objective, Search
+from tuning.plan import read
+from tuning.resources import Resources
+from tuning.search import search
 
 BASE = """
 recipe = "tests.pretrain.toy:Toy"
@@ -101,18 +103,18 @@ def test_a_trial_that_fails_by_its_own_values_says_why_and_is_not_tried_again(tr
 
 def test_the_record_holds_each_validation_and_what_was_spent(found, trials) -> None:
     history = bundle.open(trials["good"].bundle).metrics["history"]
-    told = [(h["step"], h["loss/net"]) for h in history]
-    assert [(s, f["loss/net"]) for s, f in trials["good"].curve] == told
-    assert [s for s, _ in told] == [1, 4, 8, 12]
+    expected = [(h["step"], h["loss/net"]) for h in history]
+    assert [(s, f["loss/net"]) for s, f in trials["good"].curve] == expected
+    assert [s for s, _ in expected] == [1, 4, 8, 12]
     assert trials["good"].facts["parameters"] == 88 + 81
     assert trials["good"].facts["hours"] == pytest.approx(
         bundle.open(trials["good"].bundle).lineage["corpora"][0]["windows"]["train"] * 10 / 3600, abs=1e-3
     )
     assert all(trial.spent_s > 0 for trial in trials.values())
-    assert record.read(found["search"]).search.spent_s > sum(t.spent_s for t in trials.values()) - 1
+    assert record.read(found["search"]).info.spent_s > sum(t.spent_s for t in trials.values()) - 1
 
 
-def test_the_chosen_trial_and_no_other_is_judged_on_test_subjects(found, trials) -> None:
+def test_the_best_trial_and_no_other_is_evaluated_on_test_subjects(found, trials) -> None:
     result = record.read(found["search"]).result
     assert result is not None and result.best == trials["good"].trial
     metrics = result.test_metrics["loss/net"]
@@ -124,7 +126,7 @@ def test_the_chosen_trial_and_no_other_is_judged_on_test_subjects(found, trials)
     assert not any(assign(s, Split(val=0.2, test=0.3)) == "test" for s in subjects)
 
 
-def test_a_stopped_trial_gives_its_workers_room_back(found, ray_session) -> None:
+def test_a_stopped_trial_frees_its_workers(found, ray_session) -> None:
     def held() -> list[str]:
         table = ray_session.util.placement_group_table()
         return [name for name, group in table.items() if group["state"] != "REMOVED"]
@@ -135,19 +137,19 @@ def test_a_stopped_trial_gives_its_workers_room_back(found, ray_session) -> None
     assert held() == []
 
 
-def test_a_search_that_is_over_runs_nothing_again(found, home: Path) -> None:
+def test_a_complete_search_runs_nothing_again(found, home: Path) -> None:
     before = (home / "out" / "whole" / "trials.jsonl").read_bytes()
     again = search(str(home / "search.toml"), sets(home, "whole"), resume=True)
     assert again["best"] == found["best"]
     assert (home / "out" / "whole" / "trials.jsonl").read_bytes() == before
 
 
-def test_a_search_that_exists_is_not_begun_anew(found, home: Path) -> None:
-    with pytest.raises(PlethoraError, match="go on with --resume, or give another name"):
+def test_a_search_that_exists_is_not_started_again(found, home: Path) -> None:
+    with pytest.raises(PlethoraError, match="continue it with --resume, or give another name"):
         search(str(home / "search.toml"), sets(home, "whole"))
 
 
-def test_a_search_goes_on_only_over_the_space_that_it_began_with(found, home: Path) -> None:
+def test_a_search_resumes_only_with_the_run_that_it_started_with(found, home: Path) -> None:
     with pytest.raises(PlethoraError, match=r"another run: steps was 12 and is 13"):
         search(str(home / "search.toml"), sets(home, "whole", "steps=13"), resume=True)
 
@@ -161,24 +163,27 @@ def test_a_search_goes_on_only_over_the_space_that_it_began_with(found, home: Pa
         ("space.workers.choice=[1, 4000]\nbatch=4000", ["a trial of 4000 workers"]),
     ],
 )
-def test_what_no_node_can_give_is_told_at_once(ray_session, home: Path, given: str, words: list[str]) -> None:
+def test_resources_that_no_node_has_are_reported_at_once(
+    ray_session, home: Path, given: str, words: list[str]
+) -> None:
     plan = read(str(home / "search.toml"), sets(home, "needs", *given.split("\n")))
     with pytest.raises(PlethoraError) as error:
-        Needs.of(plan).room(plan, ray_session)
+        Resources.of(plan).concurrent(plan, ray_session)
     assert all(word in str(error.value) for word in words)
 
 
 def test_as_many_trials_run_at_once_as_there_is_room_for(ray_session, home: Path) -> None:
     have = int(ray_session.cluster_resources()["CPU"])
     plan = read(str(home / "search.toml"), sets(home, "room", "budget.concurrent=99", "stream.actors=2"))
-    assert Needs.of(plan).room(plan, ray_session) == (have - 1) // 3
+    assert Resources.of(plan).concurrent(plan, ray_session) == (have - 1) // 3
 
 
 def test_the_front_of_two_objectives_is_what_no_other_beats() -> None:
-    objectives = (record.Objective("a", "min"), record.Objective("b", "max"))
+    objectives = (Objective(metric="a", mode="min"), Objective(metric="b", mode="max"))
     points = {"p": (1, 1), "q": (2, 5), "r": (2, 4), "s": (3, 5), "t": (4, 9)}
     trials = [record.Trial(n, "done", objective={"a": a, "b": b}) for n, (a, b) in points.items()]
-    found = record.Record(record.Search("s", objectives, {}), tuple(trials))
+    search = Search(name="s", base="b", objective=objectives, space={})
+    found = record.Record(search, record.Info(), tuple(trials))
     assert [t.trial for t in found.front()] == ["p", "q", "t"]
 
 
@@ -197,7 +202,7 @@ def test_the_printed_command_of_a_trial_reproduces_its_objective_exactly(trials,
 
 
 @pytest.mark.slow
-def test_a_trial_whose_worker_is_killed_goes_on_and_is_counted(ray_session, home: Path) -> None:
+def test_a_trial_whose_worker_is_killed_continues_and_is_counted(ray_session, home: Path) -> None:
     mark = home / "killed"
     kind = f'space.kind.choice={{killed = {{method.kill_at = 6, method.kill_mark = "{mark}"}}}}'
     result = search(str(home / "search.toml"), sets(home, "worker", kind))
@@ -216,7 +221,7 @@ def test_an_objective_that_no_validation_has_ends_the_search_at_once(ray_session
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_without_running_a_finished_trial_again(home: Path) -> None:
+def test_a_killed_search_resumes_without_running_a_finished_trial_again(home: Path) -> None:
     """Of two trials at once, one is done when the driver is killed, and one is on its way."""
     kinds = "space.kind.choice={" + ", ".join(f"k{n} = {{seed = {n}}}" for n in range(4)) + "}"
     given = sets(home, "killed", kinds, "scheduler.kind=none", "budget.concurrent=2")

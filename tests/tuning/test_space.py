@@ -1,4 +1,4 @@
-"""Search files: what they say, and what is told of a wrong one."""
+"""Search files: what they say, and the error of a wrong one."""
 
 import itertools
 import tomllib
@@ -13,7 +13,8 @@ from cluster import config
 from cluster.errors import PlethoraError
 from pretrain.config import RunConfig
 from tests.conftest import ROOT
-from tuning.space import read, text
+from tuning.plan import read, toml
+from tuning.space import grid, sample
 
 BASE = """
 recipe = "tests.pretrain.toy:Toy"
@@ -81,7 +82,7 @@ TOML_VALUES = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(TOML_VALUES)
 def test_a_value_in_a_command_is_read_back_as_it_was(value: Any) -> None:
-    found = config.table_of([f"a.b={text(value)}"])["a"]["b"]
+    found = config.table_of([f"a.b={toml(value)}"])["a"]["b"]
     assert found == value
     assert type(found) is type(value)
 
@@ -109,7 +110,7 @@ seed = { int = [1, 2], when = { kind = "b" } }
 
 def test_a_grid_is_the_product_of_what_can_be_together(plan_of) -> None:
     plan = plan_of(CONDITIONAL + '[searcher]\nkind = "grid"\n')
-    found = list(plan.search.points())
+    found = list(grid(plan.search.space))
     wanted = set()
     for kind, dropout, seed in itertools.product("abc", (0.0, 0.2, 0.4), (1, 2)):
         point = {"kind": kind}
@@ -120,14 +121,14 @@ def test_a_grid_is_the_product_of_what_can_be_together(plan_of) -> None:
     assert len(found) == len(wanted) == 1 + 6 + 3
 
 
-def test_a_key_is_asked_for_only_where_its_condition_holds(plan_of) -> None:
+def test_a_key_is_picked_only_where_its_condition_holds(plan_of) -> None:
     asked: list[str] = []
 
     def pick(key: str, spread: Any) -> Any:
         asked.append(key)
         return "a" if key == "kind" else 1
 
-    assert plan_of(CONDITIONAL).search.values(pick) == {"kind": "a"}
+    assert sample(plan_of(CONDITIONAL).search.space, pick) == {"kind": "a"}
     assert asked == ["kind"]
 
 
@@ -177,7 +178,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda name: name.replace(" ", "_"))
-def test_a_wrong_search_is_told_in_one_line(plan_of, case: str) -> None:
+def test_a_wrong_search_is_one_line(plan_of, case: str) -> None:
     more, words = WRONG[case]
     more, space, rest = more.partition("[") if not more.startswith("[") else ("", "", more)
     head = 'name = "s"\nbase = "run.toml"\n' + more if "[objective]" in rest else SEARCH
@@ -190,16 +191,16 @@ def test_a_wrong_search_is_told_in_one_line(plan_of, case: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_base_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_base_is_reported(tmp_path: Path) -> None:
     (tmp_path / "search.toml").write_text(SEARCH + LR)
     with pytest.raises(PlethoraError, match=r"run\.toml.*no such run file"):
         read(str(tmp_path / "search.toml"))
 
 
 def test_the_example_in_the_docstring_is_a_search(tmp_path: Path) -> None:
-    import tuning.space as space
+    import tuning.plan as plan
 
-    lines = (space.__doc__ or "").splitlines()
+    lines = (plan.__doc__ or "").splitlines()
     shown = "\n".join(line[4:] for line in lines if line.startswith("    "))
     shown = shown.replace("../../", f"{ROOT}/")
     tomllib.loads(shown)

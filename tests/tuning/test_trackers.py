@@ -1,4 +1,4 @@
-"""MLflow and Weights & Biases hear of a search where they are asked to, and are not needed otherwise.
+"""MLflow and Weights & Biases get a search that asks for them, and are not needed otherwise.
 
 Neither is installed by default: `uv pip install mlflow-skinny wandb` (in an environment of its own) runs all.
 """
@@ -21,7 +21,7 @@ def record() -> Record:
     return drawn.search(5)
 
 
-def test_what_is_not_installed_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tracker_is_reported_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(PlethoraError, match="uv pip install mlflow-skinny"):
         trackers.check(["mlflow"])
@@ -30,7 +30,7 @@ def test_what_is_not_installed_is_told_before_anything_runs(monkeypatch: pytest.
 
 def test_neither_is_imported_by_a_search_that_does_not_ask() -> None:
     code = (
-        "import sys, tuning.search, tuning.watch, tuning.board, tuning.report; "
+        "import sys, tuning.search, tuning.callback, tuning.board, tuning.report; "
         "assert not {'mlflow', 'wandb'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -38,16 +38,16 @@ def test_neither_is_imported_by_a_search_that_does_not_ask() -> None:
 
 def in_two_sessions(name: str, record: Record) -> None:
     """A driver that died while the last trial ran, and one that went on."""
-    (first,) = trackers.open_all([name], "/searches/s", record.search)
+    (first,) = trackers.open_all([name], replace(record, home="/searches/s"))
     for trial in record.trials[:-1]:
-        first.told(replace(trial, state="running", curve=trial.curve[:1]))
-        first.told(trial)
+        first.update(replace(trial, state="running", curve=trial.curve[:1]))
+        first.update(trial)
     last = record.trials[-1]
-    first.told(replace(last, state="running", curve=last.curve[:1]))
+    first.update(replace(last, state="running", curve=last.curve[:1]))
     first.close()
-    (second,) = trackers.open_all([name], "/searches/s", record.search)
-    second.told(replace(last, state="running", curve=last.curve[:1]))
-    second.told(last)
+    (second,) = trackers.open_all([name], replace(record, home="/searches/s"))
+    second.update(replace(last, state="running", curve=last.curve[:1]))
+    second.update(last)
     second.close()
 
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from tests.tuning import drawn
-from tuning import spending
 from tuning.config import Search
-from tuning.record import Key, Trial, search_of
+from tuning.cost import cost
+from tuning.record import Trial
+from tuning.space import Spread, grid, grid_points, stepless
 
 
 @pytest.mark.parametrize(
@@ -25,23 +26,22 @@ from tuning.record import Key, Trial, search_of
 )
 def test_a_grid_has_as_many_points_as_a_search_over_it_runs(space: dict) -> None:
     search = Search(name="s", base="b.toml", objective=[{"metric": "m", "mode": "min"}], space=space)
-    told = {key: spread.table() for key, spread in search.space.items()}
-    keys = search_of({"name": "s", "objective": [{"name": "m"}], "space": told}).space
-    assert spending.grid_points(keys) == (len(list(search.points())), ())
+    assert grid_points(search.space) == grid_points(search.space, 5) == len(list(grid(search.space)))
 
 
 def test_a_key_without_steps_counts_as_five_and_is_named() -> None:
     space = {
-        "lr": Key("loguniform", 1e-5, 1e-2),
-        "alpha": Key("int", 1, 64),
-        "rank": Key("choice", choices=(2, 4)),
+        "lr": Spread(kind="loguniform", low=1e-5, high=1e-2),
+        "alpha": Spread(kind="int", low=1, high=64),
+        "rank": Spread(kind="choice", choices=(2, 4)),
     }
-    assert spending.grid_points(space) == (50, ("lr", "alpha"))
+    assert grid_points(space, 5) == 50 and grid_points(space) is None
+    assert [key for key, spread in space.items() if stepless(spread)] == ["lr", "alpha"]
 
 
-def test_a_stopped_trial_would_have_gone_on_at_its_own_pace() -> None:
+def test_a_stopped_trial_would_have_continued_at_its_own_pace() -> None:
     given = drawn.search()
-    found = spending.spending(given)
+    found = cost(given)
     whole = [t for t in given.trials if t.state != "failed"]
     failed = sum(t.spent_s for t in given.having("failed"))
     assert found.spent_s == pytest.approx(sum(t.spent_s for t in given.trials))
@@ -53,5 +53,5 @@ def test_a_stopped_trial_would_have_gone_on_at_its_own_pace() -> None:
 def test_without_a_pace_nothing_is_compared() -> None:
     given = drawn.search(6)
     lost = tuple(Trial(t.trial, "failed", spent_s=3.0) for t in given.trials)
-    found = spending.spending(replace(given, trials=lost))
+    found = cost(replace(given, trials=lost))
     assert (found.spent_s, found.unstopped_s, found.grid_s, found.saved) == (18.0, None, None, None)

@@ -1,4 +1,4 @@
-"""The terminal tells what a search found, what it spent and how long it will take."""
+"""The terminal shows what a search found, what it spent and how long it will take."""
 
 import time
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 
 from cluster.cli import clock
 from tests.tuning import drawn
-from tuning import table
+from tuning import live
 from tuning.record import Record
 
 
@@ -15,19 +15,24 @@ def part_way(ended: int = 10, running: int = 2) -> Record:
     """A search of 24 of which `ended` are over and `running` at work, 5 s each."""
     given = drawn.search()
     work = [replace(t, state="running", why="", spent_s=5.0) for t in given.trials[ended : ended + running]]
-    search = replace(given.search, ended=None, spent_s=333.0)
-    return replace(given, search=search, trials=(*given.trials[:ended], *work), result=None)
+    info = replace(given.info, ended=None, spent_s=333.0)
+    return replace(given, info=info, trials=(*given.trials[:ended], *work), result=None)
 
 
-def test_the_headline_tells_best_spent_and_left() -> None:
+def with_budget(record: Record, **changes: float) -> Record:
+    budget = record.search.budget.model_copy(update=changes)
+    return replace(record, search=record.search.model_copy(update={"budget": budget}))
+
+
+def test_the_headline_has_best_spent_and_left() -> None:
     record = part_way()
     best = record.best()
     assert best is not None
-    line = table.headline(record)
+    line = live.headline(record)
     assert line.startswith("lora-rank: 10/24 trials · 2 running · ")
     assert f"best val/mae {best.at_end('val/mae'):.4g} ({best.trial})" in line
     assert "spent 5:33" in line
-    left = table.eta(record)
+    left = live.eta(record)
     assert left is not None
     assert f"{clock(left)} left" in line
 
@@ -35,25 +40,23 @@ def test_the_headline_tells_best_spent_and_left() -> None:
 def test_what_is_left_follows_from_what_trials_cost_and_how_many_run_at_once() -> None:
     record = part_way()
     mean = sum(t.spent_s for t in record.having("done", "stopped")) / len(record.having("done", "stopped"))
-    assert table.eta(record) == pytest.approx((2 * (mean - 5) + 12 * mean) / 2)
-    alone = replace(record.search, budget=record.search.budget | {"concurrent": 1})
-    assert table.eta(replace(record, search=alone)) == pytest.approx(2 * (mean - 5) + 12 * mean)
+    assert live.eta(record) == pytest.approx((2 * (mean - 5) + 12 * mean) / 2)
+    assert live.eta(with_budget(record, concurrent=1)) == pytest.approx(2 * (mean - 5) + 12 * mean)
 
 
 def test_no_more_is_left_than_the_budget_allows() -> None:
     record = part_way()
-    short = replace(record.search, budget=record.search.budget | {"hours": 0.1})
-    assert table.eta(replace(record, search=short)) == pytest.approx(360 - 333)
+    assert live.eta(with_budget(record, hours=0.1)) == pytest.approx(360 - 333)
 
 
-def test_nothing_is_said_of_the_end_before_a_trial_has_ended_or_after_all_have() -> None:
-    assert table.eta(part_way(0)) is None
-    assert table.eta(drawn.search()) is None
+def test_there_is_no_time_left_before_a_trial_has_ended_or_after_all_have() -> None:
+    assert live.eta(part_way(0)) is None
+    assert live.eta(drawn.search()) is None
 
 
-def test_a_best_that_is_not_at_its_end_is_told_as_such() -> None:
+def test_a_best_trial_that_is_not_finished_is_marked() -> None:
     record = part_way(0)
-    assert "at step" in table.headline(record)
+    assert "at step" in live.headline(record)
 
 
 @pytest.mark.parametrize("width", [60, 100, 200])
@@ -62,20 +65,20 @@ def test_the_table_keeps_trial_and_figures_whole_at_any_width(width: int) -> Non
 
     record = part_way()
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table.table(record, width))
+    console.print(live.table(record, width))
     lines = console.export_text().splitlines()
     assert all(len(line) <= width for line in lines)
-    for trial in table.rows(record):
+    for trial in live.rows(record):
         value = trial.at_end("val/mae")
         row = next(line for line in lines if trial.trial in line.split())
         assert value is None or f"{value:.4g}" in row.split()
 
 
-def test_trials_at_work_stand_first_then_the_best() -> None:
+def test_running_trials_come_first_then_the_best() -> None:
     record = part_way()
-    states = [t.state for t in table.rows(record)]
+    states = [t.state for t in live.rows(record)]
     assert states[:2] == ["running", "running"]
-    done = [t.at_end("val/mae") for t in table.rows(record) if t.state == "done"]
+    done = [t.at_end("val/mae") for t in live.rows(record) if t.state == "done"]
     assert done == sorted(done)
 
 
@@ -83,13 +86,13 @@ def test_where_there_is_no_terminal_the_last_line_is_the_last_state(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     states = [part_way(4), part_way(10)]
-    with table.live(lambda: states[0]):
+    with live.live(lambda: states[0]):
         time.sleep(0.05)
         states.pop(0)
-    assert capsys.readouterr().err.splitlines() == [table.headline(part_way(10))]
+    assert capsys.readouterr().err.splitlines() == [live.headline(part_way(10))]
 
 
 def test_watching_ends_with_the_search(tmp_path) -> None:
     home = drawn.write(drawn.search(6), tmp_path / "s")
-    found = table.watch(home, 0.01)
+    found = live.watch(home, 0.01)
     assert found == {"search": home, "best": drawn.search(6).result.best}

@@ -1,4 +1,4 @@
-"""Early stopping: the reasons it gives, what it lets alone, and what it knows after a restart."""
+"""Early stopping: its reasons, the trials that it leaves alone, and its state after a restart."""
 
 import math
 from types import SimpleNamespace
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tuning.config import Scheduler
-from tuning.early import scheduler
 from tuning.record import Trial
+from tuning.schedulers import scheduler
 
 
 class Ray:
@@ -33,7 +33,7 @@ def play(rule: Any, trials: dict[str, list[tuple[int, float]]]) -> dict[str, int
         for step, value in curve:
             ended[name] = step
             decision = rule.on_trial_result(controller, ray, result(step, value))
-            assert decision in ("CONTINUE", "STOP")  # never PAUSE: there is nothing to go on from
+            assert decision in ("CONTINUE", "STOP")  # never PAUSE: there is nothing to resume from
             if decision == "STOP":
                 break
         rule.on_trial_complete(controller, ray, result(ended[name], dict(curve)[ended[name]]))
@@ -85,7 +85,7 @@ def test_a_larger_figure_is_better_where_the_mode_says_so() -> None:
     assert play(one, low) == play(two, high)
 
 
-def test_a_stopped_trial_is_told_why() -> None:
+def test_a_stopped_trial_has_a_reason() -> None:
     trials = {"a": [(10, 1.0), (100, 1.0)], "b": [(10, 3.0), (100, 1.0)]}
     rule = scheduler(Scheduler(), "min", "f", [])
     assert play(rule, trials) == {"a": 100, "b": 10}
@@ -94,7 +94,7 @@ def test_a_stopped_trial_is_told_why() -> None:
     }
 
 
-def test_a_trial_at_its_last_step_is_let_alone() -> None:
+def test_a_trial_at_its_last_step_is_not_stopped() -> None:
     trials = {"a": [(100, 1.0)], "b": [(100, 9.0)]}
     rule = scheduler(Scheduler(), "min", "f", [])
     play(rule, trials)
@@ -117,13 +117,11 @@ def test_after_a_restart_it_decides_as_if_there_had_been_none(kind: str, cut: in
     config = Scheduler(kind=kind)
     whole = play(scheduler(config, "min", "f", []), trials)
     names = list(trials)
-    earlier = [
-        Trial(
-            n, "done" if whole[n] == 100 else "stopped", steps=100, step=whole[n],
-            curve=tuple((s, {"f": v}) for s, v in trials[n] if s <= whole[n]),
-        )
-        for n in names[:cut]
-    ]  # fmt: skip
+    earlier = []
+    for name in names[:cut]:
+        state = "done" if whole[name] == 100 else "stopped"
+        curve = tuple((step, {"f": value}) for step, value in trials[name] if step <= whole[name])
+        earlier.append(Trial(name, state, steps=100, step=whole[name], curve=curve))
     rest = play(scheduler(config, "min", "f", earlier), {n: trials[n] for n in names[cut:]})
     assert rest == {n: whole[n] for n in names[cut:]}
     assert {100} < set(whole.values())
