@@ -6,13 +6,11 @@ A file name may use the named groups of `records`: with `records = '(?P<record>b
 
 import re
 import unicodedata
-from pathlib import Path
 from typing import Literal
 
 import pydantic
 
-from cluster.config import Config, load
-from cluster.errors import PlethoraError
+from cluster.config import Config
 from cluster.terms import Audience
 from datasets.schema import DERIVED, MODALITIES
 from datasets.validity import Limits
@@ -351,15 +349,3 @@ class Descriptor(Config):
         if "(?P<record>" not in pattern:
             raise ValueError("needs a group (?P<record>...) that names the record")
         return pattern
-
-
-def read_descriptor(path: str | Path) -> Descriptor:
-    """The checked descriptor at `path`; every mistake in it is one PlethoraError line."""
-    descriptor = load(path, Descriptor)
-    from datasets.readers import READERS
-
-    if descriptor.reader not in READERS:
-        raise PlethoraError(
-            f"{path}: no reader {descriptor.reader!r}; there are {', '.join(sorted(READERS))}"
-        )
-    return descriptor

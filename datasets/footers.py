@@ -248,9 +248,7 @@ def collect(corpus: Corpus, path: str | Path) -> Footers:
     From a bucket: a request a shard for its last `TAIL` bytes, another where the footer is longer, 16 under
     way. PlethoraError, one line, for a shard that is not the one that the manifest vouches for.
     """
-    from datasets.schema import row_schema
-
-    names = row_schema(corpus.modalities).names
+    names = corpus.column_names
     part = Path(f"{path}.{secrets.token_hex(4)}.part")
     table = np.zeros(len(corpus.shards), _ROW)
     try:

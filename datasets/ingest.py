@@ -16,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cluster import storage
+from cluster import config, storage
 from cluster.errors import PlethoraError
 from datasets import agreement, assemble, jobs, labels, schema
-from datasets.descriptor import Descriptor, read_descriptor
+from datasets.descriptor import Descriptor
 from datasets.readers import READERS, given
 from datasets.readers.base import Refused, Root, Source, checked
 from datasets.write import SHARD_BYTES, Entry, ShardReport, write_shard
@@ -33,6 +33,16 @@ class Task:
 
     index: int
     sources: tuple[tuple[Source, str], ...]
+
+
+def read_descriptor(path: str | Path) -> Descriptor:
+    """The checked descriptor at `path`; every mistake in it is one PlethoraError line."""
+    descriptor = config.load(path, Descriptor)
+    if descriptor.reader not in READERS:
+        raise PlethoraError(
+            f"{path}: no reader {descriptor.reader!r}; there are {', '.join(sorted(READERS))}"
+        )
+    return descriptor
 
 
 def ingest(descriptor_path: str | Path, root: str, out: str, force: bool = False) -> dict[str, Any]:

@@ -167,6 +167,11 @@ class Corpus:
     def modalities(self) -> list[str]:
         return self.manifest["modalities"]
 
+    @property
+    def column_names(self) -> list[str]:
+        """Columns of a shard, in their order."""
+        return list(row_schema(self.modalities).names)
+
     @cached_property
     def _filesystem(self) -> tuple[Any, str]:
         return storage.filesystem(self.uri)

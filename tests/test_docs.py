@@ -109,7 +109,7 @@ def test_the_mixtures_of_the_readme_are_two_corpora_of_equal_weight(tmp_path: Pa
 
 
 def test_the_descriptor_of_the_data_page_is_one(tmp_path: Path) -> None:
-    from datasets.descriptor import read_descriptor
+    from datasets.ingest import read_descriptor
 
     text, *_ = fenced("docs/data.md", "toml")  # the others: tests/datasets/test_data_docs.py
     (tmp_path / "ward7.toml").write_text(text, encoding="utf-8")

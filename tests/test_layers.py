@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("cluster", "datasets", "pretrain", "finetune", "tuning")  # each may import those before it
-BARE = ("layers", "quantizer", "masking", "losses")  # networks: run on a GPU machine with torch alone
 BARE_THIRD_PARTY = {"torch", "numpy"}
 MAX_LINES = 400
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -95,24 +95,94 @@ def test_infra_holds_no_importable_python() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", BARE)
-def test_networks_import_torch_alone(name: str) -> None:
+def networks() -> list[Path]:
+    """The files that define networks and losses: they say that they import torch alone, so that they run on a
+    GPU machine that has nothing else.
+    """
+    found = []
+    for path in _sources("pretrain"):
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        if re.search(r"Imports torch\b.*\balone", about):
+            found.append(path)
+    return found
+
+
+def needs(path: Path, seen: set[Path]) -> set[str]:
+    """Packages that a file needs when it is imported, by what it imports of ours, too."""
+    if path in seen:
+        return set()
+    seen.add(path)
+    found: set[str] = set()
+    for module, _ in _imports_of(path):
+        ours = ROOT / Path(*module.split(".")).with_suffix(".py")
+        if ours.is_file():
+            found |= needs(ours, seen)
+        elif module.split(".")[0] not in LAYERS:
+            found.add(module.split(".")[0])
+    return found
+
+
+def test_networks_import_torch_alone() -> None:
     import sys
 
-    path = ROOT / "pretrain" / f"{name}.py"
-    if not path.is_file():
-        pytest.skip(f"pretrain/{name}.py is not there")
-    allowed = BARE_THIRD_PARTY | set(sys.stdlib_module_names)
-    if name == "quantizer":
-        allowed = allowed | {"vector_quantize_pytorch"}
-    ours = {f"pretrain.{other}" for other in BARE}
-    wrong = []
-    for module, line in _imports_of(path):
-        of_ours = module == "pretrain" or any(
-            module == each or module.startswith(f"{each}.") for each in ours
-        )
-        if module.split(".")[0] not in allowed and not of_ours:
-            wrong.append(f"{module} (line {line})")
+    found = networks()
+    assert {path.stem for path in found} >= {"layers", "quantizer", "masking", "losses", "contrastive"}
+    nets = {path.stem for path in _sources("pretrain") if path.stem.endswith("_net")} | {"net1d"}
+    assert len(nets) > 2 and nets <= {path.stem for path in found}
+    allowed = {"torch", "numpy", "vector_quantize_pytorch", *sys.stdlib_module_names}
+    assert {path.stem: wrong for path in found if (wrong := needs(path, set()) - allowed)} == {}
+
+
+# ---------------------------------------------------------------- circles, commands
+
+
+def arrows(folder: str) -> dict[str, set[str]]:
+    """{module: modules of the same folder that it imports}, late imports included, those for types alone
+    (`if TYPE_CHECKING`) not.
+    """
+    paths = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in _sources(folder)}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    found: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = [ast.Pass()]
+        named = {module for module, _ in imports(ast.unparse(tree), _package_of(path))}
+        # `from a.b import c` names a.b too; where c is a module, that one is meant
+        parents = {m.rpartition(".")[0] for m in named if m in paths}
+        found[name] = {m for m in named if m in paths and m not in parents} - {name}
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; [] where there is none."""
+    left = dict(graph)
+    while free := [name for name, to in left.items() if not to & set(left)]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_modules_import_each_other_in_a_circle(layer: str) -> None:
+    assert circle(arrows(layer)) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "d"]
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_command_imports_a_command() -> None:
+    commands = _sources("finetune/commands")
+    assert len(commands) > 10
+    wrong = {
+        path.name: module
+        for path in commands
+        for module, _ in _imports_of(path)
+        if module.startswith("finetune.commands.")
+    }
     assert not wrong
 
 

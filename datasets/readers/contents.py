@@ -21,6 +21,7 @@ from datasets.readers import (
     ishne,
     kinds,
     mat_file,
+    mat_open,
     moments,
     text,
     vitaldb,
@@ -142,7 +143,7 @@ def _vital(path: Path, found: Contents) -> None:
 
 
 def _mat(path: Path, found: Contents) -> None:
-    with mat_file.opened(path) as mat:
+    with mat_open.opened(path) as mat:
         stated = mat.stated_rates()
         rate_name, rate = next(iter(stated.items())) if len(stated) == 1 else ("", None)
         for name in mat.facts():

@@ -16,7 +16,8 @@ from cluster.errors import PlethoraError
 from datasets.descriptor import Array, Descriptor, Signal, Trace
 from datasets.readers import base, fields, marks, rates
 from datasets.readers.base import Channel, Draft, Labels, Promise, Recording, Refused, Root, Samples, Source
-from datasets.readers.mat_file import MatFile, opened, size
+from datasets.readers.mat_file import MatFile, size
+from datasets.readers.mat_open import opened
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[Source]:

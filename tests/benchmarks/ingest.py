@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 import torch
 
 from datasets import assemble, ingest, memory, schema
-from datasets.descriptor import Descriptor, read_descriptor
+from datasets.descriptor import Descriptor
+from datasets.ingest import read_descriptor
 from datasets.readers import READERS, given
 from datasets.readers.base import Root, Source
 from tests.benchmarks import gate, looped, transform

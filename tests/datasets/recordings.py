@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import wfdb
 
-from datasets.descriptor import Descriptor, read_descriptor
+from datasets.descriptor import Descriptor
+from datasets.ingest import read_descriptor
 from datasets.readers.base import Recording, Root, Source
 
 DESCRIPTOR = """

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from datasets.descriptor import read_descriptor
+from datasets.ingest import read_descriptor
 from datasets.readers import table
 from datasets.readers.base import Root
 

@@ -9,7 +9,7 @@ import pytest
 import wfdb
 
 from datasets import ingest, jobs
-from datasets.descriptor import read_descriptor
+from datasets.ingest import read_descriptor
 from datasets.readers import READERS
 from datasets.schema import open_corpus, waveform
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.descriptor import Descriptor, read_descriptor
+from datasets.descriptor import Descriptor
+from datasets.ingest import read_descriptor
 from datasets.readers import READERS, given
 from datasets.readers.base import Recording, Root, checked
 

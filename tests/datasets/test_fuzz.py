@@ -19,7 +19,7 @@ from scipy.io import savemat
 
 from cluster.errors import PlethoraError
 from datasets import ingest
-from datasets.descriptor import read_descriptor
+from datasets.ingest import read_descriptor
 from datasets.readers import READERS
 from datasets.readers.base import Root
 from tests.datasets import (

@@ -286,7 +286,7 @@ def test_a_bucket_works_like_a_folder_for_source_and_corpus(alone, moto, tmp_pat
 
 def test_tasks_and_reports_travel_between_processes(tmp_path):
     known, root = recordings.little(tmp_path)
-    from datasets.descriptor import read_descriptor
+    from datasets.ingest import read_descriptor
     from datasets.readers.base import Root
 
     description = read_descriptor(known)

@@ -181,7 +181,7 @@ def test_an_optional_signal_that_is_not_there_changes_nothing_in_any_order(folde
 def test_a_session_of_the_empatica_e4_is_read_whole_with_hr_ten_seconds_later():
     if not (FORMATS / "empatica_e4").is_dir():
         pytest.skip("no shared data")
-    from datasets.descriptor import read_descriptor
+    from datasets.ingest import read_descriptor
 
     known = read_descriptor(EMPATICA)
     root = Root(str((FORMATS / "empatica_e4").parent))
@@ -198,7 +198,7 @@ def test_a_session_of_the_empatica_e4_is_read_whole_with_hr_ten_seconds_later():
 
 
 def test_presses_of_the_button_are_on_the_clock_of_the_empatica_e4(tmp_path):
-    from datasets.descriptor import read_descriptor
+    from datasets.ingest import read_descriptor
 
     home = tmp_path / "p1"
     home.mkdir()

@@ -8,7 +8,8 @@ import pytest
 from scipy import ndimage, signal
 
 from datasets import labels, physiology, synthetic
-from datasets.descriptor import Derive, read_descriptor
+from datasets.descriptor import Derive
+from datasets.ingest import read_descriptor
 from datasets.readers import mat, wfdb
 from datasets.readers.base import Labels, Recording, Root, Samples
 from datasets.validity import Limits

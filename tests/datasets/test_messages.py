@@ -12,7 +12,8 @@ from cluster.redact import printable
 from datasets import inspect
 from datasets.__main__ import _report
 from datasets.assemble import _nothing, folded
-from datasets.descriptor import Signal, read_descriptor
+from datasets.descriptor import Signal
+from datasets.ingest import read_descriptor
 from datasets.readers import mat
 from datasets.readers.base import Draft, Promise, Refused, Root
 from datasets.write import ShardReport

@@ -6,7 +6,7 @@ import pytest
 from scipy.io import savemat
 
 from datasets import ingest
-from datasets.descriptor import read_descriptor
+from datasets.ingest import read_descriptor
 from datasets.readers import READERS, given
 from datasets.readers.base import Root
 from tests.datasets import tables

@@ -11,7 +11,7 @@ from scipy.io import savemat
 from cluster.errors import PlethoraError
 from datasets import probe
 from datasets.__main__ import main
-from datasets.descriptor import read_descriptor
+from datasets.ingest import read_descriptor
 from datasets.readers import READERS
 from datasets.readers.base import Recording, Root, checked
 from datasets.readers.contents import contents

@@ -8,7 +8,7 @@ import pytest
 import wfdb
 
 from cluster.errors import PlethoraError
-from datasets.descriptor import read_descriptor
+from datasets.ingest import read_descriptor
 from datasets.readers import wfdb as reader
 from datasets.readers.base import Refused, Root
 from datasets.readers.wfdb_layout import read_layout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import vitaldb
 
-from datasets.descriptor import read_descriptor
+from datasets.ingest import read_descriptor
 from datasets.readers import vitaldb as reader
 from datasets.readers.base import Root
 from tests.datasets import recordings

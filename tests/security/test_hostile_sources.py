@@ -11,7 +11,7 @@ from numpy.lib import format as npy
 from cluster.config import load
 from cluster.errors import PlethoraError
 from datasets.descriptor import Table
-from datasets.readers import columns, mat_file, sheets
+from datasets.readers import columns, mat_open, sheets
 from datasets.readers.base import Refused
 from datasets.readers.root import Root
 from finetune.embed import read_signals
@@ -124,7 +124,7 @@ def test_an_hdf5_file_reads_nothing_but_itself_and_no_more_than_it_holds(
 @pytest.mark.parametrize("write", [linked, stored_elsewhere, virtual])
 def test_a_matlab_file_of_version_7_reads_nothing_but_itself(tmp_path: Path, write: object) -> None:
     write(tmp_path / "record.mat", outside(tmp_path))  # type: ignore[operator]
-    with mat_file.opened(tmp_path / "record.mat") as found:
+    with mat_open.opened(tmp_path / "record.mat") as found:
         assert found.get("ppg") is None
 
 

@@ -11,7 +11,7 @@ import pytest
 from cluster import bundle, terms
 from cluster.errors import PlethoraError
 from datasets import index, judge
-from datasets.descriptor import read_descriptor
+from datasets.ingest import read_descriptor
 from datasets.schema import open_corpus
 from datasets.windows import Signal, WindowSpec
 from pretrain import card, driver, lineage
