@@ -72,15 +72,6 @@ class Apart(Difference):
 
 
 @dataclass(frozen=True)
-class KindInfo(Result):
-    """A kind of damage; `unit`: what its severity counts."""
-
-    title: str
-    unit: str
-    severities: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class RobustnessResult(Result):
     """`against`: {encoder: {row: {kind or CLEAN: differences at each severity}}}."""
 
@@ -88,7 +79,7 @@ class RobustnessResult(Result):
     classes: tuple[str, ...]
     rows: tuple[DamagedRow, ...]
     against: Mapping[str, Mapping[str, Mapping[str, tuple[Apart, ...]]]]
-    kinds: Mapping[str, KindInfo]
+    kinds: Mapping[str, corrupt.Kind]
     counts: Counts
     refused: Mapping[str, int]
     adapted: tuple[str, ...]
@@ -149,13 +140,14 @@ def _result(
     labels, notes = row_labels(entrants, (), bool(names), task), dict(data.notes)
     if "demographics" not in drawn[0]:
         notes["demographics"] = "not in the corpus"
+    asked = {condition.kind for condition in conditions}
     rows = [Row(n, label, {}, notes.get(n, "")) for n, label in labels.items() if n in {*drawn[0], *notes}]
     return RobustnessResult(
         task=task,
         classes=tuple(names),
         rows=tuple(_with_figures(row, conditions, drawn, task.main) for row in rows),
         against={e.name: _against(e, conditions, drawn, task.main) for e in entrants},
-        kinds=_kinds(conditions),
+        kinds={name: kind for name, kind in corrupt.KINDS.items() if name in asked},
         counts=data.counts(names),
         refused=data.windows.refused,
         adapted=tuple(data.adapted),
@@ -233,12 +225,3 @@ def _against(
             apart = metrics.difference(here[entrant.name][main], here[row][main])
             of[c.kind] = (*of.get(c.kind, ()), Apart(**vars(apart), severity=c.severity))
     return found
-
-
-def _kinds(conditions: Sequence[Condition]) -> dict[str, KindInfo]:
-    asked = {c.kind for c in conditions}
-    return {
-        name: KindInfo(kind.title, kind.unit, kind.severities)
-        for name, kind in corrupt.KINDS.items()
-        if name in asked
-    }

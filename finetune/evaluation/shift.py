@@ -34,9 +34,8 @@ from finetune.evaluation.table import (
     table_rows,
 )
 from finetune.metrics import Difference
+from finetune.probe import Folds
 from finetune.task import Task
-
-Predicted = Mapping[str, np.ndarray]  # by row
 
 
 @dataclass(frozen=True)
@@ -125,22 +124,23 @@ def shift(
 
 @dataclass(frozen=True)
 class _Probes:
-    """A corpus as probes see it: what they learn from, the targets, the subjects and their draws."""
+    """What probes learn from, by row of the table, their targets, and the subject of each."""
 
-    rows: dict[str, Inputs]
+    rows: Mapping[str, Inputs]
     answer: Answer
     who: np.ndarray
-    weights: np.ndarray
 
-    def predicted(self, options: Options) -> tuple[Predicted, int]:
-        """Out-of-fold predictions, and the number of folds."""
-        folds = self.answer.folds(self.who, options.folds, options.seed)
-        found = probed(self.rows, self.answer, self.who, folds, options.seed)
-        return {name: p.predicted for name, p in found.items()}, len(folds)
+    def at(self, which: np.ndarray) -> "_Probes":
+        rows = {name: replace(row, x=row.x[which]) for name, row in self.rows.items()}
+        return _Probes(rows, self.answer.at(which), self.who[which])
 
-    def drawn(self, predicted: Predicted) -> Drawn:
-        base = predicted["mean"]
-        return {n: self.answer.drawn(p, base, self.who, self.weights) for n, p in predicted.items()}
+    def predicted(self, folds: Folds, seed: int) -> dict[str, np.ndarray]:
+        found = probed(self.rows, self.answer, self.who, folds, seed)
+        return {name: p.predicted for name, p in found.items()}
+
+    def drawn(self, predicted: Mapping[str, np.ndarray], seed: int) -> Drawn:
+        weights = metrics.draw_weights(len(set(self.who)), seed=seed)
+        return {n: self.answer.drawn(p, predicted["mean"], self.who, weights) for n, p in predicted.items()}
 
 
 def outcome(
@@ -158,18 +158,28 @@ def outcome(
             f"{people} subjects of {test.source.uri} are left for task {task.name}: intervals over subjects "
             f"need at least {probe.MIN_SUBJECTS}; use a corpus with more, or --allow-overlap"
         )
-    encoders = [e.name for e in entrants]
+    encoders, labels = [e.name for e in entrants], row_labels(entrants, (), bool(names), task)
     rows, notes = _rows(fit, test, encoders)
-    here, there = _probes(fit, test, rows, names, seed)
-    inside, folds = here.predicted(options)
-    carried = _carried(fit, test, rows, names, seed)
-    drawn = {"inside": here.drawn(inside), "there": there.drawn(carried)}
+    target, who = (
+        np.concatenate([getattr(d.windows, k) for d in (fit, test)]) for k in ("target", "subject")
+    )
+    whole = _Probes(rows, answer_of(task, target, names), who)
+    first, second = np.split(np.arange(len(who)), [len(fit.windows.target)])
+    here, there = whole.at(first), whole.at(second)
+    folds = here.answer.folds(here.who, options.folds, seed)
+    carried = {name: p[second] for name, p in whole.predicted([(first, second)], seed).items()}
+    # seeds of draws differ: the subjects of the two corpora are drawn independently
+    drawn = {
+        "inside": here.drawn(here.predicted(folds, seed), seed),
+        "there": there.drawn(carried, seed + 1),
+    }
     not_refitted = ""
     try:
-        drawn["refitted"] = there.drawn(there.predicted(options)[0])
+        refitted = there.predicted(there.answer.folds(there.who, options.folds, seed), seed)
     except PlethoraError as error:
         not_refitted = str(error)
-    labels = row_labels(entrants, (), bool(names), task)
+    else:
+        drawn["refitted"] = there.drawn(refitted, seed + 1)
     result = ShiftResult(
         task=task,
         classes=tuple(names),
@@ -182,7 +192,7 @@ def outcome(
         warnings=tuple(
             f"{data.source.manifest['name']}: {line}" for data in (fit, test) for line in data.warnings()
         ),
-        protocol=Protocol(folds, seed, metrics.DRAWS, not_refitted=not_refitted),
+        protocol=Protocol(len(folds), seed, metrics.DRAWS, not_refitted=not_refitted),
     )
     return Shifted(result, of_task(task, test.windows, carried, names))
 
@@ -194,32 +204,6 @@ def _rows(fit: TaskData, test: TaskData, encoders: Sequence[str]) -> tuple[dict[
         notes["demographics"] = "not in both corpora"
     vectors = {n: np.concatenate([x, test.vectors[n]]) for n, x in fit.vectors.items() if n in test.vectors}
     return rows_of(vectors, people, encoders), notes
-
-
-def _probes(
-    fit: TaskData, test: TaskData, rows: Mapping[str, Inputs], names: Sequence[str], seed: int
-) -> list[_Probes]:
-    count = len(fit.windows.target)
-    found = []
-    for number, (data, which) in enumerate(((fit, slice(count)), (test, slice(count, None)))):
-        part = {name: replace(row, x=row.x[which]) for name, row in rows.items()}
-        who = data.windows.subject
-        # seeds differ: the people of two corpora are drawn independently
-        weights = metrics.draw_weights(len(set(who)), seed=seed + number)
-        found.append(_Probes(part, answer_of(data.task, data.windows.target, names), who, weights))
-    return found
-
-
-def _carried(
-    fit: TaskData, test: TaskData, rows: Mapping[str, Inputs], names: Sequence[str], seed: int
-) -> dict[str, np.ndarray]:
-    """Predictions on the second corpus of probes that are fitted and chosen on all of the first."""
-    count = len(fit.windows.target)
-    answer = answer_of(fit.task, np.concatenate([fit.windows.target, test.windows.target]), names)
-    who = np.concatenate([fit.windows.subject, test.windows.subject])
-    across = [(np.arange(count), np.arange(count, len(who)))]
-    found = probed(rows, answer, who, across, seed)
-    return {name: p.predicted[count:] for name, p in found.items()}
 
 
 def _with_others(row: Row, drawn: Mapping[str, Drawn], main: str) -> ShiftRow:

@@ -16,14 +16,7 @@ from finetune.evaluation import corrupt
 from finetune.evaluation.kinds import Numbers
 from finetune.evaluation.options import Options
 from finetune.evaluation.results import Counts, Protocol
-from finetune.evaluation.robustness import (
-    Apart,
-    Damaged,
-    DamagedRow,
-    KindInfo,
-    RobustnessResult,
-    everywhere,
-)
+from finetune.evaluation.robustness import Apart, Damaged, DamagedRow, RobustnessResult, everywhere
 from finetune.evaluation.rows import Row
 from finetune.metrics import Difference
 from finetune.probe import grouped_folds
@@ -123,7 +116,6 @@ def apart(severity: float, *figures: float) -> Apart:
 
 
 def test_the_verdict_names_where_an_encoder_gives_way() -> None:
-    kinds = {k: KindInfo(v.title, v.unit, v.severities) for k, v in corrupt.KINDS.items()}
     damaged = {
         "motion": (point(0.5, 1, -1, 3), point(1, 2, 1, 3), point(2, 4, 3, 5)),
         "clipping": (point(0.1, 0, -1, 1),),
@@ -142,7 +134,7 @@ def test_the_verdict_names_where_an_encoder_gives_way() -> None:
         classes=(),
         rows=(DamagedRow("e", "E", {}, damaged=damaged),),
         against={"e": {"handcrafted": handcrafted, "mean": mean}},
-        kinds=kinds,
+        kinds=corrupt.KINDS,
         counts=Counts(60),
         refused={},
         adapted=(),
