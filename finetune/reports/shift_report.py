@@ -137,8 +137,8 @@ def _facts(result: ShiftResult) -> list[str]:
     shared = "none" if between.kind == "none" else between.kind.upper()
     lines += [
         f"People in both corpora: {shared} ({between.why})",
-        f"In {fit}: {protocol.folds} subject-disjoint folds; on {test}: probes of all subjects of {fit}, "
-        "nothing fitted or chosen there",
+        f"In {fit}: {protocol.folds} subject-disjoint folds; on {test}: probes fitted on all subjects of the "
+        "first corpus, nothing fitted or chosen there",
     ]
     if protocol.not_refitted:
         lines.append(f"Not refitted on {test}: {protocol.not_refitted}")
