@@ -98,6 +98,7 @@ def test_tables_curves_and_every_figure_are_written(results: dict[str, Any], out
     assert all(f"{corrupt.KINDS[k].title} ({corrupt.KINDS[k].unit})" in html for k in KINDS)
     page = (out / "robustness.md").read_text()
     assert all(corrupt.KINDS[k].title in page for k in KINDS) and "Probes of clean windows" in page
+    assert page.index(results["verdict"][0]) < page.index("### Motion")  # it is about all kinds
     with open(out / "robustness.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     mine = [v for v in lines if v["row"] == "handcrafted" and v["kind"] == "motion" and v["metric"] == "mae"]
