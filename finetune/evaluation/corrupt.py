@@ -12,6 +12,7 @@ takes it away again is part of what an encoder's users get.
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from datasets.signal import Signal, filtered, prepare
 from datasets.synthetic import move
 from datasets.windows import WindowSpec
 from finetune.evaluation.choose import Places, relocated
+from finetune.evaluation.results import Result
 
 SLOT_S = 0.5  # dropouts lose whole slots of this length
 Generators = Sequence[np.random.Generator]
@@ -100,13 +102,16 @@ def inverted(x_nct: np.ndarray, rate: float, severity: float, rngs: Generators) 
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of damage: what its severity counts, and the severities of its curve."""
+class Kind(Result):
+    """A kind of damage; `unit`: what its severity counts; `severities`: of its curve."""
 
     title: str
     unit: str
     severities: tuple[float, ...]
     damage: Damage
+
+    def to_json(self) -> dict[str, Any]:
+        return {"title": self.title, "unit": self.unit, "severities": list(self.severities)}
 
 
 KINDS = {

@@ -9,25 +9,27 @@ import pyarrow as pa
 
 from finetune.evaluation.choose import Windows
 from finetune.evaluation.table import Outcome
+from finetune.task import Task
 
 
 def of_outcome(outcome: Outcome) -> pa.Table:
-    """`of_windows` with the task's name before it, and the fold of each row."""
-    classes = outcome.result.classes
-    table = of_windows(outcome.windows, outcome.predicted, classes, fold=outcome.fold)
-    return table.add_column(0, "task", [[outcome.result.task.name] * table.num_rows])
+    """`of_task`, with the fold of each row."""
+    result = outcome.result
+    return of_task(result.task, outcome.windows, outcome.predicted, result.classes, outcome.fold)
 
 
-def of_windows(
+def of_task(
+    task: Task,
     windows: Windows,
     predicted: Mapping[str, np.ndarray],
     classes: Sequence[str],
     fold: np.ndarray | None = None,
 ) -> pa.Table:
-    """Subject, record, start_s, fold, target, and a column a row of the table; of more than two classes a
-    probability a class; of several labels a column each, and of the target, too.
+    """Task, subject, record, start_s, fold, target, and a column a row of the table; of more than two classes
+    a probability a class; of several labels a column each, and of the target, too.
     """
     columns: dict[str, Any] = {
+        "task": [task.name] * len(windows.subject),
         "subject": windows.subject.tolist(),
         "record": windows.record.tolist(),
         "start_s": windows.start_s,

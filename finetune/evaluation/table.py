@@ -135,7 +135,7 @@ def outcome(
         protocol=_protocol(outer, options, found, people_names, names),
         rows=table_rows(labels_of, drawn, notes),
         differences=paired_differences(labels_of, encoders, drawn, task.main),
-        added=_added(encoders, drawn, task.main),
+        added=added_to_demographics(encoders, drawn, task.main),
         subgroups=subgroup_tables(task, labels, scored, truth, shown, weights),
         few_shot=curve,
         published_protocol=leaking,
@@ -250,7 +250,7 @@ def paired_differences(
     return found
 
 
-def _added(encoders: Sequence[str], drawn: Drawn, main: str) -> dict[str, metrics.Difference]:
+def added_to_demographics(encoders: Sequence[str], drawn: Drawn, main: str) -> dict[str, metrics.Difference]:
     """What each encoder's vectors add to demographics."""
     return {
         n: metrics.difference(drawn[f"{n} + demographics"][main], drawn["demographics"][main])

@@ -4,7 +4,7 @@
 
 from collections.abc import Mapping
 
-from finetune.evaluation.results import Metrics
+from finetune.evaluation.results import Counts, Metrics
 from finetune.metrics import Difference, Interval
 from finetune.task import Task
 
@@ -51,6 +51,11 @@ def lower_is_better(task: Task) -> bool:
     return task.main == "mae"
 
 
+def direction(task: Task) -> str:
+    """ "lower is better", or "higher"."""
+    return f"{'lower' if lower_is_better(task) else 'higher'} is better"
+
+
 def side(difference: Interval | Difference, lower: bool) -> str:
     """ "better", "worse" or "level": better and worse only where the whole interval is on one side."""
     low, high = difference.low, difference.high
@@ -82,6 +87,12 @@ def metric_cell(metric: str, found: Metrics) -> str:
 def listed(names: list[str]) -> str:
     """``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def sizes(counts: Counts, task: Task) -> str:
+    """``12 subjects, 12 records, 96 windows of 30 s``."""
+    windows = f"{counts.windows} windows of {task.window_s:g} s"
+    return f"{counts.subjects} subjects, {counts.records} records, {windows}"
 
 
 def reasons(counts: Mapping[str, int] | None) -> str:

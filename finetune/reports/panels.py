@@ -17,7 +17,7 @@ from finetune.metrics import bland_altman
 from finetune.pagekit.parts import Group, Panel
 from finetune.pagekit.svg import BOTH, HANDCRAFTED, INK, MID, PEOPLE, RULE, SERIES, inline, panel
 from finetune.reports import plots
-from finetune.reports.figures import lower_is_better, main_title, number
+from finetune.reports.figures import direction, main_title, number
 
 RASTER = 400  # dots above which a cloud is a picture inside the picture
 BINS = 10
@@ -214,8 +214,8 @@ def few_shot(result: TaskResult) -> Panel | None:
         axis.set(xlabel="subjects with labels, mean over folds", ylabel=main_title(result.task))
         figure.legend(loc="outside lower center", ncols=2)
         picture = inline(figure, f"Few-shot curves of {result.task.name}")
-    better = "lower" if lower_is_better(result.task) else "higher"
-    return Panel("Few labelled subjects", picture, f"Bands: 95 %, encoders only; {better} is better.")
+    note = f"Bands: 95 %, encoders only; {direction(result.task)}."
+    return Panel("Few labelled subjects", picture, note)
 
 
 def embedding(outcome: Outcome) -> Iterator[Panel]:

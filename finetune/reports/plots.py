@@ -15,8 +15,9 @@ from finetune.evaluation import classes
 from finetune.evaluation.results import Row, TaskResult
 from finetune.evaluation.table import Outcome
 from finetune.metrics import bland_altman
-from finetune.reports.figures import lower_is_better, main_title, with_interval
+from finetune.reports.figures import direction, main_title, with_interval
 from finetune.reports.sheet import Picture
+from finetune.task import Task
 
 INK, GREY, BLUE, ORANGE = "#1b1f24", "#9aa4b0", "#1f6feb", "#d9730d"
 LINES = {"encoder": BLUE, "untrained": "#7fb0f5", "handcrafted": ORANGE, "demographics": "#4c9a52"}
@@ -40,12 +41,12 @@ def task_pictures(outcome: Outcome) -> tuple[Picture, ...]:
             "subjects": ("Error of each subject", _subjects),
         }
     return tuple(
-        Picture(f"plots/{name}.png", caption, _drawing(partial(draw, outcome=outcome)))
+        Picture(f"plots/{name}.png", caption, drawing(partial(draw, outcome=outcome)))
         for name, (caption, draw) in drawn.items()
     )
 
 
-def _drawing(draw: Callable[[Any], Any]) -> Callable[[Path], None]:
+def drawing(draw: Callable[[Any], Any]) -> Callable[[Path], None]:
     """Writes the figure that `draw` makes with pyplot."""
 
     def write(path: Path) -> None:
@@ -71,25 +72,34 @@ def _save(plt: Any, figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
+def grid(plt: Any, count: int, panel: tuple[float, float], margin: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure of `count` panels, at most three side by side, and its axes (lines, columns), which share y.
+    `panel`, `margin`: width and height in inches, of each panel and in addition.
+    """
+    columns = min(3, count)
+    lines = -(-count // columns)
+    size = (margin[0] + panel[0] * columns, margin[1] + panel[1] * lines)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, axes
+
+
 def intervals_picture(results: Sequence[TaskResult]) -> Picture:
     """intervals.png, a panel a task: each row's main metric with its 95 % interval; encoders in blue, their
     untrained twins pale, baselines in orange.
     """
 
     def draw(plt: Any) -> Any:
-        columns, lines = min(3, len(results)), -(-len(results) // 3)
         tall = 1.1 + 0.27 * max(len(result.rows) for result in results)
-        size = (2.2 + 3.3 * columns, tall * lines)
-        figure, axes = plt.subplots(
-            lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
-        )
+        figure, axes = grid(plt, len(results), panel=(3.3, tall), margin=(2.2, 0))
         for axis, result in zip(axes.flat, results, strict=False):
             _intervals(axis, result)
-        for axis in axes.flat[len(results) :]:
-            axis.axis("off")
         return figure
 
-    return Picture("intervals.png", "Main metric of each row", _drawing(draw))
+    return Picture("intervals.png", "Main metric of each row", drawing(draw))
 
 
 def row_colour(row: Row, encoders: Sequence[str]) -> str:
@@ -106,15 +116,14 @@ def _intervals(axis: Any, result: TaskResult) -> None:
             axis.plot(found.value, y, "o", color=colour, ms=5)
         if found and row.name == "mean":
             axis.axvline(found.value, color=GREY, lw=0.8, ls="--", zorder=0)
-    label_rows(axis, result)
+    label_rows(axis, result.task, result.rows)
 
 
-def label_rows(axis: Any, result: TaskResult) -> None:
+def label_rows(axis: Any, task: Task, rows: Sequence[Row]) -> None:
     """Names of the rows from above downwards, title and direction of the main metric."""
-    axis.set_yticks(range(len(result.rows)), [row.label for row in result.rows])
-    axis.set_ylim(len(result.rows) - 0.5, -0.5)
-    better = "lower" if lower_is_better(result.task) else "higher"
-    axis.set(title=result.task.title, xlabel=f"{main_title(result.task)} ({better} is better)")
+    axis.set_yticks(range(len(rows)), [row.label for row in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set(title=task.title, xlabel=f"{main_title(task)} ({direction(task)})")
 
 
 def _roc(plt: Any, outcome: Outcome) -> Any:

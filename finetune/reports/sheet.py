@@ -102,15 +102,15 @@ def markdown(sheet: Sheet, private: bool = True) -> str:
         if not alone or section.title != sheet.title:
             parts.append(f"## {section.title}")
         parts.append(section.about)
+        says = [_bullets(section.verdict), *_pictures(section.pictures, private)]
+        one_main = bool(section.tables) and section.tables[0].title in ("", section.title)
+        parts += [] if one_main else says
         for number, table in enumerate(section.tables):
             if number or (table.title and table.title != section.title):
                 parts.append(f"### {table.title}")
             warned = [f"**WARNING**: {line}" for line in section.warnings]
             parts += [markdown_table(table), _bullets([*warned, *table.notes])]
-            if not number:
-                parts += [_bullets(section.verdict), *_pictures(section.pictures, private)]
-        if not section.tables:
-            parts += [_bullets(section.verdict), *_pictures(section.pictures, private)]
+            parts += says if one_main and not number else []
         how = _bullets([*section.facts, *section.explained])
         parts += ["### How it was done", how] if how else []
     return "\n\n".join(part for part in parts if part) + "\n"

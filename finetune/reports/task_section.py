@@ -22,6 +22,7 @@ from finetune.reports.figures import (
     reasons,
     side,
     signed,
+    sizes,
     with_interval,
 )
 from finetune.reports.forest import forests
@@ -164,10 +165,7 @@ def facts(result: TaskResult) -> list[str]:
     """Counts, refusals, folds, overlap; one line each."""
     task, counts = result.task, result.counts
     source = f", from {result.corpus.source} ({result.corpus.uri})" if result.corpus else ""
-    lines = [
-        f"{counts.subjects} subjects, {counts.records} records, {counts.windows} windows of "
-        f"{task.window_s:g} s{source}"
-    ]
+    lines = [sizes(counts, task) + source]
     if task.until_s is not None:
         lines.append(f"One window a record, the {task.window_s:g} s before {task.until_s:g} s")
     if counts.classes:
@@ -222,9 +220,9 @@ def _folds(result: TaskResult) -> str:
     return folds
 
 
-def overlap_lines(overlap: Overlap) -> list[str]:
+def overlap_lines(overlap: Overlap, what: str = "Overlap with pretraining") -> list[str]:
     """Whom pretraining saw, and what became of them (a warning of every table says where they were kept)."""
-    line = f"Overlap with pretraining: {overlap.kind.upper() if overlap.kind == 'unknown' else overlap.kind}"
+    line = f"{what}: {overlap.kind.upper() if overlap.kind == 'unknown' else overlap.kind}"
     line += f" ({'; '.join(overlap.why)})" if overlap.why else ""
     left = overlap.left_out
     if left is not None and left.subjects:

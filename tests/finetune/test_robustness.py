@@ -1,6 +1,7 @@
 """Clean probes on damaged windows: what is fitted on what, curves, and what the verdict says."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from cluster.errors import PlethoraError
-from finetune.compare import compare
+from finetune.commands.robustness import Robustness, run
 from finetune.evaluation import corrupt
 from finetune.evaluation.kinds import Numbers
+from finetune.evaluation.options import Options
+from finetune.evaluation.results import Counts, Protocol
+from finetune.evaluation.robustness import Apart, Damaged, DamagedRow, RobustnessResult, everywhere
 from finetune.evaluation.rows import Row
-from finetune.evaluation.table import Options
+from finetune.metrics import Difference
 from finetune.probe import grouped_folds
 from finetune.reports import robustness_report
-from finetune.robustness import everywhere, robustness
+from finetune.reports.sheet import write
+from finetune.task import load_task
+from tests.finetune import made
+from tests.finetune.run import compare
 
 KINDS = ["motion", "wander", "inverted"]
 
@@ -30,7 +37,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(ray_session: Any, bundle: str, corpus: str, out: Path) -> dict[str, Any]:
     options = Options(cache=str(out.parent / "cache"))
-    return robustness([bundle], corpus, "heart_rate", str(out), options, KINDS)
+    return write(run(Robustness([bundle], corpus, "heart_rate", str(out), KINDS, options)))
 
 
 def rows(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -44,8 +51,8 @@ def test_clean_figures_are_those_that_compare_gives(
     found = compare([bundle], corpus, ["heart_rate"], str(tmp_path), few_shot=False, cache=cache)
     alone = {row["name"]: row["metrics"] for row in found["tasks"][0]["rows"]}
     for name, row in rows(results).items():
-        for metric, told in alone[name].items():
-            assert row["metrics"][metric] == pytest.approx(told, nan_ok=True, rel=1e-6)
+        for metric, expected in alone[name].items():
+            assert row["metrics"][metric] == pytest.approx(expected, nan_ok=True, rel=1e-6)
 
 
 def test_damage_costs_what_it_should(results: dict[str, Any]) -> None:
@@ -85,61 +92,71 @@ def test_each_probe_learns_from_clean_windows_of_others_alone() -> None:
 
 
 def test_tables_curves_and_every_figure_are_written(results: dict[str, Any], out: Path) -> None:
-    names = {"robustness.md", "robustness.csv", "results.json", "curves.png"}
+    names = {"robustness.md", "report.html", "robustness.csv", "results.json", "curves.png"}
     assert {p.name for p in out.iterdir()} == names
+    html = (out / "report.html").read_text()
+    assert all(f"{corrupt.KINDS[k].title} ({corrupt.KINDS[k].unit})" in html for k in KINDS)
     page = (out / "robustness.md").read_text()
     assert all(corrupt.KINDS[k].title in page for k in KINDS) and "Probes of clean windows" in page
+    assert page.index(results["verdict"][0]) < page.index("### Motion")  # it is about all kinds
     with open(out / "robustness.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     mine = [v for v in lines if v["row"] == "handcrafted" and v["kind"] == "motion" and v["metric"] == "mae"]
     assert [float(v["severity"]) for v in mine] == list(corrupt.KINDS["motion"].severities)
-    told = rows(results)["handcrafted"]["damaged"]["motion"][1]
-    assert float(mine[1]["value"]) == pytest.approx(told["metrics"]["mae"]["value"])
-    assert float(mine[1]["change_high"]) == pytest.approx(told["change"]["high"])
+    point = rows(results)["handcrafted"]["damaged"]["motion"][1]
+    assert float(mine[1]["value"]) == pytest.approx(point["metrics"]["mae"]["value"])
+    assert float(mine[1]["change_high"]) == pytest.approx(point["change"]["high"])
 
 
-def figures(value: float, low: float, high: float) -> dict[str, float]:
-    return {"value": value, "low": low, "high": high, "p": 0.01}
+def point(severity: float, *change: float) -> Damaged:
+    return Damaged(severity, {}, Difference(*change, p=0.01))
+
+
+def apart(severity: float, *figures: float) -> Apart:
+    return Apart(*figures, p=0.01, severity=severity)
 
 
 def test_the_verdict_names_where_an_encoder_gives_way() -> None:
-    def point(at: float, change: tuple[float, float, float]) -> dict[str, Any]:
-        return {"severity": at, "change": figures(*change)}
-
-    made: dict[str, Any] = {
-        "task": {"main": "mae", "unit": "bpm"},
-        "kinds": {k: {"title": corrupt.KINDS[k].title} for k in ("motion", "clipping")},
-        "rows": [
-            {
-                "name": "e", "label": "E",
-                "damaged": {
-                    "motion": [point(0.5, (1, -1, 3)), point(1, (2, 1, 3)), point(2, (4, 3, 5))],
-                    "clipping": [point(0.1, (0, -1, 1))],
-                },
-            }
-        ],
-        "against": {
-            "e": {
-                "handcrafted": {"clean": [{"severity": 0, **figures(-1, -2, -0.5)}],
-                                "motion": [{"severity": 1, **figures(1, -1, 2)},
-                                           {"severity": 2, **figures(3, 1, 4)}]},
-                "mean": {"clean": [{"severity": 0, **figures(-5, -6, -4)}],
-                         "motion": [{"severity": 2, **figures(-1, -3, 1)}],
-                         "clipping": [{"severity": 0.1, **figures(-4, -5, -3)}]},
-            }
-        },
-    }  # fmt: skip
-    assert robustness_report.verdicts(made) == [
+    damaged = {
+        "motion": (point(0.5, 1, -1, 3), point(1, 2, 1, 3), point(2, 4, 3, 5)),
+        "clipping": (point(0.1, 0, -1, 1),),
+    }
+    handcrafted = {
+        "clean": (apart(0, -1, -2, -0.5),),
+        "motion": (apart(1, 1, -1, 2), apart(2, 3, 1, 4)),
+    }
+    mean = {
+        "clean": (apart(0, -5, -6, -4),),
+        "motion": (apart(2, -1, -3, 1),),
+        "clipping": (apart(0.1, -4, -5, -3),),
+    }
+    result = RobustnessResult(
+        task=load_task("heart_rate"),
+        classes=(),
+        rows=(DamagedRow("e", "E", {}, damaged=damaged),),
+        against={"e": {"handcrafted": handcrafted, "mean": mean}},
+        kinds=corrupt.KINDS,
+        counts=Counts(60),
+        refused={},
+        adapted=(),
+        overlap=made.NO_OVERLAP,
+        warnings=(),
+        protocol=Protocol(5, 0, 2000),
+        encoders={},
+        corpus=made.CORPUS,
+    )
+    assert robustness_report.verdicts(result) == (
         "E loses surely: motion from 1 (+2.00 [+1.00, +3.00]); clipping no sure loss.",
         "E is worse than handcrafted features under motion 2.",
         "E no longer beats predicting the mean under motion 2.",
-    ]
-    made["against"]["e"]["mean"]["clean"][0] = {"severity": 0, **figures(1, -1, 2)}
-    assert "does not beat predicting the mean on clean windows" in robustness_report.verdicts(made)[-1]
+    )
+    level = mean | {"clean": (apart(0, 1, -1, 2),)}
+    last = robustness_report.verdicts(replace(result, against={"e": {"mean": level}}))[-1]
+    assert "does not beat predicting the mean on clean windows" in last
 
 
 def test_unknown_damage_is_one_clear_line(bundle: str, corpus: str, tmp_path: Path) -> None:
     with pytest.raises(PlethoraError, match="no damage 'rain'; there are motion, wander"):
-        robustness([bundle], corpus, "heart_rate", str(tmp_path), Options(), ["rain"])
+        run(Robustness([bundle], corpus, "heart_rate", str(tmp_path), ["rain"]))
     with pytest.raises(PlethoraError, match="is retrieval: robustness takes numbers and classes"):
-        robustness([bundle], corpus, "identity", str(tmp_path), Options())
+        run(Robustness([bundle], corpus, "identity", str(tmp_path)))

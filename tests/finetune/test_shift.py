@@ -16,12 +16,19 @@ from sklearn.preprocessing import StandardScaler
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
 from datasets.synthetic import synthesize
-from finetune.compare import compare, entrants_of, opened
-from finetune.evaluation import held
-from finetune.evaluation.table import Options
+from finetune.commands.shift import Shift, run
+from finetune.evaluation.data import TaskData, task_data
+from finetune.evaluation.entrant import entrants_of, opened
+from finetune.evaluation.options import Options
+from finetune.evaluation.results import Counts, Protocol
+from finetune.evaluation.shift import ShiftResult, ShiftRow, Side, outcome
+from finetune.evaluation.transfer import SharedPeople, alike, same_classes, shared_demographics
+from finetune.metrics import Difference, Interval
 from finetune.reports import shift_report
-from finetune.shift import _alike, _demographics, _outcome, _same_classes, shift
+from finetune.reports.sheet import Sheet, terminal, write
 from finetune.task import load_task
+from tests.finetune import made
+from tests.finetune.run import compare
 
 SEX = (
     'name = "sex"\ntitle = "Sex"\nkind = "binary"\nlabel = "sex"\npositive = "F"\n'
@@ -43,21 +50,25 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(ray_session: Any, bundle: str, corpus: str, moving: str, out: Path) -> dict[str, Any]:
+def sheet(ray_session: Any, bundle: str, corpus: str, moving: str, out: Path) -> Sheet:
     task = out.parent / "sex.toml"
     task.write_text(SEX)
-    return shift([bundle], corpus, moving, ["heart_rate", str(task)], str(out), options(out.parent))
+    tasks = ["heart_rate", str(task)]
+    return run(Shift([bundle], corpus, moving, tasks, str(out), options(out.parent)))
+
+
+@pytest.fixture(scope="module")
+def results(sheet: Sheet) -> dict[str, Any]:
+    return write(sheet)
 
 
 def options(folder: Path) -> Options:
     return Options(cache=str(folder / "cache"))
 
 
-def both(
-    bundle: str, corpus: str, other: str, cache: Path, task: str = "heart_rate"
-) -> tuple[held.Held, held.Held]:
-    entrants, asked = entrants_of([opened(bundle)]), [(load_task(task), [])]
-    found = [held.held_by(entrants, open_corpus(c), asked, options(cache))[0] for c in (corpus, other)]
+def both(bundle: str, corpus: str, other: str, cache: Path) -> tuple[TaskData, TaskData]:
+    entrants, asked = entrants_of([opened(bundle)]), [(load_task("heart_rate"), [])]
+    found = [task_data(entrants, open_corpus(c), asked, options(cache))[0] for c in (corpus, other)]
     return found[0], found[1]
 
 
@@ -70,17 +81,15 @@ def test_a_figure_where_it_was_fitted_is_the_one_that_compare_gives(
 ) -> None:
     found, cache = rows(results["tasks"][0]), out.parent / "cache"
     for where, uri in (("inside", corpus), ("refitted", moving)):
-        alone = rows(
-            compare([bundle], uri, ["heart_rate"], str(tmp_path / where), few_shot=False, cache=str(cache))[
-                "tasks"
-            ][0]
-        )
+        how = {"few_shot": False, "cache": str(cache)}
+        alone = rows(compare([bundle], uri, ["heart_rate"], str(tmp_path / where), **how)["tasks"][0])
         assert [n for n in alone if n != "mean"] == [n for n in found if n != "mean"]
         for name in alone:
-            for metric, told in alone[name]["metrics"].items():
-                assert found[name][where][metric]["value"] == pytest.approx(told["value"], nan_ok=True)
+            for metric, expected in alone[name]["metrics"].items():
+                figure = found[name][where][metric]
+                assert figure["value"] == pytest.approx(expected["value"], nan_ok=True)
                 if where == "inside":
-                    assert found[name][where][metric] == pytest.approx(told, nan_ok=True)
+                    assert figure == pytest.approx(expected, nan_ok=True)
 
 
 def test_the_probe_is_scikit_learns_on_the_first_corpus_alone(
@@ -119,24 +128,20 @@ def test_loss_is_the_figure_there_less_the_figure_where_fitted(results: dict[str
     assert results["tasks"][0]["between"]["kind"] == "none"
 
 
-def test_everything_is_written_and_said(results: dict[str, Any], out: Path) -> None:
-    assert {p.name for p in out.iterdir()} == {"shift.md", "results.json", "predictions.parquet", "shift.png"}
+def test_everything_is_written(sheet: Sheet, results: dict[str, Any], out: Path) -> None:
+    names = {"shift.md", "report.html", "results.json", "predictions.parquet", "shift.png"}
+    assert {p.name for p in out.iterdir()} == names and results["out"] == str(out)
+    verdicts = [line for task in results["tasks"] for line in task["verdict"]]
     page = (out / "shift.md").read_text()
-    for said in (
-        "shift loss",
-        "8 subjects",
-        "Sex",
-        "not F",
-        "refitted there",
-        *results["tasks"][0]["verdict"],
-    ):
-        assert said in page
-    told = shift_report.terminal(results)
-    assert "People in both corpora: none" in told and "Heart rate: from synthetic to synthetic" in told
+    for words in ("shift loss", "8 subjects", "Sex", "not F", "refitted there", *verdicts):
+        assert words in page
+    printed = terminal(sheet)
+    assert "People in both corpora: none" in printed
+    assert "Heart rate: from synthetic to synthetic" in printed
 
 
 @pytest.mark.parametrize(
-    ("difference", "loss", "said"),
+    ("difference", "loss", "words"),
     [
         ((1.0, 0.5, 1.5), (9.0, 8.0, 9.9), "FAILS .*worse than handcrafted features .*; it loses \\+9.00"),
         (
@@ -150,22 +155,30 @@ def test_everything_is_written_and_said(results: dict[str, Any], out: Path) -> N
     ],
 )
 def test_a_claim_fails_where_a_baseline_is_better_or_the_loss_is_sure(
-    difference: tuple, loss: tuple, said: str
+    difference: tuple, loss: tuple, words: str
 ) -> None:
-    def told(of: tuple) -> dict[str, float]:
-        return dict(zip(("value", "low", "high", "p"), (*of, 0.01), strict=True))
+    def mae(value: float) -> dict[str, Interval]:
+        return {"mae": made.interval(value)}
 
-    table = {
-        "task": load_task("heart_rate").model_dump() | {"main": "mae"},
-        "rows": [
-            {"name": "e", "label": "E", "metrics": {"mae": {"value": 9.0}}, "loss": told(loss)},
-            {"name": "handcrafted", "label": "Handcrafted features", "metrics": {"mae": {"value": 8.0}}},
-            {"name": "mean", "label": "Predict the mean", "loss": told((7.0, 6.0, 8.0))},
-        ],
-        "differences": {"e": {"handcrafted": told(difference)}},
-    }
-    (sentence,) = shift_report.verdicts(table, "X")
-    assert re.search(said, sentence), sentence
+    side = Side(replace(made.CORPUS, name="X"), Counts(60), made.NO_OVERLAP, {}, ())
+    result = ShiftResult(
+        task=load_task("heart_rate"),
+        classes=(),
+        rows=(
+            ShiftRow("e", "E", mae(9.0), loss=Difference(*loss, p=0.01)),
+            ShiftRow("handcrafted", "Handcrafted features", mae(8.0)),
+            ShiftRow("mean", "Predict the mean", mae(7.0), loss=Difference(7.0, 6.0, 8.0, 0.01)),
+        ),
+        differences={"e": {"handcrafted": Difference(*difference, p=0.01)}},
+        added={},
+        fit=side,
+        test=side,
+        between=SharedPeople("none", "same key"),
+        warnings=(),
+        protocol=Protocol(5, 0, 2000),
+    )
+    (sentence,) = shift_report.verdicts(result)
+    assert re.search(words, sentence), sentence
 
 
 def test_demographics_count_only_where_both_corpora_know_them(
@@ -182,12 +195,12 @@ def test_demographics_count_only_where_both_corpora_know_them(
         of.labels = of.labels.from_pandas(table, schema=of.labels.schema, preserve_index=False)
         known = dict(zip(table["record"][age], table["value"][age], strict=True))
         ages[id(of)] = [known[r] for r in of.windows.record]
-    found = _demographics(here, there)
+    found = shared_demographics(here, there)
     assert np.allclose(found[:, 0], [*ages[id(here)], *ages[id(there)]]) and found.shape[1] == 2
     there.labels = there.labels.filter(np.asarray(there.labels["name"]) != "age")
-    assert _demographics(here, there).shape[1] == 1
+    assert shared_demographics(here, there).shape[1] == 1
     there.labels = there.labels.filter(np.asarray(there.labels["name"]) != "sex")
-    assert _demographics(here, there).shape == (len(found), 0)
+    assert shared_demographics(here, there).shape == (len(found), 0)
 
 
 def test_what_cannot_be_shifted_is_one_clear_line(
@@ -195,19 +208,19 @@ def test_what_cannot_be_shifted_is_one_clear_line(
 ) -> None:
     same = str(tmp_path / "same")
     synthesize(same, hours=0.1, subjects=3, seed=5, rates={"ppg": 100.0})
-    for given, tasks, said in (
+    for given, tasks, words in (
         ((moving, moving), ["heart_rate"], "are one corpus .*use compare"),
         ((moving, same), ["heart_rate"], "share 3 subjects"),
         ((corpus, moving), [], "names no task"),
         ((corpus, moving), ["identity"], "is retrieval: shift takes numbers and classes"),
     ):
-        with pytest.raises(PlethoraError, match=said):
-            shift([bundle], *given, tasks, str(tmp_path / "out"), options(tmp_path))
+        with pytest.raises(PlethoraError, match=words):
+            run(Shift([bundle], *given, tasks, str(tmp_path / "out"), options(tmp_path)))
     here, there = both(bundle, corpus, moving, out.parent)
     two = np.flatnonzero(np.isin(there.windows.subject, np.unique(there.windows.subject)[:2]))
     few = replace(there, windows=there.windows.at(two), vectors={n: x[two] for n, x in there.vectors.items()})
     with pytest.raises(PlethoraError, match=r"2 subjects of .* are left .* at least 3"):
-        _outcome([], here, few, options(tmp_path))
+        outcome([], here, few, SharedPeople("none", ""), options(tmp_path))
     sexes = load_task("sex")
     labels = open_corpus(corpus).labels(["sex"])
     text = np.where(np.asarray(labels["text"]) == "F", "female", "M")
@@ -215,14 +228,14 @@ def test_what_cannot_be_shifted_is_one_clear_line(
     plain = sexes.model_copy(update={"kind": "multi-class", "positive": None})
     pair = replace(here, task=plain, labels=labels), replace(there, task=plain, labels=other)
     with pytest.raises(PlethoraError, match=r"has the classes F, M in .* and M, female in .*: a probe"):
-        _same_classes(*pair)
+        same_classes(*pair)
 
 
 def test_a_task_is_asked_alike_of_both(corpus: str, moving: str) -> None:
     here, there = open_corpus(corpus), open_corpus(moving)
     pressure = load_task("sbp")
-    one, other = _alike(pressure, here, there, None)
+    one, other = alike(pressure, here, there, None)
     assert one[0].window_s == other[0].window_s == 10 and one[0].level == other[0].level == "window"
-    assert _alike(pressure, here, there, 4.0)[1][0].window_s == 4
-    age = _alike(load_task("age"), here, there, None)
+    assert alike(pressure, here, there, 4.0)[1][0].window_s == 4
+    age = alike(load_task("age"), here, there, None)
     assert age[0][0].level == age[1][0].level == load_task("age").level
