@@ -40,12 +40,12 @@ def task_pictures(outcome: Outcome) -> tuple[Picture, ...]:
             "subjects": ("Error of each subject", _subjects),
         }
     return tuple(
-        Picture(f"plots/{name}.png", caption, _drawing(partial(draw, outcome=outcome)))
+        Picture(f"plots/{name}.png", caption, drawing(partial(draw, outcome=outcome)))
         for name, (caption, draw) in drawn.items()
     )
 
 
-def _drawing(draw: Callable[[Any], Any]) -> Callable[[Path], None]:
+def drawing(draw: Callable[[Any], Any]) -> Callable[[Path], None]:
     """Writes the figure that `draw` makes with pyplot."""
 
     def write(path: Path) -> None:
@@ -89,7 +89,7 @@ def intervals_picture(results: Sequence[TaskResult]) -> Picture:
             axis.axis("off")
         return figure
 
-    return Picture("intervals.png", "Main metric of each row", _drawing(draw))
+    return Picture("intervals.png", "Main metric of each row", drawing(draw))
 
 
 def row_colour(row: Row, encoders: Sequence[str]) -> str:
