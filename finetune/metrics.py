@@ -96,6 +96,11 @@ def interval(values: np.ndarray) -> Interval:
     return Interval(float(values[0]), *_limits(values[1:]))
 
 
+def mean_interval(per_subject: np.ndarray, weights: np.ndarray) -> Interval:
+    """Mean over subjects with its interval; every subject counts the same."""
+    return interval(np.append(per_subject.mean(), weights @ per_subject / weights.sum(1)))
+
+
 def each_interval(drawn: Mapping[str, np.ndarray]) -> dict[str, Interval]:
     """`interval` of every metric."""
     return {name: interval(values) for name, values in drawn.items()}

@@ -1,28 +1,36 @@
-"""How often a vector finds its own subject among N: enrolled on one part of a recording, probed on another.
+"""How often a vector finds its subject among N: enrolled on one part of a recording, probed on another.
 
-Nothing is drawn to make galleries: with the rank of the true subject among all, the share of galleries of N
-in which it comes first is a hypergeometric probability, so accuracy against N is exact for these recordings.
+No galleries are drawn: from the rank of the true subject among all, the share of galleries of N in which it
+comes first is a hypergeometric probability, so accuracy against N is exact for these recordings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.metrics import Interval
+from finetune.evaluation.results import Result
+from finetune.metrics import Interval, draw_weights, interval, mean_interval
 
 ATTACKS = ("one window", "nearest window", "all windows")
-TIE = 1e-12  # cosines nearer to each other than this are equal: the order among them is a coin's
+LABELS = {
+    "encoder": "This encoder",
+    "untrained": "Same, untrained",
+    "handcrafted": "Handcrafted",
+    "raw": "Raw waveform",
+}
+TIE = 1e-12  # cosines nearer to each other than this count as equal; chance decides their order
 EER_POINTS = 2001
+CURVE = 48  # gallery sizes in the picture
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Who is enrolled on what. `enrol` and `probe` are (n,) bool over the windows, never both.
+    """Which windows enrol a subject and which probe it: `enrol` and `probe`, (n,) bool, never both.
 
     gap_s: of subjects with one record, the seconds between the end of the last enrolled window and the start
-    of the first probe. apart: subjects probed on other records than those they are enrolled on; the time
-    between those is not known. left_out: subjects whose record is too short to leave a gap.
+    of the first probe. apart: subjects who are probed on other records than those that enrol them; the time
+    between these is not known. left_out: subjects whose record is too short to leave a gap.
     """
 
     enrol: np.ndarray
@@ -63,15 +71,109 @@ def sides(subject_n: np.ndarray, record_n: np.ndarray, start_s: np.ndarray, wind
 
 @dataclass(frozen=True)
 class Scores:
-    """(probes, subjects) similarity, and which column is each probe's own subject."""
+    """`values`: (probes, subjects) similarity; `true_column`: (probes,) the column of the true subject."""
 
     values: np.ndarray
-    own: np.ndarray
+    true_column: np.ndarray
+
+
+@dataclass(frozen=True)
+class SearchRow(Result):
+    """One kind of vector: rank-1 and rank-5 at each gallery size, and the equal error rate."""
+
+    name: str
+    label: str
+    rank1: tuple[Interval, ...]
+    rank5: tuple[Interval, ...]
+    eer: Interval
+
+
+@dataclass(frozen=True)
+class RankByGap(Result):
+    """Rank-1 of the subjects whose probes lie on the record that enrolled them, or on another one."""
+
+    subjects: int
+    rank1: float
+
+
+@dataclass(frozen=True)
+class Identification(Result):
+    """`sizes`: N of the galleries; at the largest of them: `attacks` of the encoder's vectors, `by_gap`,
+    `differences` encoder − row, `per_subject` rank-1. `notes`: {row: why it is missing}.
+    """
+
+    sizes: tuple[int, ...]
+    rows: tuple[SearchRow, ...]
+    attacks: Mapping[str, Interval]
+    by_gap: Mapping[str, RankByGap]
+    differences: Mapping[str, Interval]
+    per_subject: Mapping[str, float]
+    notes: Mapping[str, str]
+
+
+def identification(
+    vectors: Mapping[str, np.ndarray],
+    subject_n: np.ndarray,
+    split: Sides,
+    sizes: Sequence[int],
+    seed: int,
+    notes: Mapping[str, str],
+) -> tuple[Identification, dict[str, np.ndarray]]:
+    """The figures of `vectors`, {name: (n, d)} with names of LABELS, and the curves of their picture:
+    {name: (points, 4)} gallery size, rank-1, low, high. `sizes` in ascending order.
+    """
+    people = len(split.names)
+    weights = draw_weights(people, seed=seed)
+    dense = sorted({*np.geomspace(2, people, CURVE).round().astype(int).tolist(), *sizes})
+    at = [dense.index(n) for n in sizes]
+    rows, curves, largest = [], {}, {}
+    for name in (name for name in LABELS if name in vectors):
+        scored = scores(vectors[name], subject_n, split)
+        first = hits(scored, dense)
+        rank1 = _means(first, weights)
+        largest[name] = first[:, at[-1]]
+        curves[name] = np.array([[n, i.value, i.low, i.high] for n, i in zip(dense, rank1, strict=True)])
+        row = SearchRow(
+            name,
+            LABELS[name],
+            rank1=tuple(rank1[i] for i in at),
+            rank5=_means(hits(scored, sizes, 5), weights),
+            eer=equal_error_rate(scored, weights),
+        )
+        rows.append(row)
+    attacks = {}
+    for attack in ATTACKS:
+        tried = hits(scores(vectors["encoder"], subject_n, split, attack), sizes[-1:])
+        (attacks[attack],) = _means(tried, weights)
+    encoder = largest["encoder"]
+    found = Identification(
+        tuple(sizes),
+        tuple(rows),
+        attacks,
+        by_gap=_by_gap(encoder, split),
+        differences={n: mean_interval(encoder - x, weights) for n, x in largest.items() if n != "encoder"},
+        per_subject=dict(zip(split.names, encoder.tolist(), strict=True)),
+        notes=notes,
+    )
+    return found, curves
+
+
+def _means(hits_sk: np.ndarray, weights: np.ndarray) -> tuple[Interval, ...]:
+    return tuple(mean_interval(column, weights) for column in hits_sk.T)
+
+
+def _by_gap(rank1_s: np.ndarray, split: Sides) -> dict[str, RankByGap]:
+    other = np.isin(split.names, split.apart)
+    parts = {"same record": ~other, "other record": other}
+    return {k: RankByGap(int(m.sum()), float(rank1_s[m].mean())) for k, m in parts.items() if m.any()}
+
+
+# ---------------------------------------------------------------- similarity
 
 
 def _scaled(x_nd: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Standardised by (3, d) sums (count, Σx, Σx²) of others, rows of unit length. What is missing becomes
-    their mean; a row without any deviation becomes zeros.
+    """Standardised by (3, d) sums (count, Σx, Σx²) of other subjects, rows of unit length. Missing values
+    become the mean; a row that does not deviate becomes zeros.
     """
     count, total, squares = moments
     known = np.maximum(count, 1)
@@ -90,8 +192,8 @@ def _unit(y_nd: np.ndarray) -> np.ndarray:
 def scores(vectors_nd: np.ndarray, subject_n: np.ndarray, split: Sides, attack: str = ATTACKS[0]) -> Scores:
     """Cosine similarity of each probe with each enrolled subject.
 
-    Vectors are standardised by the enrolled windows of all subjects but the probe's own: nothing of the
-    person who is looked for tunes the search. `attack`: "one window" compares a probe with the centroid of a
+    Vectors are standardised by the enrolled windows of all subjects except the probe's: nothing of the person
+    who is searched for tunes the search. `attack`: "one window" compares a probe with the centroid of a
     subject's windows, "nearest window" with its nearest one, "all windows" the mean of all probe windows of a
     person with the centroid. Missing values are NaN.
     """
@@ -109,7 +211,7 @@ def scores(vectors_nd: np.ndarray, subject_n: np.ndarray, split: Sides, attack: 
     everyone = sums.sum(0)
     borders = np.cumsum([0, *(len(rows) for rows in enrolled)])[:-1]
     gallery = x[np.concatenate(enrolled)]
-    values, own = [], []
+    values, columns = [], []
     for i, name in enumerate(names):
         others = everyone - sums[i]
         seen = _scaled(gallery, others)
@@ -120,8 +222,8 @@ def scores(vectors_nd: np.ndarray, subject_n: np.ndarray, split: Sides, attack: 
             probes = _unit(probes.mean(0, keepdims=True)) if attack == "all windows" else probes
             found = probes @ _unit(np.add.reduceat(seen, borders, axis=0)).T
         values.append(found)
-        own.append(np.full(len(found), i))
-    return Scores(np.concatenate(values), np.concatenate(own))
+        columns.append(np.full(len(found), i))
+    return Scores(np.concatenate(values), np.concatenate(columns))
 
 
 def _moments(x_nd: np.ndarray) -> np.ndarray:
@@ -137,7 +239,7 @@ def probability(
     better_n: np.ndarray, tied_n: np.ndarray, others: int, gallery: int, rank: int = 1
 ) -> np.ndarray:
     """(n,) chance that the true subject is among the first `rank` of a gallery: itself and `gallery` - 1
-    drawn from the `others`, of whom `better` score higher and `tied` the same (then a coin decides).
+    drawn from the `others`, of whom `better` score higher and `tied` the same (then chance decides).
 
     With j better and k tied ones drawn (hypergeometric), the true subject takes place j + 1 … j + k + 1 with
     equal chance.
@@ -159,25 +261,15 @@ def probability(
 
 def hits(found: Scores, sizes: Sequence[int], rank: int = 1) -> np.ndarray:
     """(subjects, sizes): chance of a hit at each gallery size, mean over a subject's probes."""
-    true = found.values[np.arange(len(found.own)), found.own][:, None]
+    probes = np.arange(len(found.true_column))
+    true = found.values[probes, found.true_column][:, None]
     better = (found.values > true + TIE).sum(1)
     tied = (np.abs(found.values - true) <= TIE).sum(1) - 1
     others = found.values.shape[1] - 1
     each = np.stack([probability(better, tied, others, size, rank) for size in sizes], axis=1)
-    return _by_subject(each, found.own)
-
-
-def _by_subject(values_pk: np.ndarray, own_p: np.ndarray) -> np.ndarray:
-    """(subjects, k) means over each subject's probes."""
-    count = np.bincount(own_p)[:, None]
-    return np.stack([np.bincount(own_p, weights=column) for column in values_pk.T], axis=1) / count
-
-
-def of_mean(per_subject: np.ndarray, weights: np.ndarray) -> Interval:
-    """Mean over subjects with the percentile interval over drawn subjects; every subject counts the same."""
-    drawn = weights @ per_subject / weights.sum(1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(float(per_subject.mean()), float(low), float(high))
+    group = found.true_column
+    sums = np.stack([np.bincount(group, weights=column) for column in each.T], axis=1)
+    return np.asarray(sums / np.bincount(group)[:, None])
 
 
 # ---------------------------------------------------------------- verification
@@ -186,26 +278,26 @@ def of_mean(per_subject: np.ndarray, weights: np.ndarray) -> Interval:
 def equal_error_rate(found: Scores, weights: np.ndarray) -> Interval:
     """Error rate of "same person?" by a threshold on similarity where false accepts equal false rejects.
 
-    Every subject's own comparisons weigh the same, and so do its comparisons with others.
+    Every subject's genuine comparisons weigh the same, and so do its comparisons with others.
     """
-    own = np.zeros(found.values.shape, bool)
-    own[np.arange(len(found.own)), found.own] = True
+    genuine = np.zeros(found.values.shape, bool)
+    genuine[np.arange(len(found.true_column)), found.true_column] = True
     levels = np.unique(found.values)
     if len(levels) > EER_POINTS:
-        parts = (found.values[own], found.values[~own])
+        parts = (found.values[genuine], found.values[~genuine])
         levels = np.unique(np.concatenate([np.quantile(p, np.linspace(0, 1, EER_POINTS)) for p in parts]))
     rejected = np.zeros((weights.shape[1], len(levels) + 1))
     accepted = np.zeros_like(rejected)
     for i in range(weights.shape[1]):
-        mine = found.own == i
-        genuine, impostor = (np.sort(found.values[mine][part]) for part in (own[mine], ~own[mine]))
-        rejected[i, :-1] = np.searchsorted(genuine, levels, side="left") / len(genuine)
-        accepted[i, :-1] = 1 - np.searchsorted(impostor, levels, side="left") / len(impostor)
+        mine = found.true_column == i
+        same, other = (np.sort(found.values[mine][part]) for part in (genuine[mine], ~genuine[mine]))
+        rejected[i, :-1] = np.searchsorted(same, levels, side="left") / len(same)
+        accepted[i, :-1] = 1 - np.searchsorted(other, levels, side="left") / len(other)
         rejected[i, -1] = 1.0
-    point = _crossing(accepted.mean(0, keepdims=True), rejected.mean(0, keepdims=True))[0]
+    point = _crossing(accepted.mean(0, keepdims=True), rejected.mean(0, keepdims=True))
     total = weights.sum(1, keepdims=True)
-    low, high = np.percentile(_crossing(weights @ accepted / total, weights @ rejected / total), [2.5, 97.5])
-    return Interval(float(point), float(low), float(high))
+    drawn = _crossing(weights @ accepted / total, weights @ rejected / total)
+    return interval(np.concatenate([point, drawn]))
 
 
 def _crossing(falling: np.ndarray, rising: np.ndarray) -> np.ndarray:

@@ -1,17 +1,18 @@
-"""How much of a waveform comes back from its vector, by decoders that never saw the person.
+"""How much of a waveform decoders recover from its vector, of people whom they never saw.
 
 Two targets: the prepared waveform itself, and its log amplitude spectrum, which a vector can keep even where
 it has lost the phase. Two decoders: ridge, and a small network. Two controls: the mean of the training
 windows, which needs no vector, and the same decoder given another subject's vector.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from finetune import metrics
-from finetune.metrics import Interval
+from datasets.signal import Signal
+from finetune.evaluation.results import Result
+from finetune.metrics import Interval, draw_weights, interval, mean_interval
 from finetune.probe import Folds, Scaler, inner_folds
 
 WAVE_S = 10.0  # a longer window is inverted over its first so many seconds
@@ -19,7 +20,6 @@ SPECTRUM_S = 8.0
 TOP_HZ = 40.0  # of a spectrum without an upper band limit
 ALPHAS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 STEPS, EVERY, BATCH, WIDTH = 300, 20, 128, 256  # the network's whole budget, on a processor
-METRICS = ("r", "mae", "explained")
 
 Band = tuple[float, float | None]
 Decoder = Callable[[np.ndarray], np.ndarray]
@@ -87,7 +87,7 @@ def _ridge(x_nd: np.ndarray, y_nt: np.ndarray) -> Callable[[np.ndarray, float], 
 
 def fit_network(x_nd: np.ndarray, y_nt: np.ndarray, subject_n: np.ndarray, seed: int) -> Decoder:
     """Linear → GELU → Linear → GELU → Linear, AdamW, a fixed number of steps; of the states at every
-    EVERY steps the one that is best on a fifth of the training subjects is kept.
+    EVERY steps it keeps the one that is best on a fifth of the training subjects.
     """
     import torch
     from torch import nn
@@ -102,10 +102,9 @@ def fit_network(x_nd: np.ndarray, y_nt: np.ndarray, subject_n: np.ndarray, seed:
     x, y = tensor(scaler(x_nd)), tensor((y_nt - offset) / scale)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = nn.Sequential(
-            nn.Linear(x.shape[1], WIDTH), nn.GELU(), nn.Dropout(0.2),
-            nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Dropout(0.2), nn.Linear(WIDTH, y.shape[1]),
-        )  # fmt: skip
+        first = nn.Linear(x.shape[1], WIDTH), nn.GELU(), nn.Dropout(0.2)
+        second = nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Dropout(0.2)
+        net = nn.Sequential(*first, *second, nn.Linear(WIDTH, y.shape[1]))
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2)
         best, state = np.inf, {}
         for step in range(STEPS + 1):
@@ -134,7 +133,31 @@ def fit_network(x_nd: np.ndarray, y_nt: np.ndarray, subject_n: np.ndarray, seed:
 DECODERS: dict[str, Fit] = {"ridge": fit_ridge, "network": fit_network}
 
 
-# ---------------------------------------------------------------- out of fold
+# ---------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Recovery(Result):
+    """How close predictions are: correlation, mean absolute error, share of the variance explained."""
+
+    r: Interval
+    mae: Interval
+    explained: Interval
+
+
+@dataclass(frozen=True)
+class InversionResult(Result):
+    """`rows`: of the controls ("mean", "ridge, shuffled" …) and decoders; `gain_r`: {decoder: gain of r over
+    its shuffled control, paired over the drawn subjects}.
+    """
+
+    rows: Mapping[str, Recovery]
+    gain_r: Mapping[str, Interval]
+
+    @property
+    def best(self) -> str:
+        """The decoder of the highest r."""
+        return max(self.gain_r, key=lambda name: self.rows[name].r.value)
 
 
 @dataclass(frozen=True)
@@ -146,6 +169,46 @@ class Inverted:
     mean: np.ndarray
     decoded: dict[str, np.ndarray]
     shuffled: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """One target: `axis` (T,) in s or Hz, `truth` (n, T), what decoders made of the vectors, and how close it
+    is.
+    """
+
+    axis: np.ndarray
+    truth: np.ndarray
+    found: Inverted
+    result: InversionResult
+
+
+# ---------------------------------------------------------------- out of fold
+
+
+def inversions(
+    x_nd: np.ndarray,
+    targets: Mapping[str, Mapping[str, np.ndarray]],
+    signals: Sequence[Signal],
+    subject_n: np.ndarray,
+    folds: Folds,
+    seed: int,
+) -> dict[str, dict[str, Inversion]]:
+    """{modality: {"waveform" or "spectrum": …}} of the same keys in `targets`, (n, T) each."""
+    found: dict[str, dict[str, Inversion]] = {}
+    for signal in signals:
+        aims = targets[signal.modality]
+        samples = aims["waveform"].shape[1]
+        axes = {
+            "waveform": np.arange(samples) / signal.rate,
+            "spectrum": frequencies(samples, signal.rate, signal.band),
+        }
+        found[signal.modality] = {}
+        for name, truth in aims.items():
+            inverted = invert(x_nd, truth, subject_n, folds, seed)
+            result = table(truth, inverted, subject_n, seed)
+            found[signal.modality][name] = Inversion(axes[name], truth, inverted, result)
+    return found
 
 
 def invert(x_nd: np.ndarray, y_nt: np.ndarray, subject_n: np.ndarray, folds: Folds, seed: int) -> Inverted:
@@ -182,9 +245,11 @@ def pearson(y_nt: np.ndarray, p_nt: np.ndarray) -> np.ndarray:
 def per_subject(y_nt: np.ndarray, p_nt: np.ndarray, mean_nt: np.ndarray, subject_n: np.ndarray) -> np.ndarray:
     """(subjects, 4) means over each subject's windows: r, MAE, squared error, squared error of the mean."""
     columns = (
-        pearson(y_nt, p_nt), np.abs(y_nt - p_nt).mean(1), np.square(y_nt - p_nt).mean(1),
+        pearson(y_nt, p_nt),
+        np.abs(y_nt - p_nt).mean(1),
+        np.square(y_nt - p_nt).mean(1),
         np.square(y_nt - mean_nt).mean(1),
-    )  # fmt: skip
+    )
     _, group = np.unique(subject_n, return_inverse=True)
     return np.stack([np.bincount(group, weights=c) for c in columns], 1) / np.bincount(group)[:, None]
 
@@ -197,30 +262,22 @@ def metrics_of(means: np.ndarray) -> dict[str, np.ndarray]:
     return {"r": r, "mae": mae, "explained": 1 - squared / np.maximum(squared_mean, 1e-300)}
 
 
-def summary(subjects_k: np.ndarray, weights: np.ndarray) -> dict[str, dict[str, float]]:
+def summary(subjects_k: np.ndarray, weights: np.ndarray) -> Recovery:
     """Each metric with its interval over drawn subjects; every subject counts the same."""
     point = metrics_of(subjects_k.mean(0))
     drawn = metrics_of(weights @ subjects_k / weights.sum(1, keepdims=True))
-    out = {}
-    for name in METRICS:
-        low, high = np.percentile(drawn[name], [2.5, 97.5])
-        out[name] = asdict(Interval(float(point[name]), float(low), float(high)))
-    return out
+    return Recovery(**{name: interval(np.append(point[name], drawn[name])) for name in point})
 
 
-def table(y_nt: np.ndarray, found: Inverted, subject_n: np.ndarray, seed: int) -> dict[str, dict]:
-    """{row: metrics} of the controls and decoders, and {decoder: gain of r} over its shuffled control,
-    paired over the drawn subjects.
-    """
+def table(y_nt: np.ndarray, found: Inverted, subject_n: np.ndarray, seed: int) -> InversionResult:
+    """Figures of the controls and decoders."""
     rows = {"mean": found.mean}
     for name in DECODERS:
         rows |= {name: found.decoded[name], f"{name}, shuffled": found.shuffled[name]}
     sums = {name: per_subject(y_nt, p, found.mean, subject_n) for name, p in rows.items()}
-    weights = metrics.draw_weights(len(sums["mean"]), metrics.DRAWS, seed)
+    weights = draw_weights(len(sums["mean"]), seed=seed)
     gains = {}
     for name in DECODERS:
-        gain = sums[name] - sums[f"{name}, shuffled"]
-        drawn = weights @ gain[:, 0] / weights.sum(1)
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        gains[name] = asdict(Interval(float(gain[:, 0].mean()), float(low), float(high)))
-    return {"rows": {name: summary(s, weights) for name, s in sums.items()}, "gain_r": gains}
+        gain = (sums[name] - sums[f"{name}, shuffled"])[:, 0]
+        gains[name] = mean_interval(gain, weights)
+    return InversionResult({name: summary(s, weights) for name, s in sums.items()}, gains)

@@ -1,7 +1,7 @@
-"""How close a rebuilt waveform is to the true one, and references that know no network.
+"""How close a rebuilt waveform is to the true one, and references that need no network.
 
-n windows, T samples at one rate. What is compared is z-scored a window, as the networks see it: amplitude and
-offset of a pulse wave or of an ECG lead carry the sensor, not the beat.
+n windows, T samples at one rate. Each window is z-scored before it is compared, as the networks see it: the
+amplitude and offset of a pulse wave or of an ECG lead depend on the sensor, not on the beat.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datasets.labels import qrs_energy
 from finetune import probe
 from finetune.evaluation.features import autocorrelation_rate
 
-WORST_S = 0.5  # the most that a beat that is missing or too many counts
+WORST_S = 0.5  # error of a beat that is missing or extra, at most
 LAG_S = 0.4  # monitors delay one signal against the other by a constant up to about that
 SUPPORT_S = 1.0  # of the mean beat, either side
 PEAK_S = 0.08  # from where a complex has its energy to its R peak, at most
@@ -39,7 +39,7 @@ def beats(x_t: np.ndarray, rate: float, modality: str) -> np.ndarray:
     from scipy.signal import find_peaks
 
     x = np.asarray(x_t, np.float64)
-    if modality == "ecg":  # the detector tells complexes; the R peak is the highest sample of one
+    if modality == "ecg":  # the detector finds complexes; the R peak is the highest sample of one
         at = np.round(qrs_energy(x, rate) * rate).astype(int)
         near = np.arange(-round(PEAK_S * rate), round(PEAK_S * rate) + 1)
         places = np.clip(at[:, None] + near, 0, len(x) - 1)
@@ -65,7 +65,7 @@ def scores(true_nt: np.ndarray, guess_nt: np.ndarray, rate: float, modality: str
         if len(a) > 1 and len(b) > 1:
             heart[i] = abs(60 / np.median(np.diff(a)) - 60 / np.median(np.diff(b)))
     return {
-        # the guess as it is: one that is sure of nothing may say little
+        # the guess is not z-scored: an unsure one may stay near zero
         "mae": np.abs(true - guess_nt).mean(1),
         "pearson": r,
         "pearson_lag": near.max(1),
@@ -97,16 +97,18 @@ class MeanBeat:
 
     @classmethod
     def of_target(cls, x_nt: np.ndarray, y_nt: np.ndarray, rate: float, source: str, target: str) -> MeanBeat:
-        """The mean beat of the target, aligned at its own beats: sharp; at the median delay of its beats from
-        the nearest ones of the source."""
-        given, own = ([beats(z, rate, m) for z in z_nt] for z_nt, m in ((x_nt, source), (y_nt, target)))
+        """The mean beat of the target, aligned at its own beats, so that it stays sharp; put at the median
+        delay of these beats from the nearest ones of the source.
+        """
+        given = [beats(x, rate, source) for x in x_nt]
+        true = [beats(y, rate, target) for y in y_nt]
         gaps = [
             (b[:, None] - a[None, :])[np.arange(len(b)), np.abs(b[:, None] - a[None, :]).argmin(1)]
-            for a, b in zip(given, own, strict=True)
+            for a, b in zip(given, true, strict=True)
             if len(a) and len(b)
         ]
         delay = float(np.median(np.concatenate(gaps))) if gaps else 0.0
-        return cls(_mean_around(own, y_nt, rate), delay, rate, source)
+        return cls(_mean_around(true, y_nt, rate), delay, rate, source)
 
     def __call__(self, x_nt: np.ndarray) -> np.ndarray:
         """(n, T): at each sample the template at its distance from the nearest beat; 0 without beats."""
@@ -123,8 +125,9 @@ class MeanBeat:
 
 
 def _mean_around(at_s: list[np.ndarray], y_nt: np.ndarray, rate: float) -> np.ndarray:
-    """Mean of z-scored windows (n, T) within SUPPORT_S of the times given for each; what lies outside a
-    window is left out."""
+    """Mean of z-scored windows (n, T) within SUPPORT_S of the times given for each; samples outside a window
+    are left out.
+    """
     half = round(SUPPORT_S * rate)
     total, count = np.zeros(2 * half + 1), np.zeros(2 * half + 1)
     y = np.pad(zscored(y_nt), ((0, 0), (half, half)), constant_values=np.nan)

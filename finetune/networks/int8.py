@@ -19,7 +19,7 @@ from datasets.schema import Corpus
 from datasets.split import Split
 from finetune.encoder import BundleEncoder
 from finetune.networks.quantize import HOW, OPERATORS, choose, tensors
-from finetune.reconstruct import spread
+from finetune.sampling import spread
 from pretrain import card
 from pretrain.publish import PACKAGES, commit
 

@@ -71,10 +71,10 @@ class Sheet:
 
 
 def terminal(sheet: Sheet) -> str:
-    """A block a section: its tables as aligned text, how they were made, what they say."""
+    """The title, then a block a section: its tables as aligned text, how they were made, what they say."""
     blocks = ["\n".join(_block(section)) for section in sheet.sections]
-    alone = len(blocks) == 1 and sheet.title != sheet.sections[0].title
-    return "\n\n".join([sheet.title] * alone + blocks)
+    title = [] if sheet.title == sheet.sections[0].title else [sheet.title]
+    return "\n\n".join([*title, *blocks])
 
 
 def _block(section: Section) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.evaluation import identify
-from finetune.metrics import draw_weights
+from finetune.metrics import draw_weights, mean_interval
 
 
 def enumerated(row: np.ndarray, own: int, size: int, rank: int) -> float:
@@ -67,7 +67,7 @@ def test_noise_is_found_by_chance() -> None:
     x = np.random.default_rng(1).normal(size=(len(subject), 16))
     found = identify.scores(x, subject, split)
     for size in (2, 10, 40):
-        hits = identify.of_mean(identify.hits(found, [size])[:, 0], draw_weights(40))
+        hits = mean_interval(identify.hits(found, [size])[:, 0], draw_weights(40))
         assert hits.low <= 1 / size <= hits.high
     rate = identify.equal_error_rate(found, draw_weights(40))
     assert rate.low <= 0.5 <= rate.high
@@ -112,7 +112,7 @@ def test_scaling_leaves_out_the_probes_own_subject() -> None:
     for column, name in enumerate(names):
         centre = z[split.enrol & (subject == name)].mean(0)
         expected = z[split.probe & mine] @ (centre / np.linalg.norm(centre))
-        np.testing.assert_allclose(found.values[found.own == 2, column], expected, atol=1e-10)
+        np.testing.assert_allclose(found.values[found.true_column == 2, column], expected, atol=1e-10)
 
 
 def test_missing_values_and_constant_columns_change_nothing() -> None:
@@ -143,4 +143,4 @@ def test_a_subject_counts_once_however_many_probes_it_has() -> None:
     values = np.array([[1.0, 0.0]] * 9 + [[1.0, 0.0]])
     hits = identify.hits(identify.Scores(values, np.array([0] * 9 + [1])), [2])
     assert hits[:, 0].tolist() == [1.0, 0.0]
-    assert identify.of_mean(hits[:, 0], draw_weights(2)).value == 0.5
+    assert mean_interval(hits[:, 0], draw_weights(2)).value == 0.5

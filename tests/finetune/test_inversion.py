@@ -25,15 +25,15 @@ def test_a_linear_encoder_is_inverted_by_ridge_nearly_exactly_and_shuffled_vecto
     waves, subject = pulses()
     vectors = waves @ np.random.default_rng(1).normal(size=(waves.shape[1], 24))
     found = inversion.invert(vectors, waves, subject, grouped_folds(subject, 4, 0), 0)
-    said = inversion.table(waves, found, subject, 0)
-    rows = said["rows"]
-    assert rows["ridge"]["r"]["value"] > 0.999 and rows["ridge"]["explained"]["value"] > 0.999
-    assert rows["network"]["r"]["value"] > 0.8
+    result = inversion.table(waves, found, subject, 0)
+    rows = result.rows
+    assert rows["ridge"].r.value > 0.999 and rows["ridge"].explained.value > 0.999
+    assert rows["network"].r.value > 0.8 and result.best == "ridge"
     for name in inversion.DECODERS:
         other = rows[f"{name}, shuffled"]
-        assert abs(other["r"]["value"]) < 0.1 and other["explained"]["value"] < 0
-        assert said["gain_r"][name]["low"] > 0.5
-    assert rows["mean"]["explained"]["value"] == 0 and abs(rows["mean"]["r"]["value"]) < 0.1
+        assert abs(other.r.value) < 0.1 and other.explained.value < 0
+        assert result.gain_r[name].low > 0.5
+    assert rows["mean"].explained.value == 0 and abs(rows["mean"].r.value) < 0.1
 
 
 def test_vectors_of_noise_give_no_waveform(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,10 +41,10 @@ def test_vectors_of_noise_give_no_waveform(monkeypatch: pytest.MonkeyPatch) -> N
     waves, subject = pulses()
     vectors = np.random.default_rng(2).normal(size=(len(waves), 16))
     found = inversion.invert(vectors, waves, subject, grouped_folds(subject, 4, 0), 0)
-    said = inversion.table(waves, found, subject, 0)
+    result = inversion.table(waves, found, subject, 0)
     for name in inversion.DECODERS:
-        assert said["gain_r"][name]["low"] < 0.02
-        assert said["rows"][name]["explained"]["value"] < 0.01
+        assert result.gain_r[name].low < 0.02
+        assert result.rows[name].explained.value < 0.01
 
 
 @FITS

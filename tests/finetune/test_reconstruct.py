@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,16 +13,28 @@ from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
 from datasets.synthetic import synthesize
 from finetune.__main__ import main
-from finetune.reconstruct import Translator, _references, reconstruct
+from finetune.commands.reconstruct import Reconstruct, run
+from finetune.evaluation.reconstruction import Pairs, references, table
+from finetune.reports import sheet
+from finetune.translator import Translator
 from pretrain.config import RunConfig
 from pretrain.publish import Trained, publish
 from pretrain.recipes.m2ae import M2AE, M2AEConfig
 from tests.finetune import tiny
 
 METHOD = {
-    "dim": 16, "encoder_depth": 1, "bottleneck_depth": 1, "decoder_depth": 1, "heads": 2, "projection": 8,
+    "dim": 16,
+    "encoder_depth": 1,
+    "bottleneck_depth": 1,
+    "decoder_depth": 1,
+    "heads": 2,
+    "projection": 8,
     "ecg_gate": False,
-}  # fmt: skip
+}
+
+
+def reconstruct(bundle: str, input: str, source: str, target: str, out: Path) -> dict[str, Any]:
+    return sheet.write(run(Reconstruct(bundle, input, source, target, str(out))))
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +50,20 @@ def m2ae(tmp_path_factory: pytest.TempPathFactory, paired: str) -> str:
     """An untrained M2AE, published by the loop's own code; its lineage says that it saw three of them."""
     folder = tmp_path_factory.mktemp("m2ae")
     recipe = M2AE(M2AEConfig(**METHOD), seed=0)
-    run = RunConfig(
-        recipe="pretrain.recipes.m2ae:M2AE", corpus=paired, storage=str(folder), name="m2ae", steps=1,
-        batch=2, method=METHOD,
-    )  # fmt: skip
+    config = RunConfig(
+        recipe="pretrain.recipes.m2ae:M2AE",
+        corpus=paired,
+        storage=str(folder),
+        name="m2ae",
+        steps=1,
+        batch=2,
+        method=METHOD,
+    )
     corpus = open_corpus(paired)
     seen = sorted(set(corpus.read_row_group(0, 0, ["subject"])["subject"].to_pylist()))[:3]
     about = tiny.lineage(corpus.manifest, seen)["corpora"]
     weights = {name: module.state_dict() for name, module in recipe.modules().items()}
-    return publish(run, recipe, Trained(weights, about, recipe.windows(), [], {}, {}))
+    return publish(config, recipe, Trained(weights, about, recipe.windows(), [], {}, {}))
 
 
 def test_a_corpus_gives_a_table_beside_references_pictures_and_waveforms(
@@ -55,16 +73,44 @@ def test_a_corpus_gives_a_table_beside_references_pictures_and_waveforms(
     given = ["reconstruct", "--bundle", m2ae, "--input", paired, "--from", "ppg", "--to", "ecg"]
     results = main([*given, "--out", str(out), "--windows", "40", "--folds", "3"])
     assert results["counts"] == json.loads((out / "results.json").read_text())["counts"]
-    assert "Ridge regression from the window" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Ridge regression from the window" in printed and "WARNING" not in printed
     assert [row["name"] for row in results["rows"]] == ["decoder", "mean_beat", "around", "ridge"]
     assert results["counts"]["subjects"] == 5 and results["counts"]["windows"] == 40
     assert results["counts"]["fitted_on_more"] > 0
     by = {row["name"]: row["metrics"]["pearson"]["value"] for row in results["rows"]}
     assert by["decoder"] < 0.2 < by["around"]  # untrained, on pulses whose beats are easy to find
-    table = pq.read_table(out / "rebuilt.parquet")
-    assert table.num_rows == 40 and len(table["rebuilt"][0]) == 1250
+    rebuilt = pq.read_table(out / "rebuilt.parquet")
+    assert rebuilt.num_rows == 40 and len(rebuilt["rebuilt"][0]) == 1250
     assert (out / "reconstruction.png").stat().st_size > 30_000
-    assert "Mean beat, at the median delay" in (out / "reconstruction.md").read_text()
+    for name in ("reconstruction.md", "report.html"):
+        text = (out / name).read_text()
+        assert "Mean beat, at the median delay" in text and "Heart rate could be read in" in text
+
+
+def test_subjects_that_pretraining_saw_are_kept_only_on_request_and_every_table_says_so(
+    m2ae: str, paired: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    given = ["reconstruct", "--bundle", m2ae, "--input", paired, "--from", "ppg", "--to", "ecg"]
+    results = main([*given, "--out", str(tmp_path), "--windows", "16", "--folds", "3", "--allow-overlap"])
+    assert results["counts"]["subjects"] == 8 and results["counts"]["fitted_on_more"] == 0
+    assert results["overlap"]["policy"] == "all"
+    warning = "subjects that pretraining saw are NOT left out (3 known): figures may flatter"
+    assert results["warnings"] == [warning]
+    tables = 2  # rows, differences
+    assert capsys.readouterr().out.count(f"WARNING: {warning}") == tables
+    assert (tmp_path / "reconstruction.md").read_text().count(f"**WARNING**: {warning}") == tables
+
+
+def test_no_row_gains_by_leaving_windows_out() -> None:
+    draw = np.random.default_rng(3)
+    who = np.repeat(["a", "b", "c"], 4)
+    full, part = draw.normal(size=(2, 12))
+    part[:5] = np.nan
+    (decoder, ridge), differences = table({"decoder": {"mae": full}, "ridge": {"mae": part}}, who, 0)
+    assert decoder.metrics["mae"].value == pytest.approx(full[5:].mean())
+    assert decoder.found["mae"] == 1 and ridge.found["mae"] == pytest.approx(7 / 12)
+    assert differences["ridge"]["mae"].value == pytest.approx((full - part)[5:].mean())
 
 
 def test_rebuilt_windows_are_the_networks_own(m2ae: str) -> None:
@@ -81,10 +127,10 @@ def test_references_never_see_the_subject_that_they_are_tested_on() -> None:
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(2, 30, 250)).cumsum(-1)
     who = np.repeat([f"s{i}" for i in range(6)], 5)
-    none = np.zeros((0, 250))
-    first = _references(x, y, who, none, none, who[:0], 125.0, "ppg", "ecg", 6, 0)
+    nobody = Pairs(np.zeros((0, 250)), np.zeros((0, 250)), who[:0])
+    first = references(Pairs(x, y, who), nobody, 125.0, "ppg", "ecg", 6, 0)
     changed = np.where((who == "s2")[:, None], -3 * y[::-1], y)
-    second = _references(x, changed, who, none, none, who[:0], 125.0, "ppg", "ecg", 6, 0)
+    second = references(Pairs(x, changed, who), nobody, 125.0, "ppg", "ecg", 6, 0)
     for name in first:
         assert np.array_equal(first[name][who == "s2"], second[name][who == "s2"])
         assert not np.array_equal(first[name][who != "s2"], second[name][who != "s2"])
@@ -95,8 +141,8 @@ def test_arrays_give_arrays_and_figures_where_the_truth_is_there(m2ae: str, tmp_
     ppg, ecg = draw.normal(size=(2, 2, 25 * 250)).cumsum(-1)
     np.savez(tmp_path / "both.npz", ppg=ppg, ecg=ecg, rate=250)
     np.savez(tmp_path / "one.npz", ppg=ppg, rate=250)
-    both = reconstruct(m2ae, str(tmp_path / "both.npz"), "ppg", "ecg", str(tmp_path / "a"))
-    one = reconstruct(m2ae, str(tmp_path / "one.npz"), "ppg", "ecg", str(tmp_path / "b"))
+    both = reconstruct(m2ae, str(tmp_path / "both.npz"), "ppg", "ecg", tmp_path / "a")
+    one = reconstruct(m2ae, str(tmp_path / "one.npz"), "ppg", "ecg", tmp_path / "b")
     assert both["metrics"].keys() >= {"mae", "pearson"} and one["metrics"] == {}
     with np.load(tmp_path / "b" / "rebuilt.npz") as held:
         assert held["ecg"].shape == (2, 2, 1250) and held["start_s"].tolist() == [0, 10]
@@ -109,8 +155,8 @@ def test_a_bundle_without_decoders_and_an_unknown_way_are_one_line(
     bundle: str, m2ae: str, corpus: str, tmp_path: Path
 ) -> None:
     with pytest.raises(PlethoraError, match=r"no decoder from ppg to ecg \(it has none\)"):
-        reconstruct(bundle, corpus, "ppg", "ecg", str(tmp_path))
+        reconstruct(bundle, corpus, "ppg", "ecg", tmp_path)
     with pytest.raises(PlethoraError, match=r"from ppg to abp \(it has ecg_to_ppg, ppg_to_ecg\)"):
-        reconstruct(m2ae, corpus, "ppg", "abp", str(tmp_path))
+        reconstruct(m2ae, corpus, "ppg", "abp", tmp_path)
     with pytest.raises(PlethoraError, match="has no ecg"):
-        reconstruct(m2ae, corpus, "ppg", "ecg", str(tmp_path))
+        reconstruct(m2ae, corpus, "ppg", "ecg", tmp_path)

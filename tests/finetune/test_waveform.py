@@ -59,7 +59,7 @@ def test_timing_and_rate_errors_are_those_of_a_shifted_truth() -> None:
 def test_mean_beats_find_the_delay_and_the_shape() -> None:
     ppg, ecg, _ = pulses(40, 3)
     late = np.roll(ecg, 12, axis=1)
-    for name in ("around", "own"):
+    for name in ("around", "of_target"):
         models = [
             waveform.MeanBeat.around_source(ppg[:30], y[:30], RATE, "ppg")
             if name == "around"
@@ -76,8 +76,8 @@ def test_with_delays_that_differ_the_mean_beat_stays_sharp_and_least_squares_blu
     parts = [pulses(10, seed, delay) for seed, delay in ((5, 0.15), (6, 0.3), (7, 0.45))]
     ppg, ecg = (np.concatenate([p[i] for p in parts]) for i in (0, 1))
     around = waveform.MeanBeat.around_source(ppg, ecg, RATE, "ppg").template
-    own = waveform.MeanBeat.of_target(ppg, ecg, RATE, "ppg", "ecg").template
-    assert own.max() > 2 * around.max()
+    sharp = waveform.MeanBeat.of_target(ppg, ecg, RATE, "ppg", "ecg").template
+    assert sharp.max() > 2 * around.max()
 
 
 def test_ridge_is_the_closed_form_and_finds_a_linear_map() -> None:
