@@ -2,15 +2,13 @@
 another corpus; merge an adapter with its base.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster import config, storage
 from cluster.errors import PlethoraError
 from cluster.session import session
-from finetune.adapter import held_out as held_out_of
-from finetune.adapter import open_adapter
+from finetune.adapter import held_out, open_adapter
 from finetune.evaluation.assess import assess
 from finetune.networks.backbone import VisionNet
 from finetune.reports import vision_report
@@ -46,23 +44,18 @@ def run(options: Vision) -> Sheet:
         raise PlethoraError(
             "give one of RUN.toml, --transfer BUNDLE (with --corpus) and --merge BUNDLE (with --out)"
         )
+    if options.run is not None:
+        return _trained(options.run, options)
     if options.transfer is not None:
-        if not options.corpus:
-            raise PlethoraError("--transfer BUNDLE needs --corpus URI: the corpus to judge it on")
-        return transfer(options.transfer, options.corpus, options.out, options.weights)
-    if options.merge is not None:
-        if not options.out:
-            raise PlethoraError("--merge BUNDLE needs --out URI: where the merged bundle goes")
-        return merge(options.merge, options.out, options.weights)
-    assert options.run is not None
-    return train(options.run, options.sets, options.resume, options.out)
+        return _transferred(options.transfer, options)
+    return _merged(str(options.merge), options)
 
 
-def train(path: str, sets: Sequence[str], resume: bool, out: str | None) -> Sheet:
+def _trained(path: str, options: Vision) -> Sheet:
     """Train the run file at `path` to its adapter bundle, and judge that on the test subjects of each corpus.
     The network is built and run once first, so that mistakes show before the first step.
     """
-    given = config.load(path, RunConfig, sets)
+    given = config.load(path, RunConfig, options.sets)
     located = driver.located(given)
     recipe = build(located.recipe, located.method, located.seed)
     if not isinstance(recipe, VisionRecipe | Tune):
@@ -72,29 +65,33 @@ def train(path: str, sets: Sequence[str], resume: bool, out: str | None) -> Shee
         )
     for line in recipe.check():
         driver.say(line)
-    trained = driver.launch(given, resume)
+    trained = driver.launch(given, options.resume)
     adapter, cache = open_adapter(trained["bundle"]), storage.join(located.storage, "index")
     with session(actors=1):
-        assessed = [assess(adapter, held_out_of(adapter, uri, cache)) for uri in located.corpora]
-    return vision_report.sheet(assessed, out, trained)
+        assessed = [assess(adapter, held_out(adapter, uri, cache)) for uri in located.corpora]
+    return vision_report.sheet(assessed, options.out, trained)
 
 
-def transfer(bundle: str, corpus: str, out: str | None, weights: str | None) -> Sheet:
+def _transferred(bundle: str, options: Vision) -> Sheet:
     """Judge an adapter, without any refitting, on a corpus (zero-shot where it was not trained on it)."""
-    adapter = open_adapter(bundle, weights)
+    if not options.corpus:
+        raise PlethoraError("--transfer BUNDLE needs --corpus URI: the corpus to judge it on")
+    adapter = open_adapter(bundle, options.weights)
     for line in adapter.recipe.lines(adapter.net.body):
-        print(line, file=sys.stderr, flush=True)
+        driver.say(line)
     home = storage.normalise(bundle).rpartition("/")[0].rpartition("/")[0]
     with session(actors=2):
-        held = held_out_of(adapter, corpus, storage.join(home, "index"))
-        return vision_report.sheet([assess(adapter, held)], out)
+        assessed = assess(adapter, held_out(adapter, options.corpus, storage.join(home, "index")))
+    return vision_report.sheet([assessed], options.out)
 
 
-def merge(bundle: str, out: str, weights: str | None) -> Sheet:
+def _merged(bundle: str, options: Vision) -> Sheet:
     """Publish at `out` a bundle of the adapter and its base as one network: `<signal>.onnx` goes from
     prepared samples to the predictions, with the images computed inside and LoRA added to its weights.
     """
-    adapter = open_adapter(bundle, weights)
+    if not options.out:
+        raise PlethoraError("--merge BUNDLE needs --out URI: where the merged bundle goes")
+    adapter = open_adapter(bundle, options.weights)
     found, net = adapter.bundle, adapter.net
     if isinstance(net.body, VisionNet):
         net.body.merge()
@@ -104,7 +101,7 @@ def merge(bundle: str, out: str, weights: str | None) -> Sheet:
     state = {"net": {k: v.detach().contiguous() for k, v in net.state_dict().items()}}
     lineage = {k: v for k, v in found.lineage.items() if k not in ("git_commit", "versions")}
     lineage["parents"] = [*lineage.get("parents", []), {"uri": found.uri, "hash": found.hash}]
-    parameters, uri = {"net": sum(p.numel() for p in net.parameters())}, storage.normalise(out)
+    parameters, uri = {"net": sum(p.numel() for p in net.parameters())}, storage.normalise(options.out)
     write_bundle(uri, encoder, state, parameters, found.config["run"], lineage, found.metrics, {})
     columns = [h.name if h.columns == 1 else [f"{h.name}: {c}" for c in h.classes] for h in adapter.heads]
     return vision_report.merged(uri, columns)
