@@ -16,7 +16,7 @@ from datasets.index import Index, build
 from datasets.schema import Corpus, open_corpus
 from datasets.split import Split, assign
 from finetune import targets
-from finetune.evaluation.people import seen_by_pretraining
+from finetune.evaluation.people import seen_by
 from finetune.supervised import Tune, Vision
 from finetune.targets import Head, Labels
 from pretrain.checkpoint import unflat
@@ -29,7 +29,7 @@ BATCH = 32
 
 @dataclass
 class Adapter:
-    """An opened adapter: `net` gives (B, columns) as its heads say, in eval mode."""
+    """An opened adapter: `net`, in eval mode, gives (B, columns of its heads)."""
 
     bundle: bundles.Bundle
     recipe: Vision | Tune
@@ -40,7 +40,7 @@ class Adapter:
         return self.recipe.heads
 
     def predict(self, index: Index, rows: np.ndarray) -> list[np.ndarray]:
-        """What it says of these rows of an index of its windows, a task each: see `targets.told_of`."""
+        """Predictions of these rows of an index of its windows, one array a task: see `targets.predicted`."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         net, parts = self.net.to(device), []
         with torch.inference_mode(), progress(len(rows), "predict", "windows") as bar:
@@ -49,12 +49,12 @@ class Adapter:
                 signals = [torch.from_numpy(loaded[s.modality]).to(device) for s in self.recipe.signals()]
                 parts.append(net(*signals).float().cpu())
                 bar.update(len(signals[0]))
-        return [x.double().numpy() for x in targets.told_of(torch.cat(parts), self.heads)]
+        return [x.double().numpy() for x in targets.predicted(torch.cat(parts), self.heads)]
 
 
 def open_adapter(uri: str, weights: str | None = None) -> Adapter:
-    """The adapter at `uri` on its base, which is fetched again from where it was; `weights`: the backbone's,
-    where they now lie elsewhere.
+    """The adapter at `uri` on its base, which is fetched again from its source; `weights`: where the base's
+    weights lie now, if they moved.
 
     PlethoraError: no adapter is there, or the base is not the one that it was made on.
     """
@@ -89,9 +89,10 @@ def open_adapter(uri: str, weights: str | None = None) -> Adapter:
 
 
 @dataclass
-class Held:
-    """Windows of people whom neither the run nor its base saw: rows of `index`, who, where, the labels;
-    `sides` names the subjects that the run trained and validated on, and those it did not.
+class HeldOut:
+    """Windows of people whom neither the run nor its base saw: rows of `index`, their subjects, records and
+    starts, and all labels of the index. `sides`: {"train", "val", "test": subjects of the run's split};
+    `notes`: how tasks were fitted to the corpus, and who was left out.
     """
 
     corpus: Corpus
@@ -105,10 +106,10 @@ class Held:
     notes: list[str]
 
 
-def held_out(adapter: Adapter, uri: str, cache: str) -> Held:
-    """The windows of a corpus on which the adapter can be judged: of a corpus that it was trained on the test
-    subjects of the run's split, of another one all; without whoever its base was pretrained on. Needs Ray
-    unless the index is in `cache`.
+def held_out(adapter: Adapter, uri: str, cache: str) -> HeldOut:
+    """The windows of a corpus that the adapter can be judged on: where it was trained on this corpus, those
+    of the test subjects of the run's split, else all; subjects that pretraining of its base saw are left out.
+    Needs Ray unless the index is in `cache`. PlethoraError: no window is left.
     """
     corpus = open_corpus(uri)
     adapter.recipe.check_corpus(corpus)
@@ -119,22 +120,21 @@ def held_out(adapter: Adapter, uri: str, cache: str) -> Held:
     subject = np.asarray(index.table["subject"].take(pa.array(rows)).to_pylist(), str)
     trained_on = {entry["hash"] for entry in adapter.bundle.lineage["corpora"]}
     split = Split(**adapter.bundle.config["run"]["split"])
-    seen, notes = seen_by_pretraining(adapter.bundle, corpus), list(labels.said)
+    seen, notes = seen_by([adapter.bundle], corpus), list(labels.adapted)
     sides: dict[str, list[str]] = {"train": [], "val": [], "test": sorted(set(subject))}
     keep = np.ones(len(rows), bool)
     if corpus.hash in trained_on:
         side = {s: assign(s, split) for s in set(subject)}
         keep = np.array([side[s] == "test" for s in subject], bool)
         sides = {part: sorted(s for s in side if side[s] == part) for part in sides}
-    known = keep & np.isin(subject, list(seen.subjects))
-    if known.any():
-        gone = sorted(set(subject[known]))
+    unseen, _ = seen.split(subject)
+    gone = set(subject[keep & ~unseen])
+    if gone:
         notes.append(f"{len(gone)} test subjects left out: pretraining of the base saw them")
-        sides["test"] = [s for s in sides["test"] if s not in set(gone)]
+        sides["test"] = [s for s in sides["test"] if s not in gone]
     if seen.kind == "unknown":
         notes.append(f"whether the base saw these people is unknown: {'; '.join(seen.why)}")
-    keep &= ~known
-    rows, subject = rows[keep], subject[keep]
+    rows, subject = rows[keep & unseen], subject[keep & unseen]
     if not len(rows):
         raise PlethoraError(
             f"{uri} has no window of a subject that neither the run nor its base saw: raise split.test, or "
@@ -142,9 +142,8 @@ def held_out(adapter: Adapter, uri: str, cache: str) -> Held:
         )
     part = index.table.take(pa.array(rows))
     record = np.asarray(part["record"].to_pylist(), str)
-    return Held(
-        corpus, index, rows, subject, record, part["start_s"].to_numpy(), labels, sides, notes
-    )  # fmt: skip
+    start_s = part["start_s"].to_numpy()
+    return HeldOut(corpus, index, rows, subject, record, start_s, labels, sides, notes)
 
 
 def _same_classes(adapter: Adapter, labels: Labels, uri: str) -> None:

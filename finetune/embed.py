@@ -1,10 +1,10 @@
 """Recordings → one vector a window, as Parquet: a corpus through Ray Data, or the arrays of one .npz."""
 
 import os
-import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +22,23 @@ from datasets.signal import HALF, Signal, length
 from datasets.windows import WindowSpec, grid
 from finetune.encoder import BundleEncoder
 
+ACTORS = 2
 TASK_WINDOWS = 256  # windows a Ray task: some 10 MB of prepared samples at 240 s
 
 
-def embed(
-    bundle: str,
-    input: str,
-    out: str,
-    window_s: float | None = None,
-    hop_s: float | None = None,
-    mode: str | None = None,
-    force: bool = False,
-    actors: int = 2,
-) -> dict[str, Any]:
-    """Write the vectors of every window of `input` to the Parquet file `out`, whole or not at all.
-
-    Columns of a corpus: subject, record, start_s, embedding (fixed-size list of float32); of an .npz: row,
-    start_s, embedding. Returns counts. `window_s` defaults to the encoder's own, `hop_s` to `window_s`.
+@dataclass(frozen=True)
+class Embedded:
+    """What a Parquet file of vectors holds. `refused`: windows by reason; `subjects` of a corpus, `rows` of
+    an .npz, and the seconds at the end of each that fill no window.
     """
-    out = storage.normalise(out)
-    if storage.exists(out) and not force:
-        raise PlethoraError(f"{out} exists: choose another --out, or replace it with --force")
-    if not storage.is_remote(out) and os.path.isdir(out):
-        raise PlethoraError(f"{out} is a folder: --out names one Parquet file")
-    for name, value in (("--window-s", window_s), ("--hop-s", hop_s)):
-        if value is not None and not value > 0:
-            raise PlethoraError(f"{name} {value:g}: must be above 0 seconds")
-    with tempfile.TemporaryDirectory(prefix="plethora-embed-") as folder:
-        path = Path(folder) / Path(out).name
-        run = _from_npz if input.endswith(".npz") else _from_corpus
-        counts = run(bundle, input, path, window_s, hop_s, mode, actors)
-        if storage.is_remote(out):
-            storage.upload(folder, out.rpartition("/")[0])
-        else:
-            storage.write_bytes(out, path.read_bytes())
-    return {"out": out, **counts}
+
+    windows: int
+    dim: int
+    window_s: float
+    refused: Mapping[str, int] = field(default_factory=dict)
+    subjects: int | None = None
+    rows: int | None = None
+    unused_tail_s: float | None = None
 
 
 def _schema(keys: list[tuple[str, Any]], encoder: BundleEncoder, window_s: float, hop_s: float) -> pa.Schema:
@@ -85,8 +67,8 @@ def _write(path: Path, schema: pa.Schema, parts: Iterable[tuple[list[pa.Array], 
 
 
 def read_signals(path: str, modalities: Sequence[str]) -> dict[str, tuple[np.ndarray, float]]:
-    """{modality: samples (n, T) float64, rate in Hz} of an .npz with the samples of each ((T,) or (n, T)),
-    and `<modality>_rate`, or one `rate` for all.
+    """{modality: samples (n, T) float64, rate in Hz} of an .npz that holds the samples of each, (T,) or
+    (n, T), and `<modality>_rate`, or one `rate` for all.
     """
     if storage.is_remote(path):
         raise PlethoraError(
@@ -120,13 +102,13 @@ def _numbers(path: str, modality: str, x: np.ndarray, rate: np.ndarray) -> tuple
     if not numbers or x.ndim not in (1, 2) or rate.size != 1 or x.size == 0:
         raise PlethoraError(f"{path}: {modality} must be (samples,) or (n, samples) numbers, rate one number")
     if not (np.isfinite(rate).all() and float(rate.item()) > 0):
-        raise PlethoraError(f"{path}: rate {rate.item()} is no sampling rate in Hz")
+        raise PlethoraError(f"{path}: rate {rate.item()} is not a sampling rate in Hz")
     return np.atleast_2d(np.asarray(x, np.float64)), float(rate.item())
 
 
 def same_time(path: str, held: dict[str, tuple[np.ndarray, float]]) -> float:
-    """Seconds that every signal covers. PlethoraError when they have other numbers of rows, or lengths that
-    differ by more than a sample.
+    """Seconds that every signal covers. PlethoraError: they differ in their number of rows, or in length by
+    more than a sample.
     """
     seconds = {m: x.shape[1] / rate for m, (x, rate) in held.items()}
     apart = max(seconds.values()) - min(seconds.values())
@@ -137,8 +119,8 @@ def same_time(path: str, held: dict[str, tuple[np.ndarray, float]]) -> float:
 
 
 def places(held: dict[str, tuple[np.ndarray, float]], width: float, hop: float) -> np.ndarray:
-    """Seconds (windows,) at which windows of `width` s begin that every signal of `read_signals` fills, to
-    half a sample, as in a corpus.
+    """Seconds (windows,) at which windows of `width` s begin, such that every signal fills them (to half a
+    sample, as in a corpus).
     """
     seconds = min((x.shape[1] + HALF) / rate for x, rate in held.values())
     return grid(seconds, WindowSpec(signals=(Signal(modality="any", rate=1),), window_s=width, hop_s=hop))
@@ -151,13 +133,13 @@ def cut(x: np.ndarray, rate: float, starts: np.ndarray, width: float) -> np.ndar
     return np.stack([x[:, s : s + size] for s in first])
 
 
-def _from_npz(
-    bundle: str, input: str, path: Path, window_s: float | None, hop_s: float | None, mode: str | None, _: int
-) -> dict[str, Any]:
-    encoder = BundleEncoder(bundle, mode)
+def embed_arrays(
+    encoder: BundleEncoder, input: str, path: Path, window_s: float | None, hop_s: float | None
+) -> Embedded:
+    """The vectors of every window of an .npz as Parquet at `path`: row, start_s, embedding."""
     held = read_signals(input, encoder.modalities)
     total, rates = same_time(input, held), {m: rate for m, (_, rate) in held.items()}
-    known = window_s  # none: each row is one window, as long as it is
+    known = window_s  # None: each row is one window, however long it is
     if known is None and any(x.shape[1] >= encoder.max_s * r + 1 - 1e-6 for x, r in held.values()):
         known = encoder.window_s
     width = total if known is None else known
@@ -184,8 +166,7 @@ def _from_npz(
                 bar.update()
 
     windows, unused = _write(path, schema, parts()), round(total - width - float(starts[-1]), 6)
-    return {"windows": windows, "rows": rows, "dim": encoder.dim, "window_s": width,
-            "unused_tail_s": max(unused, 0.0), "refused": {}}  # fmt: skip
+    return Embedded(windows, encoder.dim, width, rows=rows, unused_tail_s=max(unused, 0.0))
 
 
 # ---------------------------------------------------------------- corpora
@@ -243,25 +224,20 @@ def by_actors(
         raise RuntimeError(f"{len(rows)} windows were planned, {done} came back")
 
 
-def _from_corpus(
-    bundle: str,
-    input: str,
-    path: Path,
-    window_s: float | None,
-    hop_s: float | None,
-    mode: str | None,
-    actors: int,
-) -> dict[str, Any]:
+def embed_corpus(
+    encoder: BundleEncoder, input: str, path: Path, window_s: float | None, hop_s: float | None
+) -> Embedded:
+    """The vectors of every window of a corpus as Parquet at `path`: subject, record, start_s, embedding."""
     from cluster.session import session
 
-    encoder, corpus = BundleEncoder(bundle, mode), open_corpus(input)
+    corpus = open_corpus(input)
     window_s = encoder.window_s if window_s is None else window_s
     if window_s > encoder.max_s + 1e-6:
         raise PlethoraError(f"--window-s {window_s:g} is longer than the encoder takes ({encoder.max_s:g} s)")
     encoder.pieces(window_s)  # refuses windows under the minimum
     encoder.check(corpus)
     spec = WindowSpec(signals=encoder.signals, window_s=window_s, hop_s=hop_s)
-    with session(actors=actors):
+    with session(actors=ACTORS):
         index = build(corpus, spec)
         refused = Counter(v for v in index.table["verdict"].to_pylist() if v != "ok")
         rows = index.select(None)
@@ -273,11 +249,10 @@ def _from_corpus(
 
         def parts() -> Iterable[tuple[list[pa.Array], np.ndarray]]:
             arguments = (encoder.bundle.uri, encoder.mode, corpus, spec)
-            for batch in by_actors(index, rows, TASK_WINDOWS, _Actor, arguments, actors):
+            for batch in by_actors(index, rows, TASK_WINDOWS, _Actor, arguments, ACTORS):
                 table = index.table.take(pa.array(batch["row"]))
                 yield [table[name].combine_chunks() for name, _ in keys], batch["embedding"]
 
         windows = _write(path, schema, parts())
     subjects = len(set(index.table["subject"].to_pylist()))
-    return {"windows": windows, "subjects": subjects, "dim": encoder.dim, "window_s": window_s,
-            "refused": dict(sorted(refused.items()))}  # fmt: skip
+    return Embedded(windows, encoder.dim, window_s, dict(sorted(refused.items())), subjects)

@@ -178,7 +178,7 @@ class _Supervised(ABC):
         return Encoder({name: whole}, "adapter", self.preprocessing(), about=about)
 
     def check(self) -> list[str]:
-        """Builds the network and sends two windows forth and back, so that what does not fit is told before
+        """Build the network and send two windows forward and backward, so that what does not fit shows before
         the first step. Returns a run's first lines: which weights, what trains.
         """
         net = self.modules()["net"]
@@ -186,10 +186,10 @@ class _Supervised(ABC):
         try:
             net(*(torch.randn(shape) for shape in shapes)).sum().backward()
         except (RuntimeError, ValueError, AssertionError) as error:
-            said = " ".join(str(error).split())[:200]
+            why = " ".join(str(error).split())[:200]
             raise PlethoraError(
                 f"windows of {self.window_s:g} s ({' and '.join(map(str, shapes))}) do not go through the "
-                f"network ({said}): set method.window_s (or method.imaging) to what it takes"
+                f"network ({why}): set method.window_s (or method.imaging) to what it takes"
             ) from None
         assert isinstance(net, Predictor)
         return self.lines(net.body)
@@ -250,7 +250,7 @@ class Tune(_Supervised):
         return self.source.signals
 
     def body(self, heads: Sequence[Head]) -> nn.Module:
-        name = self.source.mode  # first: an encoder that is not there is told
+        name = self.source.mode  # first: its error names a missing encoder
         mode = open_trained(self.config.encoder)[1].modes[name]
         pieces, columns = self.source.pieces(self.window_s), sum(h.columns for h in heads)
         samples = round(self.window_s * self.source.signal.rate)
@@ -284,8 +284,8 @@ def scatter(y_bo: Tensor, target_bk: Tensor, heads: Sequence[Head]) -> Figure:
 
     figure = Figure(figsize=(3.6 * len(heads), 3.4), layout="constrained")
     axes = figure.subplots(1, len(heads), squeeze=False)[0]
-    said = targets.told_of(y_bo.detach().float().cpu(), heads)
-    for axis, head, p, t in zip(axes, heads, said, target_bk.cpu().T, strict=True):
+    predicted = targets.predicted(y_bo.detach().float().cpu(), heads)
+    for axis, head, p, t in zip(axes, heads, predicted, target_bk.cpu().T, strict=True):
         shown = p if p.ndim == 1 else p[:, 0]
         axis.plot(t, shown, ".", color="#1f6f8b", alpha=0.6)
         if not head.classes:

@@ -61,7 +61,7 @@ def head_of(table: Mapping[str, Any], where: str) -> Head:
 def placed(tasks: Sequence[Task], window_s: float | None, hop_s: float | None) -> list[Task]:
     """The tasks over windows of one length and placement: `window_s` where given, else their common one.
 
-    PlethoraError: of a kind that no head learns, twice the same, or windows that differ.
+    PlethoraError: a task is of a kind that no head learns, is named twice, or has other windows.
     """
     names = [t.name for t in tasks]
     if not names or len(set(names)) < len(names):
@@ -89,26 +89,26 @@ def placed(tasks: Sequence[Task], window_s: float | None, hop_s: float | None) -
         found.append(task.model_copy(update=change))
     places = {(t.window_s, t.hop_s, t.until_s): t.name for t in found}
     if len(places) > 1:
-        told = "; ".join(f"{n}: {w:g} s every {h or 0:g} s" for (w, h, _), n in places.items())
+        each = "; ".join(f"{n}: {w:g} s every {h or 0:g} s" for (w, h, _), n in places.items())
         raise PlethoraError(
-            f"method.tasks want different windows ({told}): set method.window_s and method.hop_s, or train "
-            "them in runs of their own"
+            f"method.tasks want different windows ({each}): set method.window_s and method.hop_s, or train "
+            "each task in a separate run"
         )
     return found
 
 
 @dataclass
 class Labels:
-    """Targets of one corpus's windows: values (n, tasks) float64, NaN where there is none; why by task
-    ({task: {reason: windows}}); the classes of each; the task as this corpus answers it, and what changed;
-    of a task about readings the name of each window's (n,), "" where there is no target.
+    """Targets of one corpus's windows. `values`: (n, tasks) float64, NaN where there is none; `why`:
+    {task: {reason: windows}} of those without one; `tasks`: as fitted to this corpus, and `adapted` says what
+    changed; `readings`: of a task about readings the name of each window's, (n,), "" where it has no target.
     """
 
     values: np.ndarray
     why: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: dict[str, list[str]] = field(default_factory=dict)
     tasks: dict[str, Task] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
     readings: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -122,9 +122,9 @@ def read_labels(corpus: Corpus, table: pa.Table, tasks: Sequence[Task]) -> Label
     start = table["start_s"].to_numpy()[ok].tolist()
     found = Labels(np.full((table.num_rows, len(tasks)), np.nan))
     for number, asked in enumerate(tasks):
-        task, said = adapted(asked, corpus, asked.window_s)
+        task, lines = adapted(asked, corpus, asked.window_s)
         found.tasks[task.name] = task
-        found.said += [f"{task.name}: {line}" for line in said]
+        found.adapted += [f"{task.name}: {line}" for line in lines]
         labels = corpus.labels([task.label, *(w.label for w in task.where)])
         if task.label not in set(labels["name"].to_pylist()):
             found.why[task.name] = {f"no label {task.label} in the corpus": len(ok)}
@@ -198,9 +198,9 @@ def task_losses(y_bo: Tensor, target_bk: Tensor, heads: Sequence[Head], beta: fl
     return torch.stack(found)
 
 
-def told_of(y_bo: Tensor, heads: Sequence[Head]) -> list[Tensor]:
-    """What the network says of each task: (B,) numbers in the task's unit; (B, classes) probabilities, of two
-    classes (B, 1), the second's.
+def predicted(y_bo: Tensor, heads: Sequence[Head]) -> list[Tensor]:
+    """The network's predictions, a task each: (B,) numbers in the task's unit; (B, classes) probabilities, of
+    two classes (B, 1), the second's.
     """
     parts = y_bo.split([h.columns for h in heads], dim=1)
     return [
@@ -214,13 +214,13 @@ def errors(y_bo: Tensor, target_bk: Tensor, heads: Sequence[Head]) -> Tensor:
     how many those windows are.
     """
     found = []
-    for head, said, target in zip(heads, told_of(y_bo, heads), target_bk.T, strict=True):
+    for head, p, target in zip(heads, predicted(y_bo, heads), target_bk.T, strict=True):
         known = torch.isfinite(target)
         if not head.classes:
-            wrong = (said - target).abs()
+            wrong = (p - target).abs()
         else:
-            chosen = (said[:, 0] > 0.5).long() if head.columns == 1 else said.argmax(dim=1)
-            wrong = (chosen != torch.nan_to_num(target).long()).to(said.dtype)
+            chosen = (p[:, 0] > 0.5).long() if head.columns == 1 else p.argmax(dim=1)
+            wrong = (chosen != torch.nan_to_num(target).long()).to(p.dtype)
         wrong = torch.where(known, wrong, torch.zeros_like(wrong)).double().sum()
         found.append(torch.stack([wrong, known.double().sum()]))
     return torch.stack(found, dim=1)

@@ -15,7 +15,7 @@ from finetune.evaluation import features, identify, inversion
 from finetune.evaluation.choose import HANDCRAFTED
 from finetune.evaluation.people import SeenSubjects
 from finetune.evaluation.results import LeftOut
-from finetune.sampling import spread
+from finetune.evaluation.sample import spread
 
 CHUNK = 256  # windows in memory at once
 SIDE = 16  # windows a subject enrolled, probed, and in between, at most: spread evenly

@@ -14,8 +14,8 @@ from finetune.encoder import BundleEncoder
 from finetune.evaluation import waveform
 from finetune.evaluation.people import SeenSubjects
 from finetune.evaluation.results import CorpusInfo, Metrics, Overlap, Protocol, Result
+from finetune.evaluation.sample import spread
 from finetune.metrics import Difference
-from finetune.sampling import spread
 from finetune.translator import Translator
 
 FIT = 6000  # windows that references are fitted on, spread over subjects

@@ -13,8 +13,8 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -57,21 +57,36 @@ def batches(feed: Feed, size: int) -> Iterator[dict[str, np.ndarray]]:
         yield {name: x[i : i + size] for name, x in feed.items()}
 
 
-def fidelity(true: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """How alike vectors (n, dim) are: mean and 5th percentile over windows of the cosine, and the share of
-    the variance that is kept, each number alike ("kept"; 1 is all, 0 what the mean vector would do). The
-    cosine flatters where vectors have a large part in common.
+@dataclass(frozen=True)
+class Fidelity:
+    """How alike two sets of vectors are: mean and 5th percentile over windows of the cosine, and the share of
+    the variance that is kept, every dimension counting alike (1 is all, 0 what the mean vector would keep).
+    The cosine flatters where vectors have a large part in common.
     """
+
+    cosine: float
+    cosine_p5: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How weights became int8 ("static" or "weights"), and what each way kept."""
+
+    how: str
+    tried: Mapping[str, Fidelity]
+
+
+def fidelity(true: np.ndarray, found: np.ndarray) -> Fidelity:
+    """Of vectors (n, dim) and their counterparts, row by row."""
     a, b = true.astype(np.float64), found.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = (a * b).sum(1) / np.where(norms > 0, norms, 1)
     variance = a.var(0)
     varies = variance > 1e-12 * (a**2).mean(0).max()
     missed = ((a - b) ** 2).mean(0)[varies] / variance[varies]
-    return {
-        "cosine": float(cosine.mean()), "cosine_p5": float(np.percentile(cosine, 5)),
-        "kept": 1 - float(missed.mean()) if varies.any() else float("nan"),
-    }  # fmt: skip
+    kept = 1 - float(missed.mean()) if varies.any() else float("nan")
+    return Fidelity(float(cosine.mean()), float(np.percentile(cosine, 5)), kept)
 
 
 # ---------------------------------------------------------------- the file
@@ -88,10 +103,16 @@ def quantised(model: Path, how: str, calibration: Feed, folder: Path) -> Path:
             _store_int8(plain, made)
         else:
             quantize_static(
-                plain, made, _Reader(calibration), quant_format=QuantFormat.QDQ, per_channel=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=OPERATORS,
+                plain,
+                made,
+                _Reader(calibration),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=OPERATORS,
                 extra_options={"MatMulConstBOnly": True},  # products of two activations stay float32
-            )  # fmt: skip
+            )
     take_no_rows(made)  # bundles of before 12/2026 may not
     return made
 
@@ -179,24 +200,22 @@ def _quiet() -> Iterator[None]:
 # ---------------------------------------------------------------- the choice
 
 
-def choose(
-    encoder: BundleEncoder, calibration: Feed, check: Feed, folder: Path
-) -> tuple[Path, dict[str, Any]]:
-    """The int8 file that is published, and what was measured on `check`: {"how", "tried": {how: fidelity}}.
+def choose(encoder: BundleEncoder, calibration: Feed, check: Feed, folder: Path) -> tuple[Path, Choice]:
+    """The int8 file that is published, and what was measured on `check`.
 
     Static, unless it keeps less than `ENOUGH` of the variance and int8 weights alone keep more.
     """
     model = encoder.bundle.path(encoder.bundle.config["modes"][encoder.mode]["file"])
     true = Graph(model)(check)
     files: dict[str, Path] = {}
-    tried: dict[str, dict[str, float]] = {}
+    tried: dict[str, Fidelity] = {}
     for how in HOW:
         files[how] = quantised(model, how, calibration, folder)
         tried[how] = fidelity(true, Graph(files[how])(check))
-    static, weights = tried["static"]["kept"], tried["weights"]["kept"]
+    static, weights = tried["static"].kept, tried["weights"].kept
     how = "weights" if static < ENOUGH and weights > static else "static"
     _takes_all(Graph(files[how]), encoder)
-    return files[how], {"how": how, "tried": tried}
+    return files[how], Choice(how, tried)
 
 
 def _takes_all(graph: Graph, encoder: BundleEncoder) -> None:

@@ -1,148 +1,167 @@
-"""Results about SIGMA's priors → table, sentences and picture."""
+"""SIGMA's priors and masks in two classes of windows → a sheet, its picture, and patches as Parquet."""
 
 # ruff: noqa: RUF001  (minus signs and dashes are meant)
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from finetune.reports.plots import BLUE, GREY, INK, ORANGE, STYLE
-from finetune.reports.report import aligned, number, p_text, signed, table_md, with_interval
+from finetune.evaluation.choose import Windows
+from finetune.evaluation.priors import Patches, Priors, Summary
+from finetune.metrics import DRAWS, Difference, Interval
+from finetune.pagekit.parts import Table
+from finetune.reports.figures import number, p_cell, p_text, reasons, signed, with_interval
+from finetune.reports.plots import BLUE, GREY, INK, ORANGE, STYLE, pyplot
+from finetune.reports.sheet import Picture, Section, Sheet
 
 COLOURS = (BLUE, ORANGE)  # of the two classes
 SPOKEN = {"prior": "the prior-weighted mask", "trained": "the mask as trained"}
+OFTEN = ("more often than", "less often than", "as often as (they cannot be told apart)")
+HIGH = ("is higher", "is lower", "cannot be told apart")
+LEFT_OUT = ("chosen_random", "apart_random")  # rows that are zero but for chance
+GROUPED = ("prior_event", "hidden_prior", "hidden_trained")
 
 
-def verdicts(results: dict[str, Any]) -> list[str]:
+def sheet(found: Priors, patches: Patches, windows: Windows, event: np.ndarray, out: str) -> Sheet:
+    """priors.md, report.html, results.json, patches.parquet and priors.png in the folder `out`."""
+    title = f"SIGMA's priors and masks, {found.task.title.lower()}: {found.bundle.uri}"
+    verdict = verdicts(found.summary, found.classes)
+    picture = Picture(
+        "priors.png",
+        "Priors and what the masks hide",
+        partial(_draw, found, patches, windows.target.astype(int), event),
+    )
+    section = Section(
+        title=title,
+        tables=(_table(found), *_groups(found)),
+        verdict=tuple(verdict),
+        facts=tuple(_facts(found)),
+        pictures=(picture,),
+    )
+    return Sheet(
+        name="priors",
+        title=title,
+        lead=(),
+        sections=(section,),
+        results=found.to_json() | {"verdict": verdict},
+        files={"patches.parquet": partial(_write_patches, found, patches, windows, event)},
+        out=out,
+    )
+
+
+def _write_patches(found: Priors, patches: Patches, windows: Windows, event: np.ndarray, path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    n, total = patches.prior.shape
+    columns: dict[str, Any] = {
+        "record": np.repeat(windows.record, total).tolist(),
+        "class": np.repeat([found.classes[int(k)] for k in windows.target], total).tolist(),
+        "start_s": np.repeat(windows.start_s, total) + np.tile(np.arange(total) * found.patch_s, n),
+        "event": np.tile(event, n),
+        "prior": patches.prior.ravel(),
+    }
+    columns |= {f"hidden_{name}": hidden.ravel() for name, hidden in patches.hidden.items()}
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+# ---------------------------------------------------------------- words
+
+
+def verdicts(found: Summary, classes: tuple[str, ...]) -> list[str]:
     """What the masks do with the event, a sentence each; a claim only where the whole interval says so."""
-    rows = {row["name"]: row for row in results["table"]}
-    first, second = results["task"]["classes"]
-    said = []
+    rows = {row.name: row for row in found.table}
+    first, second = classes
+    lines = []
     for name, spoken in SPOKEN.items():
         row = rows.get(f"hidden_{name}")
         if row is None:
             continue
-        (a, b), d = row["classes"], row["difference"]
-        how = "as often as (they cannot be told apart)"
-        if d["low"] > 0 or d["high"] < 0:
-            how = "more often than" if d["value"] > 0 else "less often than"
-        chance = rows["hidden_random"]["classes"][1]["value"]
-        said.append(
-            f"Where {second}, {spoken} hides the event's patches {number(b['value'])} % of the time, {how} "
-            f"where {first} ({number(a['value'])} %; difference {signed(d)}, {p_text(d['p'])}); a random "
-            f"mask {number(chance)} %."
+        (a, b), d = row.classes, row.difference
+        chance = rows["hidden_random"].classes[1]
+        within = rows[f"apart_{name}"].classes[1]
+        lines.append(
+            f"Where {second}, {spoken} hides the event's patches {number(b.value)} % of the time, "
+            f"{_claim(d, OFTEN)} where {first} ({number(a.value)} %; difference {signed(d)}, "
+            f"{p_text(d.p)}); a random mask {number(chance.value)} %."
         )
-        within = rows[f"apart_{name}"]["classes"][1]
-        rather = "as often as (they cannot be told apart)"
-        if within["low"] > 0 or within["high"] < 0:
-            rather = "more often than" if within["value"] > 0 else "less often than"
-        said.append(
-            f"Where {second}, {spoken} hides the event's patches {rather} those before it "
+        lines.append(
+            f"Where {second}, {spoken} hides the event's patches {_claim(within, OFTEN)} those before it "
             f"({signed(within)} points)."
         )
     row = rows["prior_event"]
-    (a, b), d = row["classes"], row["difference"]
-    how = "cannot be told apart"
-    if d["low"] > 0 or d["high"] < 0:
-        how = "is higher" if d["value"] > 0 else "is lower"
-    said.append(
-        f"The prior of these patches {how} where {second} ({number(b['value'])} against "
-        f"{number(a['value'])}; difference {signed(d)}, {p_text(d['p'])})."
+    (a, b), d = row.classes, row.difference
+    lines.append(
+        f"The prior of these patches {_claim(d, HIGH)} where {second} ({number(b.value)} against "
+        f"{number(a.value)}; difference {signed(d)}, {p_text(d.p)})."
     )
-    return said
+    return lines
 
 
-def _cells(results: dict[str, Any], part: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    names = results["task"]["classes"]
-    header = ["", *(f"{n} ({part['counts'][n]})" for n in names), "difference", "p"]
+def _claim(found: Interval | Difference, words: tuple[str, str, str]) -> str:
+    """Above zero, below, or neither: by the whole interval."""
+    above, below, neither = words
+    if found.low > 0 or found.high < 0:
+        return above if found.value > 0 else below
+    return neither
+
+
+def _table(found: Priors) -> Table:
+    counts = found.summary.counts
+    header = ["", *(f"{name} ({counts[name]})" for name in found.classes), "difference", "p"]
     body = [
-        [
-            row["title"], *(with_interval(c) for c in row["classes"]), signed(row["difference"]),
-            p_text(row["difference"]["p"]).removeprefix("p ").removeprefix("= "),
-        ]
-        for row in part["table"]
-        if row["name"] not in ("chosen_random", "apart_random")
-    ]  # fmt: skip
-    return header, body
+        [row.title, *map(with_interval, row.classes), signed(row.difference), p_cell(row.difference.p)]
+        for row in found.summary.table
+        if row.name not in LEFT_OUT
+    ]
+    return Table("", header, body)
 
 
-def _by_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _groups(found: Priors) -> list[Table]:
     """One line a group: the prior, and what each weighted mask hides, where both classes are there."""
-    shown = ("prior_event", "hidden_prior", "hidden_trained")
-    titles = {row["name"]: row["title"] for row in results["table"]}
-    header = ["", "windows", *(f"{titles[n]}: difference" for n in shown if n in titles)]
+    if found.by is None:
+        return []
+    titles = {row.name: row.title for row in found.summary.table}
+    header = ["", "windows", *(f"{titles[name]}: difference" for name in GROUPED if name in titles)]
     body = []
-    for group in results["by"]["groups"]:
-        rows = {row["name"]: row for row in group["table"]}
-        counts = " + ".join(str(n) for n in group["counts"].values())
-        both = all(group["counts"].values())
-        body.append(
-            [
-                group["name"], counts,
-                *(signed(rows[n]["difference"]) if both else "–" for n in shown if n in rows),
-            ]
-        )  # fmt: skip
-    return header, body
+    for group in found.by.groups:
+        counts = group.summary.counts.values()
+        known = [row for name in GROUPED if (row := group.summary.get(name)) is not None]
+        cells = [signed(row.difference) if all(counts) else "–" for row in known]
+        body.append([group.name, " + ".join(map(str, counts)), *cells])
+    return [Table(f"By {found.by.label}", header, body)]
 
 
-def _facts(results: dict[str, Any]) -> list[str]:
-    refused = ", ".join(f"{reason} {count}" for reason, count in results["refused"].items())
+def _facts(found: Priors) -> list[str]:
     quantiles = "; ".join(
-        f"{name}: {', '.join(number(v) for v in values)}" for name, values in results["quantiles"].items()
+        f"{name}: {', '.join(map(number, values))}" for name, values in found.summary.quantiles.items()
     )
-    counts = ", ".join(f"{n} {name}" for name, n in results["counts"].items())
-    event = f", of which the last {results['event_patches']} are the event" if _partial(results) else ""
+    counts = ", ".join(f"{count} {name}" for name, count in found.summary.counts.items())
+    partial_event = found.event_patches * found.patch_s < found.window_s - 1e-6
+    event = f", of which the last {found.event_patches} are the event" if partial_event else ""
     return [
-        f"{counts}: windows of {results['window_s']:g} s, patches of {results['patch_s']:g} s{event}, from "
-        f"{results['corpus']['name']} ({results['corpus']['uri']})",
-        f"Windows refused: {refused or 'none'}",
+        f"{counts}: windows of {found.window_s:g} s, patches of {found.patch_s:g} s{event}, from "
+        f"{found.corpus.name} ({found.corpus.uri})",
+        f"Windows refused: {reasons(found.refused)}",
         f"5, 25, 50, 75, 95 % of the event's priors, {quantiles}",
-        f"Masks drawn {results['draws']} times a window with α = {results['alpha']:g}, edited as in "
-        "training; intervals: 95 %, 2,000 draws of whole subjects",
-        "Everyone counts, also whom pretraining saw: nothing is predicted here",
+        f"Masks drawn {found.draws} times a window with α = {found.alpha:g}, edited as in training; "
+        f"intervals: 95 %, {DRAWS:,} draws of whole subjects",
+        "Subjects that pretraining saw count, too: nothing is predicted here",
     ]
 
 
-def _partial(results: dict[str, Any]) -> bool:
-    return bool(results["event_patches"] * results["patch_s"] < results["window_s"] - 1e-6)
+# ---------------------------------------------------------------- picture
 
 
-def _title(results: dict[str, Any]) -> str:
-    return f"SIGMA's priors and masks, {results['task']['title'].lower()}: {results['bundle']['uri']}"
-
-
-def terminal(results: dict[str, Any]) -> str:
-    parts = [_title(results), *aligned(*_cells(results, results))]
-    if "by" in results:
-        parts += ["", f"By {results['by']['label']}", *aligned(*_by_cells(results))]
-    return "\n".join([*parts, *_facts(results), "", *results["verdict"]])
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """priors.md."""
-    parts = [f"# {_title(results)}", table_md(*_cells(results, results))]
-    if "by" in results:
-        parts += [f"## By {results['by']['label']}", table_md(*_by_cells(results))]
-    parts += [
-        "\n".join(f"- {line}" for line in [*results["verdict"], *_facts(results)]),
-        "![Priors and what the masks hide](priors.png)",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def draw(results: dict[str, Any], patches: Any, y: np.ndarray, event: np.ndarray, path: Path) -> None:
+def _draw(found: Priors, patches: Patches, y: np.ndarray, event: np.ndarray, path: Path) -> None:
     """Distribution of the prior over the event's patches; of the hidden ones; what is hidden, over time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names, seconds = results["task"]["classes"], results["patch_s"]
+    plt, seconds = pyplot(), found.patch_s
     mask = "trained" if "trained" in patches.hidden else "prior"
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-        for k, (name, colour) in enumerate(zip(names, COLOURS, strict=True)):
+        for k, (name, colour) in enumerate(zip(found.classes, COLOURS, strict=True)):
             mine = y == k
             if not mine.any():
                 continue
@@ -163,8 +182,11 @@ def draw(results: dict[str, Any], patches: Any, y: np.ndarray, event: np.ndarray
         if not event.all():
             axes[2].axvspan(-event.sum() * seconds, 0, color=GREY, alpha=0.25, lw=0)
         titles = ("Prior of the event's patches", "Prior of the patches that are hidden", "Hidden, by time")
-        marks = (("prior", "share of patches"), ("prior", "share of hidden patches"),
-                 ("s before the event's end", "% of draws"))  # fmt: skip
+        marks = (
+            ("prior", "share of patches"),
+            ("prior", "share of hidden patches"),
+            ("s before the event's end", "% of draws"),
+        )
         for axis, title, (x, label) in zip(axes, titles, marks, strict=True):
             axis.set(title=title, xlabel=x, ylabel=label)
             axis.legend(frameon=False, fontsize=8)

@@ -52,8 +52,8 @@ class Section:
 @dataclass(frozen=True)
 class Sheet:
     """`name`: of the Markdown file; `lead`: paragraphs of Markdown below the title; `subjects`: what was
-    asked ({name: about}, as encoders); `results`: results.json, and the JSON line; `files`: what else lies
-    beside it; `out`: a folder to write to; `bundle`: to publish beside.
+    asked ({name: about}, as encoders); `results`: results.json, and the JSON line where that has no `line`
+    of its own; `files`: what else lies beside it; `out`: a folder to write to; `bundle`: to publish beside.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Sheet:
     lead: tuple[str, ...]
     sections: tuple[Section, ...]
     results: dict[str, Any]
+    line: dict[str, Any] | None = None
     subjects: Mapping[str, str] = field(default_factory=dict)
     overview: Table | None = None
     pictures: tuple[Picture, ...] = ()
@@ -146,9 +147,9 @@ def _plain(text: str) -> str:
 
 def write(sheet: Sheet) -> dict[str, Any]:
     """Print the sheet, write its folder to `out` and beside the bundle where these are given, and return the
-    results with the addresses, "out" and "published".
+    JSON line with the addresses, "out" and "published".
     """
-    results = dict(sheet.results)
+    results = dict(sheet.results if sheet.line is None else sheet.line)
     print(terminal(sheet), flush=True)
     if sheet.out is None and sheet.bundle is None:
         return results

@@ -11,9 +11,14 @@ import pytest
 from cluster import storage
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus, waveform
-from finetune.embed import embed
+from finetune.commands.embed import Embed, run
 from finetune.encoder import BundleEncoder
+from finetune.reports.sheet import write
 from tests.finetune import tiny
+
+
+def embed(bundle: str, source: str, out: str, **more: Any) -> dict[str, Any]:
+    return write(run(Embed(bundle, source, out, **more)))
 
 
 @pytest.fixture
@@ -111,7 +116,7 @@ def test_a_failing_run_leaves_no_file_and_keeps_the_old_one(bundle: str, tmp_pat
         ({"ppg": np.array([{"a": 1}], dtype=object), "rate": 125}, "cannot be read as plain arrays"),
         ({"ppg": np.zeros((2, 3, 4)), "rate": 125}, "must be .samples,. or .n, samples. numbers"),
         ({"ppg": np.array(["a"]), "rate": 125}, "numbers"),
-        ({"ppg": np.zeros(500), "rate": 0}, "rate 0 is no sampling rate"),
+        ({"ppg": np.zeros(500), "rate": 0}, "rate 0 is not a sampling rate"),
         ({"ppg": np.zeros(500), "rate": 12}, "ppg at 12 Hz cannot hold the encoder's band"),
     ],
 )

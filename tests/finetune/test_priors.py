@@ -10,16 +10,26 @@ import pytest
 from scipy import stats
 
 from cluster.errors import PlethoraError
-from finetune import priors
+from finetune.commands import priors as command
+from finetune.evaluation import priors
 from finetune.evaluation.choose import Windows
 from finetune.reports import priors_report
+from finetune.reports.sheet import write
 from finetune.task import load_task
 from pretrain.recipes.sigma import Masked, MaskedConfig
 
 SMALL: dict[str, Any] = {
-    "window_s": 60, "codebook_size": 8, "max_patches": 30, "conv_channels": 4, "dim": 8, "depth": 1,
-    "heads": 2, "teacher_dim": 8, "teacher_depth": 1, "teacher_heads": 2,
-}  # fmt: skip
+    "window_s": 60,
+    "codebook_size": 8,
+    "max_patches": 30,
+    "conv_channels": 4,
+    "dim": 8,
+    "depth": 1,
+    "heads": 2,
+    "teacher_dim": 8,
+    "teacher_depth": 1,
+    "teacher_heads": 2,
+}
 
 
 def recipe(**changed: Any) -> Masked:
@@ -68,10 +78,10 @@ def test_masks_hide_what_the_recipe_hides() -> None:
 
 def test_the_event_is_the_tasks_own_window_at_the_end() -> None:
     task = load_task("alarm_truth")
-    assert priors._event(task, 30, 2.0).sum() == 5 and priors._event(task, 30, 2.0)[-5:].all()
-    assert priors._event(task, 30, 4.0).sum() == 3
+    assert priors.event_patches(task, 30, 2.0).sum() == 5 and priors.event_patches(task, 30, 2.0)[-5:].all()
+    assert priors.event_patches(task, 30, 4.0).sum() == 3
     whole = task.model_copy(update={"until_s": None, "hop_s": 10.0})
-    assert priors._event(whole, 30, 2.0).all()
+    assert priors.event_patches(whole, 30, 2.0).all()
 
 
 def drawn(shift: float = 0.0, seed: int = 0) -> tuple[priors.Patches, Windows, np.ndarray]:
@@ -89,7 +99,7 @@ def drawn(shift: float = 0.0, seed: int = 0) -> tuple[priors.Patches, Windows, n
 def test_means_and_differences_are_those_of_a_loop_and_a_planted_one_is_found() -> None:
     patches, windows, event = drawn(0.1)
     found = priors.summary(patches, windows, event, ["no", "yes"], 0)
-    rows = {row["name"]: row for row in found["table"]}
+    rows = {row.name: row for row in found.table}
     y = windows.target
     expected = {
         "prior_event": patches.prior[:, 25:].mean(1),
@@ -100,23 +110,23 @@ def test_means_and_differences_are_those_of_a_loop_and_a_planted_one_is_found() 
     }
     for name, value in expected.items():
         for k in (0, 1):
-            assert rows[name]["classes"][k]["value"] == pytest.approx(value[y == k].mean())
-        apart = rows[name]["difference"]
-        assert apart["value"] == pytest.approx(value[y == 1].mean() - value[y == 0].mean())
-        assert apart["low"] <= apart["value"] <= apart["high"]
-    assert rows["prior_event"]["difference"]["low"] > 0 > rows["prior_rest"]["difference"]["low"]
-    assert found["counts"] == {"no": 30, "yes": 30}
-    assert found["quantiles"]["yes"][2] == pytest.approx(np.median(patches.prior[30:, 25:]))
-    told = priors_report.verdicts(found | {"task": {"classes": ["no", "yes"]}})
-    assert "more often than where no" in told[0] and "is higher where yes" in told[-1]
+            assert rows[name].classes[k].value == pytest.approx(value[y == k].mean())
+        apart = rows[name].difference
+        assert apart.value == pytest.approx(value[y == 1].mean() - value[y == 0].mean())
+        assert apart.low <= apart.value <= apart.high
+    assert rows["prior_event"].difference.low > 0 > rows["prior_rest"].difference.low
+    assert found.counts == {"no": 30, "yes": 30}
+    assert found.quantiles["yes"][2] == pytest.approx(np.median(patches.prior[30:, 25:]))
+    said = priors_report.verdicts(found, ("no", "yes"))
+    assert "more often than where no" in said[0] and "is higher where yes" in said[-1]
 
 
 def test_without_a_difference_none_is_claimed() -> None:
     claimed = 0
     for seed in range(20):
         found = priors.summary(*drawn(seed=seed), ["no", "yes"], seed)
-        told = priors_report.verdicts(found | {"task": {"classes": ["no", "yes"]}})
-        claimed += "cannot be told apart" not in told[-1]
+        said = priors_report.verdicts(found, ("no", "yes"))
+        claimed += "cannot be told apart" not in said[-1]
     assert claimed <= 3
 
 
@@ -134,10 +144,11 @@ def test_a_run_writes_table_patches_and_picture(
     ray_session: Any, bundle: str, corpus: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = recipe()
-    monkeypatch.setattr(priors, "_masked", lambda uri: (of, of.modules()))
+    monkeypatch.setattr(command, "open_masked", lambda uri: (of, of.modules()))
     out = tmp_path / "out"
-    results = priors.priors(bundle, corpus, str(out), task, by="sex", draws=4)
-    assert {p.name for p in out.iterdir()} == {"priors.md", "results.json", "patches.parquet", "priors.png"}
+    results = write(command.run(command.Priors(bundle, corpus, str(out), task, by="sex", draws=4)))
+    beside = {"priors.md", "report.html", "results.json", "patches.parquet", "priors.png"}
+    assert {p.name for p in out.iterdir()} == beside
     assert results["event_patches"] == 5 and sum(results["counts"].values()) == results_windows(out)
     table = pq.read_table(out / "patches.parquet").to_pandas()
     last = table[table["event"]].groupby("record")["start_s"]
@@ -153,8 +164,8 @@ def results_windows(out: Path) -> int:
 
 def test_what_cannot_be_shown_is_one_clear_line(bundle: str, corpus: str, task: str, tmp_path: Path) -> None:
     with pytest.raises(PlethoraError, match=r"tiny:Tiny: priors are SIGMA's"):
-        priors.priors(bundle, corpus, str(tmp_path / "out"), task)
+        command.run(command.Priors(bundle, corpus, str(tmp_path / "out"), task))
     with pytest.raises(PlethoraError, match="is regression: priors are told apart in two classes"):
-        priors._widened(load_task("heart_rate"), 60)
+        command.widened(load_task("heart_rate"), 60)
     with pytest.raises(PlethoraError, match=r"ends at 300 s of a record, SIGMA's windows are 400 s"):
-        priors._widened(load_task("alarm_truth"), 400)
+        command.widened(load_task("alarm_truth"), 400)

@@ -190,7 +190,8 @@ def test_after_some_steps_each_rank_is_where_it_would_be_alone_with_its_own_clip
 
 @pytest.fixture(scope="module")
 def finished(ray_session: Any, corpus: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    from finetune.vision import vision as run
+    from finetune.commands.vision import Vision, run
+    from finetune.reports.sheet import write
 
     home = tmp_path_factory.mktemp("runs")
     file = home / "run.toml"
@@ -218,7 +219,7 @@ def finished(ray_session: Any, corpus: str, tmp_path_factory: pytest.TempPathFac
         lr = 1e-2
         """  # noqa: E501
     )
-    return run(str(file)) | {"home": home / "storage", "file": str(file)}
+    return write(run(Vision(run=str(file)))) | {"home": home / "storage", "file": str(file)}
 
 
 def test_each_rank_has_a_bundle_of_its_own_and_the_best_is_the_runs(finished: dict) -> None:

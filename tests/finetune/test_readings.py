@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 
 from datasets.schema import LABELS
-from finetune import assess
-from finetune.evaluation import bloodpressure, choose, groups, people
+from finetune.evaluation import assess, bloodpressure, choose, groups, people
 from finetune.evaluation.readings import reading_names, units
 from finetune.evaluation.table import Options, Outcome, outcome
 from finetune.reports import task_section
@@ -129,7 +128,7 @@ def test_an_adapter_is_judged_reading_by_reading_too() -> None:
     y, who = np.array([100.0, 100, 140, 90]), np.array(list("aaab"))
     record = np.array(["a1", "a1", "a2", "b1"])
     for level in ("reading", "subject", "record"):
-        target, p, subject = assess._pooled(level, y, np.array([1.0, 3, 5, 7]), who, record, record)
+        target, p, subject = assess.pooled(level, y, np.array([1.0, 3, 5, 7]), who, record, record)
         assert (target.tolist(), p.tolist(), subject.tolist()) == ([100, 140, 90], [2, 5, 7], ["a", "a", "b"])
 
 

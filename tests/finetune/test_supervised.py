@@ -199,7 +199,8 @@ def test_weights_are_those_that_train_and_they_have_moved(found: dict) -> None:
 
 @pytest.fixture(scope="module")
 def finished(ray_session: Any, corpus: str, bundle: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    from finetune.vision import vision as run
+    from finetune.commands.vision import Vision, run
+    from finetune.reports.sheet import write
 
     home = tmp_path_factory.mktemp("runs")
     file = home / "run.toml"
@@ -223,7 +224,8 @@ def finished(ray_session: Any, corpus: str, bundle: str, tmp_path_factory: pytes
         lr = 1e-2
         """
     )
-    return run(str(file), out=str(home / "out")) | {"home": home, "file": str(file)}
+    results = write(run(Vision(run=str(file), out=str(home / "out"))))
+    return results | {"home": home, "file": str(file)}
 
 
 def test_a_run_publishes_a_small_adapter_that_verifies_and_names_its_base(
@@ -307,9 +309,10 @@ def test_a_windows_target_is_the_same_whichever_other_windows_are_asked_for(fini
 
 
 def test_an_adapter_is_judged_on_another_corpus_as_it_is(finished: dict, paired_corpus: str) -> None:
-    from finetune.vision import transfer
+    from finetune.commands.vision import Vision, run
+    from finetune.reports.sheet import write
 
-    found = transfer(finished["bundle"], paired_corpus)
+    found = write(run(Vision(transfer=finished["bundle"], corpus=paired_corpus)))
     (task,) = found["tasks"]
     assert task["counts"]["subjects"] > 3 and Path(found["published"]).is_dir()
     rows = {row["name"]: row["metrics"]["mae"]["value"] for row in task["rows"]}
@@ -321,7 +324,8 @@ def test_a_merged_bundle_predicts_in_onnx_what_the_adapter_does(tmp_path: Path) 
     import onnxruntime
 
     from cluster import bundle as bundles
-    from finetune.vision import merge
+    from finetune.commands.vision import Vision, run
+    from finetune.reports.sheet import write
     from pretrain.publish import write_bundle
     from tests.finetune.tiny import lineage
 
@@ -332,14 +336,12 @@ def test_a_merged_bundle_predicts_in_onnx_what_the_adapter_does(tmp_path: Path) 
             if "lora_B" in name:
                 p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) / 4)
     method = recipe.config.model_dump(mode="json")
-    run = {"recipe": "finetune.supervised:Vision", "method": method, "seed": 1, "name": "v", "split": {}}
+    about = {"recipe": "finetune.supervised:Vision", "method": method, "seed": 1, "name": "v", "split": {}}
     state = {"net": {k: v for k, v in net.state_dict().items() if "lora_" in k or ".vit." not in k}}
     metrics: dict[str, Any] = {"first": {}, "last": {}, "history": []}
-    write_bundle(
-        str(tmp_path / "run" / "bundle"), recipe.encoder({"net": net}), state, {"net": 1}, run, lineage(),
-        metrics, {},
-    )  # fmt: skip
-    merged = merge(str(tmp_path / "run" / "bundle"), str(tmp_path / "merged"))
+    uri, encoder = str(tmp_path / "run" / "bundle"), recipe.encoder({"net": net})
+    write_bundle(uri, encoder, state, {"net": 1}, about, lineage(), metrics, {})
+    merged = write(run(Vision(merge=uri, out=str(tmp_path / "merged"))))
     assert merged["columns"] == ["heart_rate"] and bundles.verify(merged["bundle"])["kind"] == "encoder"
     x = batch(0)["ppg"].numpy()
     session = onnxruntime.InferenceSession(str(tmp_path / "merged" / "ppg.onnx"))
