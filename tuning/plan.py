@@ -124,6 +124,11 @@ def _check_runs(plan: Plan) -> None:
 
     search = plan.search
     base = _tried(plan, {}, plan.path)
+    if base.recipe == "finetune.ranks:Ranks":
+        raise PlethoraError(
+            f"{plan.path}: recipe = {base.recipe!r} trained several LoRA ranks at once and was removed: use "
+            "finetune.supervised:Vision, and vary method.lora.r in [space]"
+        )
     if not base.validate_every:
         raise PlethoraError(
             f"{plan.path}: validate_every = 0, so the objective is never measured: set it above 0"

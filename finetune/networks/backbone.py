@@ -122,26 +122,18 @@ class VisionNet(nn.Module):
 
     targets: {name: columns} in their order (1 for a number or a yes/no, k for k classes); a head each, on one
     backbone. Initial weights are a pure function of config, targets and seed. Parameters that do not train
-    have requires_grad False. `beside`: a network of the same backbone and seed, without adapters: its
-    backbone is shared. PlethoraError: unknown backbone, weights that cannot be had, images that are too small
-    or too large.
+    have requires_grad False. PlethoraError: unknown backbone, weights that cannot be had, images that are too
+    small or too large.
     """
 
-    def __init__(
-        self, config: VisionConfig, targets: Mapping[str, int], seed: int, beside: VisionNet | None = None
-    ) -> None:
+    def __init__(self, config: VisionConfig, targets: Mapping[str, int], seed: int) -> None:
         super().__init__()
         if not targets or min(targets.values()) < 1:
             raise PlethoraError("a network needs at least one target, each of at least one column")
         self.config, self.targets = config, dict(targets)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if beside is None:
-                self.backbone = Backbone(config.backbone, seed)
-                self.drawn = torch.get_rng_state()  # where those who share the backbone go on drawing
-            else:
-                self.backbone, self.drawn = beside.backbone, beside.drawn
-                torch.set_rng_state(self.drawn)
+            self.backbone = Backbone(config.backbone, seed)
             self.sizes = self._sizes()
             dim = self.backbone.dim
             self.pool = AttentionPool(dim)

@@ -87,16 +87,6 @@ def add(vit: nn.Module, c: LoRAConfig) -> int:
     return sum(p.numel() for p in found.values())
 
 
-def take_out(vit: nn.Module) -> None:
-    """Takes the adapters out again, in place, unmerged. Layers that "paper" split stay split."""
-    from peft.tuners.lora import Linear
-
-    for name, module in list(vit.named_modules()):
-        if isinstance(module, Linear):
-            replace(vit, name, module.get_base_layer())
-    del vit.peft_config
-
-
 def merge(vit: nn.Module) -> None:
     """Adds the adapters to the weights they adapt and takes them out, in place: timm's own names and shapes
     again, the same function (in eval mode)."""

@@ -29,7 +29,6 @@ class Form:
     full: tuple[tuple[str, ...], ...]
 
 
-SMALL = ("--backbone", "vit_small_patch16_dinov3")
 ALL = {
     "ingest": Form((("--quick",),), ((),)),
     "stream": Form((("--quick",),), ((), ("--paired",))),
@@ -41,7 +40,6 @@ ALL = {
     "start": Form((("--rounds", "1"),), (("--rounds", "3"), ("--rounds", "3", "--workers", "2"))),
     "imaging": Form((("--seconds", "2"),), ((),)),
     "evaluate": Form(((),), ((),)),
-    "lora_ranks": Form(((*SMALL, "--rounds", "1"),), (("--rounds", "3"),)),
 }
 if shutil.which("nvidia-smi"):
     ALL["gpu"] = Form((("--nets", "pro", "--rounds", "1"),), ((),))
