@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -17,7 +18,13 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGES = ("cluster", "datasets", "pretrain", "finetune", "tuning", "infra", "tests", "docs", ".ci")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TO_WRITE = {  # what the guides let their readers write
+    "pretrain/recipes/hidden.py",
+    "datasets/readers/pulse.py",
+    "tests/datasets/test_pulse.py",
+    "finetune/tasks/af_strip.toml",
+}
 BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -70,9 +77,9 @@ def test_every_file_that_a_page_names_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [page.parent / link for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)]
     starts = "|".join(re.escape(name) for name in PACKAGES)
-    # a path of the tree with at least one slash; `pretrain/recipes/hidden.py` is the reader's to write
+    # a path of the tree with at least one slash
     named = re.findall(rf"(?<![\w/.<>-])((?:{starts})/[\w./-]*)", text)
-    paths = [ROOT / name.rstrip(".") for name in named if name != "pretrain/recipes/hidden.py"]
+    paths = [ROOT / name.rstrip(".") for name in named if name not in TO_WRITE]
     missing = [str(path.relative_to(ROOT)) for path in [*links, *paths] if not path.exists()]
     assert not missing, f"{page.name} names {missing}"
 
@@ -136,26 +143,33 @@ def hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Any]:
     return build(run.recipe, run.method, run.seed), run
 
 
-def test_the_recipe_of_the_recipe_page_learns(hidden) -> None:
-    import torch
+ANOTHER_BAND = """
+from hidden import *
 
-    recipe, run = hidden
-    spec, modules = recipe.windows(), recipe.modules()
-    optimizer = torch.optim.AdamW(modules["net"].parameters(), lr=run.optim.lr)
-    samples = round(spec.window_s * spec.signals[0].rate)
-    draw = torch.Generator().manual_seed(0)
-    batch = {"ppg": torch.randn(16, 1, samples, generator=draw).cumsum(-1), "window": torch.arange(16)}
+class AnotherBand(Hidden):
+    def encoder(self, modules):
+        found = super().encoder(modules)
+        found.preprocessing["ppg"]["band"] = [0.5, 4.0]
+        return found
+"""
 
-    losses = []
-    for step in range(20):
-        result = recipe.losses(modules, recipe.frozen(), batch | {"step": torch.full((16,), step)}, step)
-        assert result.losses.keys() == modules.keys()
-        optimizer.zero_grad()
-        result.losses["net"].backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in modules["net"].parameters())
-        optimizer.step()
-        losses.append(result.losses["net"].item())
-    assert losses[-1] < 0.8 * losses[0]
+
+def test_the_recipe_of_the_recipe_page_keeps_the_contract_and_one_with_another_band_fails_it(tmp_path: Path):
+    (code,) = fenced("docs/adding_a_recipe.md", "python")
+    (tmp_path / "hidden.py").write_text(code, encoding="utf-8")
+    (tmp_path / "another.py").write_text(ANOTHER_BAND, encoding="utf-8")
+    file = "tests/pretrain/test_recipe_contract.py"
+    words = ["--recipe", "hidden:Hidden", "--recipe", "another:AnotherBand", "--method", "dim=16", "-rA"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", file, *words, "-p", "no:cacheprovider"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    failed = re.findall(r"^FAILED \S+::(\S+)", done.stdout, re.M)
+    name = "test_what_is_published_describes_the_windows_that_were_trained_on"
+    assert failed == [f"{name}[another:AnotherBand]"], done.stdout[-3000:] + done.stderr[-1000:]
+    assert "ppg: band is (0.5, 4.0), in training (0.5, 8.0)" in done.stdout
+    assert len(re.findall(r"^PASSED .*hidden:Hidden", done.stdout, re.M)) > 15
 
 
 def test_the_code_of_the_readme_runs_what_the_recipe_page_publishes(hidden, tmp_path: Path) -> None:
@@ -178,3 +192,14 @@ def test_the_code_of_the_readme_runs_what_the_recipe_page_publishes(hidden, tmp_
     x = prepare(names["raw"][None, None], names["rate"], recipe.windows().signals[0])
     with torch.no_grad():
         np.testing.assert_allclose(names["vector"], mode.module(torch.from_numpy(x)), atol=TOLERANCE)
+
+
+def test_the_citation_names_the_version_and_the_licence_of_the_project() -> None:
+    import tomllib
+
+    import yaml
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert not {"doi", "url", "repository-code"} & set(cited)  # until there is one
