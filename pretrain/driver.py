@@ -38,9 +38,11 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
         )
     now = fingerprint.of(run, recipe)
     if storage.exists(storage.join(bundle, "_COMPLETE")):
-        if (before := began_as(run)) is not None:
-            fingerprint.compare(run.name, before, now, lengthen=False)
+        before = began_as(run)
+        found = None if before is None else fingerprint.compare(run.name, before, now, lengthen=False)
         say(f"run {run.name} is complete")
+        if found and found.changed:
+            say(f"run {run.name} trains no more, so this has no effect: {found}")
         metrics = storage.read_json(storage.join(bundle, "metrics.json"))
         return {"bundle": bundle, "metrics": metrics["last"], "resumed_from": None}
     with owner.owned(home) as token:
@@ -54,19 +56,21 @@ def _owned(
     home = storage.join(run.storage, run.name)
     bundle = storage.join(home, "bundle")
     before = began_as(run) if checkpoint.begun(home) else None
-    longer = before is not None and fingerprint.compare(run.name, before, now)
+    resumed = None if before is None else fingerprint.compare(run.name, before, now)
     for line in checkpoint.mend(home):
         say(f"run {run.name}: {line}")
     start = checkpoint.committed(home) or 0
     for name in checkpoint.collect(home):
         say(f"run {run.name}: removed {name}, which was never committed")
+    if resumed and resumed.changed:
+        say(f"run {run.name} goes on with changes after step {start}: {resumed}")
 
     asked = run.resources
     workers = run.fewest if asked.gpu else run.most
     with session.session(workers, run.stream.count, asked.gpu, asked.cpu, run.fewest) as ray:
         session.require_labels(ray, run.stream.on, run.fewest * run.stream.count)
         data = open_data(run, recipe)
-        if longer and before is not None:
+        if resumed and resumed.longer and before is not None:
             say(lengthened(run, data, before, now, start))
         if before is None and start and not same_so_far(run, data, start):
             raise PlethoraError(

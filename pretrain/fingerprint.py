@@ -1,7 +1,8 @@
 """What a run trains, key by key: written with the run when it begins, compared each time it goes on.
 
-What decides which windows come in which order, and what the checkpoints hold, is in it. How many workers
-train, how a step is cut into micro-batches, learning rates and what is logged are not: those may change.
+What decides which windows come in which order, what the checkpoints hold, and how a step updates the weights
+is in it. Most of it may not change. Some of it may, and is said: `MAY_CHANGE`. What is not in it (how many
+workers train, who reads, what is logged) may change in silence.
 """
 
 import json
@@ -18,12 +19,18 @@ from datasets.schema import open_corpus
 from datasets.split import Split
 from datasets.windows import WindowSpec
 from pretrain import recipe as recipes
-from pretrain.config import RunConfig
+from pretrain.config import Engine, Optim, RunConfig, Select
 from pretrain.lineage import parents
 from pretrain.recipe import Recipe
 
 FILE = "plan.json"
 _MOST = 3  # changes that one line names
+# Takes effect from the next step on. Not betas, eps, weight decay and clip: a checkpoint brings back its own
+# (torch's load_state_dict and DeepSpeed's load_checkpoint do), so that new ones would be ignored.
+MAY_CHANGE = re.compile(
+    r"optim(_of\..+)?\.(lr|lr_reference_batch|min_lr|warmup_epochs|warmup_steps|schedule)"
+    r"|engine\.(precision|offload)|micro_batch|select\.patience"
+)
 
 
 class Corpus(Config):
@@ -44,26 +51,15 @@ class Order(Config):
     mixed: int
 
 
-class Shards(Config):
-    """Of [engine]: how a checkpoint is laid out."""
-
-    zero_stage: int
-
-
-class Figure(Config):
-    """Of [select]: what the best weights in a checkpoint are the best by."""
-
-    metric: str
-
-
 class Fingerprint(Config):
-    """Field by field, and named as in a run file, what a run may not change under way."""
+    """Field by field, and named as in a run file, what a run may not change under way, or not unsaid."""
 
     plan: int  # version of the plan's order
     recipe: str
     method: dict[str, Any]  # whole, with defaults; what names a bundle or weights: the hash of those
     seed: int
     batch: int
+    micro_batch: int | None
     steps: int | None
     epochs: float | None
     epoch_windows: int | None
@@ -71,8 +67,10 @@ class Fingerprint(Config):
     split: Split
     windows: WindowSpec
     stream: Order
-    engine: Shards
-    select: Figure
+    optim: Optim
+    optim_of: dict[str, Optim]  # whole, of each module that has overrides
+    engine: Engine
+    select: Select
 
     @property
     def length(self) -> str:
@@ -104,6 +102,7 @@ def of(run: RunConfig, recipe: Recipe) -> Fingerprint:
         method=_put(method, hashes),
         seed=run.seed,
         batch=run.batch,
+        micro_batch=run.micro_batch,
         steps=run.steps,
         epochs=run.epochs,
         epoch_windows=run.epoch_windows,
@@ -111,8 +110,10 @@ def of(run: RunConfig, recipe: Recipe) -> Fingerprint:
         split=run.split,
         windows=recipe.windows(),
         stream=Order(lanes=run.stream.lanes, mixed=run.stream.mixed),
-        engine=Shards(zero_stage=run.engine.zero_stage),
-        select=Figure(metric=run.select.metric),
+        optim=run.optim,
+        optim_of={module: run.optim_for(module) for module in run.optim_of},
+        engine=run.engine,
+        select=run.select,
     )
 
 
@@ -127,7 +128,15 @@ def _put(value: Any, hashes: dict[str, str]) -> Any:
 def read(home: str) -> Fingerprint | None:
     """What the run at `home` began with; None where that was never written."""
     where = storage.join(home, FILE)
-    return validate(Fingerprint, storage.read_json(where), where) if storage.exists(where) else None
+    if not storage.exists(where):
+        return None
+    told = storage.read_json(where)
+    if "optim" not in told:
+        raise PlethoraError(
+            f"{where} is of an older Plethora, which did not keep the optimizer's settings: go on with that "
+            "one, or give another name"
+        )
+    return validate(Fingerprint, told, where)
 
 
 def write(home: str, found: Fingerprint) -> None:
@@ -138,7 +147,8 @@ def write(home: str, found: Fingerprint) -> None:
 def changes(before: Fingerprint, now: Fingerprint) -> list[Change]:
     """Every key that differs, in the order of the fields."""
     found = []
-    old, new = (_flat("", p.model_dump(mode="json", exclude={"corpus"})) for p in (before, now))
+    modules = list(dict.fromkeys([*before.optim_of, *now.optim_of]))
+    old, new = (_flat("", _told(p, modules)) for p in (before, now))
     for key in [*old, *(key for key in new if key not in old)]:
         if old.get(key) != new.get(key):
             found.append(Change(key, *(json.dumps(p.get(key), ensure_ascii=False) for p in (old, new))))
@@ -148,20 +158,39 @@ def changes(before: Fingerprint, now: Fingerprint) -> list[Change]:
     return found
 
 
+def _told(found: Fingerprint, modules: list[str]) -> dict[str, Any]:
+    """All but corpora, with the optimizer of each of `modules`, whether it has overrides or not."""
+    each = {module: found.optim_of.get(module, found.optim) for module in modules}
+    return found.model_copy(update={"optim_of": each}).model_dump(mode="json", exclude={"corpus"})
+
+
 def _flat(at: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {at: value}
     return {k: v for name, inner in value.items() for k, v in _flat(f"{at}.{name}".strip("."), inner).items()}
 
 
-def compare(name: str, before: Fingerprint, now: Fingerprint, lengthen: bool = True) -> bool:
-    """Whether run `name` is to be longer than it was (`lengthen`: may be). PlethoraError: it is to be another
-    run, told by its keys.
+@dataclass(frozen=True)
+class Resumption:
+    """How a run goes on: whether it is to be longer than it was, and which of `MAY_CHANGE` changed."""
+
+    longer: bool
+    changed: list[Change]
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.changed))
+
+
+def compare(name: str, before: Fingerprint, now: Fingerprint, lengthen: bool = True) -> Resumption:
+    """How run `name` goes on (`lengthen`: may be longer). PlethoraError: it is to be another run, told by its
+    keys.
     """
     found = changes(before, now)
+    changed = [change for change in found if MAY_CHANGE.fullmatch(change.key)]
+    found = [change for change in found if change not in changed]
     longer = lengthen and len(found) == 1 and _longer(before, now)
     if not found or longer:
-        return longer
+        return Resumption(longer, changed)
     told = "; ".join(str(change) for change in found[:_MOST])
     more = f"; and {len(found) - _MOST} more" if len(found) > _MOST else ""
     other = ", with the Plethora that began it" if found[0].key == "plan" else ""

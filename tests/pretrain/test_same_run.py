@@ -110,6 +110,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
         ({"steps": 10}, "steps was 12, is 10"),
         ({"steps": None, "epochs": 2.0}, "steps was 12, is null; epochs was null, is 2.0"),
         ({"engine": {"zero_stage": 1}}, "engine.zero_stage was 0, is 1"),
+        ({"optim": {"weight_decay": 0.1}}, "optim.weight_decay was 0.05, is 0.1"),
         ({"recipe": "tests.pretrain.toy:Toy", "method": {}}, "recipe was .*Paused.*, is .*Toy"),
     ],
 )
@@ -150,9 +151,14 @@ def test_a_bundle_replaced_under_the_same_path_is_refused(
         fingerprint.compare("x", before, now)
 
 
-def test_a_complete_run_is_not_taken_for_another_one(whole: dict, stopped: RunConfig, home: Path) -> None:
+def test_a_complete_run_is_not_taken_for_another_one(
+    whole: dict, stopped: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     one = other(stopped, name="whole")
-    assert driver.launch(one, resume=True)["bundle"] == whole["bundle"]
+    faster = other(one, optim={"lr": 1e-3})
+    assert driver.launch(faster, resume=True)["bundle"] == whole["bundle"]
+    said = "run whole trains no more, so this has no effect: optim.lr was 0.0001, is 0.001"
+    assert said in capsys.readouterr().err
     for more, says in [
         ({"recipe": "tests.pretrain.toy:Toy", "method": {}}, "recipe"),
         ({"steps": 24}, "steps"),
@@ -162,11 +168,14 @@ def test_a_complete_run_is_not_taken_for_another_one(whole: dict, stopped: RunCo
 
 
 @pytest.mark.slow
-def test_what_leaves_the_plan_alone_may_change(stopped: RunConfig, whole: dict, home: Path) -> None:
+def test_what_leaves_the_plan_alone_may_change(
+    stopped: RunConfig, whole: dict, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, _ = copied(home, stopped, "free")
     more: dict[str, Any] = {"micro_batch": 4, "log_every": 1, "max_failures": 1, "keep_checkpoints": 3}
     with mended(home):
         result = driver.launch(other(one, **more), resume=True)
+    assert "goes on with changes after step 9: micro_batch was null, is 4\n" in capsys.readouterr().err
     assert result["resumed_from"] == 9
     assert (
         bundle.open(result["bundle"]).lineage["windows_seen"]
@@ -184,6 +193,19 @@ def test_a_run_grows_where_its_steps_are_the_same_and_says_so(
     assert result["resumed_from"] == 9 and result["steps"] == 15
     assert sum(bundle.open(result["bundle"]).lineage["windows_seen"].values()) == 15 * 8
     assert fingerprint.read(str(folder)).steps == 15  # type: ignore[union-attr]
+
+
+def test_a_rate_that_changed_is_told_and_takes_effect(
+    stopped: RunConfig, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, folder = copied(home, stopped, "slower")
+    with mended(home):
+        driver.launch(other(one, optim={"lr": 1e-5, "schedule": "constant"}, log_every=1), resume=True)
+    assert "with changes after step 9: optim.lr was 0.0001, is 1e-05; optim.sched" in capsys.readouterr().err
+    lines = (folder / "telemetry" / "metrics.jsonl").read_text().splitlines()
+    rates = {each["step"]: each["lr/net"] for each in map(json.loads, lines) if "lr/net" in each}
+    assert [rates[step] for step in (10, 11, 12)] == [1e-5] * 3
+    assert fingerprint.read(str(folder)).optim.lr == 1e-5  # type: ignore[union-attr]
 
 
 def test_a_run_of_before_there_were_plans_is_refused_where_its_windows_were_others(
