@@ -245,7 +245,9 @@ def sizes(uri: str | Path) -> dict[str, int]:
 
 
 def delete(uri: str | Path) -> None:
-    """Delete a file, or a folder with all that it holds; no error when there is none."""
+    """Delete a file, or a folder with all that it holds; no error when there is none, or when another process
+    deletes or writes there at the same time.
+    """
     text = normalise(uri)
     if text in ("/", os.path.expanduser("~")) or (is_remote(text) and not s3.split(text)[1]):
         raise PlethoraError(f"{text}: refusing to delete all of it: name a folder inside it")
@@ -255,10 +257,15 @@ def delete(uri: str | Path) -> None:
         s3.abort_uploads(text)
         return
     with clear_errors(text):
-        if os.path.isdir(text) and not os.path.islink(text):
-            shutil.rmtree(text)
-        else:
+        if not os.path.isdir(text) or os.path.islink(text):
             Path(text).unlink(missing_ok=True)
+            return
+        while os.path.isdir(text):
+            try:
+                shutil.rmtree(text)
+            except OSError as error:  # something in it went, or came, meanwhile
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    raise
 
 
 def download(uri: str | Path, local_dir: str | Path) -> None:

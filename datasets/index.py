@@ -200,6 +200,10 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
     hop = spec.hop_s or spec.window_s
     home = storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}-v{VERSION}") if cache else ""
     if home and storage.exists(storage.join(home, MARK)):
+        if storage.listing(f"{home}-parts"):
+            # Of a build that was killed after it published. One that lives needs them no more: it opens what
+            # is published once it lacks a part.
+            storage.delete(f"{home}-parts")
         return Index(corpus, spec, catalogue.opened(home, hop))
     with scratch("index") as temporary:
         where = f"{home}-parts" if home else f"{temporary}/parts"

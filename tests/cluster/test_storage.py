@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -78,6 +80,23 @@ def test_deleting_what_is_not_there_is_no_error_and_deleting_everything_is_refus
     top = "s3://plethora" if storage.is_remote(root) else "/"
     with pytest.raises(PlethoraError, match="refusing to delete all"):
         storage.delete(top)
+
+
+def test_deleting_a_folder_ends_also_where_others_delete_or_write_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "a").touch()
+    remove, met = shutil.rmtree, [errno.ENOTEMPTY, errno.ENOENT]
+
+    def busy(path: str) -> None:
+        if met:
+            raise OSError(met.pop(), "another process was at work")
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    storage.delete(tmp_path / "parts")
+    assert not (tmp_path / "parts").exists() and not met
 
 
 def test_a_missing_file_is_one_line_that_names_it(root: str) -> None:

@@ -5,13 +5,11 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,9 +56,8 @@ def here(corpus: Corpus, spec: WindowSpec, wanted: list[int]) -> Iterator[tuple[
         yield made["part"][0].as_py(), made["data"][0].as_py()
 
 
-@pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Index without Ray; the parts that were judged."""
+def judging(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have parts judged without Ray; the numbers of those that were."""
     found: list[int] = []
 
     def told(corpus: Corpus, spec: WindowSpec, wanted: list[int]) -> Iterator[tuple[int, bytes]]:
@@ -69,6 +66,11 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(index, "_judged", told)
     return found
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    return judging(monkeypatch)
 
 
 def test_the_files_say_what_was_judged(corpus: Corpus, judged: list[int], tmp_path: Path) -> None:
@@ -97,61 +99,6 @@ def test_the_files_say_what_was_judged(corpus: Corpus, judged: list[int], tmp_pa
     (folder,) = (tmp_path / "cache").iterdir()
     assert sorted(f.name for f in folder.iterdir()) == ["index.json", "rows.arrow", "windows.arrow"]
     assert folder.name == f"{corpus.hash[:16]}-{SPEC.hash}-v3"
-
-
-def test_a_killed_build_judges_only_what_is_left(corpus: Corpus, judged: list[int], tmp_path: Path) -> None:
-    """Killed as by `kill -9` while it writes its fourth part."""
-    cache = str(tmp_path / "cache")
-    program = f"""
-import os, signal
-from cluster import storage
-from datasets import index
-from datasets.schema import open_corpus
-from tests.datasets.test_index_files import SPEC, here
-index._judged = here
-write, written = storage.write_bytes, []
-def dying(uri, data):
-    written.append(uri)
-    if len(written) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(uri, data)
-storage.write_bytes = dying
-index.build(open_corpus({corpus.uri!r}), SPEC, {cache!r})
-"""
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT)
-    assert ended.returncode == -signal.SIGKILL
-    found = index.build(corpus, SPEC, cache)
-    assert judged == [3, 4, 5]
-    assert found.table.equals(index.build(corpus, SPEC).table)
-    assert len(list(Path(cache).iterdir())) == 1  # the parts are gone
-
-
-def test_a_build_that_was_killed_while_it_published_judges_nothing_again(
-    corpus: Corpus, judged: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dying(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(storage, "publish", dying)
-        index.build(corpus, SPEC, str(tmp_path / "cache"))
-    judged.clear()
-    assert index.build(corpus, SPEC, str(tmp_path / "cache")).windows == 72 and not judged
-
-
-def test_a_second_builder_that_was_first_does_not_harm(
-    corpus: Corpus, judged: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache, once = str(tmp_path / "cache"), index._judged
-
-    def overtaken(*what: Any) -> Iterator[tuple[int, bytes]]:
-        yield from here(*what)
-        monkeypatch.setattr(index, "_judged", once)
-        index.build(corpus, SPEC, cache)
-
-    monkeypatch.setattr(index, "_judged", overtaken)
-    assert index.build(corpus, SPEC, cache).windows == 72
-    assert len(list(Path(cache).iterdir())) == 1
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove", "mark"])
