@@ -124,6 +124,14 @@ class Catalogue:
         """(codes,) int64: the first half of each subject's name."""
         return np.array([int(s[:16], 16) for s in self.subjects], np.uint64).view(np.int64)
 
+    def part(self, a: int, b: int) -> "Catalogue":
+        """The windows of row groups [a, b), counted from 0; not copied."""
+        low, high = self.edges[[a, b]].tolist()
+        begin, end = self.begin(self.edges[[a, b]]).tolist()
+        at, runs = RUNS.get_field_index("first"), self.runs.slice(low, high - low)
+        runs = runs.set_column(at, RUNS.field(at), pa.array(runs.column(at).to_numpy() - begin))
+        return Catalogue(runs, self.windows.slice(begin, end - begin), self.hop_s)
+
     def stretches(self) -> Iterator[tuple[int, int]]:
         """[a, b) of row groups, one after the other, that hold about `CHUNK` windows together."""
         begin = self.begin(self.edges)

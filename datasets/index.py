@@ -58,6 +58,14 @@ class Index:
         """All windows, as `judge.schema`, strings as dictionaries: some 50 bytes a window, for evaluation."""
         return self.given if isinstance(self.given, pa.Table) else catalogue.to_table(self.given, self.spec)
 
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows of `table`, about `catalogue.CHUNK` at a time: the whole of it is never in memory."""
+        if isinstance(self.given, pa.Table) or not len(self.given):
+            yield self.table
+            return
+        for a, b in self.given.stretches():
+            yield catalogue.to_table(self.given.part(a, b), self.spec)
+
     @cached_property
     def kept(self) -> Catalogue:
         """All windows, as few bytes."""

@@ -202,7 +202,10 @@ def open_data(run: RunConfig, recipe: Recipe) -> Data:
         there = [prepared.open_prepared(where_prepared(run, recipe, found), found) for found in indexes]
     if not isinstance(recipe, Labelled):
         return Data(run, spec, indexes, prepared=there)
-    targets = [np.asarray(recipe.targets(found.corpus, found.table), np.float32) for found in indexes]
+    targets = []
+    for found in indexes:
+        each = [np.asarray(recipe.targets(found.corpus, table), np.float32) for table in found.tables()]
+        targets.append(np.concatenate(each))
     data = Data(run, spec, indexes, targets, there)
     recipe.told(data.targets_of("train"))
     return data

@@ -142,7 +142,9 @@ class Labelled(Protocol):
     """
 
     def targets(self, corpus: Corpus, table: pa.Table) -> np.ndarray:
-        """(n, k) of the n rows of an index's table, NaN where unknown: a pure function of both."""
+        """(n, k) of n rows of an index's table, NaN where unknown: each a pure function of its row and the
+        corpus.
+        """
         ...
 
     def told(self, targets: np.ndarray) -> None:

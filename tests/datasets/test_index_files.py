@@ -327,15 +327,22 @@ def test_made_by_hand_or_out_of_parts_an_index_is_the_table_it_was_made_of(
 @given(st.integers(0, 2**32), st.integers(1, 40))
 def test_what_is_looked_at_in_one_go_changes_nothing(seed: int, chunk: int) -> None:
     one = Index(Plain(), TWO, drawn(seed))
+    with tempfile.TemporaryDirectory() as folder:
+        built = merged(one.table, Path(folder), 4)
     whole = one.shelf("train", HALVES)
     ledger = lambda ids: expected(Plan((Source(np.diff(whole.starts), ids),), 3, 4, 7, lanes=2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "CHUNK", chunk)
         patch.setattr(catalogue, "CHUNK", chunk)
+        tables = list(built.tables())
         shelf = one.shelf("train", HALVES)
         assert shelf.starts.tolist() == whole.starts.tolist() and shelf.subjects() == whole.subjects()
         if len(shelf):
             lazy = ledger(shelf.source(1.0).ids)
+    assert pa.concat_tables([table.cast(schema(TWO)) for table in tables]).equals(one.table)
+    for table in tables:  # no more than was asked for, but a row group is whole
+        groups = set(zip(table["shard"].to_pylist(), table["group"].to_pylist(), strict=True))
+        assert len(table) <= chunk or len(groups) == 1
     if len(whole):
         assert lazy == ledger(one.ids(one.select("train", HALVES)))
 

@@ -290,6 +290,22 @@ def test_windows_without_a_label_are_in_no_part_and_targets_reach_the_batch_by_w
     assert data.validation(0, 1)["target"].shape[1] == 1
 
 
+def test_a_windows_target_is_the_same_whichever_other_windows_are_asked_for(finished: dict) -> None:
+    from cluster import config
+    from pretrain.config import RunConfig
+    from pretrain.data import open_data
+    from pretrain.recipe import build
+
+    run = config.load(finished["file"], RunConfig)
+    recipe = build(run.recipe, run.method, run.seed)
+    (found,) = open_data(run, recipe).indexes
+    parts = [found.table.slice(low, 7) for low in range(0, found.windows, 7)]
+    whole = recipe.targets(found.corpus, found.table)
+    assert len(parts) > 3 and np.isfinite(whole).any()
+    each = [recipe.targets(found.corpus, part) for part in parts]
+    np.testing.assert_array_equal(np.concatenate(each), whole)
+
+
 def test_an_adapter_is_judged_on_another_corpus_as_it_is(finished: dict, paired_corpus: str) -> None:
     from finetune.vision import transfer
 

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets import index
+from datasets import catalogue, index
 from datasets.schema import Corpus, open_corpus
 from datasets.split import Split
 from datasets.windows import Signal, WindowSpec
 from pretrain.config import RunConfig
-from pretrain.data import Data, _turn
+from pretrain.data import Data, _turn, open_data
 from tests.datasets.test_index_files import here
 from tests.datasets.test_stream import SPEC, write_corpus
+from tests.pretrain.toy import Toy, ToyConfig
 
 
 def test_each_subject_comes_once_before_any_comes_again() -> None:
@@ -79,3 +80,31 @@ def test_validation_reads_each_row_group_once_and_gives_the_windows_as_if_read_a
         assert len(given["window"]) > len(places) > 2
         assert given["ppg"].tobytes() == b"".join(one_by_one[w].tobytes() for w in given["window"].tolist())
         assert sorted(reads) == sorted(places)  # threads read ahead, so that one may be first
+
+
+class Timed(Toy):
+    """Learns when a window begins."""
+
+    def __init__(self) -> None:
+        super().__init__(ToyConfig(), 0)
+        self.asked: list[int] = []
+
+    def targets(self, corpus: Corpus, table: Any) -> np.ndarray:
+        self.asked.append(len(table))
+        return table["start_s"].to_numpy()[:, None]
+
+    def told(self, targets: np.ndarray) -> None:
+        pass
+
+
+def test_targets_are_found_some_row_groups_at_a_time_and_the_whole_table_is_never_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_judged", here)
+    monkeypatch.setattr(catalogue, "CHUNK", 25)
+    settings = {"recipe": "tests.pretrain.toy:Toy", "name": "x", "steps": 1, "batch": 12}
+    settings |= {"corpus": write_corpus(tmp_path / "a"), "storage": str(tmp_path)}
+    data = open_data(RunConfig.model_validate(settings), recipe := Timed())
+    assert data.targets is not None and recipe.asked == [24, 24, 24]  # 12 windows a row group
+    assert "table" not in vars(data.indexes[0]) and data.targets[0].dtype == np.float32
+    np.testing.assert_array_equal(data.targets[0][:, 0], data.indexes[0].table["start_s"])
