@@ -138,7 +138,8 @@ class Plan:
     """`steps` optimizer steps of `batch` windows over `world` workers, from step `start` on.
 
     `lanes` (a power of two) is a run's setting and never the world's: row groups that are read at a time, of
-    all workers together. `mixed`: row groups whose windows a lane mixes.
+    all workers together. `mixed`: row groups whose windows a lane mixes. `first_rows`: windows of a block
+    within the first step, whose blocks are small so that it comes early (0: as many as in others).
     """
 
     sources: tuple[Source, ...]
@@ -150,7 +151,7 @@ class Plan:
     lanes: int = LANES
     mixed: int = MIXED
     window_bytes: int = 4
-    soon: int = 0
+    first_rows: int = 0
     _orders: dict[str, _Last] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -195,7 +196,7 @@ class Plan:
     def count(self) -> int:
         """Blocks of a worker, from `start` on."""
         rest = (self.steps - self.start) * self.share
-        return 0 if rest <= 0 else self._soon_blocks - (-(rest - self.share) // self.block_rows)
+        return 0 if rest <= 0 else self._first_blocks - (-(rest - self.share) // self.block_rows)
 
     def block(self, rank: int, number: int) -> Block:
         """Block `number`, from 0, of a worker."""
@@ -208,17 +209,17 @@ class Plan:
                 yield self.block(worker, number)
 
     @property
-    def _soon_rows(self) -> int:
-        return min(self.soon or self.share, self.share, self.block_rows)
+    def _first_block_rows(self) -> int:
+        return min(self.first_rows or self.share, self.share, self.block_rows)
 
     @property
-    def _soon_blocks(self) -> int:
-        return -(-self.share // self._soon_rows)
+    def _first_blocks(self) -> int:
+        return -(-self.share // self._first_block_rows)
 
     def _border(self, number: int) -> int:
         """Windows of a worker, counted from step 0, before its block `number`."""
-        later = max(0, number - self._soon_blocks) * self.block_rows
-        windows = min(number * self._soon_rows, self.share) + later
+        later = max(0, number - self._first_blocks) * self.block_rows
+        windows = min(number * self._first_block_rows, self.share) + later
         return min(self.start * self.share + windows, self.steps * self.share)
 
     def rows(self, block: Block, part: Part = WHOLE) -> Rows:

@@ -51,12 +51,12 @@ class Reader:
         rank: int,
         shelves: list[Shelf],
         spec: WindowSpec,
-        carry: bool = False,
+        as_raw: bool = False,
         part: Part = WHOLE,
     ) -> None:
-        """carry: windows stay raw (`datasets.raw`), unless they are materialised."""
+        """as_raw: windows stay raw (`datasets.raw`), unless they are materialised."""
         self.plan, self.rank, self.shelves, self.spec, self.part = plan, rank, shelves, spec, part
-        self.carry = carry
+        self.as_raw = as_raw
         self._last: tuple[int, Block, Rows] | None = None
         self.places = [shelf.groups() for shelf in shelves]
         memory.keep_freed()
@@ -84,7 +84,7 @@ class Reader:
             windows = prepared.gather(ready, rows.source, **place, spec=self.spec)
         else:
             parts = index.opened(corpora, rows.source, **place, spec=self.spec, read=index.held)
-            make = raw.gather if self.carry else index.gather
+            make = raw.gather if self.as_raw else index.gather
             windows = make(parts, len(rows.at), self.spec)
         self._let_go(block)
         if ahead and number + 1 < self.plan.count():
@@ -156,7 +156,7 @@ class Actors:
 
     count: int = 1
     cpus: float = 1
-    alone_mb: float = 500
+    self_read_mb: float = 500
     on: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -231,7 +231,7 @@ def _joined(parts: list[np.ndarray], at: list[np.ndarray]) -> np.ndarray:
     return out
 
 
-def own(reader: Reader, count: int, first: threading.Event) -> Iterator[dict[str, np.ndarray]]:
+def self_read(reader: Reader, count: int, first: threading.Event) -> Iterator[dict[str, np.ndarray]]:
     """The first `count` blocks, read by this process; `first` is set when the first one is there."""
     try:
         for number in range(count):
@@ -244,9 +244,9 @@ def own(reader: Reader, count: int, first: threading.Event) -> Iterator[dict[str
         first.set()
 
 
-def alone(plan: Plan, actors: Actors) -> int:
-    """How many blocks a worker reads for itself: all, or those of the first `alone_mb`."""
-    windows = actors.alone_mb * 1e6 / plan.window_bytes
+def self_read_blocks(plan: Plan, actors: Actors) -> int:
+    """How many blocks a worker reads for itself: all, or those of the first `self_read_mb`."""
+    windows = actors.self_read_mb * 1e6 / plan.window_bytes
     number = 0
     while number < plan.count() and plan.block(0, number).last - plan.start * plan.share < windows:
         number += 1
@@ -288,18 +288,18 @@ def batches(
     size: int,
     per_step: int,
     actors: Actors = Actors(),
-    carry: bool = False,
+    as_raw: bool = False,
     reader: type[Reader] = Reader,
 ) -> Iterator[dict[str, "torch.Tensor"]]:
     """A worker's micro-batches of `size` windows, `per_step` of them a step, from the plan's first step on;
-    reading begins at once. carry: raw windows (`datasets.raw`), unless they are materialised.
+    reading begins at once. as_raw: raw windows (`datasets.raw`), unless they are materialised.
 
     Raises PlethoraError when a batch is not the one that the position calls for (training on would silently
     skip or repeat data), or when there are more actors than lanes for them.
     """
-    first = alone(plan, actors)
+    first = self_read_blocks(plan, actors)
     here = threading.Event()
-    given = threaded(own(reader(plan, rank, shelves, spec, carry), first, here))
+    given = threaded(self_read(reader(plan, rank, shelves, spec, as_raw), first, here))
     if first < plan.count():
         lanes = plan.slots(rank)
         if len(lanes) < actors.count:
@@ -307,7 +307,7 @@ def batches(
                 f"stream.actors = {actors.count} is more than the {len(lanes)} lanes that a worker reads: "
                 f"raise stream.lanes = {plan.lanes}, or lower stream.actors"
             )
-        made_of = [(plan, rank, shelves, spec, carry, Part(k, actors.count)) for k in range(actors.count)]
+        made_of = [(plan, rank, shelves, spec, as_raw, Part(k, actors.count)) for k in range(actors.count)]
         coming = delivered(lambda: [dataset(reader, args, first, actors) for args in made_of], here)
         given = chain(given, threaded(coming))
     return checked(cut(given, size), plan.start, per_step)

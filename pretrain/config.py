@@ -54,7 +54,7 @@ class Stream(Config):
     actors: Annotated[int, Field(ge=0)] | Literal["auto"] = 1
     on: dict[str, str] = Field(default_factory=dict)  # labels of the nodes whose CPUs transform actors take
     # MB of prepared windows that a worker reads for itself while its transform actors start
-    alone_mb: float = Field(default=500, ge=0)
+    self_read_mb: float = Field(default=500, ge=0)
     # where windows are filtered and brought to their rate: in the transform actors (or the thread that stands
     # for them), or in the worker, on its device, so that int16 travels. auto: in the worker if it has a GPU
     prepare: Literal["auto", "actor", "worker"] = "auto"
@@ -69,7 +69,7 @@ class Stream(Config):
         """Transform actors a worker; what is automatic is a number once a run is launched."""
         return 1 if self.actors == "auto" else self.actors
 
-    def carries(self, device: str) -> bool:
+    def sends_raw(self, device: str) -> bool:
         """Whether windows travel raw to workers on such a device ("cpu", "cuda")."""
         there = "worker" if device == "cuda" else "actor"
         return not self.materialised and (there if self.prepare == "auto" else self.prepare) == "worker"

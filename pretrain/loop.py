@@ -82,7 +82,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     with checkpoint.last() as saved:
         state = State(**saved.state if saved else {})
         plan, shelves = data.plan(state.step, world)
-        carry = run.stream.carries(device.type)
+        as_raw = run.stream.sends_raw(device.type)
         given = batches(  # reads while the engines are built
             plan,
             rank,
@@ -90,15 +90,15 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
             data.spec,
             run.micro,
             run.accumulation,
-            Actors(run.stream.count, config["actor_cpus"], run.stream.alone_mb, run.stream.on),
-            carry,
+            Actors(run.stream.count, config["actor_cpus"], run.stream.self_read_mb, run.stream.on),
+            as_raw,
         )
         engines = {
             name: wrap(name, m, run.optim_for(name), run.engine, run.micro, run.accumulation, device)
             for name, m in modules.items()
         }
         best = saved.load(engines) if saved else None
-        stream = arriving(given, data.spec, device, carry)
+        stream = arriving(given, data.spec, device, as_raw)
     wrapped = {name: engine.module for name, engine in engines.items()}
     selection = Selection(run.select, state.selection, best)
     held_out = chunks(data.validation(rank, world), run.micro) if run.validate_every else []

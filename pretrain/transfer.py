@@ -13,20 +13,20 @@ Batch = Mapping[str, Tensor]
 
 
 def arriving(
-    given: Iterator[Batch], spec: WindowSpec, device: torch.device, carry: bool
+    given: Iterator[Batch], spec: WindowSpec, device: torch.device, as_raw: bool
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """Each batch of `given` as it lies on the host, and on `device`: windows (n, channels, samples) float32.
 
-    carry: `given` holds raw windows, which are prepared on the device (a CPU's by NumPy, as transform actors
+    as_raw: `given` holds raw windows, which are prepared on the device (a CPU's by NumPy, as transform actors
     do). A thread works one batch ahead.
     """
     if device.type == "cuda":
-        return _received(threaded(_sent(given, spec, device, carry)), device)
-    return threaded(_prepared(given, spec, carry)) if carry else ((batch, dict(batch)) for batch in given)
+        return _received(threaded(_sent(given, spec, device, as_raw)), device)
+    return threaded(_prepared(given, spec, as_raw)) if as_raw else ((batch, dict(batch)) for batch in given)
 
 
 def _prepared(
-    given: Iterator[Batch], spec: WindowSpec, carry: bool
+    given: Iterator[Batch], spec: WindowSpec, as_raw: bool
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     for batch in given:
         windows = raw.prepared({name: x.numpy() for name, x in batch.items()}, spec)
@@ -42,7 +42,7 @@ def _others(batch: Batch, spec: WindowSpec) -> dict[str, Tensor]:
 Sent = tuple[Batch, dict[str, Tensor], torch.cuda.Event]
 
 
-def _sent(given: Iterator[Batch], spec: WindowSpec, device: torch.device, carry: bool) -> Iterator[Sent]:
+def _sent(given: Iterator[Batch], spec: WindowSpec, device: torch.device, as_raw: bool) -> Iterator[Sent]:
     """Batches under way, on a stream of their own. Pinned pages come from torch's pool of them, which gives
     none out again before the copy from it is done."""
     from datasets import device as on_device
@@ -50,9 +50,9 @@ def _sent(given: Iterator[Batch], spec: WindowSpec, device: torch.device, carry:
     side = torch.cuda.Stream(device)
     for batch in given:
         with torch.cuda.stream(side):
-            plain = _others(batch, spec) if carry else batch
+            plain = _others(batch, spec) if as_raw else batch
             there = {name: x.pin_memory().to(device, non_blocking=True) for name, x in plain.items()}
-            if carry:
+            if as_raw:
                 there |= on_device.batch_on(device, spec, batch)
             yield batch, there, side.record_event()
 

@@ -67,7 +67,7 @@ class Run:
             "log_every": 1,
             "optim": {"lr": 0.02, "warmup_steps": 2},
             "engine": {"zero_stage": zero},
-            "stream": {"alone_mb": 0.002},  # all but the first windows come through transform actors
+            "stream": {"self_read_mb": 0.002},  # all but the first windows come through transform actors
         }
 
     def start(self, resume: bool = False) -> subprocess.Popen[bytes]:

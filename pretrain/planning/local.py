@@ -53,15 +53,15 @@ def prepare(spec: WindowSpec, native: dict[str, float], n: int) -> None:
 
 
 def actor_rate(
-    spec: WindowSpec, native: dict[str, float], carry: bool, materialised: bool, seconds: float = 1.0
+    spec: WindowSpec, native: dict[str, float], as_raw: bool, materialised: bool, seconds: float = 1.0
 ) -> float:
-    """Windows a second that a transform actor on one core here reads and, unless they travel raw (`carry`) or
-    are materialised, prepares.
+    """Windows a second that a transform actor on one core here reads and, unless they travel raw (`as_raw`)
+    or are materialised, prepares.
     """
     if materialised:
         return copy_rate(spec)
     read = _read_seconds(spec, native, seconds)
-    return 1 / (read if carry else read + 1 / prepare_rate(spec, native, seconds))
+    return 1 / (read if as_raw else read + 1 / prepare_rate(spec, native, seconds))
 
 
 def _read_seconds(spec: WindowSpec, native: dict[str, float], seconds: float) -> float:

@@ -74,7 +74,7 @@ def row(what: str, workers: int, more: dict[str, Any], seen: Seen | None = None)
         line |= {"MB/s": seen.mb_s, "first s": seen.first_s, "longest wait s": seen.longest_wait_s}
         line |= {"store MB": seen.store_mb, "beyond MB": seen.beyond_mb}
         if seen.actors_s:
-            line |= {"actors s": seen.actors_s, "by itself %": 100 * seen.alone}
+            line |= {"actors s": seen.actors_s, "by itself %": 100 * seen.self_read}
     return line | more
 
 
@@ -83,15 +83,15 @@ class Way:
     """How our workers get their windows."""
 
     actors: int
-    carry: bool = False
+    as_raw: bool = False
 
     def __str__(self) -> str:
         who = f"{self.actors} transform actor(s) a worker" if self.actors else "workers read themselves"
-        return f"plethora, {who}{', raw' if self.carry else ''}"
+        return f"plethora, {who}{', raw' if self.as_raw else ''}"
 
 
 def ways(actors: int) -> list[Way]:
-    return [Way(0), Way(actors), Way(actors, carry=True)]
+    return [Way(0), Way(actors), Way(actors, as_raw=True)]
 
 
 def throughput(given: argparse.Namespace, ours: Ours, case: Case, home: Path, uri: str) -> tuple:
@@ -106,7 +106,7 @@ def throughput(given: argparse.Namespace, ours: Ours, case: Case, home: Path, ur
         for world in {1, *given.workers}:
             limits[world] = max(limits.get(world, 0.0), scan(uri, case, world))
         for (world, way), found in runs.items():
-            found.append(ours.run(uri, case, world, given.rounds_mb, way.actors, carry=way.carry))
+            found.append(ours.run(uri, case, world, given.rounds_mb, way.actors, as_raw=way.as_raw))
         for world in given.workers if not given.quick else ():
             floors[world].append(ours.run(uri, case, world, given.rounds_mb, given.actors, reader=Nothing))
         if rivals is not None:
@@ -149,9 +149,9 @@ def memory(given: argparse.Namespace, ray: Any, case: Case, home: Path) -> tuple
     for uri in uris.values():  # first: Ray keeps the processes that index
         index.build(open_corpus(uri), case.spec, storage.join(uri, "cache"))
     for times, uri in uris.items():
-        for way in (Way(0), Way(given.actors, carry=True)):
+        for way in (Way(0), Way(given.actors, as_raw=True)):
             with Ours(ray, 1) as fresh:
-                seen = fresh.run(uri, case, 1, given.rung_mb * 10, way.actors, carry=way.carry)
+                seen = fresh.run(uri, case, 1, given.rung_mb * 10, way.actors, as_raw=way.as_raw)
             peaks[times, way] = seen.beyond_mb
             rows.append(row(f"{way}, {given.rung_mb * times:g} MB corpus", 1, {}, seen))
     goals = {}
@@ -182,12 +182,14 @@ def waiting(given: argparse.Namespace, ours: Ours, home: Path, uri: str) -> tupl
     for way in ways(given.actors):
         sizes = (12, 24)  # steps: the difference leaves out what the actors take to start
         mbs = [n * A_WORKER * case.window_bytes / 1e6 for n in sizes]
-        few, many = (ours.run(uri, case, 1, mb, way.actors, carry=way.carry, on_gpu=way.carry) for mb in mbs)
+        few, many = (
+            ours.run(uri, case, 1, mb, way.actors, as_raw=way.as_raw, on_gpu=way.as_raw) for mb in mbs
+        )
         costs[way] = (sizes[1] * many.cpu_s - sizes[0] * few.cpu_s) / (sizes[1] - sizes[0])
         cores = costs[way] * A_WORKER / STEP_S
         told = f"{way}: {1e6 * costs[way]:.0f} µs of all processes a window, {cores:.2g} cores an H100"
         rows.append(row(f"SIGMA pro, {told}", 1, {}, many))
-    host = costs[Way(given.actors, carry=True)] / costs[Way(given.actors)]
+    host = costs[Way(given.actors, as_raw=True)] / costs[Way(given.actors)]
     goals[f"the host's part where a GPU filters ({host:.2f}): at most a quarter"] = host <= 0.25
     return rows, goals
 
@@ -244,7 +246,7 @@ def on_s3(given: argparse.Namespace, ours: Ours, case: Case, uri: str) -> tuple:
     rows = [row("bare pyarrow scan, S3", 1, {"MB/s": limit})]
     for world, way in product(given.workers[:2], ways(given.actors)):
         found = [
-            ours.run(away, case, world, 4 * given.mb, way.actors, carry=way.carry)
+            ours.run(away, case, world, 4 * given.mb, way.actors, as_raw=way.as_raw)
             for _ in range(given.rounds)
         ]
         seen = best(found, lambda s: s.mb_s)

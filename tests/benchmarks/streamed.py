@@ -148,7 +148,7 @@ class Seen:
     beyond_mb: float
     waits: float  # share of the time after the first step that the slowest rank waited for data
     cpu_s: float  # of a window: all processes
-    alone: float  # share of the micro-batches that workers read for themselves while actors started
+    self_read: float  # share of the micro-batches that workers read for themselves while actors started
     actors_s: float  # seconds to the first batch that actors delivered
 
 
@@ -185,7 +185,7 @@ class Worker:
         actors: stream.Actors,
         micros: int,
         sleep_s: float,
-        carry: bool,
+        as_raw: bool,
         on_gpu: bool,
         reader: type[stream.Reader],
     ) -> tuple[list[float], float]:
@@ -197,8 +197,8 @@ class Worker:
         from pretrain.transfer import arriving
 
         size = plan.batch // plan.world // micros
-        read = stream.batches(plan, rank, [shelf], spec, size, micros, actors, carry, reader)
-        given: Iterator[Any] = read if on_gpu else arriving(read, spec, torch.device("cpu"), carry)
+        read = stream.batches(plan, rank, [shelf], spec, size, micros, actors, as_raw, reader)
+        given: Iterator[Any] = read if on_gpu else arriving(read, spec, torch.device("cpu"), as_raw)
         came: list[float] = []
         waited = 0.0
         while True:
@@ -238,7 +238,7 @@ class Ours:
         ready: str | None = None,
         micros: int = 1,
         sleep_s: float = 0.0,
-        carry: bool = False,
+        as_raw: bool = False,
         on_gpu: bool = False,
         reader: type[stream.Reader] = stream.Reader,
     ) -> Seen:
@@ -259,16 +259,20 @@ class Ours:
         steps = max(2, round(mb * 1e6 / case.window_bytes / case.batch))
         how = stream.Actors(actors)
         size = case.batch // workers // micros
-        plan = Plan((source,), 0, case.batch, steps, workers, 0, window_bytes=case.spec.bytes, soon=size)
-        alone = stream.alone(plan, how) if actors else 0
-        after = -(-plan.block(0, alone).first // size)  # micro-batches before the first that actors deliver
+        plan = Plan(
+            (source,), 0, case.batch, steps, workers, 0, window_bytes=case.spec.bytes, first_rows=size
+        )
+        self_read = stream.self_read_blocks(plan, how) if actors else 0
+        after = -(
+            -plan.block(0, self_read).first // size
+        )  # micro-batches before the first that actors deliver
         if after + 1 >= steps * micros:
             after = 0  # so short a run is over before they deliver any
         with Peak() as peak:
             seen = self.ray.get(
                 [
                     c.consume.remote(
-                        plan, rank, shelf, case.spec, how, micros, sleep_s, carry, on_gpu, reader
+                        plan, rank, shelf, case.spec, how, micros, sleep_s, as_raw, on_gpu, reader
                     )
                     for rank, c in enumerate(self.consumers[:workers])
                 ]

@@ -275,8 +275,10 @@ def test_steps_cover_the_epochs_asked_for() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(plans(), st.integers(1, 4), st.integers(0, 40), st.integers(0, 5))
-def test_the_parts_of_a_block_are_its_rows_cut_by_lane(plan: Plan, count: int, soon: int, start: int) -> None:
-    plan = replace(plan, soon=soon, start=start)
+def test_the_parts_of_a_block_are_its_rows_cut_by_lane(
+    plan: Plan, count: int, first_rows: int, start: int
+) -> None:
+    plan = replace(plan, first_rows=first_rows, start=start)
     for rank in range(plan.world):
         slots = [set(plan.slots(rank, Part(k, count)).tolist()) for k in range(count)]
         assert sum(map(len, slots)) == len(set.union(*slots)) == len(plan.slots(rank))
@@ -294,9 +296,9 @@ def test_the_parts_of_a_block_are_its_rows_cut_by_lane(plan: Plan, count: int, s
 @settings(max_examples=30, deadline=None)
 @given(plans(), st.integers(0, 40), st.integers(0, 20))
 def test_blocks_follow_each_other_and_the_first_step_comes_in_small_ones(
-    plan: Plan, soon: int, start
+    plan: Plan, first_rows: int, start
 ) -> None:
-    plan = replace(plan, soon=soon, start=start)
+    plan = replace(plan, first_rows=first_rows, start=start)
     for rank in range(plan.world):
         blocks = list(plan.blocks(rank))
         assert len(blocks) == plan.count() and [plan.block(rank, k) for k in range(len(blocks))] == blocks
@@ -305,5 +307,5 @@ def test_blocks_follow_each_other_and_the_first_step_comes_in_small_ones(
         assert not blocks or ends[-1] == plan.steps * plan.share
         assert all(b.last > b.first for b in blocks)
         for b in blocks:
-            if soon and b.first < (start + 1) * plan.share:
-                assert b.last - b.first <= soon and b.last <= (start + 1) * plan.share
+            if first_rows and b.first < (start + 1) * plan.share:
+                assert b.last - b.first <= first_rows and b.last <= (start + 1) * plan.share

@@ -108,14 +108,14 @@ class Dying(stream.Reader):
 
 
 def consume(  # type: ignore[no-untyped-def]
-    found, world: int, actors: int = 1, reader=stream.Reader, alone_mb=0.0, carry=False, **more
+    found, world: int, actors: int = 1, reader=stream.Reader, self_read_mb=0.0, as_raw=False, **more
 ) -> list[list[dict]]:
     """What each worker sees, batch by batch, all of them at once."""
-    how = stream.Actors(actors, 1, alone_mb)
+    how = stream.Actors(actors, 1, self_read_mb)
     plan, shelves = planned(found, world, **more)
 
     def worker(rank: int) -> list[dict]:
-        got = stream.batches(plan, rank, shelves, SPEC, 12 // world, 1, how, carry, reader)
+        got = stream.batches(plan, rank, shelves, SPEC, 12 // world, 1, how, as_raw, reader)
         return [{name: column.numpy().copy() for name, column in batch.items()} for batch in got]
 
     with ThreadPoolExecutor(world) as pool:
@@ -230,7 +230,7 @@ def test_a_resumed_stream_is_the_rest_of_the_unbroken_one(found) -> None:
 @pytest.mark.parametrize("actors", [0, 1])
 def test_a_stream_with_nothing_left_is_empty_and_does_not_hang(found, actors) -> None:
     plan, shelves = planned(found, 2, start=11)
-    assert not list(stream.batches(plan, 1, shelves, SPEC, 6, 1, stream.Actors(actors, alone_mb=0)))
+    assert not list(stream.batches(plan, 1, shelves, SPEC, 6, 1, stream.Actors(actors, self_read_mb=0)))
 
 
 def test_batches_refuse_windows_of_another_step(found) -> None:
@@ -282,10 +282,10 @@ def test_what_a_thread_makes_begins_before_it_is_asked_for_and_its_failure_comes
 def test_a_worker_reads_the_first_blocks_itself_and_its_actors_each_their_lanes(found, actors) -> None:
     whole = consume(found, 1, 0)[0]
     plan, _ = planned(found, 1)
-    how = stream.Actors(actors, 1, alone_mb=13 * plan.window_bytes / 1e6)
-    count = stream.alone(plan, how)
+    how = stream.Actors(actors, 1, self_read_mb=13 * plan.window_bytes / 1e6)
+    count = stream.self_read_blocks(plan, how)
     assert 0 < count < plan.count()
-    shared = consume(found, 1, actors, Signed, alone_mb=how.alone_mb)[0]
+    shared = consume(found, 1, actors, Signed, self_read_mb=how.self_read_mb)[0]
     readers = np.concatenate([batch.pop("reader") for batch in shared])
     for a, b in zip(whole, shared, strict=True):
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
@@ -313,7 +313,7 @@ def test_transform_actors_run_on_nodes_with_the_labels_asked_for(found, ray_sess
 @pytest.mark.parametrize("actors", [0, 2])
 def test_windows_that_travel_raw_are_those_that_actors_prepare(found, actors) -> None:
     plain = consume(found, 1, 0)[0]
-    carried = consume(found, 1, actors, carry=True)[0]
+    carried = consume(found, 1, actors, as_raw=True)[0]
     for a, b in zip(plain, carried, strict=True):
         assert b["ppg"].dtype == np.int16
         again = raw.prepared(b, SPEC)
@@ -342,7 +342,7 @@ def test_more_actors_than_a_worker_has_lanes_are_named(found) -> None:
     with pytest.raises(
         PlethoraError, match=r"stream.actors = 3 is more than the 2 lanes .* stream.lanes = 4"
     ):
-        stream.batches(plan, 0, shelves, SPEC, 6, 1, stream.Actors(3, alone_mb=0))
+        stream.batches(plan, 0, shelves, SPEC, 6, 1, stream.Actors(3, self_read_mb=0))
 
 
 def test_row_groups_that_are_spilled_to_disk_give_the_same_windows(found, monkeypatch) -> None:

@@ -39,7 +39,7 @@ def main(corpus: str, storage: str, name: str, kill: bool) -> None:
             "checkpoint_every": EVERY,
             "optim": {"lr": 0.01},
             "engine": {"zero_stage": 0},
-            "stream": {"alone_mb": 0},
+            "stream": {"self_read_mb": 0},
         }
     )
     if kill:

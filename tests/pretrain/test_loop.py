@@ -46,7 +46,7 @@ def run(home: Path, name: str, **more: Any) -> RunConfig:
         "validate_every": 10,
         "checkpoint_every": 6,
         "log_every": 4,
-        "stream": {"alone_mb": 0.003},  # a step: the others come through a transform actor
+        "stream": {"self_read_mb": 0.003},  # a step: the others come through a transform actor
     }
     return RunConfig.model_validate(settings | more)
 

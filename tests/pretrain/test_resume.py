@@ -30,7 +30,7 @@ SMALL = {
     "batch": 12,
     "validate_windows": 24,  # as many for 1, 2 and 3 workers
     "optim.eps": EPS,
-    "stream.alone_mb": 1,  # most windows come through transform actors
+    "stream.self_read_mb": 1,  # most windows come through transform actors
 }
 
 

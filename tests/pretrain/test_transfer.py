@@ -39,7 +39,7 @@ def batches(count: int) -> Iterator[dict[str, torch.Tensor]]:
 
 def test_raw_windows_arrive_prepared_and_the_rest_as_it_was() -> None:
     given = list(batches(4))
-    arrived = list(arriving(iter(given), SPEC, torch.device("cpu"), carry=True))
+    arrived = list(arriving(iter(given), SPEC, torch.device("cpu"), as_raw=True))
     assert len(arrived) == 4
     for batch, (host, there) in zip(given, arrived, strict=True):
         assert host is batch and set(there) == {"ppg", "ecg", "has_ecg", "step"}
@@ -52,7 +52,7 @@ def test_raw_windows_arrive_prepared_and_the_rest_as_it_was() -> None:
 def test_prepared_windows_arrive_as_they_are() -> None:
     given = list(batches(2))
     for batch, (host, there) in zip(
-        given, arriving(iter(given), SPEC, torch.device("cpu"), carry=False), strict=True
+        given, arriving(iter(given), SPEC, torch.device("cpu"), as_raw=False), strict=True
     ):
         assert host is batch and all(there[name] is x for name, x in batch.items())
 
@@ -62,7 +62,7 @@ def test_on_a_gpu_raw_windows_arrive_as_numpy_prepares_them_while_it_is_busy() -
     device = torch.device("cuda")
     given = list(batches(8))
     busy = torch.randn(4000, 4000, device=device)
-    for batch, (_, there) in zip(given, arriving(iter(given), SPEC, device, carry=True), strict=True):
+    for batch, (_, there) in zip(given, arriving(iter(given), SPEC, device, as_raw=True), strict=True):
         busy = busy @ busy / busy.norm()
         want = raw.prepared({name: x.numpy() for name, x in batch.items()}, SPEC)
         for name, x in want.items():

@@ -66,7 +66,7 @@ validate_every = 3
 checkpoint_every = 3
 log_every = 2
 optim = {{ lr = 0.03, warmup_steps = 1 }}
-stream = {{ alone_mb = 0 }}
+stream = {{ self_read_mb = 0 }}
 split = {{ val = 0.2, test = 0.2 }}
 """)
     return str(path)
