@@ -1,9 +1,9 @@
 """The codebook: cosine vector quantisation with k-means start, EMA updates and reset of dead codes.
 
 Imports torch and vector-quantize-pytorch alone: a thin wrapper of the latter that adds what a distributed,
-resumable run needs: draws keyed by the window (its own come from each rank's global generator), sums over ranks whether torch.distributed was
-started before or after construction, one update an optimizer step (its own is one a forward pass), and a
-reset threshold that scales with batch and codebook.
+resumable run needs: draws keyed by the window (its own come from each rank's global generator), sums over
+ranks whether torch.distributed was started before or after construction, one update an optimizer step (its
+own is one a forward pass), and a reset threshold that scales with batch and codebook.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The three networks of SIGMA-PPG (arXiv 2601.21031): tokenizer, student, teacher.
 
 Imports torch and the quantizer's package alone. B windows, T samples, N = T // patch patches, P samples a
-patch, D features, V codes. Inputs are band-passed and resampled signals; min-max to [0, 1] is the first thing each network does, so that it is in ONNX too.
+patch, D features, V codes. Inputs are band-passed and resampled signals; min-max to [0, 1] is the first thing
+each network does, so that it is in ONNX too.
 """
 
 from __future__ import annotations
