@@ -312,16 +312,8 @@ def test_a_student_is_distilled_published_and_measured_beside_the_others(
     ray_session: Any, original: str, corpus: str, tmp_path: Path
 ) -> None:
     sets = ["steps=6", "batch=4", "validate_every=3", "method.hop_s=5.0", "engine.zero_stage=0"]
-    results = compress(
-        original,
-        corpus,
-        str(tmp_path / "out"),
-        ["heart_rate"],
-        student=str(STUDENT),
-        sets=sets,
-        window_s=WINDOW_S,
-        folds=2,
-    )
+    more = {"student": str(STUDENT), "sets": sets, "window_s": WINDOW_S, "folds": 2}
+    results = compress(original, corpus, str(tmp_path / "out"), ["heart_rate"], **more)
     assert [row["name"] for row in results["rows"]] == ["original", "int8", "student"]
     uri = str(tmp_path / "out" / "student-tiny" / "bundle")
     bundles.verify(uri)
@@ -330,11 +322,8 @@ def test_a_student_is_distilled_published_and_measured_beside_the_others(
     assert [parent["uri"] for parent in lineage["parents"]] == [original]
     student, teacher = BundleEncoder(uri), BundleEncoder(original)
     assert student.signals == teacher.signals and student.dim == teacher.dim
-    assert (student.min_s, student.window_s, student.max_s) == (
-        teacher.min_s,
-        teacher.window_s,
-        teacher.max_s,
-    )
+    for length in ("min_s", "window_s", "max_s"):
+        assert getattr(student, length) == getattr(teacher, length)
 
 
 # ---------------------------------------------------------------- mistakes
