@@ -27,8 +27,8 @@ from finetune.networks.tuned import Predictor, Tuned
 from finetune.targets import Head
 from finetune.task import load_task
 from pretrain.layers import count, keyed_uniform
+from pretrain.published import prepared
 from pretrain.recipe import Encoder, Mode, StepResult
-from pretrain.recipes.anyppg import prepared
 from pretrain.trained import open_trained
 
 if TYPE_CHECKING:

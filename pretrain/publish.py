@@ -2,11 +2,10 @@
 
 import importlib.metadata
 import json
-import math
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from pretrain.curves import curves
 from pretrain.engine import load_trained
 from pretrain.export import export_onnx
 from pretrain.lineage import inherited, parents
-from pretrain.recipe import Encoder, Hooks, Recipe, has
+from pretrain.recipe import Encoder, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,15 +46,12 @@ class Trained:
 def publish(run: RunConfig, recipe: Recipe, trained: Trained) -> str:
     """Write and publish <storage>/<name>/bundle; its URI. One that is complete already is left as it is.
 
-    The ONNX file of each mode and decoder is checked against torch (1e-4) before anything is published. Of a
-    recipe with the hook "parts" each module is published as <storage>/<name>/<module>/bundle, and then the
-    best again. Errors: PlethoraError where the encoder's description is not that of the trained windows.
+    The ONNX file of each mode and decoder is checked against torch (1e-4) before anything is published.
+    Errors: PlethoraError where the encoder's description is not that of the trained windows.
     """
     uri = storage.join(run.storage, run.name, "bundle")
     if storage.exists(storage.join(uri, "_COMPLETE")):
         return uri
-    if has(recipe, "parts"):
-        return _each(run, recipe, trained)
     modules = recipe.modules()
     for name, module in modules.items():
         load_trained(module, trained.weights[name])
@@ -85,42 +81,6 @@ def publish(run: RunConfig, recipe: Recipe, trained: Trained) -> str:
         {"first": first, "last": last, "history": history, **selected},
         (dict(trained.plots) if anyone else {}) | curves(history),
     )  # fmt: skip
-    return uri
-
-
-def _each(run: RunConfig, recipe: Hooks, trained: Trained) -> str:
-    """Every module's bundle; last, at the run's own place, the one with the lowest selected figure (without
-    selection: the lowest last loss), which names the others' in its metrics.
-    """
-    weights, selected = trained.weights, trained.selected
-    figures = {name: [recipe.figures_alone(name, found) for found in trained.history] for name in weights}
-    given = run.select.metric
-    metric = {"": "loss/net", "loss/*": "loss/net"}.get(given, given.removesuffix("/*"))
-    step = selected["step"] if selected else trained.history[-1]["step"] if trained.history else None
-    steps = step if isinstance(step, dict) else dict.fromkeys(weights, step)
-    values = {
-        name: next((f[metric] for f in found if f["step"] == steps[name]), None)
-        for name, found in figures.items()
-    }
-    order = {name: math.inf if value is None else value for name, value in values.items()}
-    best = min(order, key=lambda name: order[name])
-    for name, folder in [*((name, f"{run.name}/{name}") for name in weights), (best, run.name)]:
-        kind, method, alone = recipe.alone(name)
-        # as the run file of this module alone has it
-        own: dict[str, Any] = {"recipe": kind, "method": method, "name": folder, "optim_of": {}}
-        own |= {"optim": run.optim_for(name)}
-        own |= {"select": run.select.model_copy(update={"metric": metric if given else ""})}
-        chosen = {"metric": metric, "step": steps[name], "value": values[name], "stopped": ""}
-        if folder == run.name:
-            chosen |= {"module": name, "beside": values}
-        its = replace(
-            trained,
-            weights=recipe.weights_alone(name, weights[name]),
-            history=figures[name],
-            plots=trained.plots if folder == run.name else {},
-            selected=chosen if selected else None,
-        )
-        uri = publish(run.model_copy(update=own), alone, its)
     return uri
 
 

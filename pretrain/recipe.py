@@ -166,20 +166,6 @@ class Hooks(Recipe, Protocol):
         """{column: (B, …)} of a batch of windows."""
         ...
 
-    # -- "parts": its modules are published apart, each as if it had been trained alone.
-
-    def alone(self, name: str) -> tuple[str, dict[str, Any], Recipe]:
-        """The recipe that would train module `name` alone: its name, its [method], and itself."""
-        ...
-
-    def weights_alone(self, name: str, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """The weights of module `name` as that recipe's modules have them."""
-        ...
-
-    def figures_alone(self, name: str, found: Mapping[str, float]) -> dict[str, float]:
-        """A validation's figures as that recipe calls them; "loss/net" among them."""
-        ...
-
     # -- "plan": it needs a bundle (a frozen tokenizer) which may not be trained yet.
 
     def rehearsal(self) -> Recipe:
@@ -201,11 +187,10 @@ class Hooks(Recipe, Protocol):
         ...
 
 
-Hook = Literal["labels", "materialise", "parts", "plan", "check", "tokens"]
+Hook = Literal["labels", "materialise", "plan", "check", "tokens"]
 HOOKS: dict[Hook, tuple[str, ...]] = {
     "labels": ("targets", "told"),
     "materialise": ("foreseen", "foresee"),
-    "parts": ("alone", "weights_alone", "figures_alone"),
     "plan": ("rehearsal",),
     "check": ("check",),
     "tokens": ("tokens",),

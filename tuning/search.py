@@ -192,7 +192,7 @@ def command(plan: Plan, values: Values, name: str) -> str:
     from pretrain.recipe import load
 
     recipe = load(plan.run(values, "name=t").recipe)
-    labelled = hasattr(recipe, "targets")  # pretrain.recipe.Labelled
+    labelled = hasattr(recipe, "targets")  # a class: `has` asks an instance
     sets = [*plan.fixed, *plan.sets(values), f"name={plan.search.name}-{name}"]
     words = ["python", "-m", *(("finetune", "vision") if labelled else ("pretrain",)), relative(plan.base)]
     return shlex.join([*words, *(word for each in sets for word in ("--set", each))])

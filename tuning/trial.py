@@ -92,11 +92,11 @@ def trial(config: dict[str, Any]) -> None:
 def finish(config: TrialConfig) -> TuneResult:
     """Train the run to its bundle, from its last checkpoint where it has one; the last result for Tune."""
     from pretrain import driver
-    from pretrain.recipe import build
+    from pretrain.recipe import build, has
 
     run = config.run
     recipe: Any = build(run.recipe, run.method, run.seed)
-    if hasattr(recipe, "check"):  # a recipe with labels, as `python -m finetune vision` starts it
+    if has(recipe, "check"):  # a recipe with labels, as `python -m finetune vision` starts it
         recipe.check()
     callbacks = [ReportValidations(config.score), RegisterWorkers(config.room, run.name)]
     bundle = driver.launch(run, resume=True, callbacks=callbacks)["bundle"]

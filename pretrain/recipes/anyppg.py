@@ -25,7 +25,6 @@ from pretrain.contrastive import Negatives, Scale, held_out, info_nce, metrics, 
 from pretrain.importing import checkpoint
 from pretrain.layers import seeded
 from pretrain.net1d import Net1D, Norm, Projector, from_authors
-from pretrain.published import prepared as prepared  # finetune/supervised.py reads it here
 from pretrain.recipe import Encoder, StepResult
 from pretrain.sync_bn import BatchNorm
 from pretrain.trained import open_trained

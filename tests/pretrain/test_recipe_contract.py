@@ -259,11 +259,6 @@ def test_its_optional_hooks_give_what_the_loop_takes(recipe):
         assert all(isinstance(line, str) for line in recipe.check())
     if has(recipe, "plan"):
         assert set(recipe.rehearsal().modules()) == set(modules)
-    if has(recipe, "parts"):
-        for name, module in modules.items():
-            kind, method, other = recipe.alone(name)
-            assert isinstance(kind, str) and isinstance(method, dict)
-            assert set(recipe.weights_alone(name, module.state_dict())) == set(other.modules())
     if has(recipe, "materialise"):
         assert isinstance(recipe.foreseen(), str)
         trainer, data = Trainer(recipe), windows(recipe)
