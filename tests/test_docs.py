@@ -24,7 +24,9 @@ TO_WRITE = {  # what the guides let their readers write
     "datasets/readers/pulse.py",
     "tests/datasets/test_pulse.py",
     "finetune/tasks/af_strip.toml",
+    "finetune/commands/hours.py",
 }
+COMMAND_TO_WRITE = "hours"  # of finetune: tests/finetune/test_command_docs.py follows its guide
 BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -67,6 +69,8 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
             assert importlib.util.find_spec(module), f"{page.name}: no module {module}"
             continue
         verb = rest[:1] if rest and re.fullmatch(r"[a-z]+", rest[0]) else []
+        if verb == [COMMAND_TO_WRITE]:
+            continue
         known = help_of(module, *verb)
         for option in (word.split("=")[0] for word in rest if word.startswith("--")):
             assert option in known, f"{page.name}: python -m {module} {' '.join(verb)} has no {option}"
