@@ -60,7 +60,9 @@ class StudySearcher(Searcher):
         planned = list(grid(self.space)) if gridded else list(self.search.searcher.start)
         self.most = min(self.search.budget.trials, len(planned)) if gridded else self.search.budget.trials
         known = [trial.params for trial in self.study.trials] + [self._params(t.values) for t in self.resumed]
-        self.planned = [point for point in planned if self._params(point) not in known]
+        # a start point may leave keys out: it was tried if a trial has its values
+        tried = (any(self._params(point).items() <= params.items() for params in known) for point in planned)
+        self.planned = [point for point, done in zip(planned, tried, strict=True) if not done]
 
     @property
     def over(self) -> bool:

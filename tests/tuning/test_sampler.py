@@ -120,6 +120,13 @@ def test_start_points_are_tried_first_and_what_they_leave_out_is_sampled(plan_of
     assert 1e-4 <= second["optim.lr"] <= 1e-2
 
 
+def test_a_start_point_that_leaves_keys_out_is_not_tried_again_after_a_resume(plan_of) -> None:
+    plan = plan_of("budget.trials=5", "searcher.kind=random", "searcher.start=[{optim.lr = 0.002}]")
+    whole = drawn(plan)
+    again = drawn(plan, earlier=tuple(whole[:2]))
+    assert [t.values for t in again] == [t.values for t in whole[2:]]
+
+
 GRID = (
     "searcher.kind=grid",
     "space.optim={lr = {choice = [1e-3, 2e-3]}}",
