@@ -22,7 +22,7 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Result):
         return value.to_json()
     if isinstance(value, Task):
-        return value.model_dump()
+        return value.model_dump(mode="json")
     if is_dataclass(value):
         return {name: to_json(item) for name, item in _present(value)}
     if isinstance(value, Mapping):
@@ -299,6 +299,6 @@ class TaskResult(Result):
 
     def to_json(self) -> dict[str, Any]:
         about = {"main": self.task.main, "classes": list(self.classes), "pieces": self.pieces}
-        found = super().to_json() | {"task": self.task.model_dump() | about, "level": self.level}
+        found = super().to_json() | {"task": self.task.model_dump(mode="json") | about, "level": self.level}
         del found["classes"], found["pieces"]
         return {key: value for key, value in found.items() if key != "added" or value}

@@ -95,7 +95,7 @@ class RobustnessResult(Result):
 
     def to_json(self) -> dict[str, Any]:
         about = {"main": self.task.main, "classes": list(self.classes)}
-        found = super().to_json() | {"task": self.task.model_dump() | about}
+        found = super().to_json() | {"task": self.task.model_dump(mode="json") | about}
         del found["classes"]
         return found
 
