@@ -13,6 +13,7 @@ from cluster import session, submit
 from cluster.errors import PlethoraError
 from cluster.session import ROOT
 from cluster.submit import Job, command, exit_code
+from tests.pages import blocks, commands, worked
 
 PRO = "pretrain/runs/sigma/pro.toml"
 SHARED = ["--set", "corpus=s3://b/corpus", "--set", "storage=s3://b/runs"]
@@ -230,3 +231,15 @@ def test_what_travels_is_the_checkout_without_secrets() -> None:
 )
 def test_the_exit_code_is_that_of_the_command(status: str, told: int | None, ours: int) -> None:
     assert exit_code(Job("j", "", status, "", None, None, told, "")) == ours
+
+
+def test_the_run_of_the_cluster_page_may_become_a_job_and_is_called_as_the_page_says() -> None:
+    (shell,) = blocks(worked("docs/cluster.md"), "bash")
+    words = commands(shell)
+    assert [found[:2] for found in words if found[0] == "cluster"] == [
+        ["cluster", verb] for verb in ("submit", "status", "logs", "doctor", "stop")
+    ]
+    found = command(["python", "-m", *words[1]])
+    assert (found.run, found.storage) == ("pro", "s3://bucket/runs")
+    assert words[2][2] == words[3][2] == words[5][2] == found.run
+    assert words[4][3] == f"{found.storage}/{found.run}"

@@ -1,4 +1,4 @@
-"""The examples of docs/data.md are descriptors, and the watch of the first reads files of its kind."""
+"""The examples of docs/data.md: its study becomes a corpus, its descriptors are some, its watch is read."""
 
 import re
 from pathlib import Path
@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datasets import jobs
 from datasets.descriptor import Descriptor
 from datasets.ingest import read_descriptor
 from datasets.readers import READERS, given
 from datasets.readers.base import Recording, Root, checked
+from datasets.schema import open_corpus
+from tests.pages import blocks, commands, run, worked
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 HEAD = "\n".join(
@@ -60,3 +63,18 @@ def test_the_watch_of_the_example_has_its_own_rate_and_one_clock(tmp_path):
     assert np.flatnonzero(got.signals["ppg"].missing).tolist() == [100]
     (hr,) = [label for label in got.labels if label.name == "hr"]
     assert (hr.start_s[0], hr.end_s[0]) == pytest.approx((10, 20), abs=1e-3)
+
+
+def test_the_study_of_the_worked_example_becomes_a_corpus_of_all_its_hours(tmp_path, monkeypatch, capsys):
+    section, inline = worked("docs/data.md"), jobs.run
+    monkeypatch.setenv("PLETHORA_SUBJECT_KEY", "a test's key")
+    monkeypatch.setattr(jobs, "run", lambda work, tasks, label, n: inline(work, tasks, label, n, True))
+    monkeypatch.chdir(tmp_path)
+    (code,), (shell,) = blocks(section, "python"), blocks(section, "bash")
+    exec(code, {})
+    for words in commands(shell):
+        run(words, tmp_path / "out")
+    corpus = open_corpus(str(tmp_path / "out" / "study_corpus"))
+    assert len(set(corpus.read_row_group(0, 0)["subject"].to_pylist())) == 3
+    assert "0.1000      0.1000      0.0000" in capsys.readouterr().out  # hours in, kept, refused
+    assert (tmp_path / "out" / "study.png").stat().st_size > 10_000

@@ -221,7 +221,7 @@ def test_a_task_that_contradicts_itself_is_refused(changed: dict, said: str) -> 
         tasks.Task.model_validate(told)
 
 
-def test_the_task_of_the_tasks_page_is_the_one_that_is_shipped(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+def test_the_task_of_the_evaluation_page_is_the_one_that_is_shipped(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(page.split("```toml\n")[1].split("```")[0])
     assert tasks.load_task(str(tmp_path / "mine.toml")) == tasks.load_task("alarm_asystole")

@@ -19,6 +19,7 @@ from pretrain.config import RunConfig
 from pretrain.data import Data
 from tests.datasets.test_stream import write_corpus
 from tests.finetune import tiny
+from tests.pages import blocks, worked
 from tests.security import kit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,20 @@ SPEC = WindowSpec(signals=(Signal(modality="ppg", rate=10.0),), window_s=10.0)
 )
 def test_whom_a_corpus_lets_have_models(about: dict[str, Any], who: str) -> None:
     assert terms.audience(about) == who
+
+
+def test_the_line_of_the_security_page_lets_a_run_publish_from_both_its_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (shell,) = blocks(worked("docs/security.md"), "bash")
+    name, _, value = shell.removeprefix("export ").strip().partition("=")
+    known = [read_descriptor(str(ROOT / f"datasets/corpora/{source}.toml")) for source in value.split(",")]
+    entries = [{"name": d.name, "access": d.access, "models": d.models, "terms": d.terms} for d in known]
+    for entry in entries:
+        with pytest.raises(PlethoraError, match=f"set {name}={entry['name']}"):
+            terms.check([entry], "s3://bucket/runs")
+    monkeypatch.setenv(name, value)
+    terms.check(entries, "s3://bucket/runs")
 
 
 def test_the_known_sets_that_forbid_sharing_are_for_the_approved() -> None:

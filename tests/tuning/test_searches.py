@@ -11,7 +11,8 @@ from cluster import config
 from cluster.errors import PlethoraError
 from pretrain.config import RunConfig
 from pretrain.recipe import load
-from tests.test_docs import ROOT
+from tests.conftest import ROOT
+from tests.pages import blocks, commands, worked
 from tuning.plan import Plan, ends, read
 from tuning.space import grid, sample
 
@@ -73,3 +74,15 @@ def test_what_judges_is_there_and_scheduling_goes_by_what_is_known_in_time(plan:
 def test_the_issues_searches_are_all_there() -> None:
     issue = "lora_rank prior_weight prior_weight_robustness scale tokenizer_phase window_length"
     assert {path.stem for path in SEARCHES} >= {*issue.split(), "masking_vitals", "temperature_batch"}
+
+
+def test_the_search_of_the_tuning_page_varies_its_run_by_every_key(tmp_path: Path) -> None:
+    (text,), (shell,) = blocks(worked("docs/tuning.md"), "toml"), blocks(worked("docs/tuning.md"), "bash")
+    (typed,) = commands(shell)
+    (tmp_path / typed[1]).parent.mkdir(parents=True)
+    (tmp_path / "pretrain").symlink_to(ROOT / "pretrain")
+    (tmp_path / typed[1]).write_text(text, encoding="utf-8")
+    plan = read(str(tmp_path / typed[1]), [typed[i + 1] for i, word in enumerate(typed) if word == "--set"])
+    assert plan.search.budget.trials == 4
+    runs = {json.dumps(v): plan.run(v, "name=t").model_dump_json() for v in points(plan)}
+    assert len(set(runs.values())) == len(runs) > len(plan.search.space)
