@@ -84,7 +84,10 @@ class ShiftResult(Result):
 
     def to_json(self) -> dict[str, Any]:
         about = {"main": self.task.main, "classes": list(self.classes)}
-        found = super().to_json() | {"task": self.task.model_dump(mode="json") | about, "level": self.task.level}
+        found = super().to_json() | {
+            "task": self.task.model_dump(mode="json") | about,
+            "level": self.task.level,
+        }
         sides = {"fit": found.pop("fit"), "test": found.pop("test")}
         del found["classes"]
         if not self.added:
