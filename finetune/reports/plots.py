@@ -72,15 +72,17 @@ def _save(plt: Any, figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def grid(plt: Any, count: int, panel: tuple[float, float], margin: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure of `count` panels, at most three side by side, and its axes (lines, columns), which share y.
+def grid(
+    plt: Any, count: int, panel: tuple[float, float], margin: tuple[float, float], share: bool = True
+) -> tuple[Any, Any]:
+    """A figure of `count` panels, at most three side by side, and its axes (lines, columns), which `share` y.
     `panel`, `margin`: width and height in inches, of each panel and in addition.
     """
     columns = min(3, count)
     lines = -(-count // columns)
     size = (margin[0] + panel[0] * columns, margin[1] + panel[1] * lines)
     figure, axes = plt.subplots(
-        lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
+        lines, columns, figsize=size, sharey=share, squeeze=False, layout="constrained"
     )
     for axis in axes.flat[count:]:
         axis.axis("off")
@@ -93,13 +95,24 @@ def intervals_picture(results: Sequence[TaskResult]) -> Picture:
     """
 
     def draw(plt: Any) -> Any:
-        tall = 1.1 + 0.27 * max(len(result.rows) for result in results)
-        figure, axes = grid(plt, len(results), panel=(3.3, tall), margin=(2.2, 0))
+        figure, axes = row_grid(plt, [result.rows for result in results], (3.3, 2.2), (0.27, 1.1))
         for axis, result in zip(axes.flat, results, strict=False):
             _intervals(axis, result)
         return figure
 
     return Picture("intervals.png", "Main metric of each row", drawing(draw))
+
+
+def row_grid(
+    plt: Any, tables: Sequence[Sequence[Row]], wide: tuple[float, float], tall: tuple[float, float]
+) -> tuple[Any, Any]:
+    """`grid` of a panel a table, with a line a row. Panels share the names of the rows only where these are
+    the same in all. `wide`: inches of a panel and of the names; `tall`: of a row and in addition.
+    """
+    alike = len({tuple(row.label for row in rows) for rows in tables}) == 1
+    height = tall[1] + tall[0] * max(map(len, tables))
+    panel = (wide[0] if alike else sum(wide), height)
+    return grid(plt, len(tables), panel, (wide[1] if alike else 0, 0), share=alike)
 
 
 def row_colour(row: Row, encoders: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ from finetune.reports.figures import (
     sizes,
     with_interval,
 )
-from finetune.reports.plots import BASELINE_ROWS, GREY, drawing, grid, label_rows, row_colour
+from finetune.reports.plots import BASELINE_ROWS, GREY, drawing, label_rows, row_colour, row_grid
 from finetune.reports.sheet import Picture, Section, Sheet
 from finetune.reports.task_section import SPOKEN, overlap_lines
 from finetune.task import Task
@@ -170,8 +170,7 @@ def _targets(counts: Counts, task: Task) -> str:
 
 def _draw(plt: Any, results: Sequence[ShiftResult]) -> Any:
     """A panel a task: each row's main metric where it was fitted (hollow) and on the other corpus (full)."""
-    tall = 1.4 + 0.34 * max(len(result.rows) for result in results)
-    figure, axes = grid(plt, len(results), panel=(3.6, tall), margin=(2.6, 0))
+    figure, axes = row_grid(plt, [result.rows for result in results], (3.6, 2.6), (0.34, 1.4))
     for axis, result in zip(axes.flat, results, strict=False):
         _panel(axis, result)
     return figure

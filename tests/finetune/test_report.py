@@ -1,7 +1,10 @@
 """The words under a table claim what the intervals allow, no more."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,13 @@ from finetune.reports import figures, plots
 from finetune.reports.sheet import Sheet, markdown, terminal
 from finetune.reports.task_section import of_result
 from tests.finetune import made
+
+
+@contextmanager
+def plt_of_tests() -> Iterator[Any]:
+    plt = plots.pyplot()
+    yield plt
+    plt.close("all")
 
 
 def printed(**changed: object) -> str:
@@ -118,3 +128,17 @@ def test_what_a_table_must_carry_stands_right_below_it() -> None:
     assert lines[lines.index("WARNING: 3 subjects have no label") - 1].startswith("─")
     assert "a: 3 pieces of 10 s each" in lines
     assert "- **WARNING**: 3 subjects have no label" in markdown(made.sheet_of(outcome))
+
+
+def test_panels_share_the_names_of_their_rows_only_where_these_are_the_same() -> None:
+    numbers, classes = made.numbers().result, made.binary().result
+    prevalence = replace(classes.row("mean"), label="Predict the prevalence")
+    other = [prevalence if row.name == "mean" else row for row in classes.rows]
+    with plt_of_tests() as plt:
+        _, axes = plots.row_grid(plt, [numbers.rows, other], (3.0, 2.0), (0.3, 1.0))
+        for axis, task, rows in zip(axes.flat, (made.SBP, made.SEX), (numbers.rows, other), strict=True):
+            plots.label_rows(axis, task, rows)
+        names = [[label.get_text() for label in axis.get_yticklabels()] for axis in axes.flat]
+        assert [each[-1] for each in names] == ["Predict the mean", "Predict the prevalence"]
+        _, shared = plots.row_grid(plt, [numbers.rows, numbers.rows], (3.0, 2.0), (0.3, 1.0))
+        assert shared.flat[0].get_shared_y_axes().joined(*shared.flat)
