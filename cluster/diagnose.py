@@ -143,8 +143,10 @@ def _evidence(
     if saved:
         out.append(f"{len(saved)} checkpoints, {statistics.median(saved):.2f} s each (median)")
     if shares.get("exchange", 0.0) > 0.02:
-        out.append("communication is an upper bound: a timed message, scaled to the gradients' bytes, as if "
-                   "nothing of it overlapped with the backward pass")  # fmt: skip
+        out.append(
+            "communication is an upper bound: a timed message, scaled to the gradients' bytes, as if "
+            "nothing of it overlapped with the backward pass"
+        )
     speeds = [_of(line, "train/windows_per_s") for line in timed if not _of(line, "train/time/start")]
     third = len(speeds) // 3
     if third:

@@ -102,9 +102,14 @@ def _take(folder: str) -> tuple[int, Owner]:
         raise _taken(folder, last[1])
     now, me = time.time(), psutil.Process()
     mine = Owner(
-        token=secrets.token_hex(8), host=socket.gethostname(), machine=_machine(), pid=me.pid,
-        born=me.create_time(), since=now, sign=now,
-    )  # fmt: skip
+        token=secrets.token_hex(8),
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=me.pid,
+        born=me.create_time(),
+        since=now,
+        sign=now,
+    )
     number = last[0] + 1 if last else 1
     if not storage.write_exclusive(_file(folder, number), storage.json_bytes(mine.model_dump())):
         winner = _last(folder)

@@ -203,9 +203,14 @@ def pulses(x: np.ndarray, rate: float) -> Pulses:
 
 
 def _extreme(
-    y: np.ndarray, at: np.ndarray, low_s: float, high_s: float, rate: float, since: np.ndarray,
+    y: np.ndarray,
+    at: np.ndarray,
+    low_s: float,
+    high_s: float,
+    rate: float,
+    since: np.ndarray,
     until: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:
     """Where y is highest in [at + low_s, at + high_s], not before `since` nor after `until`; and how high."""
     reach = np.arange(round(low_s * rate), round(high_s * rate) + 1)
     index = at[:, None] + reach
@@ -268,9 +273,13 @@ def stretches(seconds: float, length_s: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_signal(
-    samples: Samples, limits: Limits, length_s: float, names: Sequence[str],
-    measure: Callable[..., np.ndarray | tuple[np.ndarray, ...]], unit: str,
-) -> list[Labels]:  # fmt: skip
+    samples: Samples,
+    limits: Limits,
+    length_s: float,
+    names: Sequence[str],
+    measure: Callable[..., np.ndarray | tuple[np.ndarray, ...]],
+    unit: str,
+) -> list[Labels]:
     """Labels `names` that `measure(x, rate, start, stop)` finds in the sound parts of a first channel."""
     rate = float(samples.rate)
     x_tc, missing, _, _ = validity.bridge(samples.x_tc, samples.missing, limits.bridge_s * rate)

@@ -203,9 +203,14 @@ read = Ahead(_load, MOST_OPEN, _spill)  # of streams, which let go
 
 
 def gather(
-    prepared: list[Prepared], source: np.ndarray, shard: np.ndarray, group: np.ndarray, place: np.ndarray,
-    has: np.ndarray, spec: WindowSpec,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    prepared: list[Prepared],
+    source: np.ndarray,
+    shard: np.ndarray,
+    group: np.ndarray,
+    place: np.ndarray,
+    has: np.ndarray,
+    spec: WindowSpec,
+) -> dict[str, np.ndarray]:
     """As `datasets.index.gather`, of materialised windows: `place` (n,) is each one's place in its file."""
     out = {name: np.empty((len(place), *shape), kind) for name, kind, shape in prepared[0].columns}
     files, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)

@@ -24,10 +24,17 @@ NAMES: tuple[tuple[str, str], ...] = (
 )
 UNITS = {"ppg": "au", "ecg": "mV", "abp": "mmHg", "resp": "au", "acc": "g"}
 FACTORS = {
-    ("V", "mV"): 1000.0, ("uV", "mV"): 0.001, ("µV", "mV"): 0.001, ("nV", "mV"): 1e-6,
-    ("kPa", "mmHg"): 7.50062, ("cmH2O", "mmHg"): 0.735559, ("mg", "g"): 0.001,
-    ("m/s2", "g"): 0.101972, ("m/s^2", "g"): 0.101972, ("m/s²", "g"): 0.101972,
-}  # fmt: skip
+    ("V", "mV"): 1000.0,
+    ("uV", "mV"): 0.001,
+    ("µV", "mV"): 0.001,
+    ("nV", "mV"): 1e-6,
+    ("kPa", "mmHg"): 7.50062,
+    ("cmH2O", "mmHg"): 0.735559,
+    ("mg", "g"): 0.001,
+    ("m/s2", "g"): 0.101972,
+    ("m/s^2", "g"): 0.101972,
+    ("m/s²", "g"): 0.101972,
+}
 MOST = 12  # files of a folder that are reported
 AXES = re.compile(r"(?i)^(.*?)[ _-]?([xyz])$")
 
@@ -120,9 +127,14 @@ def facts(one: Contents) -> dict[str, object]:
     """A file's contents as --json prints them."""
     channels = [dataclasses.asdict(channel) for channel in one.channels]
     return {
-        "path": str(one.path), "kind": one.kind, "reader": one.reader, "channels": channels,
-        "start_s": one.start_s, "time": one.time, "words": one.words,
-    }  # fmt: skip
+        "path": str(one.path),
+        "kind": one.kind,
+        "reader": one.reader,
+        "channels": channels,
+        "start_s": one.start_s,
+        "time": one.time,
+        "words": one.words,
+    }
 
 
 def _moment(start_s: float) -> str:

@@ -163,11 +163,13 @@ class BundleEncoder:
         count = min(steps.values()) if window_s is None else self.steps(window_s)
         found = {
             s.modality: prepare(
-                self._fit(raw[s.modality], rates[s.modality], count), rates[s.modality], s,
+                self._fit(raw[s.modality], rates[s.modality], count),
+                rates[s.modality],
+                s,
                 to=count * self.samples_step,
             )
             for s in self.signals
-        }  # fmt: skip
+        }
         return found if isinstance(x, Mapping) else found[self.modalities[0]]
 
     def _by_modality(self, x: Samples) -> Mapping[str, np.ndarray]:

@@ -137,9 +137,15 @@ def _blocked(own_n: Tensor, valid_m: Tensor, mine_n: Tensor | None, subject_m: T
 
 
 def _terms(
-    a_nd: Tensor, b_nd: Tensor, a_md: Tensor, b_md: Tensor, scale: Tensor | float,
-    own_n: Tensor, blocked_nm: Tensor, within: bool,
-) -> Tensor:  # fmt: skip
+    a_nd: Tensor,
+    b_nd: Tensor,
+    a_md: Tensor,
+    b_md: Tensor,
+    scale: Tensor | float,
+    own_n: Tensor,
+    blocked_nm: Tensor,
+    within: bool,
+) -> Tensor:
     """-> (n,): half the cross-entropy of b_md for a_nd plus that of a_md for b_nd."""
     out = []
     for anchor, other, same in ((a_nd, b_md, a_md), (b_nd, a_md, b_md)):

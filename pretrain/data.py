@@ -104,11 +104,19 @@ class Data:
         run, stream = self.run, self.run.stream
         return (
             Plan(
-                tuple(sources), run.seed, run.batch, self.steps, world, start, stream.lanes, stream.mixed,
-                self.window_bytes, run.micro,
+                tuple(sources),
+                run.seed,
+                run.batch,
+                self.steps,
+                world,
+                start,
+                stream.lanes,
+                stream.mixed,
+                self.window_bytes,
+                run.micro,
             ),
             shelves,
-        )  # fmt: skip
+        )
 
     def validation(self, rank: int, world: int, part: str = "val") -> dict[str, np.ndarray]:
         """This rank's share of up to `validate_windows` windows of held-out subjects (`part`: "val" or

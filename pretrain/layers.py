@@ -252,9 +252,17 @@ class PatchTransformer(nn.Module):
     """
 
     def __init__(
-        self, embed: nn.Module, dim: int, depth: int, max_patches: int, block: Callable[[float], Block],
-        drop: float = 0.0, drop_path: float = 0.0, maskable: bool = False, near: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        embed: nn.Module,
+        dim: int,
+        depth: int,
+        max_patches: int,
+        block: Callable[[float], Block],
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        maskable: bool = False,
+        near: int = 0,
+    ) -> None:
         """near: width in patches of a depthwise convolution that tells each patch what is beside it, added
         to its position (wav2vec 2.0, Baevski 2020); odd, 0 for none."""
         super().__init__()

@@ -56,9 +56,19 @@ class M2AENet(nn.Module):
     below are what is published."""
 
     def __init__(
-        self, names: Sequence[str], patch: int, max_patches: int, dim: int, encoder_depth: int,
-        bottleneck_depth: int, decoder_depth: int, heads: int, projection: int, drop: float, near: int,
-    ) -> None:  # fmt: skip
+        self,
+        names: Sequence[str],
+        patch: int,
+        max_patches: int,
+        dim: int,
+        encoder_depth: int,
+        bottleneck_depth: int,
+        decoder_depth: int,
+        heads: int,
+        projection: int,
+        drop: float,
+        near: int,
+    ) -> None:
         super().__init__()
         self.names, self.patch, self.dim = tuple(names), patch, dim
         block = partial(_block, dim, heads, drop)

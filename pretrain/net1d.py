@@ -54,9 +54,16 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, filters: int, kernel: int, stride: int, width: int, dropout: float,
-        norm: Norm, first: bool,
-    ) -> None:  # fmt: skip
+        self,
+        inputs: int,
+        filters: int,
+        kernel: int,
+        stride: int,
+        width: int,
+        dropout: float,
+        norm: Norm,
+        first: bool,
+    ) -> None:
         super().__init__()
         self.stride, self.extra = stride, filters - inputs
         # a bias before batch norm would have no effect

@@ -25,8 +25,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGES = (
-    "ray", "torch", "timm", "peft", "deepspeed", "numpy", "scipy", "pyarrow", "onnx", "onnxruntime",
-)  # fmt: skip
+    "ray",
+    "torch",
+    "timm",
+    "peft",
+    "deepspeed",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "onnx",
+    "onnxruntime",
+)
 
 
 @dataclass(frozen=True)
@@ -77,10 +86,15 @@ def publish(run: RunConfig, recipe: Recipe, trained: Trained) -> str:
     # recipes draw windows of held-out people: they go along only where anyone may have those
     anyone = all(corpus.get("access") == "open" for corpus in lineage["corpora"])
     write_bundle(
-        uri, encoder, trained.weights, counts, run.model_dump(mode="json"), lineage,
+        uri,
+        encoder,
+        trained.weights,
+        counts,
+        run.model_dump(mode="json"),
+        lineage,
         {"first": first, "last": last, "history": history, **selected},
         (dict(trained.plots) if anyone else {}) | curves(history),
-    )  # fmt: skip
+    )
     return uri
 
 

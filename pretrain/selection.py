@@ -27,8 +27,14 @@ class Best:
     def __init__(self, metric: str, patience: int, told: dict[str, Any]) -> None:
         self.metric, self.patience = metric, patience
         self.told: dict[str, Any] = told or {
-            "step": None, "value": None, "train": None, "worse": 0, "sum": 0.0, "windows": 0.0, "stopped": "",
-        }  # fmt: skip
+            "step": None,
+            "value": None,
+            "train": None,
+            "worse": 0,
+            "sum": 0.0,
+            "windows": 0.0,
+            "stopped": "",
+        }
         self.mine = torch.zeros(2, dtype=torch.float64)  # Σ training loss · windows, windows: since the merge
 
     def trained(self, losses: list[Tensor], windows: int) -> None:

@@ -32,11 +32,21 @@ class Tokens(Stepped):
     """Encoder -> codebook -> decoder of the spectrum."""
 
     def __init__(
-        self, encoder: PatchTransformer, decoder: PatchTransformer, quantizer: Quantizer,
-        patch: int, dim: int, decoder_dim: int, code_dim: int,
-        kind: Distance, phase: bool, centre: bool, noise: float,
-        consistency: float, stop_gradient: bool,
-    ) -> None:  # fmt: skip
+        self,
+        encoder: PatchTransformer,
+        decoder: PatchTransformer,
+        quantizer: Quantizer,
+        patch: int,
+        dim: int,
+        decoder_dim: int,
+        code_dim: int,
+        kind: Distance,
+        phase: bool,
+        centre: bool,
+        noise: float,
+        consistency: float,
+        stop_gradient: bool,
+    ) -> None:
         super().__init__()
         self.patch, self.kind, self.noise = patch, kind, noise
         self.centre = centre
@@ -181,10 +191,22 @@ class Pooled(nn.Module):
 
 
 def conv_encoder(
-    patch: int, channels: int, dim: int, depth: int, heads: int, max_patches: int, *,
-    mlp_ratio: float = 4.0, bias: bool = False, qk_norm: bool = False, layer_scale: float = 0.0,
-    drop: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0, maskable: bool = False,
-) -> PatchTransformer:  # fmt: skip
+    patch: int,
+    channels: int,
+    dim: int,
+    depth: int,
+    heads: int,
+    max_patches: int,
+    *,
+    mlp_ratio: float = 4.0,
+    bias: bool = False,
+    qk_norm: bool = False,
+    layer_scale: float = 0.0,
+    drop: float = 0.0,
+    attn_drop: float = 0.0,
+    drop_path: float = 0.0,
+    maskable: bool = False,
+) -> PatchTransformer:
     """Temporal convolutions, then a transformer: (B, N, P) -> (B, N, dim)."""
     block = _block(dim, heads, mlp_ratio, bias, qk_norm, layer_scale, drop, attn_drop)
     embed = TemporalConv(patch, channels, dim)
@@ -198,7 +220,13 @@ def code_decoder(code_dim: int, dim: int, depth: int, heads: int, max_patches: i
 
 
 def _block(
-    dim: int, heads: int, mlp_ratio: float, bias: bool, qk_norm: bool, layer_scale: float,
-    drop: float, attn_drop: float,
-) -> Callable[[float], Block]:  # fmt: skip
+    dim: int,
+    heads: int,
+    mlp_ratio: float,
+    bias: bool,
+    qk_norm: bool,
+    layer_scale: float,
+    drop: float,
+    attn_drop: float,
+) -> Callable[[float], Block]:
     return lambda rate: Block(dim, heads, mlp_ratio, bias, qk_norm, layer_scale, drop, attn_drop, rate)

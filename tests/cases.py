@@ -27,9 +27,19 @@ def bp_readings_averaged(case: Case) -> Checks:
     corpus = next(case.work.glob("*/corpus"))
     out = case.work / "eval"
     case.command(
-        "finetune", "evaluate", "--bundle", bundle, "--corpus", str(corpus), "--task", "sbp",
-        "--no-publish", "--no-few-shot", "--out", str(out),
-    )  # fmt: skip
+        "finetune",
+        "evaluate",
+        "--bundle",
+        bundle,
+        "--corpus",
+        str(corpus),
+        "--task",
+        "sbp",
+        "--no-publish",
+        "--no-few-shot",
+        "--out",
+        str(out),
+    )
     judged = pq.read_table(out / "predictions.parquet")
     targets = judged["target"].to_numpy()
     yield near("readings judged", judged.num_rows, 80, 0)
@@ -234,10 +244,23 @@ def submit_of_an_ignored_run_file(case: Case) -> Checks:
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text('recipe = "pretrain.recipes.sigma:Tokenizer"\n')
     done = subprocess.run(
-        [sys.executable, "-m", "cluster", "submit", "--address", "http://127.0.0.1:9", "--",
-         "python", "-m", "pretrain", "out/runs/mine.toml"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "cluster",
+            "submit",
+            "--address",
+            "http://127.0.0.1:9",
+            "--",
+            "python",
+            "-m",
+            "pretrain",
+            "out/runs/mine.toml",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     line = (done.stdout + done.stderr).strip()
     mine.unlink()
     yield says("submit of out/runs/mine.toml", line, "out/runs/mine.toml")
@@ -258,12 +281,21 @@ def vit_names(case: Case) -> Checks:
 CASES: dict[str, Callable[[Case], Checks]] = {
     name.__name__: name
     for name in (
-        bp_readings_averaged, clock_drift, layouts_not_taken, mat_says_its_own_rate,
-        messages_without_the_fact, missing_marker_kept, odd_rate_windows, one_outlier_refuses_all,
-        quantised_by_the_worst_hour, rate_of_each_device, rates_without_a_common_grid, time_column_origin,
+        bp_readings_averaged,
+        clock_drift,
+        layouts_not_taken,
+        mat_says_its_own_rate,
+        messages_without_the_fact,
+        missing_marker_kept,
+        odd_rate_windows,
+        one_outlier_refuses_all,
+        quantised_by_the_worst_hour,
+        rate_of_each_device,
+        rates_without_a_common_grid,
+        time_column_origin,
         wfdb_skew,
     )
-}  # fmt: skip
+}
 FORMATS = (decimal_comma_without_header, wfdb_unit_beyond_ascii, vitaldb_clock, csv_marks_of_missing)
 STACK = (zero3_bf16_selected_weights, codebook_ema_a_micro_batch, submit_of_an_ignored_run_file, vit_names)
 CASES |= {f"formats/{each.__name__}": each for each in FORMATS} | {

@@ -118,8 +118,12 @@ class Case:
         env = {**os.environ, "PLETHORA": str(ROOT)}
         done = subprocess.run(
             [sys.executable, str(self.folder / name), *words],
-            cwd=ROOT, env=env, capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
         return done.stdout + done.stderr
 
     def command(self, *words: str) -> None:

@@ -154,9 +154,12 @@ def test_the_recipe_of_the_recipe_page_keeps_the_contract_and_one_with_another_b
     words = ["--recipe", "hidden:Hidden", "--recipe", "another:AnotherBand", "--method", "dim=16", "-rA"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", file, *words, "-p", "no:cacheprovider"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+    )
     failed = re.findall(r"^FAILED \S+::(\S+)", done.stdout, re.M)
     name = "test_what_is_published_describes_the_windows_that_were_trained_on"
     assert failed == [f"{name}[another:AnotherBand]"], done.stdout[-3000:] + done.stderr[-1000:]

@@ -21,9 +21,14 @@ NPY = "array"  # what the array of a .npy file is called in [[arrays]]
 LONGEST_ID = 200
 # attributes of an HDF5 dataset that say which number marks a missing value, letters alone
 MARKS = (
-    "fillvalue", "missingvalue", "missingvalues", "missingvaluemarker", "missingmarker", "nodata",
+    "fillvalue",
+    "missingvalue",
+    "missingvalues",
+    "missingvaluemarker",
+    "missingmarker",
+    "nodata",
     "nodatavalue",
-)  # fmt: skip
+)
 
 
 class Arrays(Columns):

@@ -26,7 +26,7 @@ from datasets.readers import (
     text,
     vitaldb,
     wfdb_layout,
-)  # fmt: skip
+)
 from datasets.readers.base import Refused
 from datasets.readers.tracks import Track
 
@@ -221,8 +221,10 @@ def _layout(path: Path, found: Contents) -> Table:
         if rate and float(cells[0][0]) > SECONDS_1970 / 2 and 0 < float(rate[0]) <= 1000:
             spec |= {"start_line": 1, "rate_line": 2, "skip": 2}
     written = {k: v for k, v in spec.items() if v is not None}
-    found.table = [f'{k} = "{v}"'.replace("\t", "\\t") if isinstance(v, str) else f"{k} = {v}"
-                   for k, v in written.items()]  # fmt: skip
+    found.table = [
+        f'{k} = "{v}"'.replace("\t", "\\t") if isinstance(v, str) else f"{k} = {v}"
+        for k, v in written.items()
+    ]
     return Table.model_validate(written)
 
 

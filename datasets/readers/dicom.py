@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 # Leads by the last number of their code, the same in both of the schemes that DICOM allows (PS3.16 CID 3001)
 _CODE = {"MDC": re.compile(r"2:(\d+)"), "SCPECG": re.compile(r"5\.6\.3-9-(\d+)")}
 _LEADS = {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF"} | {i + 2: f"V{i}" for i in range(1, 7)}
-_TYPES = {(8, "SB"): "<i1", (8, "UB"): "<u1", (16, "SS"): "<i2", (16, "US"): "<u2", (32, "SL"): "<i4",
-          (32, "UL"): "<u4"}  # fmt: skip
+_TYPES = {
+    (8, "SB"): "<i1",
+    (8, "UB"): "<u1",
+    (16, "SS"): "<i2",
+    (16, "US"): "<u2",
+    (32, "SL"): "<i4",
+    (32, "UL"): "<u4",
+}
 _DATE = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\.\d{1,6})?([+-]\d{4})?")
 
 

@@ -20,8 +20,28 @@ from datasets.readers.tracks import Track
 
 MAGIC = b"ISHNE1.0"
 FIXED = 522  # bytes of the header before its block of variable length
-LEADS = ("unknown", "generic", "X", "Y", "Z", "I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4",
-         "V5", "V6", "ES", "AS", "AI")  # fmt: skip
+LEADS = (
+    "unknown",
+    "generic",
+    "X",
+    "Y",
+    "Z",
+    "I",
+    "II",
+    "III",
+    "aVR",
+    "aVL",
+    "aVF",
+    "V1",
+    "V2",
+    "V3",
+    "V4",
+    "V5",
+    "V6",
+    "ES",
+    "AS",
+    "AI",
+)
 
 
 @dataclass(frozen=True)

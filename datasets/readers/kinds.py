@@ -100,9 +100,14 @@ MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
 
 # Text that is no table, by what stands near its beginning.
 TEXTS: tuple[tuple[re.Pattern[str], Kind], ...] = (
-    (re.compile(r"<HealthData|DOCTYPE HealthData"), Kind(
-        "an Apple Health export", None,
-        'no reader reads its XML; the ECGs lie in electrocardiograms/*.csv, which reader = "table" reads')),
+    (
+        re.compile(r"<HealthData|DOCTYPE HealthData"),
+        Kind(
+            "an Apple Health export",
+            None,
+            'no reader reads its XML; the ECGs lie in electrocardiograms/*.csv, which reader = "table" reads',
+        ),
+    ),
     (re.compile(r"<AnnotatedECG"), Kind("an HL7 annotated ECG", None, XML)),
     (re.compile(r"<RestingECG"), Kind("a GE MUSE ECG", None, XML)),
     (re.compile(r"<restingecgdata"), Kind("a Philips ECG", None, XML)),
@@ -110,10 +115,12 @@ TEXTS: tuple[tuple[re.Pattern[str], Kind], ...] = (
     (re.compile(r"\A\s*Brain Vision"), Kind("a BrainVision header", None, EXPORT)),
     (re.compile(r"\A\s*<\?xml|\A\s*<!DOCTYPE|\A\s*<html", re.I), Kind("an XML or HTML file", None, XML)),
     (re.compile(r"\A\[Params\]"), Kind("a Polar HRM file", None, "it holds a pulse and no waveform")),
-    (re.compile(r'\A\s*(\{\s*"|\[\s*[\[{"\d-])'), Kind("a JSON file", None, 'write its samples as CSV')),
-    (re.compile(r"\Aversion https://git-lfs"), Kind(
-        "a Git LFS pointer", None, "fetch the file it points to with `git lfs pull`")),
-)  # fmt: skip
+    (re.compile(r'\A\s*(\{\s*"|\[\s*[\[{"\d-])'), Kind("a JSON file", None, "write its samples as CSV")),
+    (
+        re.compile(r"\Aversion https://git-lfs"),
+        Kind("a Git LFS pointer", None, "fetch the file it points to with `git lfs pull`"),
+    ),
+)
 BINARY = Kind("a binary file of a kind that is not known here", None, EXPORT)
 SAMPLES = Kind(
     "a binary file that says nothing of itself",

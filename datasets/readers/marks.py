@@ -5,12 +5,49 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 # What people and programs write where there is no number, without regard to case.
-NOTHING = frozenset({
-    "", "na", "n/a", "n.a.", "n.a", "#n/a", "#na", "<na>", "nan", "-nan", "+nan", "nan(ind)", "-nan(ind)",
-    "1.#qnan", "1.#ind", "-1.#ind", "1.#inf", "-1.#inf", "null", "(null)", "#null!", "nil", "none", "nat",
-    "missing", "-", "--", "---", ".", "..", "...", "…", "\u2013", "\u2014", "?", "??", "#value!",
-    "#div/0!", "#num!",
-})  # fmt: skip
+NOTHING = frozenset(
+    {
+        "",
+        "na",
+        "n/a",
+        "n.a.",
+        "n.a",
+        "#n/a",
+        "#na",
+        "<na>",
+        "nan",
+        "-nan",
+        "+nan",
+        "nan(ind)",
+        "-nan(ind)",
+        "1.#qnan",
+        "1.#ind",
+        "-1.#ind",
+        "1.#inf",
+        "-1.#inf",
+        "null",
+        "(null)",
+        "#null!",
+        "nil",
+        "none",
+        "nat",
+        "missing",
+        "-",
+        "--",
+        "---",
+        ".",
+        "..",
+        "...",
+        "…",
+        "\u2013",
+        "\u2014",
+        "?",
+        "??",
+        "#value!",
+        "#div/0!",
+        "#num!",
+    }
+)
 
 ISOLATED = 3  # samples of one extreme value before a note asks whether it marks a missing one
 

@@ -12,9 +12,19 @@ from datasets.readers.base import fraction
 
 ROUNDING = 1e-5  # share by which a rate may differ that was written down with few digits
 KNOWN = (
-    "samplingfrequency", "samplefrequency", "samplingfreq", "samplefreq", "samplingrate", "samplerate",
-    "sampfreq", "samprate", "sfreq", "srate", "fsamp", "fs",
-)  # fmt: skip
+    "samplingfrequency",
+    "samplefrequency",
+    "samplingfreq",
+    "samplefreq",
+    "samplingrate",
+    "samplerate",
+    "sampfreq",
+    "samprate",
+    "sfreq",
+    "srate",
+    "fsamp",
+    "fs",
+)
 ALONE = ("sr", "freq", "frequency", "hz")  # a rate by themselves; beside other words they may be a pulse's
 # as the last part of a name they are no rate of samples elsewhere (heart rate), but beside a signal's samples
 BESIDE = ("rate", "freq", "frequency", "hz")

@@ -139,12 +139,16 @@ def read(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table, 
                 rest = [i for i in range(kept) if i != counter]
                 _check_commas(
                     [(table.column(a), table.column(b)) for a, b in zip(rest[::2], rest[1::2], strict=True)],
-                    spec, delimiter, kept,
-                )  # fmt: skip
+                    spec,
+                    delimiter,
+                    kept,
+                )
         _check_commas(
             [(table.column(a), table.column(b)) for a, b in pairs],
-            spec, delimiter, 0 if spec.header else _last(table.column_names, wanted),
-        )  # fmt: skip
+            spec,
+            delimiter,
+            0 if spec.header else _last(table.column_names, wanted),
+        )
     return table, delimiter
 
 

@@ -46,10 +46,14 @@ class Windows:
     def at(self, rows: np.ndarray) -> "Windows":
         """These of the windows."""
         return replace(
-            self, rows=self.rows[rows], target=self.target[rows], subject=self.subject[rows],
-            record=self.record[rows], start_s=self.start_s[rows],
+            self,
+            rows=self.rows[rows],
+            target=self.target[rows],
+            subject=self.subject[rows],
+            record=self.record[rows],
+            start_s=self.start_s[rows],
             reading=None if self.reading is None else self.reading[rows],
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -183,9 +187,16 @@ def choose_windows(
         kept = multilabel.common(target[good], subject[good], names, task)
         names, target = [names[k] for k in kept], target[:, kept]
     found = Windows(
-        rows[good], target[good], subject[good].astype(str), record[good].astype(str), start[good],
-        dict(sorted(refused.items())), left_out, names, len(set(subject) - set(subject[good])),
-    )  # fmt: skip
+        rows[good],
+        target[good],
+        subject[good].astype(str),
+        record[good].astype(str),
+        start[good],
+        dict(sorted(refused.items())),
+        left_out,
+        names,
+        len(set(subject) - set(subject[good])),
+    )
     if task.level != "reading":
         return found
     named = reading_names(

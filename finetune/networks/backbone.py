@@ -244,9 +244,12 @@ class VisionNet(nn.Module):
 
 def _head(dim: int, columns: int, c: HeadConfig) -> nn.Sequential:
     return nn.Sequential(
-        nn.LayerNorm(dim), nn.Linear(dim, c.hidden), nn.GELU(), nn.Dropout(c.dropout),
+        nn.LayerNorm(dim),
+        nn.Linear(dim, c.hidden),
+        nn.GELU(),
+        nn.Dropout(c.dropout),
         nn.Linear(c.hidden, columns),
-    )  # fmt: skip
+    )
 
 
 def create(name: str, options: Mapping[str, Any]) -> Any:

@@ -144,9 +144,11 @@ class Distill:
     def windows(self) -> WindowSpec:
         c = self.config
         return WindowSpec(
-            signals=self.teacher.signals, window_s=c.window_s or self.teacher.window_s, hop_s=c.hop_s,
+            signals=self.teacher.signals,
+            window_s=c.window_s or self.teacher.window_s,
+            hop_s=c.hop_s,
             min_quality=c.min_quality,
-        )  # fmt: skip
+        )
 
     def modules(self) -> dict[str, nn.Module]:
         c, channels = self.config, sum(int(given["channels"]) for given in self.teacher.inputs)

@@ -42,9 +42,12 @@ class Tuned(nn.Module):
         super().__init__()
         self.encode, self.pieces, self.step, self.full = mode.module, pieces, mode.step_samples, full
         self.head = nn.Sequential(
-            nn.LayerNorm(mode.dim), nn.Linear(mode.dim, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.LayerNorm(mode.dim),
+            nn.Linear(mode.dim, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
             nn.Linear(hidden, columns),
-        )  # fmt: skip
+        )
         self.encode.requires_grad_(self.full)
         if self.full:
             with torch.device("cpu"):

@@ -12,15 +12,35 @@ INK, MID, RULE = "#1b1f24", "#6e7781", "#c9d1d9"
 SERIES = ("#1f5fbf", "#0b7a75", "#7a3fb5", "#b3325f", "#4f6d12", "#5a5a5a")  # encoders, in their order
 HANDCRAFTED, PEOPLE, BOTH = "#b35c00", "#3d7a3a", "#8a6d00"
 THEME = {
-    INK: "ink", MID: "mid", RULE: "rule", HANDCRAFTED: "handcrafted", PEOPLE: "people", BOTH: "both",
-} | {colour: f"series-{i}" for i, colour in enumerate(SERIES)}  # fmt: skip
+    INK: "ink",
+    MID: "mid",
+    RULE: "rule",
+    HANDCRAFTED: "handcrafted",
+    PEOPLE: "people",
+    BOTH: "both",
+} | {colour: f"series-{i}" for i, colour in enumerate(SERIES)}
 STYLE: Any = {
-    "font.size": 8.5, "axes.titlesize": 8.5, "axes.titlelocation": "left", "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": RULE, "axes.linewidth": 0.8, "axes.labelcolor": MID,
-    "xtick.color": RULE, "ytick.color": RULE, "xtick.labelcolor": MID, "ytick.labelcolor": MID,
-    "text.color": INK, "legend.frameon": False, "legend.fontsize": 7.5, "lines.linewidth": 1.5,
-    "svg.fonttype": "none", "text.parse_math": False, "figure.facecolor": "none", "axes.facecolor": "none",
-}  # fmt: skip
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": RULE,
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": MID,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MID,
+    "ytick.labelcolor": MID,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "lines.linewidth": 1.5,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
 WIDE, TALL = 3.5, 3.1  # inches; a panel is drawn once and scaled by the page
 
 

@@ -79,9 +79,15 @@ def agreement(outcome: Outcome) -> Iterator[Panel]:
             for value, dash in ((bias, "-"), (low, "--"), (high, "--")):
                 axis.axhline(value, color=INK, lw=1, ls=dash)
                 axis.annotate(
-                    f"{value:+.1f}".replace("-", "−"), (1, value), xycoords=("axes fraction", "data"),
-                    ha="right", va="bottom", fontsize=8, xytext=(0, 1.5), textcoords="offset points",
-                )  # fmt: skip
+                    f"{value:+.1f}".replace("-", "−"),
+                    (1, value),
+                    xycoords=("axes fraction", "data"),
+                    ha="right",
+                    va="bottom",
+                    fontsize=8,
+                    xytext=(0, 1.5),
+                    textcoords="offset points",
+                )
             axis.set(xlabel=f"mean of true and predicted, {unit}", ylabel=f"predicted − true, {unit}")
             picture = inline(figure, f"Bland–Altman of {result.task.name}, {label}")
         note = f"Bias {bias:+.2f}, 95 % limits of agreement {low:+.1f} to {high:+.1f} {unit}."
@@ -107,9 +113,12 @@ def truth(outcome: Outcome) -> Iterator[Panel]:
             _cloud(axis, y, target, colours)
             axis.plot(*_binned(y, target), "o-", color=INK, ms=4, lw=1.2)
             axis.set(
-                xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal",
-                xlabel=f"predicted, out of fold, {unit}", ylabel=f"true, {unit}",
-            )  # fmt: skip
+                xlim=(low - margin, high + margin),
+                ylim=(low - margin, high + margin),
+                aspect="equal",
+                xlabel=f"predicted, out of fold, {unit}",
+                ylabel=f"true, {unit}",
+            )
             picture = inline(figure, f"True against predicted {result.task.name}, {labels[name]}")
         told = f"MAE {number(float(np.abs(y - target).mean()))} {unit}."
         yield Panel(labels[name], picture, told + (f" {outside} outside the picture." if outside else ""))
@@ -140,10 +149,11 @@ def pressure_errors(outcome: Outcome) -> Iterator[Panel]:
             axis.set(xlabel=f"reference, {unit}", ylabel=f"predicted − reference, {unit}")
             picture = inline(figure, f"Error against reference, {result.task.name}, {label}")
         yield Panel(
-            label, picture,
+            label,
+            picture,
             f"{found.slope:+.2f} mmHg of error for each mmHg of reference (0: none; −1: a constant). "
             "Band: ±5 mmHg.",
-        )  # fmt: skip
+        )
 
 
 # ---------------------------------------------------------------- classes
@@ -166,9 +176,12 @@ def reliability(outcome: Outcome) -> Iterator[Panel]:
                 seen, said = calibration_curve(hot[:, k], p, n_bins=BINS, strategy="quantile")
                 axis.plot(said, seen, "o-", color=colours[name], ms=3.5, lw=1.2, label=labels[name])
             axis.set(
-                xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel="predicted probability",
+                xlim=(-0.02, 1.02),
+                ylim=(-0.02, 1.02),
+                aspect="equal",
+                xlabel="predicted probability",
                 ylabel="share observed",
-            )  # fmt: skip
+            )
             figure.legend(loc="outside lower center", ncols=1)
             picture = inline(figure, f"Reliability of {result.task.name}, {positive}")
         yield Panel(f"{positive}: reliability", picture, "Each dot: a tenth of the windows.")
@@ -180,9 +193,12 @@ def reliability(outcome: Outcome) -> Iterator[Panel]:
                     *plots.roc_points(hot[:, k], score), color=colours[name], lw=1.3, label=labels[name]
                 )
             axis.set(
-                xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel="false positive rate",
+                xlim=(-0.02, 1.02),
+                ylim=(-0.02, 1.02),
+                aspect="equal",
+                xlabel="false positive rate",
                 ylabel="true positive rate",
-            )  # fmt: skip
+            )
             figure.legend(loc="outside lower center", ncols=1)
             picture = inline(figure, f"ROC curves of {result.task.name}, {positive}")
         yield Panel(f"{positive}: ROC", picture, f"{int(hot[:, k].sum())} of {len(target)} are positive.")
@@ -257,7 +273,9 @@ def embedding(outcome: Outcome) -> Iterator[Panel]:
 def _map_panel(kept: np.ndarray) -> Iterator[tuple[Any, Any]]:
     with panel() as (figure, axis):
         axis.set(
-            xticks=[], yticks=[], xlabel=f"first component, {100 * kept[0]:.0f} %",
+            xticks=[],
+            yticks=[],
+            xlabel=f"first component, {100 * kept[0]:.0f} %",
             ylabel=f"second component, {100 * kept[1]:.0f} %",
-        )  # fmt: skip
+        )
         yield figure, axis

@@ -23,9 +23,15 @@ INK, GREY, BLUE, ORANGE = "#1b1f24", "#9aa4b0", "#1f6feb", "#d9730d"
 LINES = {"encoder": BLUE, "untrained": "#7fb0f5", "handcrafted": ORANGE, "demographics": "#4c9a52"}
 BASELINE_ROWS = ("handcrafted", "demographics", "mean")
 STYLE: Any = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
-    "axes.labelcolor": INK, "text.color": INK, "axes.titlesize": 11, "axes.titlelocation": "left",
-}  # fmt: skip
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+}
 
 
 def task_pictures(outcome: Outcome) -> tuple[Picture, ...]:
@@ -159,9 +165,12 @@ def _roc(plt: Any, outcome: Outcome) -> Any:
             axis.plot(false, true, color=LINES.get(name, INK), lw=width, label=text)
         count = int(hot[:, k].sum())
         axis.set(
-            xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel="false positive rate",
+            xlim=(-0.01, 1.01),
+            ylim=(-0.01, 1.01),
+            aspect="equal",
+            xlabel="false positive rate",
             title=f"{positive}: {count} of {len(target)} windows",
-        )  # fmt: skip
+        )
         axis.legend(frameon=False, loc="lower right", fontsize=8, title="AUROC" if columns == 1 else None)
     axes[0, 0].set_ylabel("true positive rate, out of fold")
     figure.suptitle(result.task.title, fontsize=11)
@@ -193,9 +202,14 @@ def _predicted(plt: Any, outcome: Outcome) -> Any:
     rows, unit, subject = _shown(result), result.task.unit, outcome.windows.subject
     columns = 2 if len(rows) > 1 else 1
     figure, axes = plt.subplots(
-        -(-len(rows) // columns), columns, figsize=(4.4 * columns, 4.3 * -(-len(rows) // columns)),
-        sharex=True, sharey=True, squeeze=False, layout="constrained",
-    )  # fmt: skip
+        -(-len(rows) // columns),
+        columns,
+        figsize=(4.4 * columns, 4.3 * -(-len(rows) // columns)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     values = np.concatenate([target, *(predicted[row.name] for row in rows)])
     low, high = np.percentile(values, [0.2, 99.8])
     low, high = min(low, target.min()), max(high, target.max())
@@ -224,13 +238,18 @@ def _bland_altman(plt: Any, outcome: Outcome) -> Any:
     mean = (target + predicted) / 2
     axis.scatter(mean, predicted - target, s=12, c=subject_colours(subject), alpha=0.75, lw=0)
     for value, text, dash in (
-        (bias, "bias", "-"), (low, "−1.96 SD", "--"), (high, "+1.96 SD", "--"),
-    ):  # fmt: skip
+        (bias, "bias", "-"),
+        (low, "−1.96 SD", "--"),
+        (high, "+1.96 SD", "--"),
+    ):
         axis.axhline(value, color=INK, lw=1, ls=dash)
         axis.annotate(
-            f"{text}\n{value:+.2f}", (1.01, value), xycoords=("axes fraction", "data"),
-            va="center", fontsize=9,
-        )  # fmt: skip
+            f"{text}\n{value:+.2f}",
+            (1.01, value),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9,
+        )
     axis.set(
         xlabel=f"mean of true and predicted, {unit}",
         ylabel=f"predicted − true, {unit}",

@@ -46,9 +46,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a local .pth, .pt or .safetensors file")
     parser.add_argument("--out", required=True, metavar="URI", help="the bundle: STORAGE/NAME/bundle")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
         help="a key of the recipe's config that no shape tells: rate=50, heads=8, window_s=30",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line on stdout"
     )
@@ -73,8 +76,10 @@ def import_weights(kind: str, checkpoint: str, out: str, sets: list[str]) -> dic
     state = read(checkpoint)
     names = Names(state)
     mapping: Any = {
-        "anyppg": anyppg.anyppg, "sigma-tokenizer": sigma.tokenizer, "sigma-student": sigma.student,
-    }[kind]  # fmt: skip
+        "anyppg": anyppg.anyppg,
+        "sigma-tokenizer": sigma.tokenizer,
+        "sigma-student": sigma.student,
+    }[kind]
     try:
         encoder, modules, config = mapping(names, table_of(sets))
     except (ValueError, IndexError, ZeroDivisionError, PlethoraError) as error:  # also of odd shapes

@@ -131,9 +131,17 @@ def student(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, 
         told["layer_scale"] = 0.0
     c = settle(MaskedConfig, told, given)
     inner = conv_encoder(
-        c.patch, c.conv_channels, c.dim, c.depth, c.heads, c.max_patches, mlp_ratio=c.mlp_ratio,
-        qk_norm=True, layer_scale=c.layer_scale, maskable=True,
-    )  # fmt: skip
+        c.patch,
+        c.conv_channels,
+        c.dim,
+        c.depth,
+        c.heads,
+        c.max_patches,
+        mlp_ratio=c.mlp_ratio,
+        qk_norm=True,
+        layer_scale=c.layer_scale,
+        maskable=True,
+    )
     net = Student(inner, c.patch, c.dim, c.codebook_size).eval()
 
     fill = Filling(net, names)
@@ -169,8 +177,12 @@ def _transformer(fill: Filling, ours: str, theirs: str, depth: int) -> None:
         for part in ("fc1", "fc2"):
             fill.move(f"{a}.{part}", f"{b}.mlp.{part}")
         fill.move(f"{a}.attn.qkv", f"{b}.attn.qkv", ["weight"])
-        for name, known in (("attn.q_bias", "attn.q_bias"), ("attn.v_bias", "attn.v_bias"),
-                            ("gamma1", "gamma_1"), ("gamma2", "gamma_2")):  # fmt: skip
+        for name, known in (
+            ("attn.q_bias", "attn.q_bias"),
+            ("attn.v_bias", "attn.v_bias"),
+            ("gamma1", "gamma_1"),
+            ("gamma2", "gamma_2"),
+        ):
             if (wanted := fill.wanted.get(f"{a}.{name}")) is not None:
                 fill.new[f"{a}.{name}"] = fill.names.take(f"{b}.{known}", wanted.shape)
         if f"{a}.attn.q_norm.weight" in fill.wanted:

@@ -33,7 +33,7 @@ COMMON: Assumptions = {
     "bucket.write_gb_s": Assumption(0.5, "GB/s", "what a checkpoint is written at, all ranks together"),
     "checkpoint.commit_s": Assumption(2.0, "s", "Ray Train looks for reports every 2 s"),
     "start_s": Assumption(180.0, "s", "nodes are there; Ray, imports, first blocks"),
-}  # fmt: skip
+}
 
 GPU: Assumptions = {
     "gpu.matrix_share": Assumption(0.5, "", "of the peak that products and convolutions reach; not measured"),
@@ -42,12 +42,19 @@ GPU: Assumptions = {
     "gpu.link_share": Assumption(0.7, "", "of a link's speed in collectives, none hidden; not measured"),
     "gpu.reserve_gb": Assumption(1.5, "GB", "CUDA context, NCCL and cuDNN work space; not measured"),
     "gpu.fragments": Assumption(1.1, "", "what the allocator holds for a byte that is used; not measured"),
-}  # fmt: skip
+}
 
 UNITS = {
-    "memory_gb": "GB", "bf16": "TFLOP/s", "fp32": "TFLOP/s", "memory_gb_s": "GB/s", "node": "GPUs",
-    "link_gb_s": "GB/s", "net_gb_s": "GB/s", "cores": "cores/GPU", "price_h": "US$/h",
-}  # fmt: skip
+    "memory_gb": "GB",
+    "bf16": "TFLOP/s",
+    "fp32": "TFLOP/s",
+    "memory_gb_s": "GB/s",
+    "node": "GPUs",
+    "link_gb_s": "GB/s",
+    "net_gb_s": "GB/s",
+    "cores": "cores/GPU",
+    "price_h": "US$/h",
+}
 
 
 def accelerators() -> dict[str, dict[str, float]]:

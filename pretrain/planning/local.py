@@ -115,15 +115,15 @@ def steps(run: RunConfig, native: dict[str, float]) -> Steps:
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", "pretrain.planning.local", json.dumps(job)],
-                env=os.environ | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(run.most),
-                                  "OMP_NUM_THREADS": "1"},
+                env=os.environ
+                | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(run.most), "OMP_NUM_THREADS": "1"},
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
             for r in range(run.most)
-        ]  # fmt: skip
+        ]
         said = [rank.communicate() for rank in ranks]
     for rank, (_, error) in zip(ranks, said, strict=True):
         if rank.returncode:

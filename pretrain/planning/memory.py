@@ -42,9 +42,14 @@ class Peak:
 
 
 def peak(
-    cost: Cost, stage: int, workers: int, micro: int, accumulation: int, offload: bool = False,
+    cost: Cost,
+    stage: int,
+    workers: int,
+    micro: int,
+    accumulation: int,
+    offload: bool = False,
     laid: bool = True,
-) -> Peak:  # fmt: skip
+) -> Peak:
     """The peak of a worker of `workers` at ZeRO `stage`.
 
     offload: optimizer state in host memory. laid: buckets that are only asked for count (an accelerator's
@@ -74,9 +79,15 @@ def peak(
 
 
 def largest_micro(
-    cost: Cost, stage: int, workers: int, share: int, room: float, fragments: float = 1.0,
-    offload: bool = False, laid: bool = True,
-) -> int:  # fmt: skip
+    cost: Cost,
+    stage: int,
+    workers: int,
+    share: int,
+    room: float,
+    fragments: float = 1.0,
+    offload: bool = False,
+    laid: bool = True,
+) -> int:
     """The largest micro-batch that divides a worker's `share` of a batch and fits `room` bytes; 0: none."""
     for micro in sorted((d for d in range(1, share + 1) if share % d == 0), reverse=True):
         found = peak(cost, stage, workers, micro, share // micro, offload, laid)

@@ -115,9 +115,21 @@ def plan(
         for stage in STAGES
     }
     planned = Planned(
-        run, accelerator, work, cost, bf16, room, memory, prepare, copy, {}, {"raw": [], "materialised": []},
-        given, _refusal(run, cost, memory, room, fragments, accelerator, laid), fragments,
-    )  # fmt: skip
+        run,
+        accelerator,
+        work,
+        cost,
+        bf16,
+        room,
+        memory,
+        prepare,
+        copy,
+        {},
+        {"raw": [], "materialised": []},
+        given,
+        _refusal(run, cost, memory, room, fragments, accelerator, laid),
+        fragments,
+    )
     if planned.refused:
         return planned
     if not laid:
@@ -185,9 +197,15 @@ def _work(
         train / windows, "", "share of windows to train on: 1 - split.val - split.test, by subject"
     )
     return Work(
-        hours, windows, train, steps, steps * run.batch / an_epoch, int(getattr(config, "patches", 0)),
-        raw * given["compression"].value * again, float(spec.bytes),
-    )  # fmt: skip
+        hours,
+        windows,
+        train,
+        steps,
+        steps * run.batch / an_epoch,
+        int(getattr(config, "patches", 0)),
+        raw * given["compression"].value * again,
+        float(spec.bytes),
+    )
 
 
 def reread(run: RunConfig, spec: WindowSpec, raw: float, windows: int) -> float:
@@ -204,9 +222,14 @@ def reread(run: RunConfig, spec: WindowSpec, raw: float, windows: int) -> float:
 
 
 def _refusal(
-    run: RunConfig, cost: Cost, memory: dict[int, Peak], room: float, fragments: float, accelerator: str,
+    run: RunConfig,
+    cost: Cost,
+    memory: dict[int, Peak],
+    room: float,
+    fragments: float,
+    accelerator: str,
     laid: bool,
-) -> str:  # fmt: skip
+) -> str:
     """Why the run's own stage and micro-batch do not fit, and what would; "" where they do."""
     stage, share = run.engine.zero_stage, run.batch // run.most
     need = memory[stage].total * fragments

@@ -143,8 +143,10 @@ def _lines(
     """A line over windows for each kernel; where the two runs differ in their kernels (a random choice), one
     line for all that lie between.
     """
-    head = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if bool(a[0]) != bool(b[0])),
-                min(len(first), len(second)))  # fmt: skip
+    head = next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if bool(a[0]) != bool(b[0])),
+        min(len(first), len(second)),
+    )
     pairs = [(a, b) for a, b in zip(first[:head], second[:head], strict=True)]
     rest = [tuple(sum(k[i] for k in run[head:]) for i in (0, 1)) for run in (first, second)]
     if any(rest[1]):

@@ -94,9 +94,15 @@ class AnyPPGConfig(Config):
     def ecg_net(self) -> Net1D:
         """The ECG encoder that is trained jointly."""
         return Net1D(
-            1, self.ecg_filters, self.ecg_blocks, self.ecg_kernel, self.width, self.stem, self.ecg_dropout,
+            1,
+            self.ecg_filters,
+            self.ecg_blocks,
+            self.ecg_kernel,
+            self.width,
+            self.stem,
+            self.ecg_dropout,
             self.norm(),
-        )  # fmt: skip
+        )
 
     def signals(self) -> tuple[Signal, Signal]:
         """How windows are prepared; normalisation is left to the networks."""
@@ -277,8 +283,13 @@ def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
         )
     wants = found.preprocessing["ecg"]
     band = wants.get("band") or (None, None)
-    asked = {"ecg_rate": wants.get("rate"), "ecg_low": band[0], "ecg_high": band[1],
-             "ecg_order": wants.get("order"), "ecg_notch": wants.get("notch") or 0.0}  # fmt: skip
+    asked = {
+        "ecg_rate": wants.get("rate"),
+        "ecg_low": band[0],
+        "ecg_high": band[1],
+        "ecg_order": wants.get("order"),
+        "ecg_notch": wants.get("notch") or 0.0,
+    }
     other = [f"{key} = {value}" for key, value in asked.items() if value != getattr(recipe.config, key)]
     if other:
         raise PlethoraError(f"the teacher {uri} takes other ECG than this run gives: set {', '.join(other)}")

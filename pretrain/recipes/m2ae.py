@@ -96,15 +96,25 @@ class M2AEConfig(Config):
         """How windows are prepared; normalisation is left to the network."""
         return (
             Signal(
-                modality="ppg", rate=self.rate, band=self.ppg_band, order=self.ppg_order,
-                max_flat=self.max_flat, required=self.paired,
-            ),
-            Signal(
-                modality="ecg", rate=self.rate, band=self.ecg_band, order=self.ecg_order, upright=True,
-                min_rate=self.ecg_min_rate, max_flat=self.max_flat, gate="ecg" if self.ecg_gate else "none",
+                modality="ppg",
+                rate=self.rate,
+                band=self.ppg_band,
+                order=self.ppg_order,
+                max_flat=self.max_flat,
                 required=self.paired,
             ),
-        )  # fmt: skip
+            Signal(
+                modality="ecg",
+                rate=self.rate,
+                band=self.ecg_band,
+                order=self.ecg_order,
+                upright=True,
+                min_rate=self.ecg_min_rate,
+                max_flat=self.max_flat,
+                gate="ecg" if self.ecg_gate else "none",
+                required=self.paired,
+            ),
+        )
 
 
 class M2AE:
@@ -128,10 +138,19 @@ class M2AE:
         with seeded(self.seed):
             return {
                 "m2ae": M2AENet(
-                    NAMES, c.patch, c.samples // c.patch, c.dim, c.encoder_depth, c.bottleneck_depth,
-                    c.decoder_depth, c.heads, c.projection, c.dropout, c.near,
+                    NAMES,
+                    c.patch,
+                    c.samples // c.patch,
+                    c.dim,
+                    c.encoder_depth,
+                    c.bottleneck_depth,
+                    c.decoder_depth,
+                    c.heads,
+                    c.projection,
+                    c.dropout,
+                    c.near,
                 )
-            }  # fmt: skip
+            }
 
     def frozen(self) -> dict[str, nn.Module]:
         return {}
@@ -234,11 +253,15 @@ class M2AE:
         }
         decoders = {
             f"{source}_to_{target}": published.decoder(
-                spec, Translate(net, source, target), source, target,
-                min_samples=c.shortest, step_samples=c.patch,
+                spec,
+                Translate(net, source, target),
+                source,
+                target,
+                min_samples=c.shortest,
+                step_samples=c.patch,
             )
             for source, target in (NAMES, NAMES[::-1])
-        }  # fmt: skip
+        }
         return published.encoder(spec, modes, decoders=decoders)
 
 

@@ -179,10 +179,20 @@ class Masked:
         c = self.config
         with seeded(self.seed):
             encoder = conv_encoder(
-                c.patch, c.conv_channels, c.dim, c.depth, c.heads, c.max_patches, mlp_ratio=c.mlp_ratio,
-                qk_norm=True, layer_scale=c.layer_scale, drop=c.dropout, attn_drop=c.attn_dropout,
-                drop_path=c.drop_path, maskable=True,
-            )  # fmt: skip
+                c.patch,
+                c.conv_channels,
+                c.dim,
+                c.depth,
+                c.heads,
+                c.max_patches,
+                mlp_ratio=c.mlp_ratio,
+                qk_norm=True,
+                layer_scale=c.layer_scale,
+                drop=c.dropout,
+                attn_drop=c.attn_dropout,
+                drop_path=c.drop_path,
+                maskable=True,
+            )
             modules: dict[str, nn.Module] = {"student": Student(encoder, c.patch, c.dim, c.codebook_size)}
             if self.has_teacher:
                 # the code gives the teacher's convolutions as many channels as its width
@@ -318,9 +328,20 @@ def tokens(c: TokenizerConfig) -> Tokens:
     decoder = code_decoder(c.code_dim, c.decoder_dim, c.decoder_depth, c.decoder_heads, c.patches)
     quantizer = Quantizer(c.code_dim, c.codebook_size, c.decay, c.kmeans, c.dead_share)
     return Tokens(
-        encoder, decoder, quantizer, c.patch, c.dim, c.decoder_dim, c.code_dim,
-        c.distance, c.phase, c.centre, c.aug_noise, c.consistency, c.stop_gradient,
-    )  # fmt: skip
+        encoder,
+        decoder,
+        quantizer,
+        c.patch,
+        c.dim,
+        c.decoder_dim,
+        c.code_dim,
+        c.distance,
+        c.phase,
+        c.centre,
+        c.aug_noise,
+        c.consistency,
+        c.stop_gradient,
+    )
 
 
 def open_tokenizer(uri: str, needs: MaskedConfig) -> Tokens:

@@ -48,7 +48,11 @@ class Windows(Config):
         patches. Min-max scaling is inside the network."""
         spec = self.spec()
         mode = published.mode(
-            spec, module, dim, min_samples=least * self.patch, step_samples=self.patch,
+            spec,
+            module,
+            dim,
+            min_samples=least * self.patch,
+            step_samples=self.patch,
             max_samples=patches * self.patch,
-        )  # fmt: skip
+        )
         return published.encoder(spec, {"ppg": mode}, kind)

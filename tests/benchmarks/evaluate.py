@@ -85,9 +85,12 @@ def compared(name: str, bundles: list[str], corpus: str, task: str, folder: str)
         for module, (function, _) in whole.items():
             setattr(module, function, kept[module])
     return {
-        "what": name, "seconds": seconds, "windows/s": embedded / spent["embed"],
-        "share embed": spent["embed"] / seconds, "share probes": spent["probe"] / seconds,
-    }  # fmt: skip
+        "what": name,
+        "seconds": seconds,
+        "windows/s": embedded / spent["embed"],
+        "share embed": spent["embed"] / seconds,
+        "share probes": spent["probe"] / seconds,
+    }
 
 
 def bootstrap() -> list[dict[str, Any]]:

@@ -130,14 +130,20 @@ def measure(
     window_s, hours = made[last][0].window_s, HOURS["anyppg" if name == "anyppg" else "sigma"]
     return [
         {
-            "net": name, "step": kind, "batch": step.batch, "windows/s": best[kind],
-            "MFU %": share * best[kind], "roofline %": share * bound,
-            "GiB": gib, "of plain": best[kind] / best[last], "attention": path,
+            "net": name,
+            "step": kind,
+            "batch": step.batch,
+            "windows/s": best[kind],
+            "MFU %": share * best[kind],
+            "roofline %": share * bound,
+            "GiB": gib,
+            "of plain": best[kind] / best[last],
+            "attention": path,
             "waits": waits if kind == "ours" else "",
             "projected h": hours * 3600 / window_s / best[kind] / 3600,
         }
         for kind, (step, gib) in made.items()
-    ]  # fmt: skip
+    ]
 
 
 def kinds(

@@ -118,9 +118,19 @@ class DropPath(nn.Module):
 def sigma_nets(s: Shape) -> dict[str, nn.Module]:
     """The student and the teacher with fresh weights."""
     encoder = conv_encoder(
-        s.patch, s.channels, s.dim, s.depth, s.heads, s.patches, qk_norm=True, layer_scale=0.1,
-        drop=s.drop, attn_drop=s.drop, drop_path=s.drop_path, maskable=True,
-    )  # fmt: skip
+        s.patch,
+        s.channels,
+        s.dim,
+        s.depth,
+        s.heads,
+        s.patches,
+        qk_norm=True,
+        layer_scale=0.1,
+        drop=s.drop,
+        attn_drop=s.drop,
+        drop_path=s.drop_path,
+        maskable=True,
+    )
     net = conv_encoder(s.patch, s.teacher, s.teacher, 2, 4, s.patches, bias=True)
     student = Student(encoder, s.patch, s.dim, s.codes)
     return {"student": student, "teacher": Teacher(net, s.patch, s.teacher)}
@@ -174,9 +184,14 @@ class Anyppg(Step):
     window_s = 10.0
 
     def __init__(
-        self, batch: int, device: torch.device, filters: tuple[int, ...] = FILTERS,
-        blocks: tuple[int, ...] = BLOCKS, norm: Callable[..., nn.Module] = BatchNorm, fused: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        batch: int,
+        device: torch.device,
+        filters: tuple[int, ...] = FILTERS,
+        blocks: tuple[int, ...] = BLOCKS,
+        norm: Callable[..., nn.Module] = BatchNorm,
+        fused: bool = False,
+    ) -> None:
         torch.manual_seed(SEED)
         self.batch, self.modules = batch, {"pair": Pair(filters, blocks, norm)}
         self.prepare(device, fused)

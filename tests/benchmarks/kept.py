@@ -138,6 +138,9 @@ def _read(home: str, batch: int, window_bytes: int) -> dict[str, float]:
     began = time.perf_counter()
     expected(plan)
     return {
-        "kept": kept, "grown_mb": grown, "look_us": 1e6 * took / looked, "plan_s": plan_s,
+        "kept": kept,
+        "grown_mb": grown,
+        "look_us": 1e6 * took / looked,
+        "plan_s": plan_s,
         "ledger_s": time.perf_counter() - began,
-    }  # fmt: skip
+    }

@@ -25,13 +25,19 @@ def measured(job: dict[str, Any]) -> int:
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.benchmarks.peak", json.dumps(job | {"folder": folder})],
-                env=os.environ | EXACT | {"RANK": str(r), "LOCAL_RANK": str(r), "OMP_NUM_THREADS": "1",
-                                          "WORLD_SIZE": str(job["world"])},
+                env=os.environ
+                | EXACT
+                | {
+                    "RANK": str(r),
+                    "LOCAL_RANK": str(r),
+                    "OMP_NUM_THREADS": "1",
+                    "WORLD_SIZE": str(job["world"]),
+                },
                 stdout=subprocess.PIPE,
                 text=True,
             )
             for r in range(job["world"])
-        ]  # fmt: skip
+        ]
         said = [rank.communicate()[0] for rank in ranks]
         if any(rank.returncode for rank in ranks):
             raise RuntimeError(f"a rank of {job} failed")

@@ -64,9 +64,16 @@ def held(given: argparse.Namespace) -> None:
                 found = measured(job)
                 planned = peak(cost, stage, 2, micro, accumulation, laid=False).total
                 rows.append(
-                    {"run": run.name, "stage": stage, "micro": micro, "accumulation": accumulation,
-                     "planned MB": planned / 1e6, "measured MB": found / 1e6, "ratio": planned / found}
-                )  # fmt: skip
+                    {
+                        "run": run.name,
+                        "stage": stage,
+                        "micro": micro,
+                        "accumulation": accumulation,
+                        "planned MB": planned / 1e6,
+                        "measured MB": found / 1e6,
+                        "ratio": planned / found,
+                    }
+                )
                 print(rows[-1], file=sys.stderr, flush=True)
     show(
         "memory of a rank of two on CPU, fp32: planned against resident",
@@ -82,8 +89,14 @@ def timed(given: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for workers in (1, 2) if given.only is None else (given.only,):
         name = f"plan-{workers}-{uuid.uuid4().hex[:6]}"
-        sets = [f'corpus="{given.corpus}"', f'storage="{given.storage}"', f"workers={workers}",
-                f"steps={given.steps}", f'name="{name}"', "validate_every=100"]  # fmt: skip
+        sets = [
+            f'corpus="{given.corpus}"',
+            f'storage="{given.storage}"',
+            f"workers={workers}",
+            f"steps={given.steps}",
+            f'name="{name}"',
+            "validate_every=100",
+        ]
         run = config.load(ROOT / TINY, RunConfig, sets)
         hours = open_corpus(given.corpus).manifest["counts"]["hours"]["ppg"]
         planned = plan(run, hours, None, "here")
@@ -91,8 +104,10 @@ def timed(given: argparse.Namespace) -> None:
         began = time.perf_counter()
         subprocess.run(
             [sys.executable, "-m", "pretrain", TINY, *(a for s in sets for a in ("--set", s))],
-            cwd=ROOT, check=True, env=os.environ | {"PYTHONWARNINGS": "ignore"},
-        )  # fmt: skip
+            cwd=ROOT,
+            check=True,
+            env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        )
         whole = time.perf_counter() - began
         lines = storage.read_bytes(
             str(Path(given.storage).resolve() / name / "telemetry" / "metrics.jsonl")
@@ -100,9 +115,15 @@ def timed(given: argparse.Namespace) -> None:
         first, last = (json.loads(line)["time"] for line in (lines[0], lines[-1]))
         training = point.run_s - before
         rows.append(
-            {"workers": workers, "planned s": training, "measured s": last - first,
-             "ratio": training / (last - first), "planned whole s": point.run_s, "whole s": whole}
-        )  # fmt: skip
+            {
+                "workers": workers,
+                "planned s": training,
+                "measured s": last - first,
+                "ratio": training / (last - first),
+                "planned whole s": point.run_s,
+                "whole s": whole,
+            }
+        )
         print(rows[-1], file=sys.stderr, flush=True)
     show(
         f"time of {given.steps} steps of {TINY}: planned against a real run",

@@ -91,9 +91,16 @@ def main() -> None:
 def first_step(home: Path, workers: int, name: str, actors: int = 1) -> dict[str, float]:
     """Seconds to the end of the first of two steps, by the run's own telemetry, and where they went."""
     sets = {
-        "corpus": home / "corpus", "storage": home / "runs", "name": name, "workers": workers, "steps": 2,
-        "log_every": 1, "validate_every": 0, "batch": 8 * workers, "stream.actors": actors,
-    }  # fmt: skip
+        "corpus": home / "corpus",
+        "storage": home / "runs",
+        "name": name,
+        "workers": workers,
+        "steps": 2,
+        "log_every": 1,
+        "validate_every": 0,
+        "batch": 8 * workers,
+        "stream.actors": actors,
+    }
     command = [sys.executable, "-m", "pretrain", RUN]
     for key, value in sets.items():
         command += ["--set", f"{key}={value}"]

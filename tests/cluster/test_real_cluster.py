@@ -34,8 +34,13 @@ def cluster(store_env: dict[str, str]) -> Iterator[Nodes]:
 def _ask(at: Nodes, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "cluster", *words],
-        cwd=ROOT, env=at.env | env, capture_output=True, text=True, check=False, timeout=400,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=at.env | env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
 
 
 def test_a_job_runs_our_checkout_and_its_exit_code_is_ours(cluster: Nodes) -> None:

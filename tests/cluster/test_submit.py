@@ -93,14 +93,22 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "checkout"
     run = 'name = "mine"\ncorpus = "s3://b/c"\nstorage = "s3://b/r"\n'
     texts = {
-        ".gitignore": "*.local.toml\n/drafts/\n", "pretrain/__init__.py": "", "finetune/__init__.py": "",
-        "datasets/__init__.py": "", "runs/.gitignore": "scratch*\n", "runs/mine.toml": run,
-        "runs/mine.local.toml": run, "runs/scratch.toml": run, "drafts/mine.toml": run,
+        ".gitignore": "*.local.toml\n/drafts/\n",
+        "pretrain/__init__.py": "",
+        "finetune/__init__.py": "",
+        "datasets/__init__.py": "",
+        "runs/.gitignore": "scratch*\n",
+        "runs/mine.toml": run,
+        "runs/mine.local.toml": run,
+        "runs/scratch.toml": run,
+        "drafts/mine.toml": run,
         "out/runs/mine.toml": run,
-        "runs/child.toml": 'extends = "../drafts/mine.toml"\n', "drafts/task.toml": 'name = "t"\n',
+        "runs/child.toml": 'extends = "../drafts/mine.toml"\n',
+        "drafts/task.toml": 'name = "t"\n',
         "runs/labelled.toml": run + '[method]\ntasks = ["heart_rate", "drafts/task.toml"]\n',
-        "drafts/weights.safetensors": "", "deep/er/mine.toml": run,
-    }  # fmt: skip
+        "drafts/weights.safetensors": "",
+        "deep/er/mine.toml": run,
+    }
     for name, text in texts.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -121,14 +129,16 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["pretrain", "runs/scratch.toml"], "runs/scratch.toml"),
         (["pretrain", "runs/child.toml"], "runs/child.toml: "),
         (["pretrain", "runs/labelled.toml"], "runs/labelled.toml: method.tasks"),
-        (["pretrain", "runs/mine.toml", "--set", "backbone.weights=drafts/weights.safetensors"],
-         "drafts/weights.safetensors"),
+        (
+            ["pretrain", "runs/mine.toml", "--set", "backbone.weights=drafts/weights.safetensors"],
+            "drafts/weights.safetensors",
+        ),
         (["datasets", "ingest", "drafts/mine.toml", "--root", "s3://b/x"], "drafts/mine.toml"),
         (["finetune", "compare", "s3://b/e", "--tasks", "heart_rate,drafts/task.toml"], "drafts/task.toml"),
         (["finetune", "evaluate", "--task=drafts/task.toml"], "drafts/task.toml"),
         (["pretrain", "../elsewhere.toml"], "../elsewhere.toml"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_stays_on_this_machine_is_named_before_anything_is_sent(
     checkout: Path, words: list[str], named: str
 ) -> None:
@@ -139,8 +149,11 @@ def test_a_file_that_stays_on_this_machine_is_named_before_anything_is_sent(
 
 
 def test_a_file_of_the_checkout_travels_and_what_is_not_here_may_be_there(checkout: Path) -> None:
-    for words in (["pretrain", "runs/mine.toml"], ["pretrain", "deep/er/mine.toml"],
-                  ["finetune", "evaluate", "--bundle", "/nfs/b", "--out", "out/new"]):  # fmt: skip
+    for words in (
+        ["pretrain", "runs/mine.toml"],
+        ["pretrain", "deep/er/mine.toml"],
+        ["finetune", "evaluate", "--bundle", "/nfs/b", "--out", "out/new"],
+    ):
         assert command(["python", "-m", *words]).argv
 
 
@@ -184,11 +197,16 @@ class Cluster:
         self.envs.append(runtime_env)
         self.known.append(
             SimpleNamespace(
-                submission_id=name, status=SimpleNamespace(value="RUNNING"), entrypoint=entrypoint,
-                metadata=metadata, start_time=1000 * len(self.known), end_time=None, driver_exit_code=None,
+                submission_id=name,
+                status=SimpleNamespace(value="RUNNING"),
+                entrypoint=entrypoint,
+                metadata=metadata,
+                start_time=1000 * len(self.known),
+                end_time=None,
+                driver_exit_code=None,
                 message=None,
             )
-        )  # fmt: skip
+        )
         return name
 
 

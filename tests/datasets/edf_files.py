@@ -67,9 +67,17 @@ def write(path: Path, signals, records=10, record_s="1", count=None, kind="EDF",
     head += put(cells.get("start", 256 * (n + 1)), 8) + put(cells.get("reserved", ""), 44)
     head += put(records if count is None else count, 8) + put(record_s, 8) + put(n, 4)
     columns = [
-        (["label"], 16), ([], 80), (["unit"], 8), (["low"], 8), (["high"], 8), (["least"], 8), (["most"], 8),
-        ([], 80), (["rate"], 8), ([], 32),
-    ]  # fmt: skip
+        (["label"], 16),
+        ([], 80),
+        (["unit"], 8),
+        (["low"], 8),
+        (["high"], 8),
+        (["least"], 8),
+        (["most"], 8),
+        ([], 80),
+        (["rate"], 8),
+        ([], 32),
+    ]
     for key, width in columns:
         for s in signals:
             value = "" if not key else s[key[0]]

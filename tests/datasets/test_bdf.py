@@ -34,8 +34,9 @@ def test_gaps_and_annotations_are_those_of_edf(tmp_path, path):
     tals = [b"+%d\x14\x14\0" % (i + 2 * (i > 4)) for i in range(10)]
     tals[2] += b"+2.5\x151\x14\xc3\xa9veil\x14\0"
     status = signal("Status", 100, *LIMITS, *LIMITS, unit="")
-    (x, _) = write(path, [signal(least="-8388608", most="8388607"), status], kind="BDF", tals=tals,
-                   reserved="BDF+D")  # fmt: skip
+    (x, _) = write(
+        path, [signal(least="-8388608", most="8388607"), status], kind="BDF", tals=tals, reserved="BDF+D"
+    )
     got = load(tmp_path)
     ecg = got.signals["ecg"]
     assert np.flatnonzero(ecg.missing).tolist() == list(range(500, 700))

@@ -16,9 +16,18 @@ from tests.pages import blocks, commands, run, worked
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 HEAD = "\n".join(
-    ['name = "mine"', 'source = ""', 'licence = ""', 'terms = ""', 'citation = ""', 'access = "restricted"',
-     'id_space = "mine"', "subjects_published = false", ""]
-)  # fmt: skip
+    [
+        'name = "mine"',
+        'source = ""',
+        'licence = ""',
+        'terms = ""',
+        'citation = ""',
+        'access = "restricted"',
+        'id_space = "mine"',
+        "subjects_published = false",
+        "",
+    ]
+)
 EXAMPLES = [t for t in re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.S) if t.startswith("reader")]
 
 

@@ -65,9 +65,13 @@ LEADS = [channel("2:1"), channel("2:2", ChannelSensitivityCorrectionFactor="1.02
 
 
 @pytest.mark.parametrize(
-    "syntax", [pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian,
-               pydicom.uid.DeflatedExplicitVRLittleEndian]
-)  # fmt: skip
+    "syntax",
+    [
+        pydicom.uid.ExplicitVRLittleEndian,
+        pydicom.uid.ImplicitVRLittleEndian,
+        pydicom.uid.DeflatedExplicitVRLittleEndian,
+    ],
+)
 def test_samples_keep_their_sensitivity_correction_and_baseline(tmp_path, path, syntax):
     x = ecg()
     save(path, [group(x, 500, LEADS)], syntax)
@@ -89,8 +93,13 @@ def test_leads_are_known_by_either_code(tmp_path, path):
 def test_groups_of_other_rates_and_starts_lie_on_one_clock(tmp_path, path):
     x, y = ecg(), waves(10, 125, 5)[:, None].astype("<i2")
     pressure = [channel("109016", "SCPECG", "Arterial", "mm[Hg]")]
-    save(path, [group(x, 500, LEADS, MultiplexGroupTimeOffset="2000"),
-                group(y, 125, pressure, MultiplexGroupTimeOffset="1500")])  # fmt: skip
+    save(
+        path,
+        [
+            group(x, 500, LEADS, MultiplexGroupTimeOffset="2000"),
+            group(y, 125, pressure, MultiplexGroupTimeOffset="1500"),
+        ],
+    )
     got = load(tmp_path, DESCRIPTOR + ABP)
     found, abp = got.signals["ecg"], got.signals["abp"]
     assert np.flatnonzero(found.missing).tolist() == list(range(250)) and not abp.missing.any()

@@ -42,8 +42,11 @@ def schema(params):
 
     raw = [record("accelerometer", [*stream, imu, *axes]), record("bvp", [*stream, value])]
     version = [{"name": n, "type": "int"} for n in ("major", "minor", "patch")]
-    return {"type": "record", "name": "Session", "fields": [
-        record("schemaVersion", version), record("rawData", raw)]}  # fmt: skip
+    return {
+        "type": "record",
+        "name": "Session",
+        "fields": [record("schemaVersion", version), record("rawData", raw)],
+    }
 
 
 def write(path, version=(6, 4), params=None, bvp_late_s=0.0, codec="deflate"):

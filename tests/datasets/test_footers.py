@@ -97,9 +97,14 @@ def test_footers_of_other_writers_are_understood(tmp_path: Path, version: str, s
     rng = np.random.default_rng(0)
     table = pa.table({f"c{i}": rng.integers(0, 9, 1000) for i in range(20)} | {"b": ["x"] * 1000})
     pq.write_table(
-        table, tmp_path / "x", version=version, write_statistics=statistics, row_group_size=300,
-        write_page_index=True, sorting_columns=[pq.SortingColumn(0)],
-    )  # fmt: skip
+        table,
+        tmp_path / "x",
+        version=version,
+        write_statistics=statistics,
+        row_group_size=300,
+        write_page_index=True,
+        sorting_columns=[pq.SortingColumn(0)],
+    )
     data = (tmp_path / "x").read_bytes()
     length = struct.unpack("<I", data[-8:-4])[0]
     rows, chunks = thrift.chunks(data[-8 - length : -8], len(data))

@@ -50,7 +50,7 @@ def test_a_missing_channel_is_answered_with_the_names_that_the_file_has():
         (Promise(900, Fraction(100001, 400), "mV"), "bad_rate", "250.0025 Hz, not 250"),
         (Promise(900, None, "mV"), "bad_rate", "states no rate that can be used"),
     ],
-)  # fmt: skip
+)
 def test_another_unit_or_rate_is_answered_with_the_files_own_and_the_key(found, reason, said):
     why, text, _ = words(found)
     assert why == reason and said in text and text.endswith("in [signals.ecg]")

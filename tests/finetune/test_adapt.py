@@ -18,12 +18,18 @@ def corpus(seconds: list[tuple[str, float, float]], labels: list[tuple[str, floa
     """Rows of (record, start, duration), a shard each, and labels of (name, start)."""
     table = pa.Table.from_pylist(
         [
-            {"subject": "s", "record": "r", "name": name, "value": 1.0, "start_s": at,
-             "end_s": None if at is None else at + 10}
+            {
+                "subject": "s",
+                "record": "r",
+                "name": name,
+                "value": 1.0,
+                "start_s": at,
+                "end_s": None if at is None else at + 10,
+            }
             for name, at in labels
         ],
         schema=LABELS,
-    )  # fmt: skip
+    )
     rows = [{"record": r, "start_s": a, "duration_s": d} for r, a, d in seconds]
     return SimpleNamespace(
         uri="c",
@@ -69,9 +75,16 @@ def test_a_derived_label_stands_in_for_the_one_that_is_not_there_and_is_named() 
 def test_a_stretch_long_enough_for_two_windows_is_one_reading(seconds: float, level: str) -> None:
     def given(name: str) -> Any:
         rows = [
-            {"subject": "s", "record": "r", "name": name, "value": 1.0, "start_s": k * seconds,
-             "end_s": (k + 1) * seconds} for k in range(4)
-        ]  # fmt: skip
+            {
+                "subject": "s",
+                "record": "r",
+                "name": name,
+                "value": 1.0,
+                "start_s": k * seconds,
+                "end_s": (k + 1) * seconds,
+            }
+            for k in range(4)
+        ]
         found = corpus([("r", 0, 120.0)], [(name, None)])
         found.labels = lambda names: pa.Table.from_pylist(rows, schema=LABELS)
         return found

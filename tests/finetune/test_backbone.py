@@ -199,8 +199,10 @@ def test_heads_share_a_backbone_and_keep_their_columns():
     y = found(torch.randn(3, 1, 1200))
     parts = found.columns(y)
     assert {name: tuple(part.shape) for name, part in parts.items()} == {
-        "sbp": (3, 1), "stage": (3, 4), "dbp": (3, 1),
-    }  # fmt: skip
+        "sbp": (3, 1),
+        "stage": (3, 4),
+        "dbp": (3, 1),
+    }
     torch.testing.assert_close(torch.cat(list(parts.values()), dim=1), y)
     widths = [layer.out_features for layer in found.heads[1].modules() if isinstance(layer, nn.Linear)]
     assert widths == [256, 4]
@@ -263,8 +265,12 @@ def test_a_distilled_deit_gives_its_patch_tokens_without_class_and_distillation_
     tokens, valid = found(image(32, 48))
     assert found.prefix == 2 and tokens.shape == (2, 6, found.dim) and valid.shape == (2, 6)
     given = (image(32, 48).pixels - found.mean) / found.std
-    torch.testing.assert_close(tokens, found.vit.forward_intermediates(given, norm=True, indices=1,
-                               output_fmt="NLC", intermediates_only=True)[-1])  # fmt: skip
+    torch.testing.assert_close(
+        tokens,
+        found.vit.forward_intermediates(
+            given, norm=True, indices=1, output_fmt="NLC", intermediates_only=True
+        )[-1],
+    )
 
 
 @pytest.mark.parametrize("name", timm.list_models(module="vision_transformer_hybrid"))

@@ -69,9 +69,14 @@ def test_every_encoder_its_untrained_self_and_the_baselines_have_a_row(
                 assert found["low"] <= found["value"] <= found["high"]
     names = {p.name for p in out.iterdir()}
     assert names == {
-        "report.html", "tables.csv", "metrics.json", "compare.md", "results.json", "predictions.parquet",
+        "report.html",
+        "tables.csv",
+        "metrics.json",
+        "compare.md",
+        "results.json",
+        "predictions.parquet",
         "intervals.png",
-    }  # fmt: skip
+    }
 
 
 def test_all_rows_are_predictions_of_the_same_windows(results: dict[str, Any], out: Path) -> None:

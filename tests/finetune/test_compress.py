@@ -355,8 +355,9 @@ def test_a_mistake_is_one_line(
 
 
 def test_a_bundle_of_decoders_alone_is_refused(bundle: str, corpus: str, tmp_path: Path) -> None:
-    decoder = {"file": "ppg.onnx", "inputs": [{"name": "ppg", "modality": "ppg", "rate": 50, "channels": 1}],
-               "output": {"modality": "ecg", "rate": 50, "channels": 1}}  # fmt: skip
+    taken = [{"name": "ppg", "modality": "ppg", "rate": 50, "channels": 1}]
+    given = {"modality": "ecg", "rate": 50, "channels": 1}
+    decoder = {"file": "ppg.onnx", "inputs": taken, "output": given}
     bare = edited(bundle, tmp_path, modes={}, decoders={"ppg_to_ecg": decoder})
     config = json.loads((Path(bare) / "config.json").read_text())
     assert config["modes"] == {}

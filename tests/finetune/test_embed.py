@@ -190,7 +190,7 @@ def test_two_signals_of_an_array_file_are_embedded_together(pair_bundle: str, tm
         ({"ppg": np.zeros(500), "ecg": np.zeros(800), "rate": 125}, "ppg 1 rows of 4 s, ecg 1 rows of 6.4"),
         ({"ppg": np.zeros((2, 500)), "ecg": np.zeros(500), "rate": 125}, "ppg 2 rows of 4 s, ecg 1 rows"),
     ],
-)  # fmt: skip
+)
 def test_two_signals_that_do_not_fit_together_are_one_clear_line(
     pair_bundle: str, tmp_path: Path, held: dict[str, Any], said: str
 ) -> None:

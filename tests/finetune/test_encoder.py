@@ -110,7 +110,7 @@ def test_short_input_is_repeated_or_refused_where_the_bundle_says_so(tmp_path: P
         (np.full((1, 1, 500), np.nan), 50, "window 0 holds NaN"),
         (np.zeros((1, 1, 3050)), 50, r"61 s are longer than the encoder takes \(60 s\)"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_matched_is_refused_in_one_line(
     encoder: BundleEncoder, x: np.ndarray, rate: float, said: str
 ) -> None:

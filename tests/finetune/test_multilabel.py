@@ -105,10 +105,20 @@ def test_a_cell_of_several_codes_is_refused_where_nothing_says_how_to_split_it(
 
 @pytest.mark.parametrize(
     ("text", "code"),
-    [("I50.1", "I50"), ("i501", "I50"), (" I50.1 ", "I50"), ("I10.-", "I10"), ("E10.3†", "E10"),
-     ("4280", "428"), ("428.0", "428"),
-     ("V58.61", "V58"), ("I5", "I5"), ("None", "none"), ("S72.001A", "S72")],
-)  # fmt: skip
+    [
+        ("I50.1", "I50"),
+        ("i501", "I50"),
+        (" I50.1 ", "I50"),
+        ("I10.-", "I10"),
+        ("E10.3†", "E10"),
+        ("4280", "428"),
+        ("428.0", "428"),
+        ("V58.61", "V58"),
+        ("I5", "I5"),
+        ("None", "none"),
+        ("S72.001A", "S72"),
+    ],
+)
 def test_codes_are_grouped_by_their_first_characters_however_they_are_written(text: str, code: str) -> None:
     assert multilabel.code_of(text, "r", DIAGNOSIS) == code
 
@@ -132,10 +142,17 @@ def test_a_text_that_is_not_one_code_is_never_cut(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("atrial fibrillation", "atrial fibrillation"), ("8.5", "8.5"), ("401.1", "401.1"), ("i50.1", "I501"),
-     ("Disorder, unspecified", "Disorder, unspecified"), ("HEART FAILURE", "HEART FAILURE"),
-     ("38341003", "38341003"), ("1st degree AV block", "1st degree AV block")],
-)  # fmt: skip
+    [
+        ("atrial fibrillation", "atrial fibrillation"),
+        ("8.5", "8.5"),
+        ("401.1", "401.1"),
+        ("i50.1", "I501"),
+        ("Disorder, unspecified", "Disorder, unspecified"),
+        ("HEART FAILURE", "HEART FAILURE"),
+        ("38341003", "38341003"),
+        ("1st degree AV block", "1st degree AV block"),
+    ],
+)
 def test_without_digits_a_name_stays_as_it_is(text: str, name: str) -> None:
     assert multilabel.code_of(text, "r", NAMES) == name
 

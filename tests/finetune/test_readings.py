@@ -23,10 +23,17 @@ Row = tuple[str, str, float | None, float | None, Any]  # subject, record, start
 
 def labelled(rows: list[Row], name: str = "sbp") -> pa.Table:
     lines = [
-        {"subject": s, "record": r, "start_s": a, "end_s": b, "name": name,
-         "value": None if isinstance(v, str) else v, "text": v if isinstance(v, str) else None}
+        {
+            "subject": s,
+            "record": r,
+            "start_s": a,
+            "end_s": b,
+            "name": name,
+            "value": None if isinstance(v, str) else v,
+            "text": v if isinstance(v, str) else None,
+        }
         for s, r, a, b, v in rows
-    ]  # fmt: skip
+    ]
     return pa.Table.from_pylist(lines, schema=LABELS)
 
 

@@ -15,12 +15,20 @@ def labels(*rows: tuple) -> pa.Table:
     """Rows of (record, start, end, name, value or text, unit)."""
     return pa.Table.from_pylist(
         [
-            {"subject": "s" + r, "record": r, "start_s": a, "end_s": b, "name": name, "unit": unit,
-             "value": None if isinstance(v, str) else v, "text": v if isinstance(v, str) else None}
+            {
+                "subject": "s" + r,
+                "record": r,
+                "start_s": a,
+                "end_s": b,
+                "name": name,
+                "unit": unit,
+                "value": None if isinstance(v, str) else v,
+                "text": v if isinstance(v, str) else None,
+            }
             for r, a, b, name, v, unit in rows
         ],
         schema=LABELS,
-    )  # fmt: skip
+    )
 
 
 def seconds(record: str, values: list[float | None], start: float = 0.0) -> list[tuple]:
@@ -104,9 +112,11 @@ def test_every_shipped_task_loads() -> None:
 
 def test_demographics_become_columns_and_what_is_unknown_is_said() -> None:
     table = labels(
-        ("a", None, None, "age", 50.0, "years"), ("b", None, None, "age", 70.0, "years"),
-        ("a", None, None, "sex", "F", None), ("c", None, None, "sex", "M", None),
-    )  # fmt: skip
+        ("a", None, None, "age", 50.0, "years"),
+        ("b", None, None, "age", 70.0, "years"),
+        ("a", None, None, "sex", "F", None),
+        ("c", None, None, "sex", "M", None),
+    )
     x, names = tasks.demographics(table, ["a", "b", "c", "a"], ("age", "sex"))
     assert names == ["age", "age unknown", "sex = M", "sex unknown"]
     np.testing.assert_array_equal(x[:, 0], [50, 70, np.nan, 50])
@@ -125,7 +135,7 @@ CODES = labels(
     *(("a", None, None, "dx", code, None) for code in ("I10", "E11", "I10")),
     ("b", None, None, "dx", "G20", None),
     *((r, None, None, "age", v, "year") for r, v in (("a", 45.0), ("a", 46.0), ("b", 50.0), ("b", 50.0))),
-)  # fmt: skip
+)
 
 
 def test_values_that_contradict_each_other_give_a_window_no_target(task) -> None:
@@ -163,11 +173,14 @@ def test_conditions_groups_and_demographics_know_records_with_several_texts() ->
 
 
 ALARMS = labels(
-    ("a", None, None, "alarm", "Asystole", None), ("a", None, None, "alarm_true", 1.0, None),
-    ("b", None, None, "alarm", "Tachycardia", None), ("b", None, None, "alarm_true", 1.0, None),
-    ("c", None, None, "alarm", "Asystole", None), ("c", None, None, "alarm_true", 0.0, None),
+    ("a", None, None, "alarm", "Asystole", None),
+    ("a", None, None, "alarm_true", 1.0, None),
+    ("b", None, None, "alarm", "Tachycardia", None),
+    ("b", None, None, "alarm_true", 1.0, None),
+    ("c", None, None, "alarm", "Asystole", None),
+    ("c", None, None, "alarm_true", 0.0, None),
     ("d", None, None, "alarm", "Asystole", None),
-)  # fmt: skip
+)
 
 
 def test_a_text_is_turned_into_this_kind_or_not_among_the_records_asked_about() -> None:
@@ -183,13 +196,19 @@ def test_a_text_is_turned_into_this_kind_or_not_among_the_records_asked_about() 
 
 def test_without_a_positive_every_value_is_a_class_and_the_longest_in_a_window_counts() -> None:
     rhythm = tasks.Task(
-        name="rhythm", title="Rhythm", kind="multi-class", label="rhythm", window_s=10, hop_s=10,
+        name="rhythm",
+        title="Rhythm",
+        kind="multi-class",
+        label="rhythm",
+        window_s=10,
+        hop_s=10,
         metrics=("auroc",),
-    )  # fmt: skip
+    )
     table = labels(
-        ("a", 0.0, 6.0, "rhythm", "sinus", None), ("a", 6.0, 40.0, "rhythm", "af", None),
+        ("a", 0.0, 6.0, "rhythm", "sinus", None),
+        ("a", 6.0, 40.0, "rhythm", "af", None),
         ("b", 0.0, 40.0, "rhythm", "paced", None),
-    )  # fmt: skip
+    )
     assert tasks.classes(table, rhythm) == ["af", "paced", "sinus"]
     target, _ = tasks.window_targets(table, ["a", "a", "b"], [0.0, 10.0, 0.0], rhythm)
     assert target.tolist() == [2, 0, 1]
@@ -200,8 +219,9 @@ def test_labels_that_a_class_task_cannot_use_are_one_clear_line() -> None:
     with pytest.raises(PlethoraError, match=r"no label 'alarm' of the corpus is Ventricular_Tachycardia"):
         tasks.classes(ALARMS, flutter)
     timed = labels(
-        ("a", 0.0, 9.0, "alarm_true", 1.0, None), ("a", None, None, "alarm", "Asystole", None),
-    )  # fmt: skip
+        ("a", 0.0, 9.0, "alarm_true", 1.0, None),
+        ("a", None, None, "alarm", "Asystole", None),
+    )
     with pytest.raises(PlethoraError, match="'alarm_true' is about stretches of records"):
         tasks.window_targets(timed, ["a"], [0.0], tasks.load_task("alarm_asystole"))
 

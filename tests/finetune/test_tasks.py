@@ -64,9 +64,14 @@ def corpus_of(task: Task, values: list[Any], rng: np.random.Generator) -> tuple[
             for name, v in each:
                 text = isinstance(v, str)
                 labels.append(
-                    base | {"name": name, "value": None if text else float(v), "text": v if text else None,
-                            "unit": task.unit if name == task.label else None}
-                )  # fmt: skip
+                    base
+                    | {
+                        "name": name,
+                        "value": None if text else float(v),
+                        "text": v if text else None,
+                        "unit": task.unit if name == task.label else None,
+                    }
+                )
             starts = [task.until_s - task.window_s] if task.until_s else np.arange(WINDOWS) * task.window_s
             rows += [base | {"start_s": float(s), "verdict": "ok"} for s in starts]
     return pa.Table.from_pylist(labels, schema=LABELS), pa.Table.from_pylist(rows)
@@ -317,7 +322,12 @@ def test_fewer_subjects_than_folds_lower_the_folds() -> None:
     labels, placed = corpus_of(task, [100.0, 110.0, 120.0, 150.0], rng)
     windows = windows_of(task, labels, placed)
     found = outcome(
-        [entrant()], task, labels, windows, {"a": rng.normal(size=(len(windows.subject), 2))}, {},
+        [entrant()],
+        task,
+        labels,
+        windows,
+        {"a": rng.normal(size=(len(windows.subject), 2))},
+        {},
         Options(few_shot=True),
-    )  # fmt: skip
+    )
     assert (found.result.protocol.folds, found.result.to_json()["protocol"]["folds_asked"]) == (4, 5)

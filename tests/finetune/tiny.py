@@ -77,27 +77,46 @@ class Tiny:
 
 PREPROCESSING: dict[str, Any] = {
     "ppg": {
-        "rate": RATE, "band": [0.5, 8], "filter": "butterworth", "order": 2, "phase": "zero (sosfiltfilt)",
-        "resample": "fft", "sequence": ["cut", "filter at native rate", "resample"], "window_s": WINDOW_S,
-        "min_s": 2, "max_s": WINDOW_S, "multiple_s": STEP_S, "short": "reflect", "normalise": "in the model",
+        "rate": RATE,
+        "band": [0.5, 8],
+        "filter": "butterworth",
+        "order": 2,
+        "phase": "zero (sosfiltfilt)",
+        "resample": "fft",
+        "sequence": ["cut", "filter at native rate", "resample"],
+        "window_s": WINDOW_S,
+        "min_s": 2,
+        "max_s": WINDOW_S,
+        "multiple_s": STEP_S,
+        "short": "reflect",
+        "normalise": "in the model",
         "unit": "any",
     }
-}  # fmt: skip
+}
 
 
 def lineage(corpus: dict | None = None, subjects: list[str] | None = None, **changed: Any) -> dict[str, Any]:
     """lineage.json of a bundle that saw `subjects` of the corpus with this manifest (or of another)."""
     entry = {
-        "uri": "s3://elsewhere/corpus", "hash": "0" * 64, "source": "elsewhere", "licence": "ODC-By 1.0",
-        "terms": "cite it", "citation": "", "key_id": "k", "id_space": "elsewhere",
+        "uri": "s3://elsewhere/corpus",
+        "hash": "0" * 64,
+        "source": "elsewhere",
+        "licence": "ODC-By 1.0",
+        "terms": "cite it",
+        "citation": "",
+        "key_id": "k",
+        "id_space": "elsewhere",
         "subjects_published": True,
-    }  # fmt: skip
+    }
     entry |= {k: corpus[k] for k in ("key_id", "id_space", "subjects_published")} if corpus else {}
     entry |= {"subjects": subjects or []} | changed
     return {
-        "corpora": [entry], "git_commit": "abc1234", "versions": {"torch": "2"}, "seeds": {"run": 0},
+        "corpora": [entry],
+        "git_commit": "abc1234",
+        "versions": {"torch": "2"},
+        "seeds": {"run": 0},
         "parents": [],
-    }  # fmt: skip
+    }
 
 
 def make_bundle(
@@ -111,17 +130,28 @@ def make_bundle(
     folder.mkdir(parents=True)
     net = Tiny(Tiny.Config(dim=dim), 0).modules()["net"].eval().tune()
     torch.onnx.export(
-        net, (torch.zeros(2, 1, 500),), str(folder / "ppg.onnx"), input_names=["ppg"],
-        output_names=["embedding"], dynamo=False,
+        net,
+        (torch.zeros(2, 1, 500),),
+        str(folder / "ppg.onnx"),
+        input_names=["ppg"],
+        output_names=["embedding"],
+        dynamo=False,
         dynamic_axes={"ppg": {0: "batch", 2: "samples"}, "embedding": {0: "batch"}},
-    )  # fmt: skip
+    )
     save_file({f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
     config = {
-        "version": 1, "kind": "encoder", "parameters": {"net": sum(p.numel() for p in net.parameters())},
-        "modes": {"ppg": {"file": "ppg.onnx", "dim": dim,
-                          "inputs": [{"name": "ppg", "modality": "ppg", "rate": RATE, "channels": 1}]}},
+        "version": 1,
+        "kind": "encoder",
+        "parameters": {"net": sum(p.numel() for p in net.parameters())},
+        "modes": {
+            "ppg": {
+                "file": "ppg.onnx",
+                "dim": dim,
+                "inputs": [{"name": "ppg", "modality": "ppg", "rate": RATE, "channels": 1}],
+            }
+        },
         "run": {"name": "tiny", "recipe": "tests.finetune.tiny:Tiny", "method": {"dim": dim}, "seed": 3},
-    }  # fmt: skip
+    }
     metrics = {"first": {"loss": 2.0}, "last": {"loss": 1.0}, "history": []}
     parts = config, preprocessing or PREPROCESSING, about or lineage(), metrics
     for name, part in zip(("config", "preprocessing", "lineage", "metrics"), parts, strict=True):
@@ -158,11 +188,15 @@ class TinyPair(Tiny):
         net = modules["net"]
         found = {
             name: Mode(
-                module, [{"name": m, "modality": m, "rate": RATE, "channels": 1} for m in name.split("+")],
-                self.config.dim, STEP_S * RATE, STEP_S * RATE, WINDOW_S * RATE,
+                module,
+                [{"name": m, "modality": m, "rate": RATE, "channels": 1} for m in name.split("+")],
+                self.config.dim,
+                STEP_S * RATE,
+                STEP_S * RATE,
+                WINDOW_S * RATE,
             )
             for name, module in (("ppg", net.ppg), ("ecg", net.ecg), ("ppg+ecg", net))
-        }  # fmt: skip
+        }
         return Encoder(found, "encoder", PAIR_PREPROCESSING)
 
 
@@ -182,16 +216,23 @@ def make_pair_bundle(folder: Path, uri: str, about: dict[str, Any] | None = None
     for name, mode in recipe.encoder(modules).modes.items():
         inputs, file = [i["name"] for i in mode.inputs], f"{name}.onnx"
         torch.onnx.export(
-            mode.module, tuple(torch.zeros(2, 1, 500) for _ in inputs), str(folder / file),
-            input_names=inputs, output_names=["embedding"], dynamo=False,
+            mode.module,
+            tuple(torch.zeros(2, 1, 500) for _ in inputs),
+            str(folder / file),
+            input_names=inputs,
+            output_names=["embedding"],
+            dynamo=False,
             dynamic_axes={i: {0: "batch", 2: "samples"} for i in inputs} | {"embedding": {0: "batch"}},
-        )  # fmt: skip
+        )
         modes[name] = {"file": file, "dim": dim, "inputs": mode.inputs}
     save_file({f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
     config = {
-        "version": 1, "kind": "encoder", "parameters": {}, "modes": modes,
+        "version": 1,
+        "kind": "encoder",
+        "parameters": {},
+        "modes": modes,
         "run": {"name": "pair", "recipe": "tests.finetune.tiny:TinyPair", "method": {"dim": dim}, "seed": 3},
-    }  # fmt: skip
+    }
     metrics = {"first": {"loss": 2.0}, "last": {"loss": 1.0}, "history": []}
     parts = config, PAIR_PREPROCESSING, about or lineage(), metrics
     for name, part in zip(("config", "preprocessing", "lineage", "metrics"), parts, strict=True):

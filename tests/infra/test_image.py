@@ -29,9 +29,13 @@ time.sleep(30)
 
 
 def instructions() -> list[tuple[str, str]]:
-    text = re.sub(r"\\\n", " ", "\n".join(
-        line for line in (INFRA / "Dockerfile").read_text().splitlines() if not line.startswith("#")
-    ))  # fmt: skip
+    text = re.sub(
+        r"\\\n",
+        " ",
+        "\n".join(
+            line for line in (INFRA / "Dockerfile").read_text().splitlines() if not line.startswith("#")
+        ),
+    )
     return [
         (line.split(" ", 1)[0], line.split(" ", 1)[1].strip()) for line in text.splitlines() if line.strip()
     ]

@@ -63,9 +63,15 @@ def test_every_metric_that_a_rule_or_a_panel_names_exists_with_its_labels() -> N
 def test_every_gauge_that_people_asked_for_has_a_panel() -> None:
     shown = " ".join(expressions().values())
     wanted = (
-        "data_wait", "windows_per_s", "tokens_per_s", "loss", "codebook_usage", "mask_entropy",
-        "refused_hours", "checkpoint_timestamp_seconds",
-    )  # fmt: skip
+        "data_wait",
+        "windows_per_s",
+        "tokens_per_s",
+        "loss",
+        "codebook_usage",
+        "mask_entropy",
+        "refused_hours",
+        "checkpoint_timestamp_seconds",
+    )
     assert all(f"ray_{PREFIX}_{name}" in shown for name in wanted)
     assert [name for name in GAUGES if f"ray_{PREFIX}_{name}" not in shown] == []
 

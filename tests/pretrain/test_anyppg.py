@@ -21,10 +21,20 @@ from tests.pretrain.test_net1d import authors
 RUNS = Path(__file__).parents[2] / "pretrain" / "runs"
 STEPS, ROWS = 5, 8
 SMALL = {
-    "window_s": 4.0, "rate": 50.0, "ecg_rate": 100.0, "filters": (16, 32), "blocks": (1, 2), "width": 8,
-    "stem": 16, "ecg_filters": (16, 32), "ecg_blocks": (1, 1), "projection": 16, "gallery": 4,
-    "dropout": 0.0, "embedding_dropout": 0.0,
-}  # fmt: skip
+    "window_s": 4.0,
+    "rate": 50.0,
+    "ecg_rate": 100.0,
+    "filters": (16, 32),
+    "blocks": (1, 2),
+    "width": 8,
+    "stem": 16,
+    "ecg_filters": (16, 32),
+    "ecg_blocks": (1, 1),
+    "projection": 16,
+    "gallery": 4,
+    "dropout": 0.0,
+    "embedding_dropout": 0.0,
+}
 
 
 def recipe(**more) -> AnyPPG:
@@ -196,9 +206,14 @@ def test_a_checkpoint_is_found_by_workers_elsewhere_and_told_as_a_parent(
     (tmp_path / "founder.pth").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
     given = RunConfig(
-        recipe="pretrain.recipes.anyppg:AnyPPG", corpus="corpus", storage="runs", name="x", steps=1, batch=2,
+        recipe="pretrain.recipes.anyppg:AnyPPG",
+        corpus="corpus",
+        storage="runs",
+        name="x",
+        steps=1,
+        batch=2,
         method={"ecg_teacher": "founder.pth", "negatives": "local"},
-    )  # fmt: skip
+    )
     found = located(given)
     assert found.method == {"ecg_teacher": str(tmp_path / "founder.pth"), "negatives": "local"}
     told = parents(found)

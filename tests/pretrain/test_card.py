@@ -159,8 +159,11 @@ def test_a_window_of_any_rate_reaches_the_network_whole_and_alike_from_corpus_ar
     bundle: Path, milli: int, steps: int, more: float, seed: int
 ) -> None:
     rate, seconds = milli / 1000, 2.0 * steps
-    held = [n for n in (np.floor(seconds * rate + more), np.ceil(seconds * rate + more))
-            if abs(n - seconds * rate) <= 0.5 + 1e-6]  # fmt: skip
+    held = [
+        n
+        for n in (np.floor(seconds * rate + more), np.ceil(seconds * rate + more))
+        if abs(n - seconds * rate) <= 0.5 + 1e-6
+    ]
     x = np.random.default_rng(seed).integers(-3000, 3000, int(np.ceil(seconds * rate + 1))).cumsum() % 5000
     encoder, code = BundleEncoder(str(bundle)), blocks(bundle / "README.md")[0]
     names: dict = {}

@@ -23,9 +23,14 @@ def worker(rank: int, world: int, folder: Path) -> None:
     def run(micros: int, stage: int) -> dict:
         recipe, size = Tokenizer(tokenizer_config(decay=0.99), 0), WINDOWS // world // micros
         engine = wrap(
-            "tokenizer", recipe.modules()["tokenizer"], Optim(eps=EPS), Engine(zero_stage=stage), size,
-            micros, torch.device("cpu"),
-        )  # fmt: skip
+            "tokenizer",
+            recipe.modules()["tokenizer"],
+            Optim(eps=EPS),
+            Engine(zero_stage=stage),
+            size,
+            micros,
+            torch.device("cpu"),
+        )
 
         def step(number: int, spoilt: bool = False) -> bool:
             whole = batch(WINDOWS, 100 * number)

@@ -78,9 +78,11 @@ def kept_over_validation(stage: int, precision: str) -> dict[str, bool]:
 
     torch.manual_seed(3)
     wide = torch.nn.Sequential(
-        torch.nn.Linear(12, 10000), torch.nn.LayerNorm(10000), torch.nn.Linear(10000, 4),
+        torch.nn.Linear(12, 10000),
+        torch.nn.LayerNorm(10000),
+        torch.nn.Linear(10000, 4),
         torch.nn.Linear(4, 4).requires_grad_(False),
-    )  # fmt: skip
+    )
     config = Engine.model_validate({"zero_stage": stage, "precision": precision})
     engine = wrap("wide", wide, Optim(), config, 8, 1, torch.device("cpu"))
     x, y = data(0)

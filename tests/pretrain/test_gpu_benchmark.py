@@ -24,9 +24,19 @@ SMALL = Shape(dim=32, depth=2, heads=4, channels=8, batch=3, patches=12, codes=5
 NET = {"filters": (64, 80), "blocks": (1, 2)}
 # what torch itself brings along
 TORCH = [
-    "torch", "torchgen", "functorch", "numpy", "sympy", "mpmath", "networkx", "jinja2", "markupsafe",
-    "filelock", "fsspec", "typing_extensions",
-]  # fmt: skip
+    "torch",
+    "torchgen",
+    "functorch",
+    "numpy",
+    "sympy",
+    "mpmath",
+    "networkx",
+    "jinja2",
+    "markupsafe",
+    "filelock",
+    "fsspec",
+    "typing_extensions",
+]
 OURS = {"layers", "losses", "masking", "contrastive", "sigma_net", "quantizer", "net1d", "sync_bn"}
 
 
@@ -83,9 +93,15 @@ def assert_same(recipe, step: Step, batch: dict) -> None:  # type: ignore[no-unt
 def test_the_step_of_sigma_has_the_losses_of_the_recipe() -> None:
     step = Sigma(SMALL, CPU)
     config = MaskedConfig(
-        window_s=24.0, max_patches=12, dim=32, depth=2, heads=4, conv_channels=8, codebook_size=50,
+        window_s=24.0,
+        max_patches=12,
+        dim=32,
+        depth=2,
+        heads=4,
+        conv_channels=8,
+        codebook_size=50,
         teacher_dim=16,
-    )  # fmt: skip
+    )
     batch = {"ppg": step.x, "window": step.ids, "codes": step.targets.int(), "prior": step.prior}
     assert_same(Masked(config, 0), step, batch)
 

@@ -279,9 +279,11 @@ def test_a_file_without_weights_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "junk.pth").write_bytes(b"no weights")
     (tmp_path / "junk.safetensors").write_bytes(b"no weights")
     for name, says in (
-        ("junk.pth", "neither"), ("junk.safetensors", "neither"), ("absent.pth", "no such file"),
+        ("junk.pth", "neither"),
+        ("junk.safetensors", "neither"),
+        ("absent.pth", "no such file"),
         ("s3://bucket/a.pth", "give a local file"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(PlethoraError, match=says) as told:
             read(name if "://" in name else str(tmp_path / name))
         assert "\n" not in str(told.value)

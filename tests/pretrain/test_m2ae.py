@@ -20,9 +20,18 @@ from tests.pretrain.test_anyppg import batch as paired
 RUNS = Path(__file__).parents[2] / "pretrain" / "runs" / "m2ae"
 STEPS, ROWS = 5, 8
 SMALL = {
-    "window_s": 4.0, "rate": 50.0, "ecg_band": (0.5, 20.0), "patch": 10, "dim": 16, "encoder_depth": 1,
-    "bottleneck_depth": 1, "decoder_depth": 1, "heads": 2, "projection": 8, "gallery": 4,
-}  # fmt: skip
+    "window_s": 4.0,
+    "rate": 50.0,
+    "ecg_band": (0.5, 20.0),
+    "patch": 10,
+    "dim": 16,
+    "encoder_depth": 1,
+    "bottleneck_depth": 1,
+    "decoder_depth": 1,
+    "heads": 2,
+    "projection": 8,
+    "gallery": 4,
+}
 
 
 def recipe(**more) -> M2AE:

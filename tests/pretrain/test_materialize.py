@@ -124,8 +124,17 @@ def test_optional_signals_come_back_with_their_masks(tmp_path) -> None:
 def test_a_step_on_foreseen_token_ids_has_the_losses_of_one_that_asks_the_tokenizer() -> None:
     shared = {"window_s": 20.0, "codebook_size": 16}
     tokenizer = tokens(TokenizerConfig(**shared, dim=32, depth=1, heads=2, decoder_depth=1, kmeans=False))
-    config = MaskedConfig(**shared, dim=32, depth=1, heads=2, teacher_dim=16, teacher_depth=1, dropout=0.0,
-                          attn_dropout=0.0, drop_path=0.0)  # fmt: skip
+    config = MaskedConfig(
+        **shared,
+        dim=32,
+        depth=1,
+        heads=2,
+        teacher_dim=16,
+        teacher_depth=1,
+        dropout=0.0,
+        attn_dropout=0.0,
+        drop_path=0.0,
+    )
     recipe = Masked(config, 0, tokenizer)
     modules, frozen = recipe.modules(), recipe.frozen()
     batch = {"ppg": torch.randn(4, 1, 1000).cumsum(-1), "window": torch.arange(4)}

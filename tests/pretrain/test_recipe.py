@@ -134,8 +134,15 @@ def test_rate_band_and_lengths_come_from_the_windows():
     assert found.modes["ppg"].inputs == [{"name": "ppg", "modality": "ppg", "rate": 50.0, "channels": 1}]
     assert [i["modality"] for i in found.modes["ppg+ecg"].inputs] == ["ppg", "ecg"]
     assert found.modes["ppg"].max_samples == 480  # whole steps of a window of 500
-    common = {"rate": 50.0, "kind": "butterworth", "window_s": 10.0, "min_s": 2.0, "short": "reflect",
-              "normalise": "none", "unit": "any"}  # fmt: skip
+    common = {
+        "rate": 50.0,
+        "kind": "butterworth",
+        "window_s": 10.0,
+        "min_s": 2.0,
+        "short": "reflect",
+        "normalise": "none",
+        "unit": "any",
+    }
     assert found.preprocessing == {
         "ppg": common | {"band": [0.5, 8.0], "order": 2},
         "ecg": common | {"band": [0.5, None], "order": 5, "notch": 60.0, "upright": True, "min_rate": 125.0},

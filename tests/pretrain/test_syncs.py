@@ -32,8 +32,15 @@ READ = {"_local_scalar_dense", "is_nonzero", "equal"}
 SHAPED = {"nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "unique_consecutive"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 LIBRARIES = ("vector_quantize_pytorch", "deepspeed", "torch/optim")
-TRIED = ["tokenizer", "masked", "masked, shown patches too", "anyppg, a frozen teacher", "m2ae", "simclr",
-         "vision, LoRA"]  # fmt: skip
+TRIED = [
+    "tokenizer",
+    "masked",
+    "masked, shown patches too",
+    "anyppg, a frozen teacher",
+    "m2ae",
+    "simclr",
+    "vision, LoRA",
+]
 MICROS, STEP = 2, 3
 
 
@@ -196,10 +203,16 @@ def test_the_tokenizers_codebook_is_what_it_waits_for(two_ranks: None) -> None:
 
 @pytest.mark.parametrize(
     "waiting",
-    [lambda x: float(x.sum()), lambda x: x[x > 0], lambda x: bool((x > 0).any()),
-     lambda x: torch.bincount(x.long().abs()), lambda x: (x > 0).nonzero(), lambda x: x.unique(),
-     lambda x: x.masked_fill_(x > 0, 0).index_put_((x > 0,), torch.ones(()))],
-)  # fmt: skip
+    [
+        lambda x: float(x.sum()),
+        lambda x: x[x > 0],
+        lambda x: bool((x > 0).any()),
+        lambda x: torch.bincount(x.long().abs()),
+        lambda x: (x > 0).nonzero(),
+        lambda x: x.unique(),
+        lambda x: x.masked_fill_(x > 0, 0).index_put_((x > 0,), torch.ones(())),
+    ],
+)
 def test_what_waits_is_seen(waiting: Any) -> None:
     with Waits() as waits:
         waiting(torch.randn(4))

@@ -29,9 +29,11 @@ def batches(count: int) -> Iterator[dict[str, torch.Tensor]]:
         batch = {
             "ppg": rng.integers(-3000, 3000, (6, 1, 1250), dtype=np.int16),
             "ecg": rng.integers(-3000, 3000, (6, 1, 2500), dtype=np.int16) * there[:, None, None],
-            "ppg_rate": rate, "ecg_rate": np.where(there, 250.0, 0.0), "has_ecg": there,
+            "ppg_rate": rate,
+            "ecg_rate": np.where(there, 250.0, 0.0),
+            "has_ecg": there,
             "step": np.full(6, number),
-        }  # fmt: skip
+        }
         for m in ("ppg", "ecg"):
             batch |= {f"{m}_scale": np.full(6, 1e-3), f"{m}_offset": rng.normal(size=6)}
         yield {name: torch.from_numpy(x) for name, x in batch.items()}

@@ -50,9 +50,14 @@ def regrouped(folder: Path, to: Path) -> dict[str, Any]:
         target = to / entry["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(
-            table, target, row_group_size=1, compression="zstd", use_dictionary=["subject", "record"],
-            write_statistics=False, write_page_checksum=True,
-        )  # fmt: skip
+            table,
+            target,
+            row_group_size=1,
+            compression="zstd",
+            use_dictionary=["subject", "record"],
+            write_statistics=False,
+            write_page_checksum=True,
+        )
         size = target.stat().st_size
         entries.append(dict(entry) | {"row_groups": [1] * len(table), "bytes": size, "sha256": None})
     return dict(opened.manifest) | {"shards": entries}

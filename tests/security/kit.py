@@ -60,8 +60,10 @@ def edit_rows(folder: Path, change: Callable[[list[dict[str, Any]]], Any]) -> st
     def told(manifest: dict[str, Any]) -> None:
         manifest["shards"] = manifest["shards"][:1]
         manifest["shards"][0] |= {
-            "rows": len(rows), "row_groups": [len(rows)], "bytes": len(data),
+            "rows": len(rows),
+            "row_groups": [len(rows)],
+            "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
-        }  # fmt: skip
+        }
 
     return seal_corpus(folder, told)

@@ -180,12 +180,23 @@ def test_a_document_that_is_none_is_named(folder: Path, name: str, data: bytes) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"rate": NAN}, {"rate": 0}, {"rate": 1e300}, {"rate": "../.."}, {"band": [NAN, 8]}, {"band": [-1, 8]},
-        {"order": 10**9}, {"min_s": 1e12}, {"multiple_s": 0}, {"window_s": INF}, {"max_s": 1e6, "rate": 1e5},
-        {"notch": NAN}, {"short": "eval"}, {"min_rate": -1},
+        {"rate": NAN},
+        {"rate": 0},
+        {"rate": 1e300},
+        {"rate": "../.."},
+        {"band": [NAN, 8]},
+        {"band": [-1, 8]},
+        {"order": 10**9},
+        {"min_s": 1e12},
+        {"multiple_s": 0},
+        {"window_s": INF},
+        {"max_s": 1e6, "rate": 1e5},
+        {"notch": NAN},
+        {"short": "eval"},
+        {"min_rate": -1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_number_that_would_crash_or_fill_the_memory_is_named(folder: Path, change: dict[str, Any]) -> None:
     kit.edit_json(folder / "preprocessing.json", lambda table: table["ppg"].update(change))
     kit.seal_bundle(folder)

@@ -76,14 +76,31 @@ def test_the_corpus_that_the_others_are_made_of_is_good(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"ppg_scale": NAN}, {"ppg_scale": 0.0}, {"ppg_scale": 1e308}, {"ppg_offset": INF}, {"ppg_rate": NAN},
-        {"ppg_rate": 0.0}, {"ppg_rate": -125.0}, {"ppg_rate": 1e18}, {"ppg_rate": None}, {"ppg_channels": 0},
-        {"ppg_channels": -1}, {"ppg_channels": 7}, {"ppg_channels": 2 * 10**9}, {"duration_s": 1e12},
-        {"duration_s": NAN}, {"duration_s": -5.0}, {"start_s": NAN}, {"ppg": b"\0" * 12345}, {"ppg": b""},
-        {"subject": "../../etc"}, {"subject": None}, {"subject": "p000020"},
+        {"ppg_scale": NAN},
+        {"ppg_scale": 0.0},
+        {"ppg_scale": 1e308},
+        {"ppg_offset": INF},
+        {"ppg_rate": NAN},
+        {"ppg_rate": 0.0},
+        {"ppg_rate": -125.0},
+        {"ppg_rate": 1e18},
+        {"ppg_rate": None},
+        {"ppg_channels": 0},
+        {"ppg_channels": -1},
+        {"ppg_channels": 7},
+        {"ppg_channels": 2 * 10**9},
+        {"duration_s": 1e12},
+        {"duration_s": NAN},
+        {"duration_s": -5.0},
+        {"start_s": NAN},
+        {"ppg": b"\0" * 12345},
+        {"ppg": b""},
+        {"subject": "../../etc"},
+        {"subject": None},
+        {"subject": "p000020"},
     ],
     ids=lambda change: "-".join(f"{k}={str(v)[:12]}" for k, v in change.items()),
-)  # fmt: skip
+)
 def test_a_row_of_nonsense_names_its_shard_and_column(folder: Path, change: dict[str, Any]) -> None:
     kit.edit_rows(folder, lambda rows: [row.update(change) for row in rows])
     refused(folder, "00000.parquet is corrupt (column '" + next(iter(change)).split("_")[0])
@@ -168,9 +185,11 @@ def bomb(folder: Path, rows: int, size: int) -> int:
     def told(manifest: dict[str, Any]) -> None:
         manifest["shards"] = manifest["shards"][:1]
         manifest["shards"][0] |= {
-            "rows": rows, "row_groups": [rows], "bytes": len(data),
+            "rows": rows,
+            "row_groups": [rows],
+            "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
-        }  # fmt: skip
+        }
 
     kit.seal_corpus(folder, told)
     return len(data)

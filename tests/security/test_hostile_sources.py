@@ -40,11 +40,21 @@ def test_names_of_folders_below_it_are_taken(name: str) -> None:
 @pytest.mark.parametrize(
     "item",
     [
-        "optim.lr=nan", "optim.lr=-1e-3", "optim.lr=inf", "engine.clip=nan", "corpus={a=nan}",
-        "corpus={a=-1.0}", "corpus={a=0.0}", "corpus={}", "seed=-5", "resources.gpu=-1",
-        "stream.actors=-3", "workers=100000000", "split.val=nan",
+        "optim.lr=nan",
+        "optim.lr=-1e-3",
+        "optim.lr=inf",
+        "engine.clip=nan",
+        "corpus={a=nan}",
+        "corpus={a=-1.0}",
+        "corpus={a=0.0}",
+        "corpus={}",
+        "seed=-5",
+        "resources.gpu=-1",
+        "stream.actors=-3",
+        "workers=100000000",
+        "split.val=nan",
     ],
-)  # fmt: skip
+)
 def test_a_number_that_is_none_is_refused(item: str) -> None:
     sets = [item] if item.startswith("corpus") else ["corpus=c", item]
     with pytest.raises(PlethoraError) as caught:

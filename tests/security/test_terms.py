@@ -111,10 +111,14 @@ def test_terms_are_handed_down_through_bundles(tmp_path: Path) -> None:
 def test_the_card_tells_the_terms_that_were_handed_down_and_whom_it_is_for(tmp_path: Path) -> None:
     handed = [
         {
-            "name": "mesa", "source": "sleepdata", "licence": "agreement", "terms": "No sharing.",
-            "hash": "1", "models": "approved",
+            "name": "mesa",
+            "source": "sleepdata",
+            "licence": "agreement",
+            "terms": "No sharing.",
+            "hash": "1",
+            "models": "approved",
         }
-    ]  # fmt: skip
+    ]
     folder = Path(tiny.make_bundle(tmp_path / "made", str(tmp_path / "b")))
     parts = [
         json.loads((folder / f"{n}.json").read_text())
@@ -159,9 +163,15 @@ def test_lineage_tells_each_corpus_and_what_the_methods_bundles_inherited(tmp_pa
 def test_a_run_whose_model_could_not_be_published_does_not_start(ray_session: Any, tmp_path: Path) -> None:
     uri = restricted(tmp_path / "c", name="closed", models="nobody", terms="No derived models.")
     run = RunConfig(
-        recipe="tests.pretrain.toy:Toy", name="n", corpus=uri, storage=str(tmp_path / "s"), steps=4, batch=4,
-        validate_every=0, split={"val": 0.0, "test": 0.2},
-    )  # fmt: skip
+        recipe="tests.pretrain.toy:Toy",
+        name="n",
+        corpus=uri,
+        storage=str(tmp_path / "s"),
+        steps=4,
+        batch=4,
+        validate_every=0,
+        split={"val": 0.0, "test": 0.2},
+    )
     with pytest.raises(PlethoraError, match="closed forbids publishing"):
         driver.launch(run)
     assert not (tmp_path / "s/n").exists()
