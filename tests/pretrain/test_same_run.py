@@ -203,7 +203,7 @@ def test_a_rate_that_changed_is_told_and_takes_effect(
         driver.launch(other(one, optim={"lr": 1e-5, "schedule": "constant"}, log_every=1), resume=True)
     assert "with changes after step 9: optim.lr was 0.0001, is 1e-05; optim.sched" in capsys.readouterr().err
     lines = (folder / "telemetry" / "metrics.jsonl").read_text().splitlines()
-    rates = {each["step"]: each["lr/net"] for each in map(json.loads, lines) if "lr/net" in each}
+    rates = {each["step"]: each["train/lr/net"] for each in map(json.loads, lines) if "train/lr/net" in each}
     assert [rates[step] for step in (10, 11, 12)] == [1e-5] * 3
     assert fingerprint.read(str(folder)).optim.lr == 1e-5  # type: ignore[union-attr]
 
