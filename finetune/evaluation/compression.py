@@ -48,7 +48,8 @@ class EncoderCost(Result):
 
     def to_json(self) -> dict[str, Any]:
         found = super().to_json()
-        return found | found.pop("latency") | found.pop("likeness", {})
+        latency, likeness = found.pop("latency"), found.pop("likeness", {})
+        return found | latency | likeness
 
 
 @dataclass(frozen=True)
