@@ -199,7 +199,7 @@ def _read(file: str) -> tuple[dict[tuple[str, float], int], np.ndarray]:
         flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         names = zip(table["record"].to_pylist(), table["start_s"].to_pylist(), strict=True)
     except (pa.ArrowException, OSError, KeyError) as broken:
-        raise PlethoraError(f"{file} is corrupt: delete it, and the next run makes it again") from broken
+        raise PlethoraError(f"{file} is corrupt: delete it, the next run makes it again") from broken
     return {name: i for i, name in enumerate(names)}, flat.reshape(-1, width)
 
 
