@@ -1,4 +1,4 @@
-"""Recordings → one vector a window, as Parquet: a corpus through Ray Data, or the arrays of one .npz."""
+"""Write one vector per window as Parquet, from a corpus (through Ray Data) or from the arrays of an .npz."""
 
 import os
 import zipfile
@@ -23,13 +23,13 @@ from datasets.windows import WindowSpec, grid
 from finetune.encoder import BundleEncoder
 
 ACTORS = 2
-TASK_WINDOWS = 256  # windows a Ray task: some 10 MB of prepared samples at 240 s
+TASK_WINDOWS = 256  # windows per Ray task: about 10 MB of prepared samples at 240 s
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a Parquet file of vectors holds. `refused`: windows by reason; `subjects` of a corpus, `rows` of
-    an .npz, and the seconds at the end of each that fill no window.
+    """Contents of a Parquet file of vectors. `refused`: number of windows by reason; `subjects`: set for a
+    corpus; `rows` and `unused_tail_s` (seconds at the end of each row that fill no window): set for an .npz.
     """
 
     windows: int
@@ -50,7 +50,7 @@ def _schema(keys: list[tuple[str, Any]], encoder: BundleEncoder, window_s: float
 
 
 def _write(path: Path, schema: pa.Schema, parts: Iterable[tuple[list[pa.Array], np.ndarray]]) -> int:
-    """Parquet from (key columns, (n, dim) vectors) parts; the number of rows."""
+    """Writes (key columns, (n, dim) vectors) parts as Parquet; returns the number of rows."""
     import pyarrow.parquet as pq
 
     rows = 0
@@ -67,31 +67,29 @@ def _write(path: Path, schema: pa.Schema, parts: Iterable[tuple[list[pa.Array], 
 
 
 def read_signals(path: str, modalities: Sequence[str]) -> dict[str, tuple[np.ndarray, float]]:
-    """{modality: samples (n, T) float64, rate in Hz} of an .npz that holds the samples of each, (T,) or
-    (n, T), and `<modality>_rate`, or one `rate` for all.
+    """{modality: (samples (n, T) float64, rate in Hz)} from an .npz. The file holds an array per modality,
+    (T,) or (n, T), and either `<modality>_rate` for each or one `rate` for all.
     """
     if storage.is_remote(path):
-        raise PlethoraError(
-            f"{path}: an .npz is read from this machine only: download it, or ingest a corpus"
-        )
+        raise PlethoraError(f"{path}: an .npz must be a local file: download it, or ingest a corpus")
     wants = " and ".join(modalities)
     if not os.path.exists(path):
         raise PlethoraError(f"no file {path}: --input takes a corpus or an .npz with {wants} and rate")
     try:
         check_zip(Path(path))
-        with np.load(path, allow_pickle=False) as held:
-            rate_of = {m: f"{m}_rate" if f"{m}_rate" in held.files else "rate" for m in modalities}
+        with np.load(path, allow_pickle=False) as npz:
+            rate_of = {m: f"{m}_rate" if f"{m}_rate" in npz.files else "rate" for m in modalities}
             needed = dict.fromkeys([*modalities, *rate_of.values()])
-            missing = [key for key in needed if key not in held.files]
+            missing = [key for key in needed if key not in npz.files]
             if missing:
                 many = len(modalities) > 1
                 save = ", ".join(f"{m}=samples" for m in modalities)
                 rates = ", ".join(f"{m}_rate=hertz" for m in modalities) if many else "rate=hertz"
                 raise PlethoraError(
-                    f"{path} has no {' and no '.join(missing)} (only {', '.join(held.files) or 'nothing'}): "
+                    f"{path} has no {' and no '.join(missing)} (only {', '.join(npz.files) or 'nothing'}): "
                     f"save it with np.savez(path, {save}, {rates})"
                 )
-            found = {m: (held[m], held[rate_of[m]]) for m in modalities}
+            found = {m: (npz[m], npz[rate_of[m]]) for m in modalities}
     except (ValueError, OSError, zipfile.BadZipFile, MemoryError, Refused) as broken:
         raise PlethoraError(f"{path} cannot be read as plain arrays: {broken}") from broken
     return {m: _numbers(path, m, *found[m]) for m in modalities}
@@ -106,28 +104,29 @@ def _numbers(path: str, modality: str, x: np.ndarray, rate: np.ndarray) -> tuple
     return np.atleast_2d(np.asarray(x, np.float64)), float(rate.item())
 
 
-def same_time(path: str, held: dict[str, tuple[np.ndarray, float]]) -> float:
-    """Seconds that every signal covers. PlethoraError: they differ in their number of rows, or in length by
-    more than a sample.
+def same_time(path: str, signals: dict[str, tuple[np.ndarray, float]]) -> float:
+    """Seconds that all signals cover. Raises PlethoraError when they differ in the number of rows, or in
+    duration by more than one sample.
     """
-    seconds = {m: x.shape[1] / rate for m, (x, rate) in held.items()}
+    seconds = {m: x.shape[1] / rate for m, (x, rate) in signals.items()}
     apart = max(seconds.values()) - min(seconds.values())
-    if len({len(x) for x, _ in held.values()}) > 1 or apart > 1 / min(rate for _, rate in held.values()):
-        shown = ", ".join(f"{m} {len(x)} rows of {seconds[m]:g} s" for m, (x, _) in held.items())
-        raise PlethoraError(f"{path}: the signals must be of the same time, not {shown}: cut them alike")
+    slowest = min(rate for _, rate in signals.values())
+    if len({len(x) for x, _ in signals.values()}) > 1 or apart > 1 / slowest:
+        shown = ", ".join(f"{m} {len(x)} rows of {seconds[m]:g} s" for m, (x, _) in signals.items())
+        raise PlethoraError(f"{path}: all signals must cover the same time, not {shown}: trim them to match")
     return min(seconds.values())
 
 
-def places(held: dict[str, tuple[np.ndarray, float]], width: float, hop: float) -> np.ndarray:
-    """Seconds (windows,) at which windows of `width` s begin, such that every signal fills them (to half a
+def places(signals: dict[str, tuple[np.ndarray, float]], width: float, hop: float) -> np.ndarray:
+    """Start times (windows,) in s of the windows of `width` s that every signal fills (to within half a
     sample, as in a corpus).
     """
-    seconds = min((x.shape[1] + HALF) / rate for x, rate in held.values())
+    seconds = min((x.shape[1] + HALF) / rate for x, rate in signals.values())
     return grid(seconds, WindowSpec(signals=(Signal(modality="any", rate=1),), window_s=width, hop_s=hop))
 
 
 def cut(x: np.ndarray, rate: float, starts: np.ndarray, width: float) -> np.ndarray:
-    """(rows, T) at `rate` Hz → (windows, rows, T'): those of `width` s that begin at `starts`."""
+    """(rows, T) at `rate` Hz → windows (windows, rows, T') of `width` s that start at `starts` (s)."""
     size = int(length(width, rate))
     first = np.minimum(np.round(starts * rate).astype(int), x.shape[1] - size)
     return np.stack([x[:, s : s + size] for s in first])
@@ -136,18 +135,18 @@ def cut(x: np.ndarray, rate: float, starts: np.ndarray, width: float) -> np.ndar
 def embed_arrays(
     encoder: BundleEncoder, input: str, path: Path, window_s: float | None, hop_s: float | None
 ) -> Embedded:
-    """The vectors of every window of an .npz as Parquet at `path`: row, start_s, embedding."""
-    held = read_signals(input, encoder.modalities)
-    total, rates = same_time(input, held), {m: rate for m, (_, rate) in held.items()}
-    known = window_s  # None: each row is one window, however long it is
-    if known is None and any(x.shape[1] >= encoder.max_s * r + 1 - 1e-6 for x, r in held.values()):
+    """Writes the vectors of all windows of an .npz as Parquet to `path`: row, start_s, embedding."""
+    signals = read_signals(input, encoder.modalities)
+    total, rates = same_time(input, signals), {m: rate for m, (_, rate) in signals.items()}
+    known = window_s  # None: each row is one window of any length
+    if known is None and any(x.shape[1] >= encoder.max_s * r + 1 - 1e-6 for x, r in signals.values()):
         known = encoder.window_s
     width = total if known is None else known
     hop = width if hop_s is None else hop_s
-    starts = np.zeros(1) if known is None else places(held, known, hop)
+    starts = np.zeros(1) if known is None else places(signals, known, hop)
     if not len(starts):
-        raise PlethoraError(f"{input} holds {total:g} s a row, less than --window-s {width:g}")
-    rows = len(next(iter(held.values()))[0])
+        raise PlethoraError(f"{input} holds {total:g} s per row, less than --window-s {width:g}")
+    rows = len(next(iter(signals.values()))[0])
     schema = _schema([("row", pa.int64()), ("start_s", pa.float64())], encoder, width, hop)
 
     def parts() -> Iterable[tuple[list[pa.Array], np.ndarray]]:
@@ -155,7 +154,7 @@ def embed_arrays(
             for row in range(rows):
                 windows = {
                     m: x[row, None, None] if known is None else cut(x[row, None], rate, starts, width)
-                    for m, (x, rate) in held.items()
+                    for m, (x, rate) in signals.items()
                 }
                 keys = [pa.array(np.full(len(starts), row)), pa.array(starts)]
                 try:
@@ -173,7 +172,7 @@ def embed_arrays(
 
 
 class _Actor:
-    """A Ray Data actor: one task (the places of some windows) → their vectors."""
+    """A Ray Data actor: one task (the locations of some windows) → their vectors."""
 
     def __init__(self, bundle: str, mode: str, corpus: Corpus, spec: WindowSpec) -> None:
         self.encoder, self.corpus, self.spec = BundleEncoder(bundle, mode, threads=1), corpus, spec
@@ -181,7 +180,7 @@ class _Actor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         task = {name: np.asarray(column[0]) for name, column in batch.items()}
         rows = task.pop("rows")
-        # only whole steps are read: what an array's end is cut to before it is filtered
+        # reads whole encoder steps only, as an array is trimmed to whole steps before filtering
         whole_s = self.encoder.steps(self.spec.window_s) * self.encoder.step_s
         spec = self.spec.model_copy(update={"window_s": whole_s})
         prepared = Index(self.corpus, spec, pa.table(task)).load(np.arange(len(rows)))
@@ -189,7 +188,7 @@ class _Actor:
 
 
 def planned(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Where these rows of the index lie: all that an actor needs, so that no actor holds the whole index."""
+    """Locations of these index rows: all that an actor needs, so that no actor loads the whole index."""
     part = index.table.take(pa.array(rows))
     return {"rows": rows, **{c: part[c].to_numpy() for c in ("shard", "group", "row", "offset_s")}}
 
@@ -197,8 +196,8 @@ def planned(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
 def by_actors(
     index: Index, rows: np.ndarray, together: int, actor: type, arguments: tuple, actors: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What `actor(*arguments)` makes of these rows of an index, `together` of them at a time, in their order,
-    with a progress bar; each batch names its rows in "row". Ray must be running.
+    """Runs `actor(*arguments)` over these rows of an index, `together` rows at a time, with a progress bar.
+    Yields its batches in the order of `rows`; column "row" names each batch's rows. Ray must be running.
     """
     import ray.data
 
@@ -216,7 +215,7 @@ def by_actors(
     with progress(len(rows), "embed", "windows") as bar:
         for batch in result.iter_batches(batch_size=None, batch_format="numpy"):
             if not np.array_equal(batch["row"], rows[done : done + len(batch["row"])]):
-                raise RuntimeError("windows came back in another order than was planned")
+                raise RuntimeError("windows came back out of order")
             done += len(batch["row"])
             yield batch
             bar.update(len(batch["row"]))
@@ -227,14 +226,16 @@ def by_actors(
 def embed_corpus(
     encoder: BundleEncoder, input: str, path: Path, window_s: float | None, hop_s: float | None
 ) -> Embedded:
-    """The vectors of every window of a corpus as Parquet at `path`: subject, record, start_s, embedding."""
+    """Writes the vectors of all windows of a corpus as Parquet to `path`: subject, record, start_s,
+    embedding.
+    """
     from cluster.session import session
 
     corpus = open_corpus(input)
     window_s = encoder.window_s if window_s is None else window_s
     if window_s > encoder.max_s + 1e-6:
         raise PlethoraError(f"--window-s {window_s:g} is longer than the encoder takes ({encoder.max_s:g} s)")
-    encoder.pieces(window_s)  # refuses windows under the minimum
+    encoder.pieces(window_s)  # raises for windows shorter than the minimum
     encoder.check(corpus)
     spec = WindowSpec(signals=encoder.signals, window_s=window_s, hop_s=hop_s)
     with session(actors=ACTORS):
@@ -242,7 +243,7 @@ def embed_corpus(
         refused = Counter(v for v in index.table["verdict"].to_pylist() if v != "ok")
         rows = index.select(None)
         if not len(rows):
-            reasons = ", ".join(f"{r} {n}" for r, n in sorted(refused.items())) or "no stretch is long enough"
+            reasons = ", ".join(f"{r} {n}" for r, n in sorted(refused.items())) or "no segment is long enough"
             raise PlethoraError(f"{input}: no window of {window_s:g} s can be embedded ({reasons})")
         keys = [("subject", pa.string()), ("record", pa.string()), ("start_s", pa.float64())]
         schema = _schema(keys, encoder, window_s, hop_s or window_s)

@@ -1,4 +1,4 @@
-"""A published bundle as a function from raw samples to vectors, and the same network without its training."""
+"""A published bundle as a function from raw samples to vectors, and its network with untrained weights."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -13,16 +13,16 @@ from finetune.graph import Graph
 
 BATCH = 64
 
-Samples = np.ndarray | Mapping[str, np.ndarray]  # (n, channels, T) of the only input, or by modality
+Samples = np.ndarray | Mapping[str, np.ndarray]  # (n, channels, T) of a single input, or by modality
 Run = Callable[[Samples], np.ndarray]
 
 
 class BundleEncoder:
     """One mode of a bundle, run by onnxruntime; files are verified against the bundle's checksums.
 
-    Lengths, filters and what happens to short input come from preprocessing.json alone, so this is what any
-    downstream team can do with the card's snippet, and a test compares the two. A mode with several inputs
-    takes and gives dicts by modality where one with a single input takes and gives arrays.
+    Lengths, filters and the padding of short input come from preprocessing.json alone, so the snippet on the
+    bundle's card gives the same vectors (a test compares the two). A mode with a single input takes and
+    returns arrays; a mode with several takes and returns dicts by modality.
     """
 
     def __init__(self, uri: str, mode: str | None = None, threads: int = 0) -> None:
@@ -30,8 +30,8 @@ class BundleEncoder:
         modes = self.bundle.config.get("modes", {})
         if mode is None and len(modes) != 1:
             raise PlethoraError(
-                f"{uri} has {len(modes)} modes ({', '.join(modes)}): choose one as BUNDLE#MODE, or, where "
-                "the command has it, by --mode"
+                f"{uri} has {len(modes)} modes ({', '.join(modes)}): choose one as BUNDLE#MODE, or with "
+                "--mode where the command has it"
             )
         self.mode = mode or next(iter(modes))
         if self.mode not in modes:
@@ -45,7 +45,7 @@ class BundleEncoder:
         self.signals = tuple(self._signal(modality) for modality in self.modalities)
         if len({s.rate for s in self.signals}) > 1:
             raise PlethoraError(
-                f"mode {self.mode!r} of {uri} takes inputs of different rates, one length does not fit them: "
+                f"mode {self.mode!r} of {uri} takes inputs of different rates, so no single length fits: "
                 "publish it again"
             )
         known = [self.bundle.preprocessing[m] for m in self.modalities]
@@ -55,19 +55,19 @@ class BundleEncoder:
         self.step_s = max(float(k["multiple_s"]) for k in known)
         self.short = "refuse" if any(k["short"] == "refuse" for k in known) else str(known[0]["short"])
         file = str(entry["file"])
-        # in bundles of before 12/2026 int8 inputs may have bounds a batch: there each window goes alone
+        # bundles from before 12/2026 may quantise int8 inputs per batch: run each window alone
         alone = self.bundle.config.get("quantised", {}).get("how") == "dynamic"
         self._batch = 1 if alone else BATCH
         self._graph = Graph(self.bundle.path(file), f"{uri}/{file}", threads)
 
     @property
     def modality(self) -> str:
-        """The only input's; "ppg and ecg" where there are several."""
+        """Modality of the single input; "ppg and ecg" for several inputs."""
         return " and ".join(self.modalities)
 
     @property
     def signal(self) -> Signal:
-        """How the first (mostly the only) input is prepared."""
+        """Preprocessing of the first (usually the only) input."""
         return self.signals[0]
 
     def _signal(self, modality: str) -> Signal:
@@ -77,7 +77,7 @@ class BundleEncoder:
         known = self.bundle.preprocessing[modality]
         if known.get("normalise", "none") not in ("none", "in the model"):
             raise PlethoraError(
-                f"{uri}: preprocessing.json asks for normalisation ({known['normalise']}) outside the "
+                f"{uri}: preprocessing.json requires normalisation ({known['normalise']}) outside the "
                 "network, which the bundle contract does not allow: publish it again"
             )
         band = known.get("band")
@@ -92,7 +92,7 @@ class BundleEncoder:
         )
 
     def check(self, corpus: Corpus) -> None:
-        """PlethoraError when the corpus lacks an input of this mode, or holds it at too low a rate."""
+        """Raises PlethoraError when the corpus lacks an input of this mode, or its rate is too low."""
         for signal in self.signals:
             m, who = signal.modality, f"mode {self.mode!r} of {self.bundle.uri}"
             if m not in corpus.modalities:
@@ -109,21 +109,22 @@ class BundleEncoder:
 
     @property
     def samples_step(self) -> int:
-        """Prepared inputs have a length that is a multiple of this."""
+        """The length of a prepared input is a multiple of this many samples."""
         return round(self.step_s * self.signal.rate)
 
     def steps(self, window_s: float) -> int:
-        """Whole steps in a window of `window_s`; those of the minimum where it is shorter."""
+        """Whole steps in a window of `window_s`, at least those of the shortest input."""
         return max(int(window_s / self.step_s + 1e-6), int(np.ceil(self.min_s / self.step_s - 1e-6)))
 
     def _steps(self, samples: int, rate: float) -> int:
-        """Whole steps in so many raw samples, to half a sample: 30 s at 124.945 Hz are 3748.35. Where a step
-        is less than a sample, the nearest number, and the shortest and longest input are found as well.
+        """Whole steps in `samples` raw samples, with a tolerance of half a sample (30 s at 124.945 Hz are
+        3748.35 samples). Where a step is shorter than a sample, rounds to the nearest step; the shortest and
+        longest inputs are recognised as well.
         """
         if samples >= self.max_s * rate + 1 - 1e-6:
             raise PlethoraError(
                 f"windows of {samples / rate:g} s are longer than the encoder takes ({self.max_s:g} s): "
-                "cut them (--window-s)"
+                "use shorter ones (--window-s)"
             )
         if samples >= length(self.max_s, rate):
             return self.steps(self.max_s)
@@ -132,21 +133,21 @@ class BundleEncoder:
         return int(samples / (self.step_s * rate) + HALF * min(1 / (self.step_s * rate), 1))
 
     def prepare(self, x: Samples, rate: float | Mapping[str, float], window_s: float | None = None) -> Any:
-        """Raw (n, channels, T) at `rate` Hz, any unit → (n, channels, T') float32 at the encoder's rate; with
-        several inputs dicts of both by modality, of the same time.
+        """Raw (n, channels, T) at `rate` Hz, any unit → (n, channels, T') float32 at the encoder's rate. With
+        several inputs, `x` and `rate` are dicts by modality and all signals cover the same time.
 
-        The end is cut to a whole number of steps, where half a raw sample is forgiven; what is shorter than
-        the minimum is reflected (or repeated, or refused) as preprocessing.json says; then it is filtered at
-        its own rate and resampled to exactly those steps. window_s: how many seconds the windows were cut to
-        (`signal.length`), where that is known better than samples and rate tell.
-        Raises PlethoraError for input that cannot be matched: non-finite samples, a rate too low for the
-        band, another channel count, longer than the encoder's window, signals of different lengths.
+        The end is trimmed to a whole number of steps (with a tolerance of half a raw sample). Input shorter
+        than the minimum is reflected, repeated or refused, as preprocessing.json says. The signal is then
+        filtered at its native rate and resampled to exactly those steps. window_s: the windows' nominal
+        length in s (`signal.length`), where it is known more exactly than from samples and rate.
+        Raises PlethoraError for input that does not fit: non-finite samples, a rate too low for the band, a
+        different channel count, a window longer than the encoder's, signals of different lengths.
         """
         given = self._by_modality(x)
         rates = rate if isinstance(rate, Mapping) else dict.fromkeys(given, float(rate))
         missing = [m for m in self.modalities if m not in rates]
         if missing:
-            raise PlethoraError(f"mode {self.mode!r}: no rate of {' and '.join(missing)} is given")
+            raise PlethoraError(f"mode {self.mode!r}: the rate of {' and '.join(missing)} is missing")
         raw = {
             m: self._checked(given[m], rates[m], i, s)
             for m, i, s in zip(self.modalities, self.inputs, self.signals, strict=True)
@@ -158,7 +159,7 @@ class BundleEncoder:
         if len({len(y) for y in raw.values()}) > 1 or not alike:
             sizes = ", ".join(f"{m} {len(y)} x {seconds[m]:g} s" for m, y in raw.items())
             raise PlethoraError(
-                f"mode {self.mode!r} takes {self.modality} of the same time, not {sizes}: cut them alike"
+                f"mode {self.mode!r} takes {self.modality} of the same time, not {sizes}: trim them to match"
             )
         count = min(steps.values()) if window_s is None else self.steps(window_s)
         found = {
@@ -183,7 +184,7 @@ class BundleEncoder:
         return {self.modalities[0]: x}
 
     def _checked(self, x: np.ndarray, rate: float, entry: dict[str, Any], signal: Signal) -> np.ndarray:
-        """One input's raw windows, as float64. PlethoraError where the network cannot take them."""
+        """One input's raw windows as float64. Raises PlethoraError where the network cannot take them."""
         x = np.asarray(x, np.float64)
         if x.ndim != 3 or x.shape[1] != entry["channels"]:
             raise PlethoraError(
@@ -206,7 +207,7 @@ class BundleEncoder:
         return x
 
     def _fit(self, x: np.ndarray, rate: float, steps: int) -> np.ndarray:
-        """Raw windows cut to so many steps, or made longer to reach them."""
+        """Raw windows trimmed or padded to `steps` steps."""
         missing = int(length(steps * self.step_s, rate)) - x.shape[-1]
         if missing <= 0:
             return x[..., : x.shape[-1] + missing]
@@ -218,7 +219,7 @@ class BundleEncoder:
         return np.pad(x, ((0, 0), (0, 0), (0, missing)), mode=mode)
 
     def __call__(self, prepared: Samples) -> np.ndarray:
-        """Prepared (n, channels, T'), or a dict of them by modality → vectors (n, dim) float32."""
+        """Prepared windows (n, channels, T'), or a dict of them by modality → vectors (n, dim) float32."""
         given = self._by_modality(prepared)
         feed = {i["name"]: given[i["modality"]] for i in self.inputs}
         parts = [
@@ -228,7 +229,7 @@ class BundleEncoder:
         found = np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
         if found.shape != (len(given[self.modalities[0]]), self.dim):
             raise PlethoraError(
-                f"{self._graph.where}: gives vectors of the shape {found.shape[1:]}, config.json promises "
+                f"{self._graph.where}: gives vectors of shape {found.shape[1:]}, but config.json states "
                 f"{self.dim}: publish it again"
             )
         return finite(found, self.bundle.uri)
@@ -236,13 +237,13 @@ class BundleEncoder:
     def embed(
         self, x: Samples, rate: float | Mapping[str, float], window_s: float | None = None
     ) -> np.ndarray:
-        """Raw (n, channels, T) at `rate` Hz (dicts of both by modality) → vectors (n, dim) float32.
+        """Raw (n, channels, T) at `rate` Hz (or dicts of both by modality) → vectors (n, dim) float32.
         `window_s` and errors: see `prepare`.
         """
         return self(self.prepare(x, rate, window_s))
 
     def pieces(self, window_s: float) -> int:
-        """Into how many windows of the encoder a longer window is cut (their vectors are averaged); 1 if it
+        """Number of encoder windows that a longer window is split into (their vectors are averaged); 1 if it
         fits.
         """
         if window_s < self.min_s - 1e-6:
@@ -254,7 +255,7 @@ class BundleEncoder:
 
 
 def finite(vectors: np.ndarray, who: str) -> np.ndarray:
-    """The vectors, or a PlethoraError: a NaN would silently become the median in a probe."""
+    """Vectors as float32. Raises PlethoraError for NaN: a probe would silently replace it by the median."""
     if not np.isfinite(vectors).all():
         raise PlethoraError(
             f"{who}: the encoder gives NaN or infinite vectors for finite input: do not use it"
@@ -263,25 +264,25 @@ def finite(vectors: np.ndarray, who: str) -> np.ndarray:
 
 
 def pooled(run: Run, prepared: Samples, pieces: int, step: int) -> np.ndarray:
-    """Vectors of prepared windows (n, C, T) by `run`, each the mean over `pieces` equal parts of its
-    window; the end that fills no `step` is cut.
+    """Vectors of prepared windows (n, C, T) from `run`, each the mean over `pieces` equal parts of its
+    window; samples at the end that fill no `step` are dropped.
     """
 
-    def cut(y: np.ndarray) -> np.ndarray:
+    def split(y: np.ndarray) -> np.ndarray:
         n, channels, total = y.shape
         length = total // pieces // step * step
         parts = y[..., : length * pieces].reshape(n, channels, pieces, length)
         return np.ascontiguousarray(parts.transpose(0, 2, 1, 3).reshape(n * pieces, channels, length))
 
     if isinstance(prepared, Mapping):
-        vectors = run({m: cut(y) for m, y in prepared.items()})
+        vectors = run({m: split(y) for m, y in prepared.items()})
     else:
-        vectors = run(cut(prepared))
+        vectors = run(split(prepared))
     return vectors.reshape(len(vectors) // pieces, pieces, -1).mean(1)
 
 
 def _top(signal: Signal) -> float:
-    """Highest frequency in Hz that its native rate must hold."""
+    """Highest frequency in Hz that the native rate must represent."""
     return signal.band[1] or signal.band[0] if signal.band else signal.rate / 2
 
 
@@ -296,10 +297,10 @@ def _need(signal: Signal) -> str:
 
 
 def untrained(config: dict[str, Any], mode: str, seed: int) -> Run:
-    """The bundle's own network before training: rebuilt from its run config by its recipe, fresh weights.
+    """The bundle's network before training: its recipe rebuilds it from the run config with new weights.
 
-    Returns prepared (n, C, T) float32 (a dict by modality where there are several inputs) → (n, dim) float32.
-    Raises PlethoraError when the recipe cannot be loaded here.
+    Returns a function from prepared (n, C, T) float32 (a dict by modality for several inputs) to (n, dim)
+    float32. Raises PlethoraError when the recipe cannot be loaded here.
     """
     import torch
 

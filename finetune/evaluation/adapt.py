@@ -1,5 +1,5 @@
-"""A task as one corpus can answer it: which label, windows of which length, pooled to what. Everything that
-differs from the task's file is told.
+"""Adapts a task to a corpus: label, window length and pooling level. Every difference from the task's file is
+reported.
 """
 
 import numpy as np
@@ -14,23 +14,23 @@ from finetune.task import Task
 def adapted(task: Task, corpus: Corpus, window_s: float | None = None) -> tuple[Task, list[str]]:
     """The task for this corpus, and a line for each change.
 
-    - A label that the corpus lacks, but has under the same name with `_derived`, is that one.
-    - `window_s` (the user's) replaces the task's; else `short_s` does where no stretch of the corpus holds a
-      window. Windows overlap by the same share as before.
-    - `level` is for labels of whole records: where the label changes within records, every window counts. A
-      reading may also be of a stretch, if that is long enough for two windows.
+    - Where the corpus lacks the label but has `<label>_derived`, that one is used.
+    - `window_s` (the user's) replaces the task's; otherwise `short_s` does where no segment of the corpus
+      is as long as a window. The fraction by which windows overlap stays the same.
+    - `level` applies to labels of whole records: where the label changes within records, each window is a
+      row. A reading may also span a segment, if that is long enough for two windows.
     """
     changes: dict[str, object] = {}
-    said = []
+    lines = []
     names = _label_names(corpus)
     if task.label and task.label not in names and task.label + DERIVED in names:
         changes["label"] = task.label + DERIVED
-        said.append(f"Label {task.label + DERIVED}: computed from the waveforms at ingest")
+        lines.append(f"Label {task.label + DERIVED}: computed from the waveforms at ingest")
     wanted = window_s
     if wanted is None and task.short_s is not None and not holds(corpus, task.window_s):
         wanted = task.short_s
-        said.append(
-            f"Windows of {wanted:g} s, not {task.window_s:g} s: no stretch of the corpus is as long as that"
+        lines.append(
+            f"Windows of {wanted:g} s, not {task.window_s:g} s: no segment of the corpus is long enough"
         )
     if wanted is not None and wanted != task.window_s:
         changes["window_s"] = wanted
@@ -51,18 +51,19 @@ def adapted(task: Task, corpus: Corpus, window_s: float | None = None) -> tuple[
             str(changes.get("hop_s", task.hop_s or 0))
         )
         if task.level == "reading" and seconds >= two_s and not label.endswith(DERIVED):
-            said.append(
-                f"A row a stretch under one value of label {label} (half of them last {seconds:g} s or more)"
+            lines.append(
+                f"One row per segment with one value of label {label} "
+                f"(half of them last {seconds:g} s or more)"
             )
         else:
             changes["level"] = "window"
-            said.append(f"Every window counts: label {label} changes within records")
-    return task.model_copy(update=changes), said
+            lines.append(f"Each window is a row: label {label} changes within records")
+    return task.model_copy(update=changes), lines
 
 
 def _label_names(corpus: Corpus) -> set[str]:
-    told = corpus.manifest.get("labels", {}).get("rows")
-    return set(corpus.labels()["name"].to_pylist() if told is None else told)
+    rows_by_name = corpus.manifest.get("labels", {}).get("rows")
+    return set(corpus.labels()["name"].to_pylist() if rows_by_name is None else rows_by_name)
 
 
 def _changes_in_time(corpus: Corpus, label: str) -> bool:
@@ -71,14 +72,14 @@ def _changes_in_time(corpus: Corpus, label: str) -> bool:
 
 
 def _stretch_s(corpus: Corpus, label: str) -> float:
-    """Median seconds of the labels of this name that have times."""
+    """Median duration in s of the labels of this name that have times."""
     named = corpus.labels([label])
     seconds = pa.compute.subtract(named["end_s"], named["start_s"]).drop_null().to_numpy()
     return float(np.median(seconds))
 
 
 def holds(corpus: Corpus, window_s: float) -> bool:
-    """Whether some stretch of a record, joined across rows that follow each other, is as long as that."""
+    """Whether some segment of a record, joined across consecutive rows, lasts at least `window_s` s."""
     record, end, run = None, 0.0, 0.0
     for shard, entry in enumerate(corpus.shards):
         for group in range(len(entry["row_groups"])):

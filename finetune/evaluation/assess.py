@@ -1,4 +1,4 @@
-"""An adapter's figures on people it never saw, beside predicting the mean of its training windows."""
+"""Metrics of an adapter on held-out subjects, compared with predicting the mean of its training windows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from finetune.task import Task
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """What an adapter sits upon; `mean` and `std`: an image backbone's normalisation."""
+    """The network under an adapter; `mean` and `std`: an image backbone's normalisation."""
 
     name: str
     source: str
@@ -37,8 +37,8 @@ class AdapterInfo(Result):
 
 @dataclass(frozen=True)
 class TaskFigures(Result):
-    """Rows "model" and "mean" (of classes: the prevalence), and the paired difference model − mean of the
-    main metric; neither, but a note, where no window has the label.
+    """Rows "model" and "mean" (for classes: the prevalence), and the paired difference model − mean of the
+    main metric. Where no window has the label, only `note` is set.
     """
 
     task: Task
@@ -68,8 +68,8 @@ class Assessment(Result):
 
 @dataclass(frozen=True)
 class Assessed:
-    """`predictions`: of every window, labelled or not; `split`: {side: subjects}. `compare` takes both as
-    files.
+    """`predictions`: one row per window, labelled or not; `split`: {side: subjects}. `compare` reads both
+    from files.
     """
 
     result: Assessment
@@ -77,37 +77,43 @@ class Assessed:
     split: Mapping[str, Sequence[str]]
 
 
-def assess(adapter: Adapter, held: HeldOut, seed: int = 0) -> Assessed:
-    """Figures with 95 % intervals over drawn subjects, beside the mean (or prevalence) of the training
-    windows, and their paired differences.
+def assess(adapter: Adapter, held_out: HeldOut, seed: int = 0) -> Assessed:
+    """Metrics with 95 % intervals (bootstrap over subjects), those of predicting the mean (or prevalence) of
+    the training windows, and the paired differences.
     """
-    every = adapter.predict(held.index, held.rows)
-    columns: dict[str, Any] = {"subject": held.subject, "record": held.record, "start_s": held.start_s}
+    every = adapter.predict(held_out.index, held_out.rows)
+    columns: dict[str, Any] = {
+        "subject": held_out.subject,
+        "record": held_out.record,
+        "start_s": held_out.start_s,
+    }
     tasks = []
     for number, (head, predicted) in enumerate(zip(adapter.heads, every, strict=True)):
         if predicted.ndim == 2 and predicted.shape[1] > 1:
             columns |= {f"{head.name}: {c}": predicted[:, k] for k, c in enumerate(head.classes)}
         else:
             columns[head.name] = predicted.ravel()
-        tasks.append(_figures(head, held, held.labels.values[held.rows, number], predicted, seed))
+        tasks.append(_figures(head, held_out, held_out.labels.values[held_out.rows, number], predicted, seed))
     bundle = adapter.bundle
     result = Assessment(
         bundle=AdapterInfo(bundle.uri, BaseInfo(**bundle.config["base"])),
-        corpus=CorpusInfo(held.corpus.uri, held.corpus.hash),
-        notes=tuple(held.notes),
+        corpus=CorpusInfo(held_out.corpus.uri, held_out.corpus.hash),
+        notes=tuple(held_out.notes),
         tasks=tuple(tasks),
     )
-    return Assessed(result, pa.table(columns), held.sides)
+    return Assessed(result, pa.table(columns), held_out.sides)
 
 
-def _figures(head: Head, held: HeldOut, target: np.ndarray, predicted: np.ndarray, seed: int) -> TaskFigures:
-    task, good = held.labels.tasks[head.name], np.isfinite(target)
-    refused = Counter(held.labels.why[head.name])
+def _figures(
+    head: Head, held_out: HeldOut, target: np.ndarray, predicted: np.ndarray, seed: int
+) -> TaskFigures:
+    task, good = held_out.labels.tasks[head.name], np.isfinite(target)
+    refused = Counter(held_out.labels.why[head.name])
     if not good.any():
         return TaskFigures(task, head.classes, refused, Counts(0), note="no window has this label")
-    reading = held.labels.readings.get(head.name)
-    reading = None if reading is None else reading[held.rows][good]
-    places = held.subject[good], held.record[good], reading
+    reading = held_out.labels.readings.get(head.name)
+    reading = None if reading is None else reading[held_out.rows][good]
+    places = held_out.subject[good], held_out.record[good], reading
     y, p, who = pooled(task.level, target[good], predicted[good], *places)
     drawn = _drawn(head, y, p, who, seed)
     labels = {"model": "This model", "mean": "Predict the prevalence" if head.classes else "Predict the mean"}
@@ -116,7 +122,7 @@ def _figures(head: Head, held: HeldOut, target: np.ndarray, predicted: np.ndarra
         task=task,
         classes=head.classes,
         refused=refused,
-        counts=Counts(int(good.sum()), subjects=len(set(held.subject[good])), rows=len(y)),
+        counts=Counts(int(good.sum()), subjects=len(set(held_out.subject[good])), rows=len(y)),
         rows=tuple(Row(name, labels[name], metrics.each_interval(found)) for name, found in drawn.items()),
         difference=metrics.difference(drawn["model"][main], drawn["mean"][main]),
         level=task.level,
@@ -131,7 +137,7 @@ def pooled(
     record: np.ndarray,
     reading: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Target, prediction and subject of each row (see `readings.units`); predictions are averaged."""
+    """Target, prediction (the mean over its windows) and subject of each row (see `readings.units`)."""
     if level == "window":
         return y, p, subject
     first, group = units(level, y, subject, record, reading)

@@ -1,5 +1,5 @@
-"""Which windows an evaluation is about: on people whom pretraining did not see, labelled, and such that every
-encoder asked can take them.
+"""Selects the windows of an evaluation: labelled, of subjects outside pretraining, and usable by every
+encoder under evaluation.
 """
 
 from collections import Counter
@@ -22,14 +22,14 @@ from finetune.evaluation.readings import reading_names
 from finetune.evaluation.results import LeftOut
 from finetune.task import Task, excluded, window_targets
 
-HANDCRAFTED = Signal(modality="ppg", rate=50.0, band=(0.5, 8.0))  # what features.handcrafted takes
+HANDCRAFTED = Signal(modality="ppg", rate=50.0, band=(0.5, 8.0))  # input of features.handcrafted
 
 
 @dataclass
 class Windows:
-    """The windows that are evaluated: rows of the index, targets (in the task's unit, the number of a class,
-    or (n, labels) of several `names`), subject, record, start. unlabelled: subjects with good signals of whom
-    no window has a usable label. reading: where the task is about readings, the name of each window's.
+    """The evaluated windows: rows of the index, targets (in the task's unit, a class number, or (n, labels)
+    for several `names`), subject, record, start. unlabelled: number of subjects with good signals but no
+    usable label. reading: for tasks on readings, the name of each window's reading.
     """
 
     rows: np.ndarray
@@ -44,7 +44,7 @@ class Windows:
     reading: np.ndarray | None = None
 
     def at(self, rows: np.ndarray) -> "Windows":
-        """These of the windows."""
+        """The windows at these positions."""
         return replace(
             self,
             rows=self.rows[rows],
@@ -58,8 +58,8 @@ class Windows:
 
 @dataclass(frozen=True)
 class Places:
-    """Windows of one length and placement that hold every signal of every encoder. `views` (by encoder) and
-    `pulses` (for handcrafted features; None where the corpus has no PPG) are the same windows, row by row.
+    """Windows of one length and hop that contain all signals of all encoders. `views` (by encoder) and
+    `pulses` (for handcrafted features; None where the corpus has no PPG) hold the same windows, row by row.
     """
 
     index: Index
@@ -67,24 +67,24 @@ class Places:
     pulses: Index | None
 
     def refused_by(self) -> dict[str, dict[str, int]]:
-        """{encoder: {reason: windows}} that it cannot take."""
+        """{encoder: {reason: number of windows that it refuses}}."""
         found = {name: Counter(view.table["verdict"].to_pylist()) for name, view in self.views.items()}
         return {name: {v: n for v, n in sorted(c.items()) if v != "ok"} for name, c in found.items()}
 
     def verdicts(self) -> list[str]:
-        """Of each window: ok where every encoder takes it, else why the first that does not refuses."""
+        """Verdict of each window: "ok" where every encoder takes it, else the first refusal's reason."""
         columns = [view.table["verdict"].to_pylist() for view in self.views.values()]
-        return [next((v for v in said if v != "ok"), "ok") for said in zip(*columns, strict=True)]
+        return [next((v for v in row if v != "ok"), "ok") for row in zip(*columns, strict=True)]
 
 
 def place(
     corpus: Corpus, encoders: Mapping[str, BundleEncoder], task: Task, cache: str | None = None
 ) -> Places:
-    """Where the task's windows lie, and what each encoder says to each. Needs Ray. `cache`: a URI where the
-    index is kept.
+    """Locations of the task's windows, with each encoder's verdict on them. Needs Ray. `cache`: URI of the
+    index cache.
 
-    Encoders that take the same signals prepared alike share a view. PlethoraError when one cannot use the
-    corpus.
+    Encoders that take the same signals with the same preprocessing share a view. Raises PlethoraError when an
+    encoder cannot use the corpus.
     """
     signals: dict[str, Signal] = {}
     for encoder in encoders.values():
@@ -98,16 +98,16 @@ def place(
     index = build(corpus, spec(signals.values()), cache)
     views = {index.spec: index}
     for encoder in encoders.values():
-        own = spec(encoder.signals)
-        if own not in views:
-            views[own] = relocated(index, own, judged=True)
+        wanted = spec(encoder.signals)
+        if wanted not in views:
+            views[wanted] = relocated(index, wanted, judged=True)
     pulses = relocated(index, spec([HANDCRAFTED]), judged=False) if "ppg" in corpus.modalities else None
     return Places(index, {name: views[spec(e.signals)] for name, e in encoders.items()}, pulses)
 
 
 def relocated(index: Index, spec: WindowSpec, judged: bool) -> Index:
-    """The same windows, row by row, as `spec` sees them: their place among its rows, and its verdicts
-    ("absent" where it has no row that holds one; without `judged` all others are ok).
+    """The same windows, row by row, under `spec`: their location among its rows, and its verdicts ("absent"
+    where no row of it contains the window; without `judged` all others are "ok").
     """
     table, modalities = index.table, [s.modality for s in spec.signals]
     shard, group, record = (table[c].to_numpy(zero_copy_only=False) for c in ("shard", "group", "record"))
@@ -134,13 +134,13 @@ def relocated(index: Index, spec: WindowSpec, judged: bool) -> Index:
 def _within(
     rows: pa.Table, record: np.ndarray, start: np.ndarray, spec: WindowSpec
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) row of `rows` that holds each window, -1 where none does, and the window's offset in it."""
+    """(n,) row of `rows` that contains each window, -1 where none does, and (n,) its offset in that row."""
     begin, seconds = rows["start_s"].to_numpy(), lasts(rows, spec)
     room = seconds - spec.window_s
     name = np.asarray(rows["record"].to_pylist(), object)
     at, offset = np.full(len(record), -1), np.zeros(len(record))
     for i, (r, s) in enumerate(zip(record, start, strict=True)):
-        # the millisecond forgives a row that begins a sample late
+        # the millisecond tolerates a row that starts a sample late
         holds = (name == r) & (begin <= s + 1e-3) & (s <= begin + room + 1e-3) & (room >= -1e-10)
         if holds.any():
             at[i] = int(np.argmax(holds))
@@ -158,8 +158,8 @@ def _with(table: pa.Table, row: np.ndarray, offset: np.ndarray, verdict: np.ndar
 def choose_windows(
     places: Places, task: Task, labels: pa.Table, seen: SeenSubjects = NOBODY, who: str = ""
 ) -> Windows:
-    """Windows with a good signal and a good label, of subjects that pretraining of the bundles `who` did not
-    see.
+    """Windows with a good signal and a usable label, of subjects outside the pretraining of the bundles
+    `who`.
     """
     index, verdict = places.index, np.asarray(places.verdicts(), object)
     refused = Counter(f"signal: {v}" for v in verdict.tolist() if v != "ok")
@@ -179,7 +179,7 @@ def choose_windows(
     refused.update(r for r in refusal.tolist() if r)
     good = np.isfinite(target).reshape(len(target), -1).all(axis=1)
     if not good.any():
-        reasons = ", ".join(f"{r} {n}" for r, n in sorted(refused.items())) or "no stretch is long enough"
+        reasons = ", ".join(f"{r} {n}" for r, n in sorted(refused.items())) or "no segment is long enough"
         raise PlethoraError(
             f"no window of {index.corpus.uri} is left for task {task.name} ({task.window_s:g} s): {reasons}"
         )
@@ -208,7 +208,7 @@ def choose_windows(
 def _targets(
     labels: pa.Table, record_n: list[str], start_n: list[float], task: Task
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of labels (of several a window, else []), targets and refusals of windows."""
+    """Label names (for several labels per window, else []), targets and refusals of windows."""
     if task.kind == "multi-label":
         return multilabel.window_codes(labels, record_n, start_n, task)
     if task.kind == "retrieval":

@@ -1,9 +1,9 @@
-"""Classification metrics under drawn subjects: every bootstrap draw at once, from sorted scores.
+"""Classification metrics under a subject bootstrap: all draws at once, from sorted scores.
 
-A class k of K is ranked by its score s = logit(p) − logit(prevalence of k in the fold's training windows):
-the evidence for it. Probabilities of different folds start from different prevalences, so ranking them raw
-would compare folds, and predict-the-prevalence would not be at chance. A window is put into the class with
-the highest score; with one column (two classes) it is positive where s > 0.
+Windows are ranked for class k by the score s = logit(p) − logit(prevalence of k in the fold's training
+windows). Prevalence differs between folds, so ranking raw probabilities would compare folds, and predicting
+the prevalence would not score at chance. A window is assigned to the class with the highest score; with one
+column (two classes) it is positive where s > 0.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ EXACT = 2**24  # counts up to here are exact in float32
 
 
 def evidence(probability_nk: np.ndarray, prevalence_nk: np.ndarray) -> np.ndarray:
-    """(n, K) scores of out-of-fold probabilities, given the prevalence that each window's fold trained on."""
+    """(n, K) scores of out-of-fold probabilities, given the training prevalence of each window's fold."""
 
     def logit(p: np.ndarray) -> np.ndarray:
         p = np.clip(p, 1e-12, 1 - 1e-12)
@@ -25,7 +25,7 @@ def evidence(probability_nk: np.ndarray, prevalence_nk: np.ndarray) -> np.ndarra
 
 
 def one_hot(code_n: np.ndarray, classes: int) -> np.ndarray:
-    """(n, K) bool: with two classes one column, "is it class 1"; else a column a class."""
+    """(n, K) bool: for two classes one column ("is class 1"), else one column per class."""
     code = np.asarray(code_n).astype(int)
     return code[:, None] == (np.array([1]) if classes == 2 else np.arange(classes))
 
@@ -33,8 +33,8 @@ def one_hot(code_n: np.ndarray, classes: int) -> np.ndarray:
 def drawn(
     hot_nk: np.ndarray, score_nk: np.ndarray, subject_n: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """AUROC, AUPRC (average precision), balanced accuracy and F1, (1 + draws,) each: the estimate and its
-    draws. Means over the columns where there are several (one against the rest).
+    """AUROC, AUPRC (average precision), balanced accuracy and F1, (1 + draws,) each: the estimate, then the
+    bootstrap draws. With several columns, the mean of one-versus-rest values.
 
     weights: (draws, subjects) counts, subjects in sorted order. NaN where a draw lacks a class.
     """
@@ -97,15 +97,17 @@ def _decided(
 ) -> dict[str, np.ndarray]:
     """Balanced accuracy (mean recall of the classes) and F1 (macro where there are several)."""
     if hot_nk.shape[1] == 1:
-        said = score_nk > 0
+        chosen = score_nk > 0
     else:
-        said = np.argmax(score_nk, axis=1)[:, None] == np.arange(score_nk.shape[1])
+        chosen = np.argmax(score_nk, axis=1)[:, None] == np.arange(score_nk.shape[1])
 
     def total(chosen_nk: np.ndarray) -> np.ndarray:
         each = [np.bincount(group_n, column, counts.shape[1]) for column in chosen_nk.T]
         return counts @ np.stack(each, axis=1)
 
-    tp, fp, fn, tn = (total(c) for c in (hot_nk & said, ~hot_nk & said, hot_nk & ~said, ~hot_nk & ~said))
+    tp, fp, fn, tn = (
+        total(c) for c in (hot_nk & chosen, ~hot_nk & chosen, hot_nk & ~chosen, ~hot_nk & ~chosen)
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         recall, other = tp / (tp + fn), tn / (tn + fp)
         f1 = np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan)

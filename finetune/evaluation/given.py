@@ -1,4 +1,4 @@
-"""What the user brings as files: one predefined split of the subjects, predictions of other models."""
+"""Reads user-supplied files: a predefined split of the subjects, and predictions of other models."""
 
 import json
 from dataclasses import replace
@@ -14,30 +14,32 @@ from finetune.evaluation.kinds import Answer, Classes
 from finetune.probe import Folds
 from finetune.task import Task
 
-NEAR_S = 1e-3  # two windows of a record that begin within this are the same window
+NEAR_S = 1e-3  # windows of one record whose starts differ by less than this are the same window
 
 
 def read_split(path: str) -> dict[str, str]:
-    """{subject or record: "train" or "test"} of a JSON file {"train": [...], "test": [...]}; "val", which a
-    probe has no other use for, joins "train". PlethoraError: no such file, another shape, a name twice.
+    """{subject or record: "train" or "test"} from a JSON file {"train": [...], "test": [...]}. A "val" list
+    is added to "train", as probes do not use it. Raises PlethoraError for a missing file, another layout, or
+    a name on both sides.
     """
     if not Path(path).is_file():
         raise PlethoraError(f"--split {path}: no such file")
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        lists = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as broken:
         raise PlethoraError(f"--split {path}: not JSON ({broken})") from None
     parts = ("train", "val", "test")
-    shaped = isinstance(told, dict) and all(
-        isinstance(told.get(p, []), list) and all(isinstance(n, str) for n in told.get(p, [])) for p in parts
+    shaped = isinstance(lists, dict) and all(
+        isinstance(lists.get(p, []), list) and all(isinstance(n, str) for n in lists.get(p, []))
+        for p in parts
     )
-    if not shaped or not told.get("train") or not told.get("test"):
+    if not shaped or not lists.get("train") or not lists.get("test"):
         raise PlethoraError(
             f'--split {path}: must be {{"train": [...], "test": [...]}}, lists of subjects or of records'
         )
     sides: dict[str, str] = {}
     for part in parts:
-        for name in told.get(part, []):
+        for name in lists.get(part, []):
             side = "test" if part == "test" else "train"
             if sides.setdefault(name, side) != side:
                 raise PlethoraError(f"--split {path}: {name} is in both train and test")
@@ -45,9 +47,9 @@ def read_split(path: str) -> dict[str, str]:
 
 
 def split_windows(windows: Windows, sides: dict[str, str], path: str) -> tuple[Windows, np.ndarray]:
-    """The windows that the split names (others count as refused), and whether each is a test window, (n,).
+    """Windows named by the split (others count as refused), and (n,) bool: whether each is a test window.
 
-    PlethoraError when a subject is on both sides, or a side is empty.
+    Raises PlethoraError when a subject is on both sides, or a side is empty.
     """
     side = np.array(
         [sides.get(s) or sides.get(r) or "" for s, r in zip(windows.subject, windows.record, strict=True)],
@@ -72,7 +74,9 @@ def split_windows(windows: Windows, sides: dict[str, str], path: str) -> tuple[W
 
 
 def given_folds(answer: Answer, subject_n: np.ndarray, test_n: np.ndarray, path: str) -> Folds:
-    """One fold. PlethoraError: fewer than two training subjects, or a class that a side lacks."""
+    """The split as one fold. Raises PlethoraError for fewer than two training subjects, or a class missing on
+    a side.
+    """
     train, test = np.flatnonzero(~test_n), np.flatnonzero(test_n)
     if len(set(subject_n[train])) < 2:
         raise PlethoraError(f"--split {path}: train has one subject with labels: inner folds need two")
@@ -88,12 +92,12 @@ def given_folds(answer: Answer, subject_n: np.ndarray, test_n: np.ndarray, path:
 
 
 def read_predictions(path: str, task: Task, names: list[str], windows: Windows) -> np.ndarray:
-    """A model's predictions of these windows, (n,) or (n, columns of `classes.one_hot`), NaN where the file
+    """A model's predictions for these windows, (n,) or (n, columns of `classes.one_hot`), NaN where the file
     has none.
 
-    The file is Parquet with columns record, start_s, and one called like the task (numbers in its unit, or
-    the probability of "it"); of several classes or labels one each, "<task>: <class>". That they are out of
-    sample is for whoever made it to see to.
+    The file is Parquet with columns record, start_s and <task> (numbers in the task's unit, or the positive
+    class's probability); for several classes or labels, one column "<task>: <class>" each. The user must make
+    sure that the predictions are out of sample.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

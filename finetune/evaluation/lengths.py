@@ -1,5 +1,5 @@
-"""Windows of any length → what an encoder takes: cut into equal pieces whose vectors are averaged, or made
-longer as the bundle's preprocessing.json says.
+"""Fits windows of any length to an encoder: splits them into equal pieces whose vectors are averaged, or pads
+them as the bundle's preprocessing.json says.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from finetune.encoder import BundleEncoder, Run, Samples, pooled
 
 @dataclass(frozen=True)
 class Fit:
-    """How windows of one length reach one encoder. `least`: samples at the encoder's rate that shorter
-    windows are brought to (0: they are long enough) by `short`.
+    """How windows of one length are fitted to one encoder. `least`: samples at the encoder's rate to which
+    `short` pads shorter windows (0: no padding needed).
     """
 
     window_s: float
@@ -24,7 +24,7 @@ class Fit:
     short: str = ""
 
     def said(self) -> str:
-        """One phrase for the table; "" where windows are taken whole."""
+        """One phrase for the table; "" where windows need no change."""
         if self.least:
             how = "reflected" if self.short == "reflect" else "repeated"
             return f"windows of {self.window_s:g} s {how} to {self.least / self.rate:g} s"
@@ -36,7 +36,7 @@ class Fit:
 
 
 def fit(encoder: BundleEncoder, window_s: float) -> Fit:
-    """PlethoraError where windows are under the encoder's minimum and its bundle says to refuse them."""
+    """Raises PlethoraError when windows are under the encoder's minimum and its bundle refuses short ones."""
     rate, step = encoder.signal.rate, encoder.samples_step
     if window_s < encoder.min_s - 1e-6 and encoder.short in ("reflect", "repeat"):
         least = -(-round(encoder.min_s * rate) // step) * step
@@ -47,8 +47,8 @@ def fit(encoder: BundleEncoder, window_s: float) -> Fit:
 def run_fitted(run: Run, prepared: Samples, fit: Fit) -> np.ndarray:
     """(n, dim) vectors of prepared windows.
 
-    What is too short is made longer after filtering (`BundleEncoder.embed` does it before, which the corpus's
-    own windows, filtered as they are read, do not allow; the two differ at the seam only).
+    Short windows are padded after filtering, because corpus windows are filtered as they are read.
+    `BundleEncoder.embed` pads before filtering; the two differ at the seam only.
     """
 
     def longer(x: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""One rule about people, for every command: whom pretraining saw is left out, unless `--allow-overlap` keeps
-them; then every table says that its figures flatter.
+"""One overlap rule for all commands: `--allow-overlap` keeps subjects seen in pretraining, else they are left
+out. With it, every table warns that its figures may flatter.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from finetune.evaluation.results import LeftOut, Overlap
 @dataclass(frozen=True)
 class SeenSubjects:
     """Subjects of an evaluation corpus that pretraining saw: kind "none", "shared" or "unknown", and why.
-    `kept`: the user wants them in the figures.
+    `kept`: the user keeps them in the evaluation.
     """
 
     kind: str = "none"
@@ -26,7 +26,7 @@ class SeenSubjects:
     kept: bool = False
 
     def split(self, subject_n: np.ndarray) -> tuple[np.ndarray, LeftOut]:
-        """(n,) bool: the windows that are evaluated, and the size of what is left out."""
+        """(n,) bool: which windows are evaluated; and the number of windows and subjects left out."""
         if self.kept or not self.subjects:
             return np.ones(len(subject_n), bool), LeftOut()
         known = np.isin(subject_n, list(self.subjects))
@@ -37,7 +37,7 @@ class SeenSubjects:
         return Overlap(self.kind, self.why, policy, len(self.subjects), left_out)
 
     def warnings(self) -> list[str]:
-        """A line where people whom pretraining saw, or may have seen, are in the figures."""
+        """A line if the figures include subjects that pretraining saw or may have seen."""
         if not self.kept or (self.kind == "none" and not self.subjects):
             return []
         known = len(self.subjects)

@@ -1,4 +1,4 @@
-"""One signal rebuilt from another: a bundle's decoder beside the true signal and three references."""
+"""Reconstructs one signal from another: a bundle's decoder against the true signal and three baselines."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from finetune.evaluation.sample import spread
 from finetune.metrics import Difference
 from finetune.translator import Translator
 
-FIT = 6000  # windows that references are fitted on, spread over subjects
+FIT = 6000  # windows to fit the baselines on, spread over subjects
 LABELS = {
     "decoder": "This decoder",
     "mean_beat": "Mean beat, at the median delay",
@@ -31,7 +31,7 @@ Scores = Mapping[str, np.ndarray]  # {metric: (n,)}, NaN where a window has none
 
 @dataclass(frozen=True)
 class RebuiltArrays:
-    """`metrics`: means over windows, where the file holds the true signal as well; `rebuilt`: (rows, windows,
+    """`metrics`: means over windows, if the file also holds the true signal; `rebuilt`: (rows, windows,
     samples) of `modality` at `rate` Hz; `start_s`: (windows,).
     """
 
@@ -45,7 +45,7 @@ class RebuiltArrays:
 
 @dataclass(frozen=True)
 class RebuiltRow(Result):
-    """A row of the table. `found`: {metric: share of the windows in which the row has it}."""
+    """A row of the table. `found`: {metric: fraction of windows for which the row has a value}."""
 
     name: str
     label: str
@@ -55,7 +55,7 @@ class RebuiltRow(Result):
 
 @dataclass(frozen=True)
 class RebuiltCounts(Result):
-    """`fitted_on_more`: windows of subjects that pretraining saw, on which references are fitted as well."""
+    """`fitted_on_more`: windows of pretraining subjects, on which the baselines are also fitted."""
 
     subjects: int
     windows: int
@@ -80,8 +80,8 @@ class ReconstructionResult(Result):
 
 @dataclass(frozen=True)
 class RebuiltWindows:
-    """A result with its windows: `keys` (a row a window: subject, record, start_s), the given signal
-    `x` and the true one `y`, (n, T) prepared, `guesses` of each row, and Pearson `r` (n,) of the decoder's.
+    """A result with its windows: `keys` (one row per window: subject, record, start_s), the prepared input
+    signal `x` and true signal `y`, (n, T) each, `guesses` of each row, and the decoder's Pearson `r` (n,).
     """
 
     result: ReconstructionResult
@@ -99,25 +99,25 @@ class RebuiltWindows:
 
 
 def of_arrays(translator: Translator, path: str) -> RebuiltArrays:
-    """An .npz that holds the given signal and, for figures, the true other. Rows shorter than the decoder's
-    window are one window each.
+    """Rebuilds the target signal of an .npz; metrics need the true target in the file as well. A row shorter
+    than the decoder's window is one window.
     """
     source, target = translator.source.modality, translator.target.modality
-    held = read_signals(path, [source])
-    with np.load(path, allow_pickle=False) as there:
-        both = target in there.files
+    signals = read_signals(path, [source])
+    with np.load(path, allow_pickle=False) as npz:
+        both = target in npz.files
     if both:
-        held = read_signals(path, [source, target])
-    seconds = same_time(path, held)
-    starts = places(held, translator.window_s, translator.window_s)
+        signals = read_signals(path, [source, target])
+    seconds = same_time(path, signals)
+    starts = places(signals, translator.window_s, translator.window_s)
     known = translator.window_s if len(starts) else None
     width = seconds if known is None else known
     if known is None:
         starts = np.zeros(1)
 
     def prepared(encoder: BundleEncoder) -> np.ndarray:
-        """(rows · windows, 1, T): a row's windows follow each other."""
-        x, rate = held[encoder.modality]
+        """(rows · windows, 1, T): the windows of a row are consecutive."""
+        x, rate = signals[encoder.modality]
         windows = cut(x, rate, starts, width).swapaxes(0, 1)
         return encoder.prepare(windows.reshape(-1, 1, windows.shape[-1]), rate, known)
 
@@ -126,7 +126,7 @@ def of_arrays(translator: Translator, path: str) -> RebuiltArrays:
         true = prepared(translator.target)[:, 0, : guess.shape[1]]
         scored = waveform.scores(true, guess, translator.rate, target)
         means = {name: float(np.nanmean(values)) for name, values in scored.items()}
-    rebuilt = guess.reshape(len(held[source][0]), len(starts), -1)
+    rebuilt = guess.reshape(len(signals[source][0]), len(starts), -1)
     return RebuiltArrays(translator.name, means, rebuilt, target, translator.rate, starts)
 
 
@@ -136,8 +136,8 @@ def of_arrays(translator: Translator, path: str) -> RebuiltArrays:
 def of_corpus(
     translator: Translator, index: Index, seen: SeenSubjects, windows: int, folds: int, seed: int
 ) -> RebuiltWindows:
-    """At most `windows` windows that hold both signals, of the subjects that `seen` leaves in; references are
-    fitted on other subjects. PlethoraError where no window is left.
+    """Rebuilds at most `windows` windows that hold both signals, of the subjects that `seen` keeps. Baselines
+    are fitted on other subjects. Raises PlethoraError when no window is left.
     """
     source, target = translator.source.modality, translator.target.modality
     rows = index.select(None)
@@ -190,7 +190,7 @@ class Pairs:
 
 
 def _load(index: Index, rows: np.ndarray, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
-    """(n, T) float32 of both signals, prepared as the network wants them."""
+    """Both signals, (n, T) float32 each, preprocessed for the network."""
     found = index.load(rows)
     return found[source][:, 0], found[target][:, 0]
 
@@ -198,7 +198,7 @@ def _load(index: Index, rows: np.ndarray, source: str, target: str) -> tuple[np.
 def references(
     pairs: Pairs, more: Pairs, rate: float, source: str, target: str, folds: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """{row: (n, T)} out of fold: fitted on the other subjects of `pairs` and on all of `more`."""
+    """{row: (n, T)} out-of-fold predictions, fitted on the other subjects of `pairs` and on all of `more`."""
     found = {name: np.zeros(pairs.y.shape) for name in LABELS if name != "decoder"}
     for train, test in probe.grouped_folds(pairs.subject, folds, seed):
         x, y = np.concatenate([more.x, pairs.x[train]]), np.concatenate([more.y, pairs.y[train]])
@@ -219,8 +219,8 @@ def references(
 def table(
     scored: Mapping[str, Scores], subject_n: np.ndarray, seed: int
 ) -> tuple[tuple[RebuiltRow, ...], dict[str, dict[str, Difference]]]:
-    """Rows, means over windows with subject-bootstrap intervals, and paired differences decoder − row; each
-    metric over the windows in which every row has it, so that no row gains by leaving windows out.
+    """Rows (means over windows with subject-bootstrap intervals) and paired differences decoder − row. Each
+    metric uses only windows for which all rows have a value, so that no row gains by omitting windows.
     """
     metric_names = scored["decoder"].keys()
     common = {m: np.all([np.isfinite(s[m]) for s in scored.values()], axis=0) for m in metric_names}
@@ -249,7 +249,7 @@ def table(
 
 
 def _drawn(values: np.ndarray, group: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(1 + draws,) mean of the finite values of all windows, then of the windows of drawn subjects."""
+    """(1 + draws,) mean of the finite values: over all windows, then over each bootstrap draw of subjects."""
     good = np.isfinite(values)
     sums = np.stack([np.bincount(group, np.where(good, values, 0)), np.bincount(group, good)], axis=1)
     total = np.concatenate([sums.sum(0)[None], weights @ sums])

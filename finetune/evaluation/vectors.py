@@ -1,5 +1,5 @@
-"""Windows → vectors of every row of a table (encoders, their untrained twins, handcrafted features): computed
-once by Ray Data actors, and kept in a cache by what they depend on.
+"""Windows → vectors for every row of a table (encoders, their untrained copies, handcrafted features):
+computed once by Ray Data actors, and cached under a key of all their inputs.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """Where a row's vectors come from: a mode of a bundle as published, or its network before training, or
-    (without a bundle) handcrafted features. `view` names the encoder whose windows they are.
+    """How a row's vectors are computed: by a mode of a published bundle, by its network before training, or
+    (without a bundle) as handcrafted features. `view` names the encoder whose windows are used.
     """
 
     row: str
@@ -56,19 +56,17 @@ class Source:
     seed: int = 0
 
     def key(self, corpus: Corpus, spec: WindowSpec) -> str:
-        """Names all that the vectors depend on: bundle, corpus, windows, and the code that turns one into the
-        other.
-        """
-        told = asdict(self)
+        """Cache key: a hash of the bundle, the corpus, the windows and the code that computes the vectors."""
+        fields = asdict(self)
         for name in ("row", "view", "uri"):
-            del told[name]
-        parts = {**told, "corpus": corpus.hash, "windows": spec.hash, "code": code()}
+            del fields[name]
+        parts = {**fields, "corpus": corpus.hash, "windows": spec.hash, "code": code()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @lru_cache(maxsize=1)
 def code() -> str:
-    """Hash of the files between samples and vectors: a changed filter or network never meets old vectors."""
+    """Hash of the code from samples to vectors: a changed filter or network never reuses old vectors."""
     digest = hashlib.sha256()
     for name in CODE:
         path = ROOT / name
@@ -78,7 +76,7 @@ def code() -> str:
 
 
 def cache_folder() -> str:
-    """Where vectors are kept when no other place is named: for this user alone, beside fetched bundles."""
+    """Default folder of cached vectors: private to this user, beside the fetched bundles."""
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plethora" / "vectors"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return str(folder)
@@ -87,8 +85,8 @@ def cache_folder() -> str:
 def cached_vectors(
     places: Places, rows: np.ndarray, sources: Sequence[Source], cache: str
 ) -> dict[str, np.ndarray]:
-    """{row name: (n, d)} of these rows of the index; handcrafted features are NaN where a window holds no
-    PPG. What the cache (a URI) lacks is computed and added to it.
+    """{row name: vectors (n, d)} of these index rows; handcrafted features are NaN where a window has no PPG.
+    Vectors missing from `cache` (a URI) are computed and added to it.
     """
     record, start = _names(places.index, rows)
     found: dict[str, np.ndarray] = {}
@@ -144,7 +142,7 @@ def _view(places: Places, source: Source) -> Index:
 
 
 class _Actor:
-    """A Ray Data actor: the places of some windows → every source's vectors of them, loaded once."""
+    """A Ray Data actor: locations of some windows → the vectors of all sources; windows load once."""
 
     def __init__(self, corpus: Corpus, spec: WindowSpec, sources: Sequence[Source]) -> None:
         self.corpus, self.spec, self.sources = corpus, spec, sources
@@ -164,7 +162,7 @@ class _Actor:
 
 
 def _run(source: Source) -> Run:
-    """What turns prepared windows into a source's vectors."""
+    """The function from prepared windows to a source's vectors."""
     if not source.uri:
         return lambda x: features.handcrafted(np.asarray(x)[:, 0], HANDCRAFTED.rate)
     encoder = BundleEncoder(source.uri, source.mode, threads=1)
@@ -177,7 +175,7 @@ def _run(source: Source) -> Run:
 
 
 def _computed(view: Index, rows: np.ndarray, sources: list[Source]) -> dict[str, np.ndarray]:
-    """{row name: (n, d)} by Ray Data actors, in the order of `rows`."""
+    """{row name: vectors (n, d)} from Ray Data actors, in the order of `rows`."""
     parts: dict[str, list[np.ndarray]] = {s.row: [] for s in sources}
     for batch in by_actors(view, rows, CHUNK, _Actor, (view.corpus, view.spec, sources), ACTORS):
         for number, source in enumerate(sources):
@@ -189,7 +187,7 @@ def _computed(view: Index, rows: np.ndarray, sources: list[Source]) -> dict[str,
 
 
 def _read(file: str) -> tuple[dict[tuple[str, float], int], np.ndarray]:
-    """{(record, start_s): place} and the vectors of a cache file; nothing where there is none."""
+    """{(record, start_s): row} and the vectors (n, d) of a cache file; both empty if it does not exist."""
     import pyarrow.parquet as pq
 
     if not storage.exists(file):
@@ -227,22 +225,22 @@ def _write(file: str, names: list[tuple[str, float]], vectors: np.ndarray) -> No
 def vectors_at(
     places: Places, rows: np.ndarray, runs: Mapping[str, Mapping[str, Run]]
 ) -> dict[str, np.ndarray]:
-    """{row name: (n, d)} of these rows of the index: each of `runs` ({encoder: {row name: run}}) on its
-    encoder's view, and handcrafted features (NaN where a window holds no PPG); memory is bounded. In this
-    process and without a cache: for windows that are no corpus's own (damaged ones).
+    """{row name: vectors (n, d)} of these index rows: each of `runs` ({encoder: {row name: run}}) on its
+    encoder's view, and handcrafted features (NaN where a window has no PPG). Memory is bounded. Runs in this
+    process without a cache, for windows that differ from the corpus (damaged ones).
     """
-    found: dict[str, list[np.ndarray]] = {name: [] for own in runs.values() for name in own}
+    found: dict[str, list[np.ndarray]] = {name: [] for by_row in runs.values() for name in by_row}
     if places.pulses is not None:
         found["handcrafted"] = []
     with progress(len(rows), "embed", "windows") as bar:
         for low in range(0, len(rows), CHUNK):
             part = rows[low : low + CHUNK]
             loaded: dict[int, Any] = {}
-            for encoder, own in runs.items():
+            for encoder, by_row in runs.items():
                 view = places.views[encoder]
                 if id(view) not in loaded:
                     loaded[id(view)] = _samples(view, part)
-                for name, run in own.items():
+                for name, run in by_row.items():
                     found[name].append(run(loaded[id(view)]))
             if places.pulses is not None:
                 found["handcrafted"].append(_handcrafted(places.pulses, part))

@@ -1,4 +1,4 @@
-"""Networks of supervised runs: an encoder under an MLP, and what turns columns into the tasks' units."""
+"""Networks of supervised runs: an MLP head on an encoder, and the scaling of its outputs to task units."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Predictor(nn.Module):
 
 
 class Tuned(nn.Module):
-    """An encoder's mode under an MLP. A window of `samples` is cut into `pieces` that the encoder takes,
-    whose vectors are averaged. With `full` all of the encoder that its vector depends on trains, else none.
+    """An MLP head on an encoder's mode. A window of `samples` is split into `pieces` for the encoder, whose
+    vectors are averaged. With `full`, all encoder parameters that affect its vector train; otherwise none.
     """
 
     def __init__(
@@ -54,21 +54,21 @@ class Tuned(nn.Module):
                 self._freeze_idle([torch.randn(2, i["channels"], samples) for i in mode.inputs])
 
     def _freeze_idle(self, signals: list[Tensor]) -> None:
-        """Parameters that the vector does not depend on (a mask token, a pretext head) get no gradient, on
-        which DDP would wait."""
-        own = list(self.encode.parameters())
-        given = torch.autograd.grad(self._vector(*signals).sum(), own, allow_unused=True)
-        for parameter, gradient in zip(own, given, strict=True):
+        """Freezes parameters that do not affect the vector (a mask token, a pretext head): they get no
+        gradient, and DDP would wait for one."""
+        parameters = list(self.encode.parameters())
+        gradients = torch.autograd.grad(self._vector(*signals).sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
 
     def _vector(self, *signals: Tensor) -> Tensor:
-        def cut(x_bct: Tensor) -> Tensor:
+        def split(x_bct: Tensor) -> Tensor:
             b, c, t = x_bct.shape
             length = t // self.pieces // self.step * self.step
             parts = x_bct[..., : length * self.pieces].reshape(b, c, self.pieces, length)
             return parts.transpose(1, 2).reshape(b * self.pieces, c, length)
 
-        found = self.encode(*(cut(x) for x in signals))
+        found = self.encode(*(split(x) for x in signals))
         return found.reshape(len(signals[0]), self.pieces, -1).mean(dim=1)
 
     def forward(self, *signals: Tensor) -> Tensor:

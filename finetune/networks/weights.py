@@ -1,6 +1,6 @@
-"""What a backbone starts from: the hub, a local file, or random numbers, and the record of which.
+"""Initial weights of a backbone (from the hub, a local file, or random) and the record of their source.
 
-Nothing is chosen for the user: random weights only when asked for by name, and no fallback from the hub.
+The user always chooses: weights are random only on request, and a failed hub download has no fallback.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Base:
 
 
 def check_base(found: Base, wanted: Base) -> None:
-    """PlethoraError unless an adapter made on `wanted` may be put on `found`."""
+    """Raises PlethoraError unless an adapter made on `wanted` may be applied to `found`."""
     if (found.name, found.hash) != (wanted.name, wanted.hash):
         raise PlethoraError(
             f"the adapter was made on {wanted.name} with weights {wanted.hash[:16]} ({wanted.source}), "
@@ -56,8 +56,8 @@ def check_base(found: Base, wanted: Base) -> None:
 
 
 def fill(vit: nn.Module, name: str, weights: str, seed: int) -> Base:
-    """Loads `weights` ("hub", "random", or a path) into `vit` (random already); returns the record.
-    PlethoraError when they cannot be had or are another model's."""
+    """Loads `weights` ("hub", "random", or a path) into `vit` (already random); returns their record.
+    Raises PlethoraError when they are unavailable or belong to another model."""
     about: dict[str, Any] = vit.pretrained_cfg  # type: ignore[assignment]
     tone = tuple(about["mean"]), tuple(about["std"])
     if weights == "random":
@@ -71,7 +71,7 @@ def fill(vit: nn.Module, name: str, weights: str, seed: int) -> Base:
 
 
 def fetched(name: str, about: dict[str, Any]) -> tuple[str, str]:
-    """(path, "hub: repository@commit") of the model's weights: of the cache on this machine, else the hub."""
+    """(path, "hub: repository@commit") of the model's weights, from the local cache, else from the hub."""
     import huggingface_hub as hub
     from huggingface_hub.errors import GatedRepoError
 
@@ -86,28 +86,28 @@ def fetched(name: str, about: dict[str, Any]) -> tuple[str, str]:
     try:
         path = hub.try_to_load_from_cache(where, file, revision=revision or None)
         if not isinstance(path, str):
-            # asked first, and once: the download itself asks five times in half a minute
-            told = hub.get_hf_file_metadata(
+            # fail after one request: the download itself retries five times in half a minute
+            metadata = hub.get_hf_file_metadata(
                 hub.hf_hub_url(where, file, revision=revision or None), timeout=10
             )
-            path = hub.hf_hub_download(where, file, revision=told.commit_hash)
+            path = hub.hf_hub_download(where, file, revision=metadata.commit_hash)
     except GatedRepoError:
         raise PlethoraError(
             f"the weights of {name} ({where}) are gated: accept their licence on the hub with your account "
             f"and set HF_TOKEN, or {ways}"
         ) from None
-    except Exception as error:  # whatever keeps the hub away is told in one line
-        said = (str(error).strip().splitlines() or [""])[0][:120]
+    except Exception as error:  # reports any hub failure in one line
+        reason = (str(error).strip().splitlines() or [""])[0][:120]
         raise PlethoraError(
-            f"the weights of {name} ({where}) cannot be had from the hub ({type(error).__name__}: {said}): "
+            f"the weights of {name} ({where}) cannot be had from the hub ({type(error).__name__}: {reason}): "
             f"{ways}"
         ) from None
     return path, f"hub: {where}@{Path(path).parent.name}"  # the cache keeps snapshots by commit
 
 
 def load(vit: nn.Module, name: str, path: str) -> None:
-    """The state dict in a local file into `vit`: weights only, every parameter, nothing of another model.
-    PlethoraError otherwise."""
+    """Loads the state dict of a local file into `vit`. Raises PlethoraError unless it holds every
+    parameter of the model and nothing of another model."""
     state = checkpoint.read(path)
     convert = getattr(sys.modules[type(vit).__module__], "checkpoint_filter_fn", None)
     other = f"{path} holds no weights of {name}"

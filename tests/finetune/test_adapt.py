@@ -42,9 +42,9 @@ def corpus(seconds: list[tuple[str, float, float]], labels: list[tuple[str, floa
 
 def test_recordings_shorter_than_the_window_get_the_short_one_and_the_table_says_so() -> None:
     short = corpus([("a", 0, 2.1), ("b", 0, 4.2)], [("sbp", None)])
-    task, said = adapt.adapted(load_task("sbp"), short)
+    task, lines = adapt.adapted(load_task("sbp"), short)
     assert (task.window_s, task.hop_s, task.level) == (2.1, 2.1, "reading")
-    assert said == ["Windows of 2.1 s, not 10 s: no stretch of the corpus is as long as that"]
+    assert lines == ["Windows of 2.1 s, not 10 s: no segment of the corpus is long enough"]
     long = corpus([("a", 0, 6.0), ("a", 6.0, 4.0)], [("sbp", None)])  # two rows that follow each other
     assert adapt.adapted(load_task("sbp"), long) == (load_task("sbp"), [])
     apart = corpus([("a", 0, 6.0), ("a", 6.5, 4.0), ("b", 10.5, 4.0)], [("sbp", None)])
@@ -61,11 +61,11 @@ def test_the_users_window_goes_before_and_overlaps_by_the_same_share() -> None:
 
 def test_a_derived_label_stands_in_for_the_one_that_is_not_there_and_is_named() -> None:
     derived = corpus([("a", 0, 60.0)], [("sbp_derived", 0.0)])
-    task, said = adapt.adapted(load_task("sbp"), derived)
+    task, lines = adapt.adapted(load_task("sbp"), derived)
     assert (task.label, task.level) == ("sbp_derived", "window")
-    assert said == [
+    assert lines == [
         "Label sbp_derived: computed from the waveforms at ingest",
-        "Every window counts: label sbp_derived changes within records",
+        "Each window is a row: label sbp_derived changes within records",
     ]
     both = corpus([("a", 0, 60.0)], [("sbp", None), ("sbp_derived", 0.0)])
     assert adapt.adapted(load_task("sbp"), both)[0].label == "sbp"
@@ -89,9 +89,9 @@ def test_a_stretch_long_enough_for_two_windows_is_one_reading(seconds: float, le
         found.labels = lambda names: pa.Table.from_pylist(rows, schema=LABELS)
         return found
 
-    task, said = adapt.adapted(load_task("sbp"), given("sbp"))
-    assert task.level == level and len(said) == 1
-    assert ("half of them last 30 s or more" in said[0]) == (level == "reading")
+    task, lines = adapt.adapted(load_task("sbp"), given("sbp"))
+    assert task.level == level and len(lines) == 1
+    assert ("half of them last 30 s or more" in lines[0]) == (level == "reading")
     assert adapt.adapted(load_task("sbp"), given("sbp_derived"))[0].level == "window"
     assert adapt.adapted(load_task("age"), given("age"))[0].level == "window"
 

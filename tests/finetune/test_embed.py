@@ -144,7 +144,7 @@ def test_windows_that_the_encoder_cannot_take_are_refused(
     for window_s, said in ((90.0, "longer than the encoder takes"), (1.0, "under the encoder's minimum")):
         with pytest.raises(PlethoraError, match=said):
             embed(bundle, corpus, out, window_s=window_s)
-    with pytest.raises(PlethoraError, match="holds 30 s a row, less than --window-s 40"):
+    with pytest.raises(PlethoraError, match="holds 30 s per row, less than --window-s 40"):
         embed(bundle, str(arrays[0]), out, window_s=40)
     with pytest.raises(PlethoraError, match="--hop-s 0"):
         embed(bundle, str(arrays[0]), out, hop_s=0)

@@ -229,7 +229,7 @@ def test_inputs_that_do_not_belong_together_are_refused_in_one_line(
     for bad, rates, said in (
         (x["ppg"], rate, "takes ppg and ecg together: give a dict"),
         ({"ppg": x["ppg"]}, rate, "no ecg is given"),
-        (x, {"ppg": 125.0}, "no rate of ecg is given"),
+        (x, {"ppg": 125.0}, "the rate of ecg is missing"),
         (x | {"ecg": x["ecg"][..., :2000]}, rate, r"of the same time, not ppg 2 x 10 s, ecg 2 x 8 s"),
         (x | {"ecg": x["ecg"][:1]}, rate, "ppg 2 x 10 s, ecg 1 x 10 s"),
         (x, {"ppg": 125.0, "ecg": 90.0}, "ecg at 90 Hz: the encoder needs at least 100 Hz"),
