@@ -19,13 +19,13 @@ def main(argv: list[str]) -> dict | None:
     parser = argparse.ArgumentParser(
         prog=f"python -m pretrain{'' if verb == 'train' else f' {verb}'}",
         description={
-            "train": "Pretrain as a run file says: index, stream, train, publish a bundle. "
-            "`python -m pretrain index RUN.toml` only makes the window index; "
-            "`python -m pretrain plan --help` is about what a run would take and cost; "
-            "`python -m pretrain import --help` is about weights that others published.",
-            "index": "Make (or read) the window index of a run's corpora and count its windows.",
-            "materialize": "Write a run's windows as fixed-shape columns under its storage, with what its "
-            "recipe tells of each (token ids, priors); train on them with --set stream.materialised=true.",
+            "train": "Pretrain from a run file: index, stream, train, publish a bundle. "
+            "`python -m pretrain index RUN.toml` only builds the window index; "
+            "`python -m pretrain plan --help` explains how to estimate a run's time and cost; "
+            "`python -m pretrain import --help` explains how to import published weights.",
+            "index": "Build (or read) the window index of a run's corpora and count its windows.",
+            "materialize": "Write a run's windows as fixed-shape columns in its storage, with what its "
+            "recipe precomputes (token ids, priors); train on them with --set stream.materialised=true.",
         }[verb],
     )
     parser.add_argument("run", metavar="RUN.toml", help="the run, as in pretrain/runs/")
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> dict | None:
         parser.add_argument(
             "--resume",
             action="store_true",
-            help="go on from the last sound checkpoint, if there is one, as the run that it began as",
+            help="continue from the last intact checkpoint, if any, with the run's original settings",
         )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line on stdout"
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> dict | None:
     from pretrain.config import RunConfig
 
     run = config.load(given.run, RunConfig, given.set)
-    from pretrain import driver  # torch and Ray take seconds: a mistake in the run file is told before
+    from pretrain import driver  # torch and Ray take seconds: report a mistake in the run file first
 
     if verb == "materialize":
         from pretrain.materialize import materialize

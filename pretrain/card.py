@@ -1,6 +1,5 @@
-"""The bundle's README.md: a model card that holds facts from the bundle alone, and code that runs without
-Plethora.
-"""
+"""The bundle's README.md: a model card with facts from the bundle only, and code that runs without
+Plethora."""
 
 # ruff: noqa: RUF001  (minus signs, dashes and Greek letters are meant)
 
@@ -23,7 +22,7 @@ def _number(value: Any) -> str:
 
 
 def _figures(metrics: dict[str, Any]) -> str:
-    """First and last validation side by side; "" when there was none."""
+    """A table of the first and the last validation; "" without validations."""
     first, last = metrics.get("first") or {}, metrics.get("last") or {}
     rows = [(f"`{name}`", _number(first.get(name, "")), _number(value)) for name, value in last.items()]
     return _table(("figure", "first validation", "last validation"), rows) if rows else ""
@@ -77,7 +76,7 @@ def _corpora(lineage: dict[str, Any]) -> str:
 
 
 def _imported(imported: dict[str, Any]) -> str:
-    """Whose weights these are, and what is not known of their training."""
+    """The source of imported weights, and what is unknown about their training."""
     return (
         f"Imported: the weights of the authors' `{imported['file']}` (SHA-256 `{imported['sha256']}`; "
         f"{imported['paper']}, {imported['code']}), the same function, not trained here. "
@@ -102,7 +101,7 @@ def _title(config: dict[str, Any]) -> str:
 
 
 def _adapter(config: dict[str, Any]) -> list[str]:
-    """What a network that learnt labels predicts, and what an adapter needs to do so."""
+    """The predictions of a network trained on labels, and what an adapter needs to make them."""
     rows = []
     for target in config["targets"]:
         task = target["task"]
@@ -132,9 +131,9 @@ def render(
     metrics: dict[str, Any],
     notes: Sequence[str] = (),
 ) -> str:
-    """The card in Markdown, from the bundle's four JSON documents. Nothing in it is written by hand.
+    """The card in Markdown, generated entirely from the bundle's four JSON documents.
 
-    notes: paragraphs that follow the introduction (what was done to the network after its training).
+    notes: paragraphs after the introduction (changes to the network after its training).
     """
     run, modes = config.get("run", {}), config["modes"]
     signals = " and ".join(name.upper() for name in preprocessing)

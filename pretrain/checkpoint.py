@@ -1,7 +1,7 @@
-"""Sharded checkpoints through Ray Train: every rank saves its share, a manifest guards every file.
+"""Sharded checkpoints through Ray Train: every rank saves its shard and a manifest of file hashes.
 
-A checkpoint counts once Ray's controller has committed it (`committed`); DeepSpeed's files are pickles, so
-they are opened only from the run's own folder and only after every file matches its manifest.
+A checkpoint is valid once Ray's controller has committed it (`committed`). DeepSpeed's files are pickles, so
+they are opened only from the run's folder, and only after every file matches its manifest.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pretrain.engine import Engine
 
 STATE, BEST = "loop.json", "best.safetensors"
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's list of what it has committed
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's list of committed checkpoints
 
 
 def save(
@@ -35,10 +35,11 @@ def save(
     metrics: dict[str, Any],
     best: Mapping[str, Mapping[str, "Tensor"]] | None = None,
 ) -> None:
-    """Save every engine's share and (rank 0) the loop's `state` and the `best` weights so far, by module, and
+    """Save every engine's shard and, on rank 0, the loop's `state` and the `best` weights so far (by module);
     report them as one checkpoint.
 
-    Every rank calls it at the same step; Ray merges the folders. `state` is JSON: it holds "step".
+    Collective: every rank calls it at the same step; Ray merges the folders. `state` is JSON-serialisable
+    and contains "step".
     """
     import ray.train
     from safetensors.torch import save_file
@@ -62,12 +63,12 @@ def save(
 
 
 def flat(weights: Mapping[str, Mapping[str, "Tensor"]]) -> dict[str, "Tensor"]:
-    """{"module.key": tensor} of {module: {key: tensor}}, as safetensors files hold it."""
+    """Flatten {module: {key: tensor}} to {"module.key": tensor}, the form of safetensors files."""
     return {f"{name}.{k}": v.contiguous() for name, state in weights.items() for k, v in state.items()}
 
 
 def unflat(weights: Mapping[str, "Tensor"], names: Iterable[str]) -> dict[str, dict[str, "Tensor"]]:
-    """The inverse of `flat` for these modules."""
+    """The inverse of `flat` for the modules in `names`."""
     return {
         name: {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
         for name in names
@@ -76,14 +77,14 @@ def unflat(weights: Mapping[str, "Tensor"], names: Iterable[str]) -> dict[str, d
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was verified, as long as its folder is there. state: of the loop."""
+    """A verified checkpoint, valid while its folder exists. state: the loop's state."""
 
     folder: Path
     state: dict[str, Any]
     workers: int
 
     def load(self, engines: Mapping[str, "Engine"]) -> dict[str, dict[str, "Tensor"]] | None:
-        """Put the engines where they were; the best weights so far, None without selection."""
+        """Restore the engines. Returns the best weights so far, or None without model selection."""
         from safetensors.torch import load_file
 
         for engine in engines.values():
@@ -93,7 +94,7 @@ class Saved:
 
 
 class Damaged(Ended):
-    """The last committed checkpoint is not whole: the one before it is the last now."""
+    """The last committed checkpoint is damaged; the previous one becomes the last."""
 
     def __init__(self, name: str, wrong: str) -> None:
         super().__init__(wrong)
@@ -102,8 +103,10 @@ class Damaged(Ended):
 
 @contextmanager
 def last() -> Iterator[Saved | None]:
-    """The last committed checkpoint of this run, here for a `with` block; None at a fresh start. Every rank
-    calls it, and raises `Damaged` where one of them finds it damaged or gone.
+    """The last committed checkpoint of this run, local for the `with` block; None at a fresh start.
+
+    Collective: every rank calls it, and every rank raises `Damaged` when any of them finds the checkpoint
+    damaged or missing.
     """
     import ray.train
     import torch.distributed as dist
@@ -119,17 +122,18 @@ def last() -> Iterator[Saved | None]:
             verify(folder)
         except (PlethoraError, FileNotFoundError) as error:
             wrong = str(error)
-        told: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(told, wrong)
-        for each in told:
-            if each is not None:
-                raise Damaged(PurePosixPath(checkpoint.path).name, each)
+        failures: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, wrong)
+        for failure in failures:
+            if failure is not None:
+                raise Damaged(PurePosixPath(checkpoint.path).name, failure)
         state = json.loads((folder / STATE).read_text())
         yield Saved(folder, state["state"], state["workers"])
 
 
 def verify(folder: Path) -> None:
-    """Every file is there and is the one that a rank saved; PlethoraError names the first that is not."""
+    """Check that every file exists and has the hash that a rank recorded. PlethoraError names the first that
+    fails."""
     wrong = f"in checkpoint {folder} is not what was saved"
     known: dict[str, str] = {}
     manifests = {p.name: p for p in folder.glob("manifest-*.json")}
@@ -155,7 +159,7 @@ def verify(folder: Path) -> None:
 
 
 class _Result(pydantic.BaseModel):
-    """A committed checkpoint in Ray's list of them."""
+    """An entry of Ray's list of committed checkpoints."""
 
     checkpoint_dir_name: str
     metrics: dict[str, Any]
@@ -166,27 +170,25 @@ class _Results(pydantic.BaseModel):
 
 
 def begun(uri: str) -> bool:
-    """Whether Ray's controller has committed a checkpoint under a run's folder."""
+    """Whether Ray's controller has committed a checkpoint in a run's folder."""
     return storage.exists(storage.join(uri, SNAPSHOT))
 
 
 def listed(uri: str) -> list[str]:
-    """Names of a run's committed checkpoints, the oldest first. PlethoraError: the list is damaged."""
+    """Names of a run's committed checkpoints, oldest first. PlethoraError: the list is damaged."""
     return [result.checkpoint_dir_name for result in _results(uri)]
 
 
 def committed(uri: str) -> int | None:
-    """Steps done at the last checkpoint that Ray's controller has committed under a run's folder; None: no
-    such.
-    """
+    """Steps completed at the last committed checkpoint of a run's folder; None if there is no checkpoint."""
     results = _results(uri)
     return results[-1].metrics["step"] if results else None
 
 
 def ledger(uri: str) -> dict[str, list[int]]:
-    """Of the last committed checkpoint: the windows seen (`meters.Seen`)."""
+    """The ledger of windows trained on (`meters.TrainedWindows`) in the last committed checkpoint."""
     state = storage.read_json(storage.join(uri, listed(uri)[-1], STATE))["state"]
-    return {key: list(told) for key, told in state["ledger"].items()}
+    return {key: list(counts) for key, counts in state["ledger"].items()}
 
 
 def _results(uri: str) -> list[_Result]:
@@ -200,8 +202,8 @@ def _results(uri: str) -> list[_Result]:
 
 
 def mend(uri: str) -> list[str]:
-    """Make a damaged list of checkpoints again, and let go of checkpoints that are gone: Ray refuses to start
-    over either. What was done, a line each. Only while nothing trains under `uri`.
+    """Rebuild a damaged checkpoint list and remove entries whose checkpoints are gone; Ray refuses to start
+    with either. Returns one line per repair. Call it only while nothing trains in `uri`.
     """
     if not begun(uri):
         return []
@@ -228,38 +230,41 @@ def mend(uri: str) -> list[str]:
 
 
 def drop(uri: str, name: str) -> None:
-    """Delete checkpoint `name`, so that the one before it is the last. Only while nothing trains there."""
+    """Delete checkpoint `name`; the previous one becomes the last. Call it only while nothing trains in
+    `uri`."""
     _write(uri, [result for result in _results(uri) if result.checkpoint_dir_name != name])
     storage.delete(storage.join(uri, name))
 
 
 def _step(uri: str, name: str, files: list[str]) -> int | None:
-    """The step of a checkpoint that every worker uploaded; None of another folder. `last` reads the rest."""
+    """The step of a checkpoint that every worker uploaded; None for any other folder. `last` verifies the
+    files."""
     if f"{name}/{STATE}" not in files:
         return None
     try:
-        told = storage.read_json(storage.join(uri, name, STATE))
-        ranks, step = range(told["workers"]), int(told["state"]["step"])
+        saved = storage.read_json(storage.join(uri, name, STATE))
+        ranks, step = range(saved["workers"]), int(saved["state"]["step"])
     except (PlethoraError, KeyError, TypeError, ValueError):
         return None
     return step if all(f"{name}/manifest-{rank}.json" in files for rank in ranks) else None
 
 
 def _write(uri: str, results: list[_Result]) -> None:
-    """The list of checkpoints as Ray's controller reads it. PlethoraError: none is left."""
+    """Write the checkpoint list in the form that Ray's controller reads. PlethoraError: `results` is
+    empty."""
     import ray
 
     if not results:
         raise PlethoraError(
             f"{uri} has no whole checkpoint left: delete that folder to begin anew, or give another name"
         )
-    told = [result.model_dump() for result in results]
+    entries = [result.model_dump() for result in results]
     snapshot = {
         "ray_version": ray.__version__,
-        "checkpoint_results": told,
-        "checkpoint_report_indices": list(range(len(told))),
-        "latest_checkpoint_result": told[-1],
-        "current_report_index": len(told),
+        "checkpoint_results": entries,
+        "checkpoint_report_indices": list(range(len(entries))),
+        "latest_checkpoint_result": entries[-1],
+        "current_report_index": len(entries),
     }
     kinds = ("validated", "timed_out_validation", "failed_validation")
     empty = ["pending_training_results", "pending_validation_specs"]
@@ -268,9 +273,9 @@ def _write(uri: str, results: list[_Result]) -> None:
 
 
 def collect(uri: str) -> list[str]:
-    """Delete the checkpoint folders of a run that Ray never committed (a worker or the driver died between
-    upload and commit) and half bundles, and return their names; on S3, abort the uploads of writers that
-    died inside one. Only while nothing trains under `uri`.
+    """Delete a run's uncommitted checkpoint folders (a worker or the driver died between upload and commit)
+    and partial bundles; return their names. On S3, also abort unfinished multipart uploads. Call it only
+    while nothing trains in `uri`.
     """
     if storage.is_remote(uri):
         s3.abort_uploads(storage.normalise(uri))

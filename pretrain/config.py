@@ -1,4 +1,4 @@
-"""A run file: everything that a pretraining run is, in one frozen table."""
+"""The run file: the complete configuration of a pretraining run, as frozen models."""
 
 from math import lcm
 from typing import Annotated, Any, Literal
@@ -10,26 +10,27 @@ from cluster.config import Config
 from datasets.plan import LANES, MIXED
 from datasets.split import Split
 
-# What a run's own folder holds: a run of such a name would write into another one's.
-OWN = ("bundle", "evaluations", "owner", "telemetry")
+# Folders inside a run's folder: a run with such a name would write into another run's folder.
+RESERVED = ("bundle", "evaluations", "owner", "telemetry")
 
 
 class Optim(Config):
-    """AdamW and its schedule: linear warm-up, then cosine to `min_lr`; all in optimizer steps."""
+    """AdamW and its learning-rate schedule: linear warm-up, then cosine decay to `min_lr`, in optimizer
+    steps."""
 
     lr: float = Field(default=1e-4, ge=0)
-    lr_reference_batch: int | None = None  # given: the rate is lr · √(batch / this), SIGMA's rule
+    lr_reference_batch: int | None = None  # if set, the rate is lr · √(batch / this): SIGMA's rule
     min_lr: float = 0.0
     warmup_epochs: float = 0.0
-    warmup_steps: int | None = None  # given: wins over warmup_epochs
+    warmup_steps: int | None = None  # if set, overrides warmup_epochs
     schedule: Literal["cosine", "constant"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.05  # on matrices only: biases, norms and scales have none
+    weight_decay: float = 0.05  # on matrices only, not on biases, norms and scales
 
 
 class Engine(Config):
-    """What shards a module. Stage 0 means plain DDP: DeepSpeed's own stage 0 differs from 1-3 in bf16."""
+    """How modules are sharded. Stage 0 means plain DDP: DeepSpeed's stage 0 differs from 1-3 in bf16."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["auto", "fp32", "bf16-autocast"] = (
@@ -40,37 +41,37 @@ class Engine(Config):
 
 
 class Resources(Config):
-    """Of one worker."""
+    """Resources of one worker."""
 
     gpu: float = Field(default=0, ge=0)
     cpu: float = Field(default=1, ge=0)
 
 
 class Stream(Config):
-    """The Ray Data side of a run."""
+    """How windows reach the workers."""
 
-    # transform actors a worker, a core each; 0: a worker reads for itself, in a thread; "auto": as many as
-    # keep a GPU busy, by the plan (`pretrain plan`), and one for a worker without
+    # transform actors per worker, one core each; 0: the worker reads in a thread; "auto": as many as keep a
+    # GPU busy according to `pretrain plan`, and one for a worker without a GPU
     actors: Annotated[int, Field(ge=0)] | Literal["auto"] = 1
-    on: dict[str, str] = Field(default_factory=dict)  # labels of the nodes whose CPUs transform actors take
-    # MB of prepared windows that a worker reads for itself while its transform actors start
+    on: dict[str, str] = Field(default_factory=dict)  # labels of the nodes that run transform actors
+    # MB of prepared windows that a worker reads itself while its transform actors start
     self_read_mb: float = Field(default=500, ge=0)
-    # where windows are filtered and brought to their rate: in the transform actors (or the thread that stands
-    # for them), or in the worker, on its device, so that int16 travels. auto: in the worker if it has a GPU
+    # where windows are filtered and resampled: in the transform actors (or the thread that replaces them), or
+    # in the worker, on its device, so that int16 samples travel. auto: in the worker if it has a GPU
     prepare: Literal["auto", "actor", "worker"] = "auto"
-    # row groups that are read at a time, of all workers together: so many people meet in a batch, and so many
-    # decoded row groups are held (a power of two)
+    # row groups read at the same time, over all workers (a power of two): the number of subjects that a batch
+    # mixes, and of decoded row groups in memory
     lanes: int = Field(default=LANES, ge=1)
-    mixed: int = Field(default=MIXED, ge=1)  # row groups whose windows a lane mixes
-    materialised: bool = False  # read what `python -m pretrain materialize` wrote, no transform
+    mixed: int = Field(default=MIXED, ge=1)  # row groups whose windows one lane mixes
+    materialised: bool = False  # read the output of `python -m pretrain materialize`, without a transform
 
     @property
     def count(self) -> int:
-        """Transform actors a worker; what is automatic is a number once a run is launched."""
+        """Transform actors per worker. "auto" counts as 1 until the launch replaces it by a number."""
         return 1 if self.actors == "auto" else self.actors
 
     def sends_raw(self, device: str) -> bool:
-        """Whether windows travel raw to workers on such a device ("cpu", "cuda")."""
+        """Whether windows travel raw to workers on `device` ("cpu", "cuda")."""
         there = "worker" if device == "cuda" else "actor"
         return not self.materialised and (there if self.prepare == "auto" else self.prepare) == "worker"
 
@@ -78,42 +79,44 @@ class Stream(Config):
     @classmethod
     def _halves_evenly(cls, lanes: int) -> int:
         if lanes & (lanes - 1):
-            raise ValueError(f"{lanes} is no power of two: 64 is usual")
+            raise ValueError(f"{lanes} is not a power of two: 64 is usual")
         return lanes
 
 
 class Select(Config):
-    """Which weights are published, judged on validation; off by default: the last ones."""
+    """Model selection by a validation metric. Off by default: the last weights are published."""
 
-    metric: str = ""  # a figure of validation, the lower the better ("loss/net"): the best one's weights
+    metric: str = ""  # a validation figure, lower is better ("loss/net"): publish the best weights by it
     patience: int = Field(
         default=0, ge=0
-    )  # validations that may be worse in a row while the training loss falls; 0: never ends early
+    )  # consecutive worse validations, while the training loss falls, that stop the run; 0: never
 
 
 class RunConfig(Config):
-    """One run. `batch` counts windows an optimizer step over all workers; accumulation is derived."""
+    """One run. `batch`: windows per optimizer step, over all workers; the accumulation is derived."""
 
     EITHER = ("steps", "epochs")
 
     recipe: str  # "module:Class"
-    method: dict[str, Any] = {}  # the recipe's own Config
+    method: dict[str, Any] = {}  # the recipe's Config
     corpus: (
         str | Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
     )  # a URI, or URI = weight (expected share of windows)
     storage: str = "out/runs"
     name: str
     seed: int = Field(default=0, ge=0)
-    workers: Annotated[int, Field(ge=1)] | tuple[int, int] = 1  # [fewest, most]: as many as the cluster has
-    resize_every_s: float = Field(default=60.0, ge=0)  # how often an elastic run looks for room to grow
+    workers: Annotated[int, Field(ge=1)] | tuple[int, int] = (
+        1  # [fewest, most]: as many as the cluster can run
+    )
+    resize_every_s: float = Field(default=60.0, ge=0)  # how often an elastic run tries to grow
     resources: Resources = Resources()
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
-    epoch_windows: int | None = Field(default=None, ge=1)  # windows an epoch; default: the sum over corpora
+    epoch_windows: int | None = Field(default=None, ge=1)  # windows per epoch; default: the sum over corpora
     batch: int = Field(ge=1)
     micro_batch: int | None = Field(
         default=None, ge=1
-    )  # windows a worker and backward pass; default: batch / workers
+    )  # windows per worker and backward pass; default: batch / workers
     optim: Optim = Optim()
     optim_of: dict[str, dict[str, Any]] = {}  # per-module overrides of optim, by module name
     engine: Engine = Engine()
@@ -125,13 +128,11 @@ class RunConfig(Config):
     checkpoint_every: int = Field(default=500, ge=1)
     checkpoint_minutes: float = Field(
         default=0, ge=0
-    )  # and as soon as so many have passed; 0: by steps alone
-    keep_checkpoints: int = Field(
-        default=2, ge=2
-    )  # the newest may not be committed yet, so one is not enough
+    )  # also when this many minutes have passed; 0: by steps only
+    keep_checkpoints: int = Field(default=2, ge=2)  # at least 2: the newest may not be committed yet
     log_every: int = Field(default=10, ge=1)
-    max_nonfinite: int = 10  # skipped steps in a row that stop the run
-    # restarts of the workers after failures; begun anew once a checkpoint was committed since
+    max_nonfinite: int = 10  # consecutive skipped steps that stop the run
+    # restarts of the workers after failures, counted again from each committed checkpoint
     max_failures: int = Field(default=3, ge=0)
 
     @field_validator("name")
@@ -142,9 +143,9 @@ class RunConfig(Config):
             raise ValueError(
                 f"name = {name!r} names no folder below storage: use letters, digits, - _ . and /"
             )
-        own = [part for part in parts if part in OWN or part.startswith("checkpoint_20")]
-        if own:
-            raise ValueError(f"name = {name!r}: `{own[0]}` is a folder inside runs: choose another word")
+        reserved = [part for part in parts if part in RESERVED or part.startswith("checkpoint_20")]
+        if reserved:
+            raise ValueError(f"name = {name!r}: `{reserved[0]}` is a folder inside runs: choose another word")
         return name
 
     @field_validator("corpus")
@@ -194,31 +195,31 @@ class RunConfig(Config):
 
     @property
     def fewest(self) -> int:
-        """Workers that the run needs."""
+        """The minimum number of workers."""
         return self.workers[0] if isinstance(self.workers, tuple) else self.workers
 
     @property
     def most(self) -> int:
-        """Workers that the run can use."""
+        """The maximum number of workers."""
         return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
     @property
     def elastic(self) -> bool:
-        """Whether the run goes on with fewer workers, and grows again."""
+        """Whether the run continues with fewer workers and grows again."""
         return self.fewest < self.most
 
     def at(self, workers: int) -> "RunConfig":
-        """This run with as many workers as there are now."""
+        """This run with a fixed number of workers."""
         return self.model_copy(update={"workers": workers})
 
     @property
     def micro(self) -> int:
-        """Windows a worker and backward pass (of an elastic run: with the most workers)."""
+        """Windows per worker and backward pass (for an elastic run: with the maximum number of workers)."""
         return self.micro_batch or self.batch // self.most
 
     @property
     def accumulation(self) -> int:
-        """Backward passes an optimizer step."""
+        """Backward passes per optimizer step."""
         return self.batch // self.most // self.micro
 
     @property
@@ -229,5 +230,5 @@ class RunConfig(Config):
         return {uri: weight / total for uri, weight in given.items()}
 
     def optim_for(self, module: str) -> Optim:
-        """`optim` with this module's overrides."""
+        """`optim` with the overrides of `module`."""
         return Optim(**{**self.optim.model_dump(), **self.optim_of.get(module, {})})

@@ -1,4 +1,4 @@
-"""Contrastive objectives over all workers, and what says how well they are met.
+"""Contrastive objectives over all workers, and their validation metrics.
 
 Imports torch alone. Everything here is float32 (float64 for float64 input) with autocast off.
 n rows of this rank, N rows of all ranks (N = n · world), D features. Every rank has the same n.
@@ -21,10 +21,10 @@ Negatives = Literal["global", "local"]
 
 class Scale(nn.Module):
     """The learnable factor on cosines, exp(parameter), starting at 1 / ``temperature`` (CLIP, Radford 2021,
-    2.5; AnyPPG's code) and held within [1, ``largest``]: CLIP's clip at 100 keeps training stable.
+    2.5; AnyPPG's code) and bounded to [1, ``largest``]: CLIP's clip at 100 keeps training stable.
 
-    At a bound the gradient that points outwards is dropped and the one that points inwards passes, so the
-    parameter does not run away and can come back; clipping alone would leave it there for ever.
+    At a bound, a gradient that points outwards is dropped and one that points inwards passes, so that the
+    parameter cannot leave the range and can return; clipping alone would keep it at the bound for ever.
     """
 
     def __init__(self, temperature: float = 0.07, largest: float = 100.0) -> None:
@@ -53,7 +53,7 @@ class _Bounded(torch.autograd.Function):
 
 
 def ranks() -> tuple[int, int]:
-    """(this rank, how many); (0, 1) without a process group."""
+    """(rank, world size); (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -75,7 +75,7 @@ class _Gather(torch.autograd.Function):
 
 def gather(x: Tensor) -> Tensor:
     """(n, …) -> (N, …), in the order of ranks, equal on all. Differentiable: the gradient of a row is the sum
-    of what every rank's loss says about it."""
+    of the gradients from all ranks' losses."""
     return x if ranks()[1] == 1 else _Gather.apply(x)
 
 
@@ -88,22 +88,22 @@ def info_nce(
     negatives: Negatives = "global",
     within: bool = False,
 ) -> Tensor:
-    """Symmetric InfoNCE: which b belongs to an a, and which a to a b, (); van den Oord 2018, CLIP.
+    """Symmetric InfoNCE between rows a and b, a scalar () (van den Oord 2018; CLIP).
 
-    a_nd, b_nd  a pair a row; lengths do not matter (cosines).
+    a_nd, b_nd  one pair per row; their norms do not matter (cosines).
     scale       factor on cosines, above 0 (1 / temperature).
-    valid_n     bool: rows that are pairs. Others contribute no term and are nobody's negative. None: all.
-    subject_n   int64: given, other rows of an anchor's subject are left out of its negatives.
-    negatives   "global": rows of all ranks; "local": of this rank alone (AnyPPG's released code).
-    within      the other rows of the anchor's own side are negatives, too (NT-Xent, Chen 2020).
+    valid_n     bool: rows that are pairs. Other rows contribute no term and are never negatives. None: all.
+    subject_n   int64: if given, other rows of the anchor's subject are excluded from its negatives.
+    negatives   "global": rows of all ranks; "local": rows of this rank only (AnyPPG's released code).
+    within      also use the other rows of the anchor's side as negatives (NT-Xent, Chen 2020).
 
-    The sum of this rank's terms, times world / (valid rows of all ranks). Why: engines average gradients over
-    ranks. With L_r this rank's value and z_s(θ) rank s's embeddings, rank s computes
-    (dz_s/dθ)ᵀ Σ_r ∂L_r/∂z_s (``gather`` sums over r) and the engine (1/world) Σ_s of those, which is
-    d[(1/world) Σ_r L_r]/dθ; and (1/world) Σ_r L_r is the mean term over all valid rows, as one worker with
-    the whole batch has it. The same holds for the scale, whose share each rank has directly, and under
-    ``local``, where only the candidates differ. A rank without a valid row gives 0 and still takes part in
-    every collective; no valid row anywhere gives 0.
+    Returns the sum of this rank's terms times world / (valid rows of all ranks), because engines average
+    gradients over ranks. Let L_r be rank r's value and z_s(θ) rank s's embeddings. Rank s computes
+    (dz_s/dθ)ᵀ Σ_r ∂L_r/∂z_s (``gather`` sums over r), and the engine (1/world) Σ_s of those, which is
+    d[(1/world) Σ_r L_r]/dθ; and (1/world) Σ_r L_r is the mean term over all valid rows, as one worker would
+    compute it on the whole batch. The same holds for the scale, whose gradient each rank computes directly,
+    and for ``local``, where only the candidates differ. A rank without valid rows returns 0 and still takes
+    part in every collective; without valid rows on any rank the result is 0.
     """
     rank, world = ranks()
     with full_precision(a_nd):
@@ -117,23 +117,26 @@ def info_nce(
         subjects = subject_n
         if subjects is not None and everywhere:
             subjects = gather(subjects)
-        own = torch.arange(n, device=a.device) + (rank * n if everywhere else 0)
-        blocked = _blocked(own, others, subject_n, subjects)
-        terms = _terms(a, b, all_a, all_b, scale, own, blocked, within)
+        partner = torch.arange(n, device=a.device) + (rank * n if everywhere else 0)
+        blocked = _blocked(partner, others, subject_n, subjects)
+        terms = _terms(a, b, all_a, all_b, scale, partner, blocked, within)
         return torch.where(valid, terms, 0.0).sum() * world / count.clamp_min(1.0)
 
 
 def unit(x_nd: Tensor) -> Tensor:
-    """Rows of length 1, float32 (float64 stays); rows of zeros stay zeros."""
+    """Rows scaled to norm 1, float32 (float64 stays float64); zero rows stay zero."""
     return F.normalize(x_nd if x_nd.dtype == torch.float64 else x_nd.float(), dim=-1)
 
 
-def _blocked(own_n: Tensor, valid_m: Tensor, mine_n: Tensor | None, subject_m: Tensor | None) -> Tensor:
-    """(n, m) true: column j is not for row i. A row's own column is never blocked: its term stays finite."""
-    blocked = ~valid_m[None, :].expand(len(own_n), -1)
-    if mine_n is not None and subject_m is not None:
-        blocked = blocked | (mine_n[:, None] == subject_m[None, :])
-    return blocked.scatter(1, own_n[:, None], False)
+def _blocked(
+    partner_n: Tensor, valid_m: Tensor, subject_n: Tensor | None, subject_m: Tensor | None
+) -> Tensor:
+    """(n, m) bool: true where column j is not a candidate for row i. A row's partner is never blocked, so
+    that its term stays finite."""
+    blocked = ~valid_m[None, :].expand(len(partner_n), -1)
+    if subject_n is not None and subject_m is not None:
+        blocked = blocked | (subject_n[:, None] == subject_m[None, :])
+    return blocked.scatter(1, partner_n[:, None], False)
 
 
 def _terms(
@@ -142,18 +145,18 @@ def _terms(
     a_md: Tensor,
     b_md: Tensor,
     scale: Tensor | float,
-    own_n: Tensor,
+    partner_n: Tensor,
     blocked_nm: Tensor,
     within: bool,
 ) -> Tensor:
-    """-> (n,): half the cross-entropy of b_md for a_nd plus that of a_md for b_nd."""
+    """-> (n,): mean of the cross-entropies of a_nd over candidates b_md and of b_nd over a_md."""
     out = []
     for anchor, other, same in ((a_nd, b_md, a_md), (b_nd, a_md, b_md)):
         logits = (scale * (anchor @ other.T)).masked_fill(blocked_nm, -torch.inf)
         if within:
-            self_too = blocked_nm.scatter(1, own_n[:, None], True)
+            self_too = blocked_nm.scatter(1, partner_n[:, None], True)
             logits = torch.cat([logits, (scale * (anchor @ same.T)).masked_fill(self_too, -torch.inf)], dim=1)
-        out.append(F.cross_entropy(logits, own_n, reduction="none"))
+        out.append(F.cross_entropy(logits, partner_n, reduction="none"))
     return (out[0] + out[1]) / 2
 
 
@@ -166,15 +169,14 @@ def held_out(
     valid_n: Tensor | None = None,
     within: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and figures of held-out pairs -> (loss (), {name: ()}), no collective.
+    """Loss and metrics of held-out pairs -> (loss (), {name: ()}), without collectives.
 
-    Rows are compared in galleries of ``size`` in their order, so that figures depend neither on the number of
-    workers nor on the micro-batch; in a gallery each subject counts with its first valid row. A last gallery
-    may be smaller: ``chance`` is the recall@1 of guessing in these very galleries. All are means over
-    galleries weighted by their rows (contrast and recall of one row alone say nothing: loss 0, recall 1,
-    chance 1).
+    Rows are compared in consecutive galleries of ``size`` rows, so that metrics depend neither on the number
+    of workers nor on the micro-batch. Each subject counts once per gallery, with its first valid row. The
+    last gallery may be smaller; ``chance`` is the recall@1 of guessing in the same galleries. All values are
+    means over galleries weighted by rows (a gallery of one row is uninformative: loss 0, recall 1, chance 1).
 
-    recall1_ab  share of a whose most similar b is their own; recall5_ab: among the five; _ba: the way back.
+    recall1_ab  share of a whose most similar b is their partner; recall5_ab: among the top five; _ba: from b.
     alignment   mean squared distance of unit pairs; uniformity: log mean exp(-2 d²) over pairs of different
                 rows, mean of both sides (Wang and Isola 2020). Lower is better for both.
     """
@@ -189,9 +191,9 @@ def held_out(
             if not kept.any():
                 continue
             x, y = a[rows][kept], b[rows][kept]
-            own = torch.arange(len(x), device=a.device)
+            partner = torch.arange(len(x), device=a.device)
             blocked = torch.zeros(len(x), len(x), dtype=torch.bool, device=a.device)
-            terms = _terms(x, y, x, y, scale, own, blocked, within)
+            terms = _terms(x, y, x, y, scale, partner, blocked, within)
             share = len(a[rows])
             weight += share
             loss = loss + share * terms.mean()
@@ -210,8 +212,8 @@ def _first(subject_n: Tensor, valid_n: Tensor) -> Tensor:
 
 @torch.no_grad()
 def metrics(a_nd: Tensor, b_nd: Tensor) -> dict[str, Tensor]:
-    """Retrieval both ways, chance, alignment and uniformity of unit rows; see ``held_out``. A tie counts as a
-    miss for all that tie with the own partner, so that constant embeddings score nothing."""
+    """Retrieval in both directions, chance, alignment and uniformity of unit rows; see ``held_out``. A tie
+    with the partner counts as a miss, so that constant embeddings score 0."""
     n = len(a_nd)
     cosine = a_nd @ b_nd.T
     found: dict[str, Tensor] = {}
@@ -225,7 +227,7 @@ def metrics(a_nd: Tensor, b_nd: Tensor) -> dict[str, Tensor]:
 
 
 def uniformity(x_nd: Tensor) -> Tensor:
-    """log of the mean of exp(-2 d²) over pairs of different unit rows, (); 0 for fewer than two rows."""
+    """Log of the mean of exp(-2 d²) over pairs of different unit rows, (); 0 for fewer than two rows."""
     if len(x_nd) < 2:
         return x_nd.new_zeros(())
     return F.pdist(x_nd).square().mul(-2).exp().mean().log()
@@ -233,8 +235,8 @@ def uniformity(x_nd: Tensor) -> Tensor:
 
 @torch.no_grad()
 def spread(a_nd: Tensor, b_nd: Tensor, valid_n: Tensor) -> dict[str, Tensor]:
-    """Alignment and uniformity as in ``metrics`` over the valid unit rows, whose number the host need not
-    know."""
+    """Alignment and uniformity as in ``metrics`` over the valid unit rows, without a host synchronisation to
+    count them."""
     first, second = torch.triu_indices(len(a_nd), len(a_nd), 1, device=a_nd.device)
     pair = valid_n[first] & valid_n[second]
     apart = []

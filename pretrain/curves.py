@@ -1,4 +1,4 @@
-"""Learning curves of a run as a picture."""
+"""Learning curves of a run, as a figure."""
 
 import io
 
@@ -9,7 +9,8 @@ from matplotlib import pyplot as plt
 
 
 def curves(history: list[dict[str, float]]) -> dict[str, bytes]:
-    """{"validation": PNG} of validations in order ({"step", name: value}), a panel a figure; {} of none."""
+    """{"validation": PNG} of the validations in order ({"step", name: value}), one panel per metric; {}
+    without validations."""
     if not history:
         return {}
     names = [n for n in history[-1] if n != "step"]

@@ -1,4 +1,4 @@
-"""From a run file to its windows: indexes, the training plan, the validation windows, the subjects seen."""
+"""The data of a run: window indexes, the training plan, the validation windows, and the data lineage."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ from pretrain.recipe import Recipe, has
 
 @dataclass(frozen=True)
 class Data:
-    """The indexed corpora of one run. Building it again from the cache is cheap: the driver, the controller
-    (at each start of the worker group) and every worker do.
+    """The indexed corpora of one run. Rebuilding it from the cache is cheap: the driver, the controller (each
+    time the worker group starts) and every worker do so.
 
-    targets: of a recipe that learns from labels, one array an index, (its windows, k) float32, NaN where
-    unknown; windows without any are in no part. prepared: one an index, where training reads materialised
-    windows.
+    targets: for a recipe that learns from labels, one (windows, k) float32 array per index, NaN where
+    unknown; windows without any label belong to no split. prepared: one per index, if training reads
+    materialised windows.
     """
 
     run: RunConfig
@@ -36,18 +36,18 @@ class Data:
     _shelves: dict[tuple[int, str | None], Shelf] = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self, number: int, part: str | None) -> np.ndarray:
-        """Rows of index `number` that `part` ("train", "val", "test"; None: all) has to learn or judge by."""
+        """Row numbers in index `number` of the windows of `part` ("train", "val", "test"; None: all)."""
         return self.shelf(number, part).rows(slice(None))
 
     def shelf(self, number: int, part: str | None) -> Shelf:
-        """The same windows, at no cost a window."""
-        if (number, part) not in self._shelves:  # a look at every window, and asked for by most that is below
+        """The same windows as `rows`, in constant memory."""
+        if (number, part) not in self._shelves:  # visits every window, and most methods need it
             target = None if self.targets is None else self.targets[number]
             self._shelves[number, part] = self.indexes[number].shelf(part, self.run.split, target)
         return self._shelves[number, part]
 
     def targets_of(self, part: str | None) -> np.ndarray:
-        """(n, k) targets of all of `part`'s windows, corpus after corpus."""
+        """(n, k) targets of all windows of `part`, corpus after corpus."""
         assert self.targets is not None
         return np.concatenate([t[self.rows(i, part)] for i, t in enumerate(self.targets)])
 
@@ -57,7 +57,7 @@ class Data:
 
     @property
     def epoch_steps(self) -> float:
-        """Optimizer steps an epoch (a fraction where the batch does not divide it)."""
+        """Optimizer steps per epoch (fractional if the batch does not divide the epoch)."""
         return (self.run.epoch_windows or self.train_windows) / self.run.batch
 
     @property
@@ -70,7 +70,7 @@ class Data:
 
     @property
     def window_bytes(self) -> int:
-        """Of a window on its way, prepared or raw, whichever is more."""
+        """Bytes of a window in transit, prepared or raw, whichever is larger."""
         raw = 0.0
         for sig in self.spec.signals:
             each = [
@@ -87,7 +87,8 @@ class Data:
         return max(self.spec.bytes, round(raw))
 
     def plan(self, start: int, world: int) -> tuple[Plan, list[Shelf]]:
-        """What `world` workers read from step `start` on, and where it lies."""
+        """The plan of what `world` workers read from step `start` on, and the shelves that hold the
+        windows."""
         sources, shelves = [], []
         for number, (uri, weight) in enumerate(self.run.corpora.items()):
             shelf = self.shelf(number, "train")
@@ -121,9 +122,10 @@ class Data:
     def validation(self, rank: int, world: int, part: str = "val") -> dict[str, np.ndarray]:
         """This rank's share of up to `validate_windows` windows of held-out subjects (`part`: "val" or
         "test"), spread over corpora and records: {modality: (n, channels, samples), "window": (n,),
-        "subject": (n,)} and, of a recipe that learns from labels, "target" (n, k). Each subject comes once
-        before any comes again: a batch holds as many as it can. Every rank gets the same number (sharded
-        modules meet in every forward pass); what does not divide is left out.
+        "subject": (n,)} and, for a recipe that learns from labels, "target" (n, k). Windows are ordered
+        round-robin over subjects, so that a batch contains as many subjects as possible. Every rank gets the
+        same number of windows, because forward passes of sharded modules are collective; the remainder is
+        dropped.
         """
         parts = []
         for number, found in enumerate(self.indexes):
@@ -133,8 +135,8 @@ class Data:
             at = at[np.argsort(_turn(shelf.windows(at).subject), kind="stable")]
             at = at[: len(at) // world * world][rank::world]
             if len(at):
-                rows, told = shelf.rows(at), shelf.windows(at)
-                parts.append(found.load(rows) | {"window": told.id, "subject": told.subject})
+                rows, windows = shelf.rows(at), shelf.windows(at)
+                parts.append(found.load(rows) | {"window": windows.id, "subject": windows.subject})
                 if self.targets is not None:
                     parts[-1]["target"] = self.targets[number][rows]
         if not parts:
@@ -147,8 +149,8 @@ class Data:
         return {name: values[order] for name, values in whole.items()}
 
     def lineage(self) -> list[dict[str, Any]]:
-        """What of each corpus training saw: hash, terms, and the keyed names of its train and val
-        subjects.
+        """What training used of each corpus: hash, terms, and the keyed names of the subjects in its training
+        and validation splits.
         """
         out = []
         for number, (found, (uri, weight)) in enumerate(
@@ -175,7 +177,7 @@ class Data:
 
 
 def _turn(names: np.ndarray) -> np.ndarray:
-    """(n,) how many equal names each one has before it."""
+    """(n,): for each name, the number of equal names before it."""
     order = np.argsort(names, kind="stable")
     place = np.arange(len(names))
     starts = np.r_[True, names[order][1:] != names[order][:-1]][: len(names)]
@@ -185,23 +187,23 @@ def _turn(names: np.ndarray) -> np.ndarray:
 
 
 def where_prepared(run: RunConfig, recipe: Recipe, found: Index) -> str:
-    """Where the materialised windows of one corpus lie: named by its hash, the spec's, and what the recipe
-    foresees of them.
+    """The folder of one corpus' materialised windows, named after the corpus hash, the spec hash, and a hash
+    of what the recipe precomputes.
     """
     name = f"{found.corpus.hash[:16]}-{found.spec.hash}"
-    if told := foreseen(recipe):
-        name += f"-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    if columns := foreseen(recipe):
+        name += f"-{hashlib.sha256(columns.encode()).hexdigest()[:16]}"
     return storage.join(run.storage, "windows", name)
 
 
 def foreseen(recipe: Recipe) -> str:
-    """What the columns depend on that `recipe` foresees of a window; "": it foresees none."""
+    """What the columns that `recipe` precomputes depend on; "" if it precomputes none."""
     return recipe.foreseen() if has(recipe, "materialise") else ""
 
 
 def open_data(run: RunConfig, recipe: Recipe) -> Data:
-    """Index every corpus of the run (cached under `storage`/index), and find the targets that the recipe
-    learns from, if it does.
+    """Index every corpus of the run (cached in `storage`/index), and compute the targets if the recipe learns
+    from labels.
     """
     spec, cache = recipe.windows(), storage.join(run.storage, "index")
     indexes = [index.build(open_corpus(uri), spec, cache) for uri in run.corpora]

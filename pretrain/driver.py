@@ -20,12 +20,12 @@ from pretrain.recipe import Recipe, build
 
 
 def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Train `run` to its published bundle. Returns {"bundle", "steps", "metrics", "resumed_from", "stopped"}.
+    """Train `run` and publish its bundle. Returns {"bundle", "steps", "metrics", "resumed_from", "stopped"}.
 
-    resume: go on from the run's last committed checkpoint (a fresh start where there is none), as the same
-    run that it began as; without it, a run that exists is an error. callbacks: of Ray Train; with any, each
-    validation is reported to them as {"step", "steps", "figures": {name: value}}. Raises PlethoraError for
-    what a user can mend.
+    resume: continue from the run's last committed checkpoint (from the start if there is none), with the
+    settings that the run started with; without it, an existing run is an error. callbacks: Ray Train
+    callbacks; when there are any, each validation is reported to them as {"step", "steps", "figures": {name:
+    value}}. Errors: PlethoraError for what a user can fix.
     """
     run = with_actors(located(run))
     home = storage.join(run.storage, run.name)
@@ -52,7 +52,7 @@ def launch(run: RunConfig, resume: bool = False, callbacks: Sequence[Any] = ()) 
 def _owned(
     run: RunConfig, recipe: Recipe, now: Fingerprint, token: str, callbacks: Sequence[Any]
 ) -> dict[str, Any]:
-    """`launch`, in a folder that is ours: what is there of this run is as far as it came."""
+    """`launch` while this process owns the run's folder, so nothing else changes the state found there."""
     home = storage.join(run.storage, run.name)
     bundle = storage.join(home, "bundle")
     before = began_as(run) if checkpoint.begun(home) else None
@@ -77,14 +77,14 @@ def _owned(
                 f"run {run.name} was begun as another run, or by an older Plethora, whose plan has another "
                 "order: go on with what it began with, or give another name"
             )
-        terms.check([*corpora(data), *inherited(run)], bundle)  # before, not after, it is paid for
+        terms.check([*corpora(data), *inherited(run)], bundle)  # before training is paid for, not after
         fingerprint.write(home, now)
         for line in summary(run, recipe, data, start):
             say(line)
         steps = data.steps
-        del data  # gigabytes of a large corpus, which nobody here asks again
+        del data  # gigabytes for a large corpus, and not needed again here
         value = trained(run, now, token, steps, callbacks)
-    for name in checkpoint.collect(home):  # of workers that died while the run went on
+    for name in checkpoint.collect(home):  # left by workers that died during the run
         say(f"run {run.name}: removed {name}, which was never committed")
     metrics = storage.read_json(storage.join(bundle, "metrics.json"))
     return {
@@ -99,24 +99,26 @@ def _owned(
 def trained(
     run: RunConfig, known: Fingerprint, token: str, steps: int, callbacks: Sequence[Any]
 ) -> dict[str, Any]:
-    """What the run's workers return at its end. A checkpoint that turns out damaged is let go of, and the run
-    goes on from the one before. `max_failures` counts from the last checkpoint on, where Ray counts a run of
-    weeks. PlethoraError: they gave up, and why.
+    """Run the workers to the end and return their result. A damaged checkpoint is dropped and training
+    continues from the previous one. `max_failures` counts failures since the last checkpoint; Ray alone would
+    count them over a run of weeks. PlethoraError: the workers gave up, with the reason.
     """
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     home = storage.join(run.storage, run.name)
     board = telemetry.make_board()
-    told = {"known": known.model_dump(mode="json"), "token": token, "board": board}
+    loop_config = {"known": known.model_dump(mode="json"), "token": token, "board": board}
     with board.render(run.name, steps):
         while True:
             before = checkpoint.committed(home) or 0
             try:
-                value = fitted(trainer(run, told, callbacks), run).return_value or {}
+                value = fitted(trainer(run, loop_config, callbacks), run).return_value or {}
             except (TrainingFailedError, PlethoraError) as error:
                 now = checkpoint.committed(home) or 0
-                orphaned = isinstance(error.__cause__, RayActorError)  # what it held is held until we end
+                orphaned = isinstance(
+                    error.__cause__, RayActorError
+                )  # its resources stay taken until we exit
                 if orphaned or not run.max_failures or now <= before:
                     raise
                 say(f"run {run.name}: failed, but got from step {before} to {now} since it started: going on")
@@ -136,15 +138,15 @@ def trained(
 
 
 def began_as(run: RunConfig) -> Fingerprint | None:
-    """What a run that exists began with; None, and a word, where nothing tells."""
+    """The settings that an existing run started with; None, with a notice, if none are recorded."""
     found = fingerprint.read(home := storage.join(run.storage, run.name))
     if found is None:
-        say(f"run {run.name}: no {fingerprint.FILE} in {home} tells what it began as; taken for the same run")
+        say(f"run {run.name}: {home} has no {fingerprint.FILE} with its settings; assuming the same run")
     return found
 
 
 def outside_bundles(run: RunConfig) -> None:
-    """PlethoraError where the run's folder lies in a published bundle, which would no longer verify."""
+    """PlethoraError when the run's folder lies inside a published bundle, which would no longer verify."""
     place = storage.normalise(run.storage)
     for part in ("", *run.name.split("/")):
         place = storage.join(place, part)
@@ -155,20 +157,20 @@ def outside_bundles(run: RunConfig) -> None:
 
 
 def same_so_far(run: RunConfig, data: Data, start: int) -> bool:
-    """Whether the windows that the run's checkpoint counts are those of its plan's first `start` steps."""
+    """Whether the ledger of the run's checkpoint matches the first `start` steps of its plan."""
     plan, _ = data.plan(0, 1)
-    seen = {f"{source}/{pass_}": list(told) for (source, pass_), told in expected(plan, start).items()}
-    return seen == checkpoint.ledger(storage.join(run.storage, run.name))
+    planned = {f"{source}/{pass_}": list(n) for (source, pass_), n in expected(plan, start).items()}
+    return planned == checkpoint.ledger(storage.join(run.storage, run.name))
 
 
 def lengthened(run: RunConfig, data: Data, before: Fingerprint, now: Fingerprint, start: int) -> str:
-    """A line that says that the run goes on to be longer. PlethoraError: the longer plan has other windows in
-    the steps that are done.
+    """The log line about a run that is extended. PlethoraError: the longer plan has other windows in the
+    completed steps.
     """
     if start and not same_so_far(run, data, start):
         raise PlethoraError(
-            f"run {run.name} cannot grow from {before.length} to {now.length}: the {start} steps that are "
-            f"done would have been others; end it with {before.length}, or give another name"
+            f"run {run.name} cannot grow from {before.length} to {now.length}: its {start} completed steps "
+            f"would have had other windows; end it with {before.length}, or give another name"
         )
     return (
         f"run {run.name} grows from {before.length} to {now.length}: its {start} steps are the same in both "
@@ -177,8 +179,8 @@ def lengthened(run: RunConfig, data: Data, before: Fingerprint, now: Fingerprint
 
 
 def located(run: RunConfig) -> RunConfig:
-    """The run with absolute URIs: workers have a current folder of their own. In [method], the strings that
-    name a bundle or a file of weights (a frozen tokenizer, a teacher) are URIs."""
+    """The run with absolute URIs, because each worker has its own current directory. In [method], strings
+    that name a bundle or a weights file (a frozen tokenizer, a teacher) are URIs."""
 
     def named(value: object) -> bool:
         if not isinstance(value, str) or not value:
@@ -201,31 +203,31 @@ def located(run: RunConfig) -> RunConfig:
     )
 
 
-def trainer(run: RunConfig, told: Mapping[str, Any], callbacks: Sequence[Any] = ()) -> Any:
-    """The TorchTrainer of a run, whose workers are `told` what `loop.train` wants beside it. They make their
-    own datasets: each plans what is left from the checkpoint that it restored, so that what was done beyond
-    it is done again."""
+def trainer(run: RunConfig, loop_config: Mapping[str, Any], callbacks: Sequence[Any] = ()) -> Any:
+    """The TorchTrainer of a run; `loop_config`: what `loop.train` needs besides the run itself. Each worker
+    builds its own dataset and plans the remaining steps from the checkpoint that it restored, so steps after
+    that checkpoint are repeated."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from pretrain.leaving import Heed
+    from pretrain.leaving import SigtermNotice
     from pretrain.loop import train
     from pretrain.rendezvous import Rendezvous
 
-    loop: Any = train  # Ray's annotation forgets that the loop may return a value
-    heard: Any = [Heed(), *callbacks]  # Ray's annotation names another class than Ray takes
+    loop: Any = train  # Ray's annotation does not allow the loop to return a value
+    hooks: Any = [SigtermNotice(), *callbacks]  # Ray's annotation names another class than Ray accepts
     filesystem, path = durable(run.storage)
-    # An elastic run starts as many workers as have room: their share then holds the transform actors', or
-    # workers would take every CPU and starve their own stream. (With GPUs, these set the number.)
+    # An elastic run starts as many workers as fit. A worker's share then includes the CPUs of its transform
+    # actors; otherwise workers would take every CPU and starve their stream. (With GPUs, the GPUs limit it.)
     shared = run.elastic and not run.resources.gpu
     if run.elastic:
-        # Just after a machine's death Ray still counts it; what it then plans finds no room, and this is how
-        # long it looks (60 s by default) before it counts again.
+        # Just after a machine dies, Ray still counts it and plans workers that do not fit. It waits this long
+        # (60 s by default) before it counts again.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     return TorchTrainer(
         loop,
         train_loop_config={
-            **told,
+            **loop_config,
             "run": run.model_dump(),
             "actor_cpus": float(not shared),
             "report": bool(callbacks),
@@ -243,14 +245,14 @@ def trainer(run: RunConfig, told: Mapping[str, Any], callbacks: Sequence[Any] = 
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=run.keep_checkpoints),
-            callbacks=heard,
+            callbacks=hooks,
         ),
     )
 
 
 def fitted(trainer: Any, run: RunConfig) -> Any:
-    """`trainer.fit()`; what a user can mend (a full disk, a store that is down, a lost machine) as one
-    PlethoraError, a mistake in code with its traceback.
+    """`trainer.fit()`. What a user can fix (a full disk, a store that is down, a lost machine) becomes one
+    PlethoraError; a bug keeps its traceback.
     """
     from ray.exceptions import RayActorError
     from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
@@ -268,16 +270,16 @@ def fitted(trainer: Any, run: RunConfig) -> Any:
         elif isinstance(error, ControllerError):
             causes = [error.controller_failure]
         known = [c for c in causes if isinstance(c, PlethoraError) or storage.is_full_or_away(c)]
-        if not known:  # code that is wrong: the traceback says where
+        if not known:  # a bug: the traceback shows where
             raise
         lines = user_message(known[0]) or " ".join(str(known[0]).split())
         raise PlethoraError(
-            f"run {run.name} stopped: {lines}; once that is mended, go on with --resume"
+            f"run {run.name} stopped: {lines}; once that is fixed, go on with --resume"
         ) from error
 
 
 def summary(run: RunConfig, recipe: Recipe, data: Data, start: int) -> list[str]:
-    """What is about to run, for people."""
+    """A human-readable summary of the run that is about to start, one line per entry."""
     import torch
 
     with torch.device("meta"):  # counts without memory
@@ -320,8 +322,8 @@ def say(line: str) -> None:
 
 
 def index(run: RunConfig) -> dict[str, Any]:
-    """Make the window index of every corpus; {"corpora": [{uri, windows by verdict, by split, and
-    of optional and turned signals}]}."""
+    """Build the window index of every corpus. Returns {"corpora": [{uri, windows, verdicts, windows per
+    split, counts of optional and turned signals}]}."""
     run = located(run)
     recipe = build(run.recipe, run.method, run.seed)
     with session.session(0, 2):

@@ -1,6 +1,4 @@
-"""What turns a module and its scalar loss into sharded optimizer steps: DeepSpeed ZeRO 1-3, or its plain DDP
-twin.
-"""
+"""Engines run sharded optimizer steps of a module on its scalar loss: DeepSpeed ZeRO 1-3, or plain DDP."""
 
 import os
 from collections.abc import Mapping
@@ -20,31 +18,35 @@ from pretrain.config import Optim
 from pretrain.reshard import universal
 
 BUFFERS = "buffers.safetensors"
-BUCKET = 500_000_000  # gradients that DeepSpeed reduces together at most
+BUCKET = 500_000_000  # maximum number of gradients in one DeepSpeed reduction
 
 
 class Engine(Protocol):
-    """One module that trains. `module` is what a recipe calls: the wrapped one."""
+    """Trains one module. `module`: the wrapped module, which the recipe calls."""
 
     module: Any
 
     def begin(self, last: bool) -> None:
-        """Before the forward pass of a micro-batch; `last`: the step's last one, where gradients meet."""
+        """Call before the forward pass of a micro-batch. `last`: it is the step's last, which reduces the
+        gradients over ranks."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of one micro-batch."""
 
     def step(self, lr: float) -> tuple[bool, float]:
-        """Clip, update, clear. Returns (applied, global gradient norm); a non-finite norm is not applied."""
+        """Clip, update, zero the gradients. Returns (applied, global gradient norm); a step with a non-finite
+        norm is skipped."""
 
     def save(self, folder: Path) -> None:
-        """This rank's share of the state. Every rank calls it, each with a folder of its own."""
+        """Save this rank's shard of the state. Collective: every rank calls it with a separate folder."""
 
     def load(self, folder: Path, world: int) -> None:
-        """From the merged folder of the `world` ranks that saved; this run may have more or fewer."""
+        """Load from the merged folder of the `world` ranks that saved; this run may have more or fewer
+        ranks."""
 
     def weights(self) -> dict[str, Tensor]:
-        """The state dict without frozen parameters, on the CPU, detached copies. Every rank calls it."""
+        """The state dict without frozen parameters, as detached copies on the CPU. Collective: every rank
+        calls it."""
 
 
 def wrap(
@@ -56,7 +58,7 @@ def wrap(
     accumulation: int,
     device: torch.device,
 ) -> Engine:
-    """Shard `module` over the process group as `config` says (stage 0: DDP)."""
+    """Shard `module` over the process group according to `config` (stage 0: DDP)."""
     module.to(device)
     optimizer = torch.optim.AdamW(
         parameter_groups(module, optim.weight_decay),
@@ -71,7 +73,7 @@ def wrap(
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; biases, norms, scales and single tokens do not."""
+    """Parameter groups: weight decay for matrices, none for biases, norms, scales and single tokens."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     flat = [p for p in parameters if p.squeeze().ndim < 2]
     deep = [p for p in parameters if p.squeeze().ndim >= 2]
@@ -80,12 +82,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def frozen_names(module: nn.Module) -> set[str]:
-    """Parameters that do not train. They come back from where they came from: no checkpoint holds them."""
+    """Names of frozen parameters. Checkpoints omit them; they are loaded from their source again."""
     return {n for n, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
 
 def load_trained(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict that may lack frozen parameters, and nothing else. RuntimeError: another module's."""
+    """Load a state dict that may lack only frozen parameters. RuntimeError: it belongs to another module."""
     frozen = frozen_names(module)
     lacking, strange = module.load_state_dict(dict(state), strict=not frozen)
     if strange or set(lacking) - frozen:
@@ -103,14 +105,14 @@ def bf16(config: EngineConfig, device: torch.device) -> bool:
 
 
 class _Buffers:
-    """Buffers that a forward pass or the loop moves (batch statistics, codebooks), to be put back when a step
-    is skipped: one batch of NaN would otherwise stay in a moving average for ever."""
+    """Copies of the buffers that a forward pass or the loop updates (batch statistics, codebooks), restored
+    when a step is skipped: otherwise one batch of NaN would stay in a moving average for ever."""
 
     def __init__(self, module: nn.Module) -> None:
         self.live = list(module.buffers())
         self.kept = [b.detach().clone() for b in self.live]
 
-    @torch.no_grad()  # a library may have a buffer that asks for gradients: the codebook's has
+    @torch.no_grad()  # a library's buffer may require gradients: the codebook's does
     def settle(self, applied: bool) -> None:
         source, target = (self.live, self.kept) if applied else (self.kept, self.live)
         for a, b in zip(source, target, strict=True):
@@ -118,7 +120,7 @@ class _Buffers:
 
 
 class DeepSpeedEngine:
-    """ZeRO stage 1, 2 or 3. Accumulation, clipping and the non-finite check are DeepSpeed's own."""
+    """ZeRO stage 1, 2 or 3. DeepSpeed does the accumulation, the clipping and the non-finite check."""
 
     def __init__(
         self,
@@ -140,7 +142,7 @@ class DeepSpeedEngine:
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": {
                 "stage": config.zero_stage,
-                # laid whole on a GPU, 2 GB by default, whatever the size of the network
+                # a GPU allocates it in full: 2 GB by default, even for a small network
                 "reduce_bucket_size": min(BUCKET, trained),
                 **({"offload_optimizer": {"device": "cpu"}} if config.offload else {}),
             },
@@ -183,8 +185,9 @@ class DeepSpeedEngine:
         if world == dist.get_world_size():
             self._load(folder)
         else:
-            # What that loses: buffers, and in stage 3 every parameter group's settings but the first one's,
-            # and Adam's step, which all parameters then share as one tensor and each advances.
+            # The conversion loses buffers and, in stage 3, the settings of all parameter groups but the
+            # first. It also makes all parameters share one tensor for Adam's step, which each of them
+            # advances.
             groups = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
             with universal(folder, self.name) as converted:
                 self.module._config.load_universal_checkpoint = True
@@ -207,9 +210,9 @@ class DeepSpeedEngine:
     def weights(self) -> dict[str, Tensor]:
         inner = self.module.module
         if self.stage == 3:
-            # A forward pass without a backward pass (validation) leaves weights gathered, under autocast
-            # rounded to bfloat16, and gathering again would take those. Released, they come from the float32
-            # shares. Without `lower_precision_safe_modules` none would be rounded, but each step would send
+            # A forward pass without a backward pass (validation) leaves weights gathered, rounded to bfloat16
+            # under autocast, and gathering again would reuse them. After a release they come from the float32
+            # shards. Without `lower_precision_safe_modules` none would be rounded, but each step would send
             # twice the bytes.
             self.module.empty_partition_cache()
         with _gathered(inner) if self.stage == 3 else nullcontext():
@@ -231,8 +234,8 @@ def _gathered(module: nn.Module) -> Any:
 
 
 def _deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, told which accelerator it has, without the extension that it would compile for minutes on a
-    CPU.
+    """Import DeepSpeed with its accelerator set and, on a CPU, without the extension that takes minutes to
+    compile.
     """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -247,8 +250,8 @@ def _deepspeed(device: torch.device) -> Any:
 
 
 class _Autocast(DistributedDataParallel):
-    """DDP whose forward pass runs under bfloat16 autocast, as DeepSpeed's `torch_autocast` does: losses stay
-    outside.
+    """DDP whose forward pass runs under bfloat16 autocast, like DeepSpeed's `torch_autocast`; losses are
+    computed outside autocast.
     """
 
     bf16 = False
@@ -259,7 +262,7 @@ class _Autocast(DistributedDataParallel):
 
 
 class DDPEngine:
-    """Plain data parallelism; every rank holds the whole state."""
+    """Plain data parallelism; every rank has the whole state."""
 
     def __init__(
         self,
@@ -271,16 +274,16 @@ class DDPEngine:
         device: torch.device,
     ) -> None:
         self.name, self.optimizer, self.accumulation, self.clip = name, optimizer, accumulation, config.clip
-        # Buffers differ by design (a synchronised codebook is equal anyway); broadcasting them costs a round
-        # a step.
-        # Gradients lie in the buckets that are exchanged: no copy of all of them, in memory or in time.
+        # Buffers may differ between ranks (a synchronised codebook is equal anyway); broadcasting them would
+        # cost a collective per step.
+        # Gradients are views of the communication buckets, which saves a copy of all of them.
         self.module = _Autocast(module, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.module.bf16 = bf16(config, device)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.buffers = _Buffers(module)
 
     def begin(self, last: bool) -> None:
-        # what `no_sync` sets; DDP looks before the forward pass, and would else exchange at every micro-batch
+        # as `no_sync` does; DDP reads it before the forward pass and otherwise reduces at every micro-batch
         self.module.require_backward_grad_sync = last
 
     def backward(self, loss: Tensor) -> None:
@@ -293,7 +296,7 @@ class DDPEngine:
         applied = norm == norm and norm != float("inf")
         if applied:
             self.optimizer.step()
-        # one backward pass writes gradients anew; several add to them where they lie, in the buckets
+        # a single backward pass writes new gradients; several accumulate in the buckets
         self.optimizer.zero_grad(set_to_none=self.accumulation == 1)
         self.buffers.settle(applied)
         return applied, norm

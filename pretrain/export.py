@@ -1,4 +1,4 @@
-"""An encoder mode -> one ONNX file with dynamic batch and length, checked against torch."""
+"""Exports an encoder mode to one ONNX file with dynamic batch and length, checked against torch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from pretrain.recipe import Decoder, Mode
 Way = Mode | Decoder
 
 TOLERANCE = 1e-4  # bundle contract, DESIGN section 6
-_ROWS = "rows."  # begins the names of what `take_no_rows` adds
+_ROWS = "rows."  # prefix of the nodes that `take_no_rows` adds
 
 
 def export_onnx(mode: Way, path: Path) -> float:
-    """Writes ``mode`` to ``path`` (one file, weights inside): inputs named as the mode says, (batch,
-    channels, samples) float32 each, output "embedding" (batch, dim), of a decoder "signal" (batch, channels,
-    samples), float32; any batch, any length that it takes.
+    """Write ``mode`` to ``path`` (one file including weights). Inputs are named as in the mode, each (batch,
+    channels, samples) float32; the output is "embedding" (batch, dim) or, for a decoder, "signal" (batch,
+    channels, samples), float32. Any batch size and any length that the mode accepts.
 
-    Returns the largest difference from torch over its shortest, longest and in-between lengths (one that is
-    no whole number of steps among them) at batches of 0, 1 and 3. Errors: PlethoraError when that is above
-    1e-4.
+    Returns the largest difference from torch over its shortest, longest and in-between lengths (including one
+    that is not a multiple of the step) at batches of 0, 1 and 3. Errors: PlethoraError when it exceeds 1e-4.
     """
     module = mode.module.cpu().eval().float()
     names = [str(given["name"]) for given in mode.inputs]
-    # three and seven, so that the exporter takes no size for a constant 1 or for equal to another
+    # sizes 3 and 7, so that the exporter does not take a size for a constant 1 or for equal to another
     steps = min(7, mode.max_samples // mode.step_samples)
     example = _inputs(mode, 3, max(steps * mode.step_samples, mode.min_samples))
     batch = samples = torch.export.Dim.DYNAMIC
@@ -61,7 +60,7 @@ def export_onnx(mode: Way, path: Path) -> float:
 
 
 def bare(path: Path) -> None:
-    """Take the exporter's notes out of the file: stack traces, which name this machine's folders and outweigh
+    """Remove the exporter's metadata: stack traces, which reveal this machine's paths and can be larger than
     a small network."""
     import onnx
 
@@ -76,10 +75,10 @@ def bare(path: Path) -> None:
 
 
 def take_no_rows(path: Path) -> None:
-    """Make the ONNX file answer a batch of 0 rows with 0 rows; a file that does so already stays as it is.
+    """Make the ONNX file return 0 rows for a batch of 0 rows; a file that already does so stays unchanged.
 
-    onnxruntime's operators differ in what they make of an empty batch (a Reshape with -1 fails, a mean loses
-    a dimension), so none of them sees one: it gets a row of zeros, whose answer is cut off.
+    onnxruntime's operators treat an empty batch inconsistently (a Reshape with -1 fails, a mean loses a
+    dimension), so the graph appends a row of zeros to an empty batch and slices its result off.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -118,7 +117,7 @@ def take_no_rows(path: Path) -> None:
 
 
 def lengths(mode: Way) -> list[int]:
-    """Lengths in samples worth checking: 1, 3, 15 and the most steps, and one between two steps."""
+    """Lengths in samples to check: 1, 3, 15 and the maximum number of steps, and one between two steps."""
     most = mode.max_samples // mode.step_samples
     found = {mode.min_samples, *(n * mode.step_samples for n in (1, 3, 15, most) if n <= most)}
     if most > 1:
@@ -127,7 +126,7 @@ def lengths(mode: Way) -> list[int]:
 
 
 def difference(mode: Way, path: Path, samples: int, batch: int) -> float:
-    """Largest absolute difference between onnxruntime and torch on drawn input of this size."""
+    """Largest absolute difference between onnxruntime and torch on random input of this size."""
     import onnxruntime
 
     inputs = _inputs(mode, max(batch, 1), samples)
@@ -152,7 +151,7 @@ def _inputs(mode: Way, batch: int, samples: int) -> tuple[torch.Tensor, ...]:
 
 @contextlib.contextmanager
 def _quiet():
-    """The exporter prints its progress; only errors are worth a line."""
+    """Silence the exporter's progress output; only errors are shown."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

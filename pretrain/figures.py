@@ -1,4 +1,4 @@
-"""Pictures of what the methods do, drawn at validation; matplotlib is imported only then."""
+"""Figures of the methods' behaviour, drawn at validation; matplotlib is imported only then."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def masks(
     patch: int,
     rate: float,
 ) -> Figure:
-    """The first windows: the signal with hidden patches shaded (green: guessed right, red: wrong), the prior
-    and the probability of being drawn first."""
+    """The first windows: the signal with hidden patches shaded (green: predicted correctly, red: not), the
+    prior, and the probability of being drawn first."""
     from matplotlib.figure import Figure
 
     n = min(_SHOWN, len(x_bct))
@@ -55,7 +55,7 @@ def masks(
 
 
 def spectra(x_bct: Tensor, amplitude_bnp: Tensor, guess_bnp: Tensor, patch: int, rate: float) -> Figure:
-    """Patches of the first windows: waveform, and standardised spectrum against the decoder's."""
+    """Patches of the first windows: the waveform, and the standardised spectrum with the decoder's."""
     from matplotlib.figure import Figure
 
     n = min(_SHOWN, len(x_bct))
@@ -85,8 +85,8 @@ def reconstruction(
     has: Mapping[str, Tensor],
     rate: float,
 ) -> Figure:
-    """The first windows that hold all modalities (any, where none does): each signal (B, N, P) with its
-    hidden patches shaded, rebuilt from what was left of both, and from the other one alone."""
+    """The first windows with all modalities (any windows, if none has all): each signal (B, N, P) with hidden
+    patches shaded, its reconstruction from the visible patches of both, and from the other signal alone."""
     from matplotlib.figure import Figure
 
     both = torch.stack(list(has.values())).all(dim=0)
@@ -109,19 +109,19 @@ def reconstruction(
 
 
 def retrieval(a_nd: Tensor, b_nd: Tensor, names: tuple[str, str], size: int) -> Figure:
-    """Cosines of the first ``size`` unit rows of two sides: every a with every b, and how those of pairs lie
-    against those of others."""
+    """Cosines of the first ``size`` unit rows of two sides: the matrix of all a and b, and histograms for
+    pairs and for other combinations."""
     from matplotlib.figure import Figure
 
     cosine = _array(a_nd[:size] @ b_nd[:size].T)
-    own = np.eye(len(cosine), dtype=bool)
+    paired = np.eye(len(cosine), dtype=bool)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     shown = left.imshow(cosine, cmap="RdBu_r", vmin=-1, vmax=1)
     left.set(xlabel=f"{names[1]}, window", ylabel=f"{names[0]}, window", title="cosine")
     figure.colorbar(shown, ax=left)
     bins = np.linspace(-1, 1, 41)
-    for part, label in ((cosine[~own], "other windows"), (cosine[own], "pairs")):
+    for part, label in ((cosine[~paired], "other windows"), (cosine[paired], "pairs")):
         if len(part):
             right.hist(part, bins, density=True, alpha=0.6, label=label)
     right.set(xlabel="cosine", ylabel="density")

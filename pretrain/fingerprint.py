@@ -1,8 +1,9 @@
-"""What a run trains, key by key: written with the run when it begins, compared each time it goes on.
+"""The fingerprint of a run: the settings that determine its result, written when the run starts and compared
+each time it resumes.
 
-What decides which windows come in which order, what the checkpoints hold, and how a step updates the weights
-is in it. Most of it may not change. Some of it may, and is said: `MAY_CHANGE`. What is not in it (how many
-workers train, who reads, what is logged) may change in silence.
+It contains what determines the order of the windows, the content of the checkpoints, and how a step updates
+the weights. Most keys may not change. Those in `MAY_CHANGE` may, and the change is reported. Settings outside
+the fingerprint (the number of workers, who reads, what is logged) may change without notice.
 """
 
 import json
@@ -24,9 +25,9 @@ from pretrain.lineage import parents
 from pretrain.recipe import Recipe
 
 FILE = "plan.json"
-_MOST = 3  # changes that one line names
-# Takes effect from the next step on. Not betas, eps, weight decay and clip: a checkpoint brings back its own
-# (torch's load_state_dict and DeepSpeed's load_checkpoint do), so that new ones would be ignored.
+_MOST = 3  # changes named in one line
+# A change takes effect from the next step on. betas, eps, weight decay and clip are not among them: loading a
+# checkpoint (torch's load_state_dict, DeepSpeed's load_checkpoint) restores the old values.
 MAY_CHANGE = re.compile(
     r"optim(_of\..+)?\.(lr|lr_reference_batch|min_lr|warmup_epochs|warmup_steps|schedule)"
     r"|engine\.(precision|offload)|micro_batch|select\.patience"
@@ -34,7 +35,7 @@ MAY_CHANGE = re.compile(
 
 
 class Corpus(Config):
-    """`hash`: of its content; `weight`: of 1. Where it lies may change."""
+    """`hash`: of its content; `weight`: its share, 0 to 1. The URI may change."""
 
     uri: str
     hash: str
@@ -45,18 +46,18 @@ class Corpus(Config):
 
 
 class Order(Config):
-    """Of [stream]."""
+    """The keys of [stream] that determine the order of windows."""
 
     lanes: int
     mixed: int
 
 
 class Fingerprint(Config):
-    """Field by field, and named as in a run file, what a run may not change under way, or not unsaid."""
+    """The settings that a run may not change once started, or only with a notice; named as in a run file."""
 
     plan: int  # version of the plan's order
     recipe: str
-    method: dict[str, Any]  # whole, with defaults; what names a bundle or weights: the hash of those
+    method: dict[str, Any]  # complete, with defaults; the hash replaces the URI of a bundle or weights
     seed: int
     batch: int
     micro_batch: int | None
@@ -68,19 +69,19 @@ class Fingerprint(Config):
     windows: WindowSpec
     stream: Order
     optim: Optim
-    optim_of: dict[str, Optim]  # whole, of each module that has overrides
+    optim_of: dict[str, Optim]  # complete, for each module that has overrides
     engine: Engine
     select: Select
 
     @property
     def length(self) -> str:
-        """How long the run is, as its file says it."""
+        """The length of the run in the unit of its run file, for messages."""
         return f"{self.steps} steps" if self.steps is not None else f"{self.epochs:g} epochs"
 
 
 @dataclass(frozen=True)
 class Change:
-    """A key of a run that is not what it was."""
+    """A key whose value has changed."""
 
     key: str
     old: str
@@ -92,7 +93,7 @@ class Change:
 
 
 def of(run: RunConfig, recipe: Recipe) -> Fingerprint:
-    """The fingerprint of a located run. PlethoraError: a corpus is not there."""
+    """The fingerprint of a located run. PlethoraError: a corpus is missing."""
     kind: Any = recipes.load(run.recipe)
     method = validate(kind.Config, run.method, "[method]").model_dump(mode="json")
     hashes = {parent["uri"]: f"content {parent['hash']}" for parent in parents(run)}
@@ -126,21 +127,21 @@ def _put(value: Any, hashes: dict[str, str]) -> Any:
 
 
 def read(home: str) -> Fingerprint | None:
-    """What the run at `home` began with; None where that was never written."""
+    """The fingerprint that the run at `home` started with; None if there is none."""
     where = storage.join(home, FILE)
     if not storage.exists(where):
         return None
-    told = storage.read_json(where)
-    if "optim" not in told:
+    stored = storage.read_json(where)
+    if "optim" not in stored:
         raise PlethoraError(
             f"{where} is of an older Plethora, which did not keep the optimizer's settings: go on with that "
-            "one, or give another name"
+            "version, or give another name"
         )
-    return validate(Fingerprint, told, where)
+    return validate(Fingerprint, stored, where)
 
 
 def write(home: str, found: Fingerprint) -> None:
-    """Keep what the run at `home` begins, or goes on, with."""
+    """Store the fingerprint with which the run at `home` starts or resumes."""
     storage.write_json(storage.join(home, FILE), found.model_dump(mode="json"))
 
 
@@ -148,7 +149,7 @@ def changes(before: Fingerprint, now: Fingerprint) -> list[Change]:
     """Every key that differs, in the order of the fields."""
     found = []
     modules = list(dict.fromkeys([*before.optim_of, *now.optim_of]))
-    old, new = (_flat("", _told(p, modules)) for p in (before, now))
+    old, new = (_flat("", _settings(p, modules)) for p in (before, now))
     for key in [*old, *(key for key in new if key not in old)]:
         if old.get(key) != new.get(key):
             found.append(Change(key, *(json.dumps(p.get(key), ensure_ascii=False) for p in (old, new))))
@@ -158,8 +159,8 @@ def changes(before: Fingerprint, now: Fingerprint) -> list[Change]:
     return found
 
 
-def _told(found: Fingerprint, modules: list[str]) -> dict[str, Any]:
-    """All but corpora, with the optimizer of each of `modules`, whether it has overrides or not."""
+def _settings(found: Fingerprint, modules: list[str]) -> dict[str, Any]:
+    """Everything except the corpora, with the optimizer of each of `modules`, overridden or not."""
     each = {module: found.optim_of.get(module, found.optim) for module in modules}
     return found.model_copy(update={"optim_of": each}).model_dump(mode="json", exclude={"corpus"})
 
@@ -172,7 +173,7 @@ def _flat(at: str, value: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Resumption:
-    """How a run goes on: whether it is to be longer than it was, and which of `MAY_CHANGE` changed."""
+    """How a run resumes: whether it is extended, and which keys of `MAY_CHANGE` changed."""
 
     longer: bool
     changed: list[Change]
@@ -182,8 +183,8 @@ class Resumption:
 
 
 def compare(name: str, before: Fingerprint, now: Fingerprint, lengthen: bool = True) -> Resumption:
-    """How run `name` goes on (`lengthen`: may be longer). PlethoraError: it is to be another run, told by its
-    keys.
+    """How run `name` resumes. lengthen: whether it may be extended. PlethoraError: keys changed that may not,
+    with their names.
     """
     found = changes(before, now)
     changed = [change for change in found if MAY_CHANGE.fullmatch(change.key)]
@@ -191,17 +192,17 @@ def compare(name: str, before: Fingerprint, now: Fingerprint, lengthen: bool = T
     longer = lengthen and len(found) == 1 and _longer(before, now)
     if not found or longer:
         return Resumption(longer, changed)
-    told = "; ".join(str(change) for change in found[:_MOST])
+    listed = "; ".join(str(change) for change in found[:_MOST])
     more = f"; and {len(found) - _MOST} more" if len(found) > _MOST else ""
     other = ", with the Plethora that began it" if found[0].key == "plan" else ""
     raise PlethoraError(
-        f"run {name} is not what it began as ({told}{more}): go on with what it began with{other}, or give "
+        f"run {name} is not what it began as ({listed}{more}): go on with what it began with{other}, or give "
         "another name"
     )
 
 
 def _longer(before: Fingerprint, now: Fingerprint) -> bool:
-    """Of two that differ in one key, whether that is the length, which grew."""
+    """Whether the one key in which the two differ is the length, and it grew."""
     if before.steps is not None and now.steps is not None:
         return now.steps > before.steps
     return before.epochs is not None and now.epochs is not None and now.epochs > before.epochs

@@ -1,4 +1,4 @@
-"""What a run must find as it was when it began: its corpora, what it is built on, a folder of its own."""
+"""Checks that a run's inputs and folder have not changed since it started: corpora, parent bundles, owner."""
 
 import time
 
@@ -14,12 +14,12 @@ LOOK_S = 30.0
 
 
 class Ended(PlethoraError):
-    """The run is over, and every rank says so: starting its workers again would not help."""
+    """The run is over on every rank, and restarting its workers would not help."""
 
 
 class Guard:
-    """Rank 0 looks; every rank calls each method, at the same step, and raises `Ended` where something is
-    not what it was.
+    """Rank 0 checks. Every rank calls each method at the same step, and every rank raises `Ended` when
+    something has changed.
     """
 
     def __init__(self, run: RunConfig, known: Fingerprint, token: str, rank: int) -> None:
@@ -28,37 +28,38 @@ class Guard:
         self.looked = time.monotonic()
 
     def begin(self, recipe: Recipe) -> None:
-        """When the workers start: nothing that the run began with is another thing by now."""
+        """When the workers start: check that nothing has changed since the run started."""
         self._agree(self._began(recipe) if self.rank == 0 else "")
 
     def read(self, corpora: list[Corpus]) -> None:
-        """What this rank opened is what the run began with, also where that was replaced just now."""
+        """Check that this rank opened the corpora that the run started with, even if one was just
+        replaced."""
         for corpus, known in zip(corpora, self.known.corpus, strict=True):
             if corpus.hash != known.hash:
                 raise PlethoraError(f"corpus {corpus.uri} was replaced since run {self.run.name} began")
 
     def passing(self) -> None:
-        """Now and then: look where the last look was a while ago."""
+        """Between checkpoints: check if the last check is older than `LOOK_S`."""
         due = self.rank == 0 and time.monotonic() - self.looked > LOOK_S
         self._agree(self._look() if due else "")
 
     def saving(self) -> None:
-        """Before a checkpoint: what was read since the last one came from the same corpora, and the folder
-        is still ours to write to."""
+        """Before a checkpoint: check that the windows read since the last one came from the same corpora, and
+        that this run still owns its folder."""
         self._agree(self._look() if self.rank == 0 else "")
 
     def _agree(self, wrong: str) -> None:
         import torch.distributed as dist
 
-        told = [wrong]
-        dist.broadcast_object_list(told)
-        if told[0]:
-            raise Ended(f"run {self.run.name} stopped: {told[0]}")
+        shared = [wrong]
+        dist.broadcast_object_list(shared)
+        if shared[0]:
+            raise Ended(f"run {self.run.name} stopped: {shared[0]}")
 
     def _began(self, recipe: Recipe) -> str:
         if wrong := self._look():
             return wrong
-        now = fingerprint.of(self.run, recipe)  # a store that is away is raised: workers start again
+        now = fingerprint.of(self.run, recipe)  # raises if the store is down: workers restart
         try:
             fingerprint.compare(self.run.name, self.known, now, lengthen=False)
         except PlethoraError as error:
@@ -72,7 +73,8 @@ class Guard:
         return ""
 
     def _look(self) -> str:
-        """What is wrong; "" also where the store does not answer: who reads or writes will find out."""
+        """What has changed; "" also when the store does not answer, because reads and writes will then
+        fail."""
         self.looked = time.monotonic()
         try:
             for corpus in self.known.corpus:
@@ -83,7 +85,7 @@ class Guard:
                 if found != corpus.hash:
                     return (
                         f"corpus {corpus.uri} was replaced since this run began (content {corpus.hash[:12]}, "
-                        f"now {found[:12]}): bring it back and --resume, or begin another run"
+                        f"now {found[:12]}): bring it back and --resume, or start another run"
                     )
             if not owner.holds(self.home, self.token):
                 return f"{self.home} belongs to another process now, or was removed"

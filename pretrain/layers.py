@@ -1,6 +1,6 @@
 """Building blocks shared by the recipes: keyed randomness, global means, patches, transformer blocks.
 
-Imports torch alone, so that it runs on a machine that has nothing else. Tensor names carry shapes:
+Imports torch alone, so that it runs on a machine with nothing else installed. Tensor names give shapes:
 B windows, C channels, T samples, N patches, P samples a patch, D features.
 """
 
@@ -64,8 +64,8 @@ def keyed_normal(ids: Tensor, n: int, *key: int) -> Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within, the CPU's global generator starts from ``seed``; afterwards it is where it was. Networks
-    that are built within have weights that are a pure function of the seed, and no other draw changes."""
+    """Seed the CPU's global generator for the block and restore its state afterwards. The weights of networks
+    built in the block are a pure function of the seed, and no other draw changes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -77,21 +77,22 @@ def gumbel(uniform: Tensor) -> Tensor:
 
 
 class Stepped(nn.Module):
-    """A part with state that no gradient moves (a codebook, a running mean). Its forward passes in training
-    only gather; the loop moves it once an optimizer step, by the step's whole batch, so that neither
-    micro-batches nor ranks change the result."""
+    """A module part whose state is updated without gradients (a codebook, a running mean). In training, its
+    forward passes only collect data. The loop updates it once per optimizer step, from the whole batch, so
+    that the result depends neither on micro-batches nor on ranks."""
 
-    waits = False  # whether a forward pass found that it cannot work before it has seen a whole batch
+    waits = False  # whether a forward pass needs a whole batch before it can work
 
     def start(self) -> None:
-        """Once, from a whole batch that forward passes have just seen; the step then begins anew."""
+        """Initialise once, from a whole batch that forward passes have just collected; the step is then
+        repeated."""
 
     def move(self) -> None:
-        """By what forward passes have seen since the last call; before the optimizer steps."""
+        """Update from what forward passes have collected since the last call; before the optimizer steps."""
 
 
 def stepped(module: nn.Module) -> list[Stepped]:
-    """The parts of a module, wrapped or not, that the loop moves."""
+    """The ``Stepped`` parts of a module, wrapped or not."""
     return [part for part in module.modules() if isinstance(part, Stepped)]
 
 
@@ -103,25 +104,25 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def global_mean(x: Tensor) -> Tensor:
-    """Mean of x over all its elements on all ranks, without gradient: a () float32 tensor."""
+    """Mean over all elements of x on all ranks, without gradient: a () float32 tensor."""
     x = x.detach().float()
     total = sum_over_ranks(torch.stack([x.sum(), x.new_full((), x.numel())]))
     return total[0] / total[1]
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """Context in which autocast is off on x's device: for what must stay float32."""
+    """Context that turns autocast off on x's device, for computations that must stay float32."""
     return torch.autocast(device_type=x.device.type, enabled=False)
 
 
 def count(module: nn.Module) -> int:
-    """Trainable parameters."""
+    """The number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def minmax(x_bct: Tensor) -> Tensor:
-    """(B, C, T) -> [0, 1], a window and a channel at a time (SIGMA's code preset); a window without range
-    becomes zeros, so no NaN can start here."""
+    """Min-max scaling of (B, C, T) to [0, 1] per window and channel (SIGMA's code preset). A constant window
+    becomes zeros, so it cannot produce NaN."""
     x_bct = x_bct.float()
     low = x_bct.amin(dim=-1, keepdim=True)
     span = x_bct.amax(dim=-1, keepdim=True) - low
@@ -130,7 +131,7 @@ def minmax(x_bct: Tensor) -> Tensor:
 
 
 def patches(x_bct: Tensor, size: int) -> Tensor:
-    """(B, 1, T) -> (B, N, size) with N = T // size; the rest of T is cut."""
+    """(B, 1, T) -> (B, N, size) with N = T // size; remaining samples are dropped."""
     n = x_bct.shape[-1] // size
     return x_bct[:, 0, : n * size].reshape(x_bct.shape[0], n, size)
 
@@ -152,8 +153,8 @@ class DropPath(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over (B, N, D), fused kernel; optional LayerNorm on queries and keys.
 
-    With ``bias`` queries and values get one, keys none (BEiT): softmax ignores what shifts all keys alike;
-    for the same reason the keys' LayerNorm has none.
+    With ``bias``, queries and values have a bias and keys have none (BEiT), because softmax ignores a shift
+    of all keys; the keys' LayerNorm has no bias for the same reason.
     """
 
     def __init__(self, dim: int, heads: int, bias: bool, qk_norm: bool, drop: float, attn_drop: float):
@@ -163,7 +164,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.attn_drop = attn_drop
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        # on the module that adds them, not inside qkv: ZeRO-3 gathers a module's own parameters only
+        # on the module that adds them, not inside qkv: ZeRO-3 gathers only a module's direct parameters
         self.q_bias = nn.Parameter(torch.zeros(dim)) if bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if bias else None
         self.q_norm = nn.LayerNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
@@ -172,7 +173,7 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x_bnd: Tensor, keys_bn: Tensor | None = None) -> Tensor:
-        """keys_bn: true = may be attended to (none: all); each row needs one."""
+        """keys_bn: true = may be attended to (None: all); each row needs at least one."""
         b, n, d = x_bnd.shape
         q, k, v = self.qkv(x_bnd).chunk(3, dim=-1)
         if self.q_bias is not None and self.v_bias is not None:
@@ -223,8 +224,8 @@ class TemporalConv(nn.Module):
     """(B, N, P) patches -> (B, N, dim): three convolutions inside each patch (k15 s8, k3, k3; GroupNorm 4;
     GELU), then a linear layer (SIGMA-PPG's code preset).
 
-    As there, GroupNorm takes its statistics over all patches of a window: that keeps the patches' relative
-    amplitudes, and lets a few numbers a layer cross between them, also from masked ones.
+    As in that code, GroupNorm computes its statistics over all patches of a window. This keeps the patches'
+    relative amplitudes, and passes a few numbers per layer between patches, also from masked ones.
     """
 
     def __init__(self, patch: int, channels: int, dim: int) -> None:
@@ -247,8 +248,8 @@ class TemporalConv(nn.Module):
 class PatchTransformer(nn.Module):
     """Embedded patches -> contextual patches: (B, N, inner) -> (B, N, dim), N from 1 to ``max_patches``.
 
-    ``embed`` turns the input into (B, N, dim); a class token runs along and is cut at the end; a masked
-    patch is replaced by one learned vector before its position is added.
+    ``embed`` maps the input to (B, N, dim). A class token is added and dropped at the end. A learned vector
+    replaces each masked patch before positions are added.
     """
 
     def __init__(
@@ -263,8 +264,8 @@ class PatchTransformer(nn.Module):
         maskable: bool = False,
         near: int = 0,
     ) -> None:
-        """near: width in patches of a depthwise convolution that tells each patch what is beside it, added
-        to its position (wav2vec 2.0, Baevski 2020); odd, 0 for none."""
+        """near: width in patches (odd; 0 for none) of a depthwise convolution over neighbouring patches that
+        is added to the positions (wav2vec 2.0, Baevski 2020)."""
         super().__init__()
         self.max_patches = max_patches
         self.near = nn.Conv1d(dim, dim, near, padding=near // 2, groups=dim) if near else None
@@ -292,8 +293,8 @@ class PatchTransformer(nn.Module):
         start_b: Tensor | None = None,
         blocks: int | None = None,
     ) -> Tensor:
-        """mask_bn: true = hidden. start_b (B,) int64: position of each window's first patch (none: 0).
-        blocks: stop after so many, before the last norm (none: all of them, and the norm)."""
+        """mask_bn: true = hidden. start_b (B,) int64: position of each window's first patch (None: 0).
+        blocks: stop after this many blocks, before the last norm (None: all blocks and the norm)."""
         x = self.embed(x_bni)
         if mask_bn is not None:
             assert self.mask_token is not None, "built with maskable=False"
@@ -311,8 +312,8 @@ class PatchTransformer(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """For ``net.apply``: small normal weights, no biases (BEiT; the authors' code). Biases matter before a
-    cosine codebook: drawn at random they send all features the same way, and no code is ever told apart."""
+    """For ``net.apply``: small normal weights, zero biases (BEiT; the authors' code). Zero biases matter
+    before a cosine codebook: random ones point all features in one direction, and codes never separate."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,8 +1,8 @@
-"""Leaving a machine that is taken away: on a notice, every rank saves a checkpoint, waits for its commit and
-goes; Ray starts the run again on what is left, and nothing is done twice.
+"""Preemption: on a notice, every rank saves a checkpoint, waits for its commit and exits. Ray restarts the
+run on the remaining machines, and no step is repeated.
 
-A notice is a node that Ray drains (a spot instance that is reclaimed, a pod that Kubernetes ends: `ray start
---block` drains its node on SIGTERM), or SIGTERM to a worker itself.
+A notice is a node that Ray drains (a reclaimed spot instance, or a pod that Kubernetes ends: `ray start
+--block` drains its node on SIGTERM), or a SIGTERM to a worker.
 """
 
 import signal
@@ -19,15 +19,15 @@ from ray.train.v2._internal.execution.callback import WorkerCallback  # RunConfi
 
 from pretrain.guard import Guard
 
-ASK_EVERY_S = 2.0  # Ray's own watcher looks every 5 s; asking it is a meeting of all ranks
-COMMIT_S = 20.0  # the controller looks every 2 s
+ASK_EVERY_S = 2.0  # Ray's watcher polls every 5 s; each query is a collective over all ranks
+COMMIT_S = 20.0  # the controller polls every 2 s
 
 _terminated = threading.Event()
 
 
-class Heed(WorkerCallback):
-    """Lets a worker take SIGTERM as a notice: Python's handlers are set in the main thread, where Ray Train
-    calls this, and our loop runs in another.
+class SigtermNotice(WorkerCallback):
+    """Makes SIGTERM to a worker a notice. Python sets signal handlers in the main thread only: Ray Train
+    calls this callback there, while the loop runs in another thread.
     """
 
     def after_init_train_context(self) -> None:
@@ -35,9 +35,9 @@ class Heed(WorkerCallback):
 
 
 class Notice:
-    """What the ranks of one worker group know of having to leave, and of what the run stands on.
+    """Agreement among the ranks of one worker group on preemption and on time-based checkpoints.
 
-    due: whether the last checkpoint is `minutes` old (0: never), by the clock of any rank; all hear the same.
+    due: whether the last checkpoint is `minutes` old (0: never) by any rank's clock; equal on all ranks.
     """
 
     def __init__(self, device: torch.device, guard: Guard, minutes: float = 0) -> None:
@@ -45,13 +45,13 @@ class Notice:
         self.saved, self.seconds, self.due = time.monotonic(), 60 * minutes or float("inf"), False
 
     def given(self) -> bool:
-        """Whether any rank was told to leave. Every rank calls it after every step, and hears the same;
-        `Ended` where the guard says so."""
+        """Whether any rank has received a notice. Collective: every rank calls it after every step and gets
+        the same answer. Errors: `Ended` when the guard finds a change."""
         now = time.monotonic()
-        own = (now - self.asked > ASK_EVERY_S, _terminated.is_set(), now - self.saved > self.seconds)
-        word = torch.tensor([float(x) for x in own], device=self.device)
-        dist.all_reduce(word, op=dist.ReduceOp.MAX)
-        ask, leave, due = word.tolist()
+        local = (now - self.asked > ASK_EVERY_S, _terminated.is_set(), now - self.saved > self.seconds)
+        flags = torch.tensor([float(x) for x in local], device=self.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        ask, leave, due = flags.tolist()
         self.due = bool(due)
         if ask and not leave:
             self.asked = time.monotonic()
@@ -60,13 +60,13 @@ class Notice:
         return bool(leave)
 
     def checkpointed(self) -> None:
-        """A checkpoint was saved just now; every rank calls it."""
+        """Record that a checkpoint was just saved. Every rank calls it."""
         self.saved = time.monotonic()
 
 
 def leave(name: str, step: int) -> NoReturn:
-    """Wait until the checkpoint just saved is committed, then end this worker so that Ray counts no failure
-    of ours (`max_failures` is for those) and starts the run again.
+    """Wait until the last checkpoint is committed, then end this worker as preempted, so that Ray restarts
+    the run without counting a failure against `max_failures`.
     """
     ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=COMMIT_S)
     raise RayActorError(error_msg=f"run {name}: told to leave, saved at step {step}", preempted=True)

@@ -1,4 +1,4 @@
-"""What a run's model is made of: corpora and bundles, with the terms that bind it."""
+"""The lineage of a run's model: its corpora and parent bundles, with their terms."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from pretrain.data import Data
 
 
 def corpora(data: Data) -> list[dict[str, Any]]:
-    """`Data.lineage`, and of each corpus its name and whom it lets have models of it."""
+    """`Data.lineage`, with the name of each corpus and who may have models trained on it."""
     manifests = [found.corpus.manifest for found in data.indexes]
     return [
         {**entry, "name": m.get("name", ""), "models": terms.audience(m)}
@@ -20,8 +20,8 @@ def corpora(data: Data) -> list[dict[str, Any]]:
 
 
 def parents(run: RunConfig) -> list[dict[str, str]]:
-    """What the run's method names: bundles (a frozen tokenizer, a teacher) with the hash of their SHA256SUMS,
-    and files of weights with their own.
+    """The inputs that the run's method names: bundles (a frozen tokenizer, a teacher) with the hash of their
+    SHA256SUMS, and weights files with their SHA-256.
     """
     found = []
     for value in _leaves(run.method):
@@ -33,7 +33,7 @@ def parents(run: RunConfig) -> list[dict[str, str]]:
 
 
 def inherited(run: RunConfig) -> list[dict[str, Any]]:
-    """The terms of what the bundles that the run's method names learned from: they bind its model, too."""
+    """The terms of the data behind the bundles that the run's method names; they also bind its model."""
     found = []
     for value in _leaves(run.method):
         if isinstance(value, str) and value and storage.exists(storage.join(value, "_COMPLETE")):

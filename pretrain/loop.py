@@ -1,4 +1,5 @@
-"""THE loop: every worker of every run goes through `train`. It knows no objective; recipes know no engine."""
+"""The training loop: every worker of every run executes `train`. It knows no objective; recipes know no
+engine."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from pretrain.fingerprint import Fingerprint
 from pretrain.guard import Ended, Guard
 from pretrain.layers import stepped
 from pretrain.lineage import corpora
-from pretrain.meters import Means, Seen, chunks
+from pretrain.meters import Means, TrainedWindows, chunks
 from pretrain.recipe import Recipe, StepResult, build, has
 from pretrain.schedule import learning_rate
 from pretrain.selection import Selection
@@ -33,15 +34,15 @@ from pretrain.watch import Watch
 
 @dataclass
 class State:
-    """What a checkpoint holds beside the engines. Randomness needs no state: it is keyed by step and
-    window.
+    """The loop's state in a checkpoint, besides the engines. Random draws need no state: they are keyed by
+    step and window.
     """
 
     step: int = 0
-    skipped: int = 0  # non-finite steps, and those in a row
+    skipped: int = 0  # non-finite steps, in total and consecutive
     in_a_row: int = 0
     ledger: dict[str, list[int]] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)  # of validation
+    history: list[dict[str, float]] = field(default_factory=list)  # validations
     selection: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,10 +50,10 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     """One worker of one run, from the last checkpoint (or the seed) to the published bundle.
 
     config: {"run": RunConfig as a dict, "known": Fingerprint as a dict, "token": of the folder's owner,
-    "board": telemetry board, "actor_cpus": of each transform actor}.
-    Returns {"bundle": uri, "stopped": why the run ended early, or ""} or, where every worker agreed to give
-    up, {"error": one line}: raising would make Ray start the same steps again. With "damaged", a checkpoint's
-    name, the run can go on from the one before.
+    "board": telemetry board, "actor_cpus": CPUs of each transform actor}.
+    Returns {"bundle": uri, "stopped": why the run ended early, or ""} or, when every worker has agreed to
+    give up, {"error": one line}; raising would make Ray repeat the same steps. If "damaged" names a
+    checkpoint, the run can continue from the previous one.
     """
     try:
         return _train(config)
@@ -67,7 +68,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
 
     from pretrain.leaving import Notice, leave
 
-    redact.install()  # what Ray logs of this worker, too
+    redact.install()  # also covers what Ray logs for this worker
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     asked = RunConfig(**config["run"])
     run = asked.at(world)
@@ -83,7 +84,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         state = State(**saved.state if saved else {})
         plan, shelves = data.plan(state.step, world)
         as_raw = run.stream.sends_raw(device.type)
-        given = batches(  # reads while the engines are built
+        given = batches(  # starts to read while the engines are built
             plan,
             rank,
             shelves,
@@ -108,8 +109,8 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     watch.begin(data, wrapped, device)
     spec = data.spec
     learned_from = corpora(data) if rank == 0 else []
-    del data  # gigabytes of a large corpus in every worker (python -m tests.benchmarks.scale)
-    means, seen = Means(), Seen(state.ledger)
+    del data  # gigabytes per worker for a large corpus (python -m tests.benchmarks.scale)
+    means, seen = Means(), TrainedWindows(state.ledger)
     notice = Notice(device, guard, run.checkpoint_minutes)
 
     for step in range(state.step, state.step if selection.stopped else steps):
@@ -150,7 +151,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
                 found, figures = validate(recipe, wrapped, frozen, held_out, step, device)
                 watch.validated(state.step, found, figures)
             state.history.append({"step": float(state.step)} | found)
-            if config.get("report"):  # every rank, or Ray waits for the others
+            if config.get("report"):  # on every rank, or Ray waits for the others
                 ray.train.report({"step": state.step, "steps": steps, "figures": found})
             try:
                 selection.validated(
@@ -161,7 +162,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         leaving = notice.given() and not last
         if state.step % run.checkpoint_every == 0 or notice.due or last or selection.stopped or leaving:
             selection.merge()
-            state.ledger, state.selection = seen.merge(), selection.told
+            state.ledger, state.selection = seen.merge(), selection.state
             with watch.spending("checkpoint"):
                 guard.saving()
                 watch.flush()
@@ -182,9 +183,9 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     if rank != 0:
         return {}
     weights = selection.weights or weights
-    from pretrain import publish  # ONNX and matplotlib: needed once, by one rank
+    from pretrain import publish  # imports ONNX and matplotlib, which one rank needs once
 
-    selected = {k: v for k, v in selection.told.items() if k in ("step", "value", "stopped")}
+    selected = {k: v for k, v in selection.state.items() if k in ("step", "value", "stopped")}
     chosen = {"metric": run.select.metric} | selected if selection.on else None
     trained = publish.Trained(weights, learned_from, spec, state.history, state.ledger, watch.plots, chosen)
     uri = publish.publish(asked, recipe, trained)
@@ -202,10 +203,11 @@ def optimize(
     rank: int,
     forward: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[bool, dict[str, float], list[StepResult]]:
-    """One optimizer step of every module over this rank's micro-batches; each pass of `losses` runs within a
-    `forward()`.
+    """One optimizer step of every module over this rank's micro-batches. Each call of `losses` runs inside a
+    `forward()` context.
 
-    Returns (whether every engine applied it, gradient norm by module, one detached result a micro-batch).
+    Returns (whether every engine applied the step, gradient norm by module, one detached result per
+    micro-batch).
     """
     wrapped = {name: engine.module for name, engine in engines.items()}
     parts = [part for module in wrapped.values() for part in stepped(module)]
@@ -220,7 +222,7 @@ def optimize(
     results = []
     for number in range(len(micros)):
         result = losses(number)
-        if any(part.waits for part in parts):  # of the first micro-batch of some step, on all ranks alike
+        if any(part.waits for part in parts):  # only at a step's first micro-batch, on all ranks alike
             for other in range(1, len(micros)):
                 losses(other)
             for part in parts:
@@ -232,7 +234,7 @@ def optimize(
             result.losses[name] = result.losses[name].detach()  # frees the graph before the next micro-batch
         results.append(result)
     for part in parts:
-        part.move()  # an engine that does not apply its step puts it back
+        part.move()  # an engine that skips its step restores the old state
     applied, norms = True, {}
     for name, engine in engines.items():
         done, norms[name] = engine.step(rates[name])
@@ -249,7 +251,7 @@ def validate(
     step: int,
     device: torch.device,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """(figures of merit over every rank's held-out windows, plots of this rank's first batch)."""
+    """(metrics over all ranks' held-out windows, plots of this rank's first batch)."""
     for module in wrapped.values():
         module.eval()
     means = Means()
@@ -267,8 +269,8 @@ def validate(
 
 
 def all_finite(losses: Mapping[str, Tensor]) -> Tensor:
-    """1 where every loss of every rank is finite, else NaN: a factor that makes every engine skip the step
-    alike.
+    """1 if every loss of every rank is finite, else NaN: as a factor on the losses, it makes every engine
+    skip the step together.
     """
     good = torch.isfinite(torch.stack([loss.detach() for loss in losses.values()])).all().float()
     dist.all_reduce(good, op=dist.ReduceOp.MIN)
@@ -276,7 +278,7 @@ def all_finite(losses: Mapping[str, Tensor]) -> Tensor:
 
 
 def seed_dropout(*key: int) -> None:
-    """Seed the global generator, which only dropout draws from, so that it needs no state in a checkpoint."""
+    """Seed the global generator, which only dropout uses, so that checkpoints need not store its state."""
     mixed = 0
     for part in key:
         mixed = (mixed * 0x9E3779B97F4A7C15 + part + 1) % 2**63

@@ -1,6 +1,6 @@
 """Objectives of the masked methods. Imports torch alone; everything here is float32 with autocast off.
 
-B windows, N patches, P samples a patch, V codes.
+B windows, N patches, P samples per patch, V codes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Distance = Literal["l1", "mse"]
 
 @torch.no_grad()
 def spectrum(x_bnp: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets of the tokenizer: FFT amplitudes, standardised a window over patches and bins, and phases
-    over pi in [-1, 1]; both (B, N, P) float32. A window without any spectrum gives zeros."""
+    """Targets of the tokenizer: FFT amplitudes, standardised per window over patches and bins, and phases
+    divided by pi, in [-1, 1]; both (B, N, P) float32. A zero window gives zeros."""
     with full_precision(x_bnp):
         f = torch.fft.fft(x_bnp.float(), dim=-1)
         amplitude = f.abs()
@@ -36,9 +36,9 @@ def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
 
 
 def mean_where(x_b: Tensor, kept_b: Tensor, over_ranks: bool) -> Tensor:
-    """Mean of the windows kept, (), 0 where none is. ``over_ranks``: scaled by this rank's share of those
-    kept anywhere, so that the mean over ranks (which engines take of gradients) is the global mean however
-    unevenly they lie."""
+    """Mean over the kept windows, (); 0 if there are none. ``over_ranks``: scaled by this rank's share of all
+    kept windows, so that the mean over ranks, which engines take of gradients, is the global mean even for
+    uneven shares."""
     kept = kept_b.to(x_b.dtype)
     total, world = kept.sum(), 1
     if over_ranks and dist.is_available() and dist.is_initialized():
@@ -49,12 +49,13 @@ def mean_where(x_b: Tensor, kept_b: Tensor, over_ranks: bool) -> Tensor:
 def masked_cross_entropy(
     logits_mv: Tensor, targets_bn: Tensor, mask_bn: Tensor, at_m: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """-> per-window mean cross-entropy over its hidden patches (B,), 0 where none is, and their mean ().
+    """-> mean cross-entropy of each window over its hidden patches (B,), 0 without hidden patches, and the
+    mean over windows ().
 
-    at_m int64: of which patches, as places among all B * N, the logits are: all hidden ones, none twice, and
-    maybe others, which do not count. So shapes do not depend on the mask, and the host need not wait for it.
-    A mean of window means does not depend on how the batch is split over ranks; a mean over patches would, as
-    windows hide unlike many.
+    at_m int64: flat indices among all B * N of the patches that the logits belong to: all hidden ones,
+    without repetition, and possibly others, which are ignored. Shapes then do not depend on the mask, so the
+    host need not wait for it. A mean of window means does not depend on how the batch is split over ranks; a
+    mean over patches would, because windows differ in their number of hidden patches.
     """
     with full_precision(logits_mv):
         each = F.cross_entropy(logits_mv.float(), targets_bn.flatten()[at_m], reduction="none")
@@ -68,9 +69,9 @@ def masked_cross_entropy(
 def advantage(per_window: Tensor, leave_one_out: bool, over_ranks: bool = True) -> Tensor:
     """Reward of the teacher: each window's cross-entropy minus the mean over all ranks, (B,), no gradient.
 
-    ``leave_one_out`` scales by n / (n - 1), which makes it the mean of the *other* windows: a baseline
-    that contains the window's own reward shrinks the expected gradient by (n - 1) / n.
-    ``over_ranks`` false: the mean over this rank alone, for passes in which ranks do not keep step.
+    ``leave_one_out`` scales by n / (n - 1), so that the baseline is the mean of the *other* windows; a
+    baseline that includes the window itself shrinks the expected gradient by (n - 1) / n.
+    ``over_ranks`` false: the mean over this rank only, for passes in which ranks are not synchronised.
     """
     rewards = per_window.detach()
     n = len(rewards)
@@ -81,5 +82,5 @@ def advantage(per_window: Tensor, leave_one_out: bool, over_ranks: bool = True) 
 
 
 def reinforce(log_prob_b: Tensor, advantage_b: Tensor) -> Tensor:
-    """Policy loss whose gradient raises the expected reward: mean of -advantage * log pi, ()."""
+    """Policy loss whose gradient increases the expected reward: mean of -advantage * log pi, ()."""
     return -(advantage_b.detach() * log_prob_b).mean()

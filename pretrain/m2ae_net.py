@@ -1,7 +1,8 @@
-"""The network of M2AE (arXiv 2605.09578): modality encoders, a shared bottleneck, a decoder each.
+"""The network of M2AE (arXiv 2605.09578): an encoder and a decoder per modality, and a shared bottleneck.
 
-Imports torch alone. B windows, T samples, P samples a patch, N = T // P patches, D features. Inputs are
-filtered and resampled signals; the z-score over a window is the first thing inside, so that it is in ONNX.
+Imports torch alone. B windows, T samples, P samples per patch, N = T // P patches, D features. Inputs are
+filtered and resampled signals; the network z-scores each window first, so the z-score is part of the ONNX
+file.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from pretrain.net1d import zscore
 
 
 def scaled(x_bct: Tensor, patch: int) -> Tensor:
-    """(B, 1, T) → (B, N, P), z-scored over the N patches; what fills no patch is cut first."""
+    """(B, 1, T) → (B, N, P), z-scored over the N patches; samples beyond whole patches are dropped first."""
     return patches(zscore(x_bct[..., : x_bct.shape[-1] // patch * patch]), patch)
 
 
 class Bottleneck(nn.Module):
-    """Blocks over the tokens of one modality or several: each (B, N, D) → same; all of them attend to all.
+    """Transformer blocks over the joined tokens of one or more modalities: each (B, N, D) → same.
 
-    ``names`` are the modalities it knows, in order; each one's tokens are told apart by a learned vector.
+    ``names``: the known modalities, in order; a learned vector per modality marks its tokens.
     """
 
     def __init__(self, names: Sequence[str], dim: int, depth: int, heads: int, drop: float) -> None:
@@ -39,12 +40,15 @@ class Bottleneck(nn.Module):
     def forward(
         self, tokens: Mapping[str, Tensor], has: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """has (B,) bool by modality: nobody attends to tokens of one that is absent (none: all are there)."""
+        """has (B,) bool by modality: tokens of an absent modality are masked in attention (None: all
+        present)."""
         x = torch.cat([t + self.kinds[self.names.index(m)] for m, t in tokens.items()], dim=1)
         keys = None
         if has is not None:
             keys = torch.cat([has[m][:, None].expand(t.shape[:2]) for m, t in tokens.items()], dim=1)
-            keys = keys | ~keys.any(dim=1, keepdim=True)  # nothing there: no mean over nothing, hence no NaN
+            keys = keys | ~keys.any(
+                dim=1, keepdim=True
+            )  # a window with no modality attends to all: avoids NaN
         for block in self.blocks:
             x = block(x, keys)
         parts = self.norm(x).split([t.shape[1] for t in tokens.values()], dim=1)
@@ -52,8 +56,8 @@ class Bottleneck(nn.Module):
 
 
 class M2AENet(nn.Module):
-    """Everything that trains, one module. ``forward`` serves training; ``Fingerprint`` and ``Translate``
-    below are what is published."""
+    """The complete trainable network. ``forward`` is for training; ``Fingerprint`` and ``Translate`` below
+    are published."""
 
     def __init__(
         self,
@@ -98,15 +102,16 @@ class M2AENet(nn.Module):
         hidden: Mapping[str, Tensor],
         has: Mapping[str, Tensor] | None,
     ) -> dict[str, dict[str, Tensor]]:
-        """By modality, patches (B, N, P) of the clean window and of its augmented view, ``hidden`` (B, N)
-        patches of that view, ``has`` (B,) (none: all are there; attention then needs no mask) → by modality
+        """Inputs by modality: patches (B, N, P) of the clean window and of its augmented view, ``hidden``
+        (B, N) patches of that view, ``has`` (B,) (None: all present; attention then needs no mask). Outputs
+        by modality:
 
-        print, print_view    (B, projection): projected fingerprints of each modality alone, clean and of
-                             the view with its hidden patches.
-        joint, intra, cross  (B, N, P): the modality rebuilt from the views of all that are there, from its
-                             own view alone, from the other one, clean.
+        print, print_view    (B, projection): projected fingerprints of the modality alone, from the clean
+                             window and from the view with hidden patches.
+        joint, intra, cross  (B, N, P): the modality reconstructed from the views of all present modalities,
+                             from its view alone, and from the other modality's clean window.
 
-        One pass of each part over all of that: the clean window and its view go through together.
+        Each part runs once: the clean window and its view form one batch.
         """
         nothing = {m: torch.zeros_like(h) for m, h in hidden.items()}
         tokens = {
@@ -131,7 +136,7 @@ class M2AENet(nn.Module):
 
 
 def fuse(tokens: Mapping[str, Tensor], has: Mapping[str, Tensor] | None) -> Tensor:
-    """Mean over the modalities that are there (none: all), moment by moment: (B, N, D)."""
+    """Mean over the present modalities (None: all), token by token: (B, N, D)."""
     if has is None:
         return torch.stack(list(tokens.values())).mean(dim=0)
     weights = {m: has[m].to(t.dtype)[:, None, None] for m, t in tokens.items()}
@@ -144,7 +149,7 @@ def _block(dim: int, heads: int, drop: float, drop_path: float) -> Block:
 
 
 class Fingerprint(nn.Module):
-    """The published encoder of one set of modalities: each (B, 1, T) → (B, D), the mean bottleneck token."""
+    """The published encoder for a set of modalities: each (B, 1, T) → (B, D), the mean bottleneck token."""
 
     def __init__(self, net: M2AENet, names: Sequence[str]) -> None:
         super().__init__()
@@ -158,7 +163,7 @@ class Fingerprint(nn.Module):
 
 
 class Translate(nn.Module):
-    """The published way from one modality to another: (B, 1, T) → (B, 1, N · P), z-scored."""
+    """The published translation from one modality to another: (B, 1, T) → (B, 1, N · P), z-scored."""
 
     def __init__(self, net: M2AENet, source: str, target: str) -> None:
         super().__init__()

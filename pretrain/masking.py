@@ -1,7 +1,7 @@
-"""Which patches are hidden: statistical priors, the teacher's sampling policy, its log-probability, and the
-environment that edits a sample (SIGMA-PPG; constants from DESIGN section 8.1).
+"""Choice of the masked patches: statistical priors, the teacher's sampling policy, its log-probability, and
+the environment that edits a sample (SIGMA-PPG; constants from DESIGN section 8.1).
 
-Imports torch alone. B windows, N patches, P samples a patch, K patches drawn.
+Imports torch alone. B windows, N patches, P samples per patch, K drawn patches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pretrain.layers import full_precision, gumbel
 
 @torch.no_grad()
 def priors(x_bnp: Tensor, beta: float = 0.5) -> Tensor:
-    """How much a patch has to say: (B, N, P) of a [0, 1] signal -> (B, N) float32.
+    """Informativeness prior of each patch: (B, N, P) of a [0, 1] signal -> (B, N) float32.
 
     ``beta * amp + (1 - beta) * skew`` with s = patch standard deviation (population),
     ``amp = exp(-0.2 z^2) * sigmoid(50 (s - 0.05)) * sigmoid(-5 (s - 2))``, z = 0.6745 (s - median) / MAD over
@@ -35,7 +35,7 @@ def priors(x_bnp: Tensor, beta: float = 0.5) -> Tensor:
         amp = (
             torch.exp(-0.2 * z.square()) * torch.sigmoid(50.0 * (s - 0.05)) * torch.sigmoid(-5.0 * (s - 2.0))
         )
-        flat = m2 < 1e-10  # float32 leaves that much of a constant near 1
+        flat = m2 < 1e-10  # float32 rounding of a constant near 1 leaves this much
         unbias = (n * (n - 1)) ** 0.5 / (n - 2)
         g1 = torch.where(flat, 0.0, m3 / torch.where(flat, 1.0, m2).pow(1.5))
         return beta * amp + (1.0 - beta) * torch.tanh((unbias * g1).abs())
@@ -49,7 +49,8 @@ def _median(x_bn: Tensor) -> Tensor:
 
 
 def zscore(x_bn: Tensor) -> Tensor:
-    """A window's values to zero mean and unit sample deviation, plus 1e-6 as the authors have it."""
+    """Standardise each window's values by mean and sample standard deviation plus 1e-6 (the authors'
+    code)."""
     if x_bn.shape[-1] < 2:
         return torch.zeros_like(x_bn)
     return (x_bn - x_bn.mean(dim=-1, keepdim=True)) / (x_bn.std(dim=-1, keepdim=True) + 1e-6)
@@ -57,14 +58,14 @@ def zscore(x_bn: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw(logits_bn: Tensor, uniform_bn: Tensor, k: int) -> Tensor:
-    """Gumbel-top-k: an ordered sample of k patches without replacement, (B, K) int64 ids, the first drawn
-    first; distributed as Plackett-Luce over the logits (Kool 2019)."""
+    """Gumbel-top-k: a sample of k patches without replacement, (B, K) int64 ids in the order of drawing;
+    distributed as Plackett-Luce over the logits (Kool 2019)."""
     return (logits_bn.float() + gumbel(uniform_bn)).topk(k, dim=-1).indices
 
 
 def plackett_luce_log_prob(logits_bn: Tensor, order_bk: Tensor) -> Tensor:
-    """log of the probability of drawing exactly this ordered sample, (B,) float32, K < N:
-    sum over j of logit_j - logsumexp(logits of what was left before draw j)."""
+    """Log-probability of exactly this ordered sample, (B,) float32, K < N:
+    sum over j of logit_j - logsumexp(logits of the patches left before draw j)."""
     with full_precision(logits_bn):
         logits = logits_bn.float()
         drawn = logits.gather(1, order_bk)
@@ -88,14 +89,14 @@ def to_mask(order_bk: Tensor, n: int) -> Tensor:
 
 
 def places(order_bk: Tensor, n: int) -> Tensor:
-    """(B, K) ids -> (B * K,) int64: the drawn patches as places among all B * n, ascending."""
+    """(B, K) ids -> (B * K,) int64: flat indices of the drawn patches among all B * n, ascending."""
     rows = torch.arange(len(order_bk), device=order_bk.device)[:, None]
     return (order_bk.sort(dim=1).values + rows * n).flatten()
 
 
 def edit(mask_bn: Tensor, uniform_bn: Tensor, unmask: float, max_run: int) -> Tensor:
-    """The environment: shows each hidden patch again with probability ``unmask``, then shows every
-    (max_run + 1)-th patch of a longer hidden run. (B, N) bool -> (B, N) bool."""
+    """The environment: unmask each hidden patch with probability ``unmask``, then every (max_run + 1)-th
+    patch of a longer hidden run. (B, N) bool -> (B, N) bool."""
     mask = mask_bn & (uniform_bn >= unmask)
     at = torch.arange(1, mask.shape[1] + 1, device=mask.device).expand_as(mask)
     last_shown = torch.where(mask, 0, at).cummax(dim=1).values
@@ -103,7 +104,7 @@ def edit(mask_bn: Tensor, uniform_bn: Tensor, unmask: float, max_run: int) -> Te
 
 
 def entropy(logits_bn: Tensor) -> Tensor:
-    """Entropy in nats of the first draw, (B,) float32: log N for a teacher that does not care."""
+    """Entropy in nats of the first draw, (B,) float32: log N for a uniform teacher."""
     with full_precision(logits_bn):
         log_p = logits_bn.float().log_softmax(dim=1)
         return -(log_p.exp() * log_p).sum(dim=1)

@@ -1,4 +1,5 @@
-"""python -m pretrain materialize RUN.toml: windows as fixed-shape columns, so training transforms nothing."""
+"""python -m pretrain materialize RUN.toml: store windows as fixed-shape columns, so training needs no
+transform."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from pretrain.recipe import build
 
 
 def materialize(run: RunConfig) -> dict[str, Any]:
-    """Write the accepted windows of every corpus of `run` under its storage; those that are complete stay.
+    """Write the accepted windows of every corpus of `run` to its storage; complete ones are kept.
 
     Training reads them with ``stream.materialised = true``. Returns {"corpora": [{uri, windows, columns,
     materialised}]}.
@@ -39,7 +40,7 @@ def materialize(run: RunConfig) -> dict[str, Any]:
 
 
 class _Foresee:
-    """Makes, in an actor, what tells the recipe's columns of a batch."""
+    """Builds, in an actor, the function that computes the recipe's columns of a batch."""
 
     def __init__(self, run: RunConfig) -> None:
         self.run = run

@@ -1,4 +1,4 @@
-"""What the loop counts: means over windows and ranks, and the ledger of windows seen."""
+"""Counters of the training loop: means over windows and ranks, and the ledger of windows trained on."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ Ledger = dict[tuple[int, int], tuple[int, int]]
 
 
 class Means:
-    """Window-weighted means of losses and logs, and sums of counts; no host synchronisation until
+    """Window-weighted means of losses and logs, and sums of counts, without a host synchronisation before
     `reduce`.
     """
 
@@ -37,7 +37,8 @@ class Means:
         self.windows += windows
 
     def reduce(self, device: torch.device) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """(means, summed counts) over every rank; every rank calls it with the same names. Starts afresh."""
+        """(means, summed counts) over all ranks; then reset. Collective: every rank calls it with the same
+        names."""
         names = sorted(self.total)
         weight = torch.tensor(float(self.windows), device=device)
         sums = torch.stack([*(self.total[name].to(device) for name in names), weight])
@@ -50,11 +51,11 @@ class Means:
         return {n: v / max(windows, 1.0) for n, v in zip(names, values, strict=True)}, counts
 
 
-class Seen:
-    """The ledger: how many windows of each (corpus, pass) were trained on, and the sum of their ids."""
+class TrainedWindows:
+    """The ledger: for each (corpus, pass), the number of windows trained on and the sum of their ids."""
 
     def __init__(self, text: Mapping[str, list[int]] | None = None) -> None:
-        # every rank's, merged; and this rank's since the last merge
+        # all: every rank's counts, merged; mine: this rank's counts since the last merge
         self.all: Ledger = {_key(k): (int(n), int(s)) for k, (n, s) in (text or {}).items()}
         self.mine: Ledger = {}
 
@@ -64,7 +65,8 @@ class Seen:
         tally(self.mine, *columns)
 
     def merge(self) -> dict[str, list[int]]:
-        """Add up every rank's counts; every rank calls it. Returns the ledger as JSON-able text keys."""
+        """Sum the counts over ranks. Collective: every rank calls it. Returns the ledger with string keys,
+        for JSON."""
         gathered: list[Ledger] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, self.mine)
         for part in gathered:
@@ -81,7 +83,7 @@ def _key(text: str) -> tuple[int, int]:
 
 
 def chunks(windows: Mapping[str, np.ndarray], size: int) -> list[dict[str, Tensor]]:
-    """Windows in memory as batches of at most `size`, views."""
+    """Split windows in memory into batches of at most `size`; the batches are views."""
     n = len(windows["window"])
     return [
         {name: torch.from_numpy(x[low : low + size]) for name, x in windows.items()}

@@ -19,8 +19,8 @@ Norm = Callable[[int], BatchNorm]
 
 
 def zscore(x_bct: Tensor) -> Tensor:
-    """A window and a channel at a time, float32 (float64 stays); the 1e-5 is the authors'. A constant window
-    becomes zeros."""
+    """Z-score per window and channel, float32 (float64 stays float64); the authors add 1e-5. A constant
+    window becomes zeros."""
     x_bct = x_bct if x_bct.dtype == torch.float64 else x_bct.float()
     centred = x_bct - x_bct.mean(dim=-1, keepdim=True)
     return centred / (centred.square().mean(dim=-1, keepdim=True).sqrt() + 1e-5)
@@ -29,8 +29,8 @@ def zscore(x_bct: Tensor) -> Tensor:
 class SameConv(nn.Conv1d):
     """Convolution of stride 1 or 2 over zero-padded samples: (B, C, T) -> (B, F, ceil(T / stride)).
 
-    As few zeros as that takes, the odd one at the end; on even and odd T a stride of 2 therefore falls on
-    other samples, as in the authors' code, whose weights would not fit otherwise.
+    It pads as few zeros as possible, an odd one at the end. With a stride of 2, even and odd T therefore use
+    different samples, as in the authors' code; their weights require it.
     """
 
     def __init__(self, inputs: int, filters: int, kernel: int, stride: int, groups: int, bias: bool) -> None:
@@ -49,7 +49,7 @@ class Block(nn.Module):
     """Three convolutions (1, kernel, 1), each after batch norm, Swish and dropout; squeeze-and-excitation
     (ratio 2); added to the input, which is max-pooled and zero-padded in channels where the shape changes.
 
-    first  of the whole network: what enters is normalised already, so nothing comes before its first
+    first  the network's first block: its input is already normalised, so it has no norm before its first
            convolution.
     """
 
@@ -92,10 +92,10 @@ class Block(nn.Module):
 
 
 class Net1D(nn.Module):
-    """(B, C, T) in any unit, any T from 1 -> (B, filters of the last stage); normalisation is inside.
+    """(B, C, T) in any unit, T >= 1 -> (B, filters of the last stage); the network normalises its input.
 
-    filters, blocks  of each stage; a stage's first block halves the time, as the first convolution does.
-    width            channels a group of the wide convolutions.
+    filters, blocks  per stage; the first block of each stage halves the time axis, as the stem does.
+    width            channels per group of the grouped convolutions.
     Defaults: AnyPPG's published table (arXiv 2511.01747; code: PKUDigitalHealth/AnyPPG), 4.04 M parameters.
     """
 
@@ -141,13 +141,14 @@ class Projector(nn.Sequential):
     """Linear, batch norm, GELU, Linear: (B, inputs) -> (B, outputs). AnyPPG's code."""
 
     def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
-        hidden = nn.Linear(inputs, inputs, bias=False)  # batch norm takes the bias out
+        hidden = nn.Linear(inputs, inputs, bias=False)  # batch norm would cancel a bias
         super().__init__(hidden, norm(inputs), nn.GELU(), nn.Linear(inputs, outputs))
 
 
 def from_authors(state: Mapping[str, Tensor]) -> tuple[Net1D, list[str]]:
-    """The network that a state dict of the authors' Net1D (AnyPPG's encoder, ECGFounder) describes, with its
-    weights -> (network without dropout, names left unused). Errors: ValueError naming all that does not fit.
+    """Build the network from a state dict of the authors' Net1D (AnyPPG's encoder, ECGFounder). Returns
+    (network with its weights, without dropout; unused names). Errors: ValueError that names everything that
+    does not fit.
     """
     names = Names({name.removeprefix("module."): value for name, value in state.items()})
     net = authors_net(names)
@@ -156,11 +157,12 @@ def from_authors(state: Mapping[str, Tensor]) -> tuple[Net1D, list[str]]:
 
 
 def authors_net(names: Names, prefix: str = "") -> Net1D:
-    """The Net1D whose weights ``names`` holds under ``prefix``, taken out of it, without dropout.
+    """Build a Net1D without dropout from the tensors under ``prefix``, which are taken from ``names``.
 
-    Shapes tell stages, kernel and group width. A bias before batch norm is taken off the running mean: the
-    same function. Unused are the first block's first norm, which their code never calls, and heads
-    (``dense``). Errors: ValueError when no such network can be told; the rest is told by ``names.finish``.
+    Stages, kernel and group width follow from the shapes. A bias before batch norm is subtracted from the
+    running mean, which gives the same function. Unused are the first block's first norm, which the authors'
+    code never calls, and heads (``dense``). Errors: ValueError when there is no such network;
+    ``names.finish`` reports the rest.
     """
     first, stages = f"{prefix}first_conv.conv.weight", f"{prefix}stage_list."
     blocks = [names.count(f"{stages}{stage}.block_list.") for stage in range(names.count(stages))]

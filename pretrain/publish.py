@@ -1,4 +1,4 @@
-"""The end of a run: weights → a bundle that downstream can use with onnxruntime alone."""
+"""Publishing a run: from trained weights to a bundle that needs only onnxruntime."""
 
 import importlib.metadata
 import json
@@ -40,23 +40,23 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run leaves to publish."""
+    """The results of a run, for publication."""
 
     weights: Mapping[str, Mapping[str, "Tensor"]]  # {module: state dict without frozen parameters}
-    corpora: list[dict[str, Any]]  # what they learned from: `lineage.corpora`
+    corpora: list[dict[str, Any]]  # the training corpora: `lineage.corpora`
     windows: WindowSpec
     history: list[dict[str, float]]  # validations in order
     ledger: Mapping[str, list[int]]
     plots: Mapping[str, bytes]  # {name: PNG}
-    # which validation the weights are of ({"metric", "step", "value", "stopped"}), where the run chose
+    # the validation that selected the weights ({"metric", "step", "value", "stopped"}), with model selection
     selected: Mapping[str, Any] | None = None
 
 
 def publish(run: RunConfig, recipe: Recipe, trained: Trained) -> str:
-    """Write and publish <storage>/<name>/bundle; its URI. One that is complete already is left as it is.
+    """Write and publish <storage>/<name>/bundle; return its URI. A complete bundle is left unchanged.
 
     The ONNX file of each mode and decoder is checked against torch (1e-4) before anything is published.
-    Errors: PlethoraError where the encoder's description is not that of the trained windows.
+    Errors: PlethoraError when the encoder's description differs from the windows of the training.
     """
     uri = storage.join(run.storage, run.name, "bundle")
     if storage.exists(storage.join(uri, "_COMPLETE")):
@@ -83,7 +83,7 @@ def publish(run: RunConfig, recipe: Recipe, trained: Trained) -> str:
             f"{run.recipe} describes other input than it trained on ({'; '.join(wrong)}): build its encoder "
             "with pretrain.published, then go on with --resume"
         )
-    # recipes draw windows of held-out people: they go along only where anyone may have those
+    # figures show windows of held-out subjects: publish them only if all corpora are open
     anyone = all(corpus.get("access") == "open" for corpus in lineage["corpora"])
     write_bundle(
         uri,
@@ -110,15 +110,15 @@ def write_bundle(
 ) -> None:
     """Write a bundle's files and publish them at ``uri``. Commit and versions are added to ``lineage``.
 
-    run: what config.json says of how the network is rebuilt, "recipe" and "method" at least; parameters: how
-    many train in each module.
+    run: what config.json needs to rebuild the network, at least "recipe" and "method"; parameters: trainable
+    parameters by module.
     """
     from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory(prefix="plethora-bundle-") as temporary:
         folder = Path(temporary)
         save_file(flat(weights), folder / "model.safetensors")
-        # an adapter is small: it needs its base, so it has no graph of its own
+        # an adapter needs its base network, so it has no ONNX file
         modes = {} if encoder.kind == "adapter" else encoder.modes
         for name, mode in (modes | encoder.decoders).items():
             export_onnx(mode, folder / f"{name}.onnx")
@@ -161,8 +161,8 @@ def write_bundle(
 
 
 def describe(encoder: Encoder) -> dict[str, dict[str, Any]]:
-    """preprocessing.json: what the recipe says a modality needs, and how `datasets.signal.prepare` does
-    it.
+    """The content of preprocessing.json: what the recipe requires of each modality, and how
+    `datasets.signal.prepare` does it.
     """
     out = {}
     for mode in encoder.modes.values():
@@ -182,11 +182,11 @@ def describe(encoder: Encoder) -> dict[str, dict[str, Any]]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, marked when files differ from it; None outside git."""
+    """The checkout's commit, with "-dirty" if files differ from it; None outside git."""
     root = Path(__file__).parent
     try:
         command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
-        said = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        described = subprocess.run(command, cwd=root, capture_output=True, text=True)
     except FileNotFoundError:
         return None
-    return said.stdout.strip() or None
+    return described.stdout.strip() or None

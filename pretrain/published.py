@@ -1,7 +1,7 @@
-"""What a bundle says of its inputs, derived from the windows that its recipe trains on.
+"""A bundle's description of its inputs, derived from the windows that its recipe trains on.
 
-A recipe states only what no window shows: the network, the width of its vectors, the lengths that it takes,
-what happens to shorter input, and the unit where the network depends on it.
+A recipe states only what windows do not determine: the network, the width of its vectors, the input lengths,
+how shorter input is treated, and the unit if the network depends on it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ def mode(
     step_samples: int = 1,
     max_samples: int | None = None,
 ) -> Mode:
-    """One way into an encoder: `module` maps the signals `modalities` of `spec`, in this order, to (B, dim).
+    """One input mode of an encoder: `module` maps the signals `modalities` of `spec`, in this order, to (B,
+    dim).
 
-    min_samples, step_samples, max_samples: as in `Mode`; the longest input is by default one window, in whole
-    steps. Errors: PlethoraError when no window has such a signal, or the signals have different rates.
+    min_samples, step_samples, max_samples: as in `Mode`; by default the longest input is one window, in whole
+    steps. Errors: PlethoraError when `spec` has no such signal, or the signals have different rates.
     """
     signals = [signal_of(spec, modality) for modality in modalities]
     longest = _longest(spec, signals, step_samples)
@@ -51,9 +52,9 @@ def decoder(
     max_samples: int | None = None,
 ) -> Decoder:
     """A `Decoder` from signal `source` of `spec` to signal `target`; lengths and errors as in `mode`."""
-    given, told = signal_of(spec, source), signal_of(spec, target)
-    longest = _longest(spec, [given, told], step_samples)
-    output = {"modality": told.modality, "rate": told.rate, "channels": told.channels}
+    given, wanted = signal_of(spec, source), signal_of(spec, target)
+    longest = _longest(spec, [given, wanted], step_samples)
+    output = {"modality": wanted.modality, "rate": wanted.rate, "channels": wanted.channels}
     return Decoder(module, [_input(given)], output, min_samples, step_samples, max_samples or longest)
 
 
@@ -68,9 +69,9 @@ def encoder(
 ) -> Encoder:
     """The published encoder of `modes`, with the preprocessing of every signal that they take.
 
-    short: what happens to input under ``min_samples``; unit: what the network wants its samples in ("any"
-    where it normalises). Errors: PlethoraError when windows are normalised outside the network, or two modes
-    take one signal from different lengths on.
+    short: how input shorter than ``min_samples`` is treated; unit: the unit that the network expects ("any"
+    if it normalises). Errors: PlethoraError when windows are normalised outside the network, or two modes
+    have different shortest lengths for one signal.
     """
     preprocessing: dict[str, dict[str, Any]] = {}
     for name, each in modes.items():
@@ -93,8 +94,8 @@ def encoder(
 def prepared(
     signal: Signal, min_s: float, window_s: float, short: Short = "reflect", unit: str = "any"
 ) -> dict[str, Any]:
-    """The part of preprocessing.json about one signal. Keys that matter to few signals but ECG stand in that
-    of an ECG, and elsewhere where they are set."""
+    """The part of preprocessing.json about one signal. Keys that mainly concern ECG are always present for an
+    ECG, and for other signals only if set."""
     about: dict[str, Any] = {
         "rate": signal.rate,
         "band": None if signal.band is None else list(signal.band),
@@ -111,7 +112,7 @@ def prepared(
 
 
 def signal_of(spec: WindowSpec, modality: str) -> Signal:
-    """How windows of `spec` hold `modality`. Errors: PlethoraError when they do not."""
+    """The signal `modality` of `spec`. Errors: PlethoraError when there is none."""
     found = next((s for s in spec.signals if s.modality == modality), None)
     if found is None:
         there = ", ".join(s.modality for s in spec.signals)
@@ -120,7 +121,7 @@ def signal_of(spec: WindowSpec, modality: str) -> Signal:
 
 
 def differences(found: Encoder, spec: WindowSpec) -> list[str]:
-    """Where the description of `found` is not that of the windows of `spec`, a line each; [] where it is."""
+    """The differences between the description of `found` and the windows of `spec`, one line each."""
     out = []
     ways: dict[str, Mode | Decoder] = {**found.modes, **found.decoders}
     for name, each in ways.items():
@@ -148,7 +149,7 @@ def differences(found: Encoder, spec: WindowSpec) -> list[str]:
 
 
 def _filters(about: Mapping[str, Any], signal: Signal) -> dict[str, tuple[Any, Any]]:
-    """{key: (published, trained)} of what is done to a signal, both in one form."""
+    """{key: (published, trained)} of a signal's preprocessing, both in the same form."""
     band = about.get("band")
     found: dict[str, tuple[Any, Any]] = {
         "rate": (about.get("rate"), signal.rate),
@@ -157,7 +158,7 @@ def _filters(about: Mapping[str, Any], signal: Signal) -> dict[str, tuple[Any, A
         "upright": (bool(about.get("upright")), signal.upright),
         "min_rate": (about.get("min_rate") or 0.0, signal.min_rate),
     }
-    if signal.band is not None:  # nothing else has an order
+    if signal.band is not None:  # without a band there is no order
         found["order"] = (about.get("order") or 2, signal.order)
     return found
 
@@ -168,7 +169,7 @@ def _input(signal: Signal) -> dict[str, Any]:
 
 
 def _longest(spec: WindowSpec, signals: Sequence[Signal], step: int) -> int:
-    """Samples of one window in whole steps. Errors: PlethoraError when signals have different lengths."""
+    """Samples of one window in whole steps. Errors: PlethoraError when the signals have different rates."""
     rates = {s.rate for s in signals}
     if len(rates) > 1:
         named = ", ".join(f"{s.modality} has {s.rate:g} Hz" for s in signals)

@@ -1,9 +1,9 @@
-"""The codebook: cosine vector quantisation with k-means start, EMA updates and reset of dead codes.
+"""The codebook: cosine vector quantisation with k-means initialisation, EMA updates and reset of dead codes.
 
-Imports torch and vector-quantize-pytorch alone: a thin wrapper of the latter that adds what a distributed,
-resumable run needs: draws keyed by the window (its own come from each rank's global generator), sums over
-ranks whether torch.distributed was started before or after construction, one update an optimizer step (its
-own is one a forward pass), and a reset threshold that scales with batch and codebook.
+Imports torch and vector-quantize-pytorch alone; a thin wrapper of the latter. It adds what a distributed,
+resumable run needs: draws keyed by the window (the library draws from each rank's global generator), sums
+over ranks whether torch.distributed was started before or after construction, one update per optimizer step
+(the library updates at each forward pass), and a reset threshold that scales with batch and codebook.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pretrain.layers import Stepped, full_precision, sum_over_ranks
 
 
 class _KeyedSampler:
-    """Draws rows of all ranks' batch by their keys: the ``num`` rows with the smallest keys, the same ones
-    for any split of the batch over ranks. Cycles through them when there are too few."""
+    """Draws the ``num`` rows with the smallest keys from all ranks' batch, the same rows for any split of the
+    batch over ranks. Cycles through the rows if there are too few."""
 
     def __init__(self) -> None:
         self.keys = torch.empty(0)
@@ -42,15 +42,15 @@ class _KeyedSampler:
 class Quantizer(Stepped):
     """(B, N, D) features -> nearest code on the unit sphere.
 
-    In training mode ``forward`` gathers what it sees, and ``move`` moves the codebook by EMA and re-seeds
-    codes whose running count is under ``dead_share`` of the even share (0 = never). A codebook that is to
-    start by k-means has no codes before ``start``: ``forward`` then says so in ``waits``, and what it returns
-    means nothing. In eval mode, and in ``codes``, nothing changes. Everything runs in float32 with autocast
+    In training mode, ``forward`` collects features, and ``move`` updates the codebook by EMA and re-seeds
+    codes whose running count is below ``dead_share`` of the uniform share (0 = never). A codebook with
+    k-means initialisation has no codes before ``start``; until then ``forward`` sets ``waits`` and its output
+    is meaningless. In eval mode, and in ``codes``, nothing changes. Everything runs in float32 with autocast
     off.
     """
 
     def __init__(self, dim: int, size: int, decay: float, kmeans: bool, dead_share: float) -> None:
-        from vector_quantize_pytorch import VectorQuantize  # networks without a codebook run without it
+        from vector_quantize_pytorch import VectorQuantize  # not needed by networks without a codebook
 
         super().__init__()
         self.size = size
@@ -68,12 +68,12 @@ class Quantizer(Stepped):
         self._sampler = _KeyedSampler()
         book = self.vq._codebook
         book.sample_fn = book.replace_sample_fn = self._sampler
-        self._seen: list[tuple[Tensor, Tensor]] = []  # features (n, D) and their keys (n,), a forward pass
+        self._seen: list[tuple[Tensor, Tensor]] = []  # features (n, D) and keys (n,), one per forward pass
         self._count = 0
 
     @property
     def started(self) -> bool:
-        """Whether the codebook holds codes (k-means has run, or was not asked for)."""
+        """Whether the codebook has codes (k-means has run or is off)."""
         return bool(self.vq._codebook.initted)
 
     @property
@@ -83,27 +83,27 @@ class Quantizer(Stepped):
 
     @property
     def perplexity(self) -> Tensor:
-        """exp of the entropy of the codes' running (EMA) shares, (): ``size`` when all are used alike."""
+        """exp of the entropy of the codes' running (EMA) shares, (); equals ``size`` for uniform use."""
         share = self.vq._codebook.cluster_size[0]
         share = share / share.sum()
         return torch.exp(-torch.xlogy(share, share).sum())
 
     def codes(self, z_bnd: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N) int64 code ids; changes nothing, in any mode."""
+        """(B, N, D) -> (B, N) int64 code ids; changes no state in any mode."""
         with full_precision(z_bnd), torch.no_grad():
             return (F.normalize(z_bnd.float(), dim=-1) @ self.codebook.T).argmax(dim=-1)
 
     def forward(self, z_bnd: Tensor, keys_bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> quantised (B, N, D) with straight-through gradient, ids (B, N) int64, commitment loss (): the
-        mean square of code (no gradient) minus unit feature.
+        """-> quantised (B, N, D) with straight-through gradient, ids (B, N) int64, and commitment loss ():
+        the mean square of code (no gradient) minus unit feature.
 
-        keys_bn (B, N): keyed uniforms, which decide what seeds the codebook and its dead codes.
+        keys_bn (B, N): keyed uniforms that choose the features that seed the codebook and replace dead codes.
         """
         with full_precision(z_bnd):
             z = F.normalize(z_bnd.float(), dim=-1)
             if self.training and self.started:
                 self._gather(z.detach(), keys_bn, self.size if self.dead_share > 0 else 0)
-                # adds this pass's counts and sums to those of the step's earlier ones
+                # adds the counts and sums of this pass to those of the step's earlier passes
                 codes, ids, _ = self.vq(z.detach(), accum_ema_update=True)
             else:
                 if self.training:
@@ -114,7 +114,7 @@ class Quantizer(Stepped):
             return z + (codes - z).detach(), ids, F.mse_loss(z, codes.detach())
 
     def _gather(self, z_bnd: Tensor, keys_bn: Tensor, most: int) -> None:
-        """Keep the ``most`` features with the smallest keys: no others can be drawn."""
+        """Keep the ``most`` features with the smallest keys; only these can be drawn."""
         keys = keys_bn.flatten()
         order = torch.argsort(keys, stable=True)[:most] if most < len(keys) else slice(None)
         self._seen.append((self.vq._codebook.transform_input(z_bnd).flatten(0, 1)[order], keys[order]))
@@ -122,7 +122,7 @@ class Quantizer(Stepped):
 
     @torch.no_grad()
     def start(self) -> None:
-        """K-means over the features of the whole batch, of all ranks."""
+        """Initialise by k-means over the features of the whole batch of all ranks."""
         book, seen = self.vq._codebook, [z for z, _ in self._seen]
         if len(seen) == 0 or self.started:
             self._forget()
@@ -139,7 +139,7 @@ class Quantizer(Stepped):
 
     @torch.no_grad()
     def move(self) -> None:
-        """One EMA update and one look for dead codes, over the whole batch of all ranks."""
+        """One EMA update and one reset of dead codes, from the whole batch of all ranks."""
         from vector_quantize_pytorch.vector_quantize_pytorch import ema_inplace
 
         book = self.vq._codebook
@@ -153,7 +153,7 @@ class Quantizer(Stepped):
         if self.dead_share > 0:
             world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
             book.threshold_ema_dead_code = self.dead_share * self._count * world / self.size
-            # a fresh code gets ln 2 / (1 - decay) steps to find users
+            # a re-seeded code has ln 2 / (1 - decay) steps to come into use
             book.reset_cluster_size = 2.0 * book.threshold_ema_dead_code
             self._sampler.keys = torch.cat([keys for _, keys in self._seen])
             book.expire_codes_(torch.cat([z for z, _ in self._seen])[None])
@@ -166,10 +166,10 @@ class Quantizer(Stepped):
 
 
 def _kmeans(parts: list[Tensor], means_vd: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm on the unit sphere over all ranks: (V, D) means and (V,) how many rows each has.
+    """Lloyd's algorithm on the unit sphere over all ranks: (V, D) means and (V,) row counts.
 
-    The library's, but for rows that lie in parts (n, D): the distances of a whole batch to a large codebook
-    need not fit into memory at once.
+    Like the library's, but for rows in parts (n, D), so that the distances of a whole batch to a large
+    codebook need not fit in memory at once.
     """
     counts = means_vd.new_zeros(len(means_vd))
     for _ in range(iterations):

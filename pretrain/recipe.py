@@ -1,8 +1,8 @@
-"""What a pretraining method must offer to the one loop, and how a run file names it.
+"""The contract between a pretraining method and the training loop, and how a run file names a recipe.
 
-A recipe is one class: ``RecipeClass(config, seed)`` with a frozen pydantic ``Config`` (paper defaults, each
-field citing its source). The loop wraps what ``modules()`` returns in engines (DeepSpeed or DDP), calls
-``losses`` with the wrapped modules, steps each module by its own scalar, and publishes ``encoder()``.
+A recipe is one class: ``RecipeClass(config, seed)`` with a frozen pydantic ``Config`` (paper defaults; each
+field cites its source). The loop wraps the modules of ``modules()`` in engines (DeepSpeed or DDP), calls
+``losses`` with the wrapped modules, steps each module by its scalar loss, and publishes ``encoder()``.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ if TYPE_CHECKING:  # torch and matplotlib take seconds to import, and `--help` n
 
 @dataclass
 class StepResult:
-    """What one micro-batch gives back.
+    """The result of one micro-batch.
 
-    losses   {module name: scalar with a graph}: exactly the keys of ``modules()``; each is stepped alone.
-    log      {name: scalar}: means over the windows of this micro-batch; the loop averages them (over
-             accumulation, ranks, and in validation over the pass, weighted by windows).
-    counts   {name: 1-d tensor}: quantities whose mean of means would be wrong (a code histogram): the loop
-             *sums* them over ranks and over the validation pass and hands the sums to ``Recipe.summary``.
-             Shapes and keys are the same at every call.
-    figures  {name: function without arguments that draws}: only called at validation, so drawing is free
-             otherwise. They describe this micro-batch.
+    losses   {module name: scalar with a graph}: exactly the keys of ``modules()``; each is stepped
+    separately.
+    log      {name: scalar}: means over the windows of this micro-batch; the loop averages them, weighted by
+             windows, over accumulation and ranks, and in validation over the whole pass.
+    counts   {name: 1-d tensor}: quantities that must not be averaged (a code histogram): the loop *sums* them
+             over ranks and over the validation pass and passes the sums to ``Recipe.summary``. Shapes and
+             keys are the same at every call.
+    figures  {name: function without arguments that draws}: called only at validation, so it costs nothing in
+             training. They show this micro-batch.
     """
 
     losses: dict[str, Tensor]
@@ -47,12 +48,12 @@ class StepResult:
 
 @dataclass
 class Mode:
-    """One way into an encoder: ``module`` maps (B, C, T) float32, preprocessed as the encoder's
-    ``preprocessing`` says and otherwise raw (normalisation is inside), to (B, dim) float32.
+    """One input mode of an encoder: ``module`` maps (B, C, T) float32 to (B, dim) float32. The input is
+    preprocessed as ``preprocessing`` of the encoder describes; normalisation happens in the module.
 
-    min_samples   shortest T that the module takes.
-    step_samples  the module uses the first ``T // step_samples * step_samples`` samples; the rest is cut.
-    max_samples   longest T; longer input is refused by the caller.
+    min_samples   shortest T that the module accepts.
+    step_samples  the module uses the first ``T // step_samples * step_samples`` samples and drops the rest.
+    max_samples   longest T; the caller refuses longer input.
     """
 
     module: nn.Module
@@ -65,7 +66,7 @@ class Mode:
 
 @dataclass
 class Decoder:
-    """One way from signals to another one of the same time: as a ``Mode``, but ``module`` gives
+    """A translation from signals to another simultaneous signal: like a ``Mode``, but ``module`` returns
     (B, ``output["channels"]``, T // step_samples * step_samples) float32, z-scored per window."""
 
     module: nn.Module
@@ -78,25 +79,28 @@ class Decoder:
 
 @dataclass
 class Encoder:
-    """What downstream gets, made by ``pretrain.published.encoder`` from the windows of the recipe.
+    """The published encoder for downstream tasks; ``pretrain.published.encoder`` makes it from the recipe's
+    windows.
 
-    ``preprocessing`` = {modality: {rate, band, order, kind, window_s, min_s, short, normalise, unit}}, as it
-    is written to ``preprocessing.json`` (DESIGN section 6)."""
+    ``preprocessing`` = {modality: {rate, band, order, kind, window_s, min_s, short, normalise, unit}}, the
+    content of ``preprocessing.json`` (DESIGN section 6)."""
 
     modes: dict[str, Mode]  # by input: "ppg", "ecg", "ppg+ecg"
     kind: Literal["encoder", "tokenizer", "adapter"]  # an adapter is published without its frozen weights
     preprocessing: dict[str, dict[str, Any]]
     decoders: dict[str, Decoder] = field(default_factory=dict)  # by name: "ppg_to_ecg"
-    about: dict[str, Any] = field(default_factory=dict)  # what else config.json says: an adapter's base
+    about: dict[str, Any] = field(
+        default_factory=dict
+    )  # further keys of config.json, such as an adapter's base
 
 
 class Recipe(Protocol):
     """The contract between a method and the loop (DESIGN section 4).
 
     Batches are dicts of tensors on the modules' device: one (B, C, T) float32 a modality ("ppg"), "window"
-    (B,) int64 window ids and "step" (B,) int64. Randomness a sample is keyed by (seed, purpose, step, window
-    id), see ``pretrain.layers.keyed_uniform``, so that results depend neither on the world size nor on the
-    order; only dropout draws from the global generator.
+    (B,) int64 window ids and "step" (B,) int64. Random draws per sample are keyed by (seed, purpose, step,
+    window id), see ``pretrain.layers.keyed_uniform``, so that results depend neither on the world size nor on
+    the order; only dropout draws from the global generator.
     """
 
     Config: ClassVar[type]
@@ -108,78 +112,81 @@ class Recipe(Protocol):
         ...
 
     def modules(self) -> dict[str, nn.Module]:
-        """What trains: a module = an engine = an optimizer = one scalar loss. Called once; initial weights
-        are a pure function of the seed, so every rank builds the same ones."""
+        """The modules to train: each has one engine, one optimizer and one scalar loss. Called once; initial
+        weights are a pure function of the seed, so every rank builds the same ones."""
         ...
 
     def frozen(self) -> dict[str, nn.Module]:
-        """Modules in no engine (a tokenizer, a teacher), in eval mode without gradients, loaded by the
-        bundle URI found in the config. Empty when there are none."""
+        """Modules that do not train (a tokenizer, a teacher), in eval mode without gradients, loaded from the
+        bundle URIs in the config; {} if there are none."""
         ...
 
     def losses(
         self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module], batch: dict, step: int
     ) -> StepResult:
-        """One scalar a module. Calls each given (wrapped) module exactly once and never its insides; every
-        module runs at every step. ``step`` counts optimizer steps. In validation the loop calls it with the
-        modules in eval mode under ``torch.no_grad``: nothing may update then. State that no gradient moves
-        (a codebook, a running mean) belongs in a ``pretrain.layers.Stepped`` part of its module, which the
-        loop moves once a step; until such a part has started the loop may call this twice."""
+        """One scalar loss per module. It calls each (wrapped) module exactly once, never its submodules, and
+        every module runs at every step. ``step`` counts optimizer steps. In validation the loop calls it with
+        the modules in eval mode under ``torch.no_grad``, and nothing may update. State that is updated
+        without gradients (a codebook, a running mean) belongs in a ``pretrain.layers.Stepped`` part of its
+        module, which the loop moves once per step; until such a part has started, the loop may call this
+        twice."""
         ...
 
     def summary(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
-        """Figures of a whole validation pass from the summed ``StepResult.counts`` (codebook usage,
-        perplexity, accuracy of the most common code); {} when there are none."""
+        """Metrics of a whole validation pass from the summed ``StepResult.counts`` (codebook usage,
+        perplexity, accuracy of the most common code); {} if there are none."""
         ...
 
     def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
-        """What downstream gets, from the unwrapped modules."""
+        """The encoder to publish, from the unwrapped modules."""
         ...
 
 
 class Hooks(Recipe, Protocol):
-    """What a recipe may have as well. The loop asks ``has(recipe, hook)``; the methods of a hook come
-    together (``HOOKS``), and a recipe has any number of them.
+    """Optional hooks of a recipe. The loop checks ``has(recipe, hook)``. A recipe may implement any number of
+    hooks, but must implement all methods of each (``HOOKS``).
     """
 
-    # -- "labels": it learns from labels. Its batches carry "target" (B, k) float32, NaN where a window has no
-    # such label; windows without any are not in the plan.
+    # -- "labels": the recipe learns from labels. Its batches contain "target" (B, k) float32, NaN where a
+    # window lacks a label; windows without any label are not in the plan.
 
     def targets(self, corpus: Corpus, table: pa.Table) -> np.ndarray:
-        """(n, k) of n rows of an index's table, NaN where unknown: each a pure function of its row and the
-        corpus.
+        """(n, k) targets for the n rows of an index table, NaN where unknown; each is a pure function of its
+        row and the corpus.
         """
         ...
 
     def told(self, targets: np.ndarray) -> None:
-        """The (n, k) targets of every training window, once, before `modules` (to standardise by)."""
+        """Receives the (n, k) targets of all training windows, once, before `modules`, for
+        standardisation."""
         ...
 
-    # -- "materialise": columns that no step changes are computed once, when windows are materialised; batches
-    # may then carry them.
+    # -- "materialise": columns that stay the same over training are computed once, when windows are
+    # materialised; batches may then contain them.
 
     def foreseen(self) -> str:
-        """Names all that the columns depend on beside the window; "" where there are none."""
+        """A string that identifies everything that the columns depend on besides the window; "" without
+        columns."""
         ...
 
     def foresee(self, frozen: Mapping[str, nn.Module], batch: dict) -> dict[str, Tensor]:
-        """{column: (B, …)} of a batch of windows."""
+        """The precomputed columns of a batch of windows: {column: (B, …)}."""
         ...
 
-    # -- "plan": it needs a bundle (a frozen tokenizer) which may not be trained yet.
+    # -- "plan": the recipe needs a bundle (a frozen tokenizer) that may not be trained yet.
 
     def rehearsal(self) -> Recipe:
-        """Itself, or with fresh weights of the same size in place of what its config does not name yet: to be
-        measured rather than trained."""
+        """The recipe for measurement: itself, or a copy with fresh weights of the same size in place of a
+        bundle that its config does not name yet."""
         ...
 
-    # -- "check": what it can find out before a run starts.
+    # -- "check": checks before a run starts.
 
     def check(self) -> list[str]:
-        """A run's first lines. Errors: PlethoraError where network and windows do not fit."""
+        """Lines to print at the start of a run. Errors: PlethoraError when network and windows do not fit."""
         ...
 
-    # -- "tokens": its network works on tokens; telemetry then tells tokens a second.
+    # -- "tokens": the network works on tokens; telemetry then includes tokens per second.
 
     @property
     def tokens(self) -> int:
@@ -198,7 +205,7 @@ HOOKS: dict[Hook, tuple[str, ...]] = {
 
 
 def has(recipe: Recipe, hook: Hook) -> TypeGuard[Hooks]:
-    """Whether `recipe` has an optional hook (`load` has seen to it that none is there in part)."""
+    """Whether `recipe` implements an optional hook (`load` has checked that each hook is complete)."""
     return hasattr(recipe, HOOKS[hook][0])
 
 
@@ -206,9 +213,9 @@ _PARTS = ("Config", "windows", "modules", "frozen", "losses", "summary", "encode
 
 
 def load(name: str) -> type:
-    """The recipe class that ``"package.module:Class"`` names; any module on the path will do.
+    """The recipe class ``"package.module:Class"``; the module may be anywhere on the Python path.
 
-    Errors: PlethoraError when the name has another form, the module or the class is not there, or the class
+    Errors: PlethoraError when the name has another form, the module or the class does not exist, or the class
     lacks a part of the contract.
     """
     module_name, _, class_name = name.partition(":")
@@ -221,7 +228,7 @@ def load(name: str) -> type:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the recipe exists; what it imports does not: that traceback helps its author
+            raise  # the recipe exists but one of its imports does not: the traceback helps its author
         raise PlethoraError(
             f'recipe = "{name}": there is no module {module_name}; '
             "check the spelling, and that its folder is where you start from or on PYTHONPATH"
@@ -249,6 +256,6 @@ def load(name: str) -> type:
 
 
 def build(name: str, method: Mapping[str, Any], seed: int) -> Recipe:
-    """The recipe that ``name`` names, its ``[method]`` checked. PlethoraError: unknown or wrong keys."""
+    """The recipe ``name`` with a validated ``[method]``. PlethoraError: unknown or wrong keys."""
     found: Any = load(name)
     return found(validate(found.Config, dict(method), "[method]"), seed)

@@ -1,8 +1,7 @@
-"""Where the workers of a run meet: as Ray Train lets torch's workers meet, but at one address.
+"""The rendezvous of a run's workers: Ray Train's, but bound to one address.
 
-torch.distributed opens its store on every interface, and answers whoever connects. Here the first worker
-binds it to the address by which Ray knows its machine, on one's own machine the loopback, and torch is handed
-the socket.
+torch.distributed opens its store on every interface and answers any client. Here the first worker binds it to
+the address by which Ray knows its machine (the loopback on a single machine) and passes the socket to torch.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import Any
 import torch.distributed as dist
 from ray.train.torch import TorchConfig
 
-# Ray names no public place for these two; its own backend, which is extended, is as private.
+# Ray has no public names for these two; the backend that we extend is private, too.
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
-_held: list[dist.TCPStore] = []  # the server ends with the process that made it
+_stores: list[dist.TCPStore] = []  # keeps the servers alive until this process ends
 
 
 @dataclass
@@ -37,14 +36,16 @@ class _Backend(_TorchBackend):
 
         worker_group.execute(_set_torch_distributed_env_vars)
         address, port = worker_group.execute_single(0, open_store)
-        told = {"backend": backend_config.backend, "address": address, "port": port}
-        told |= {"world_size": len(worker_group), "timeout_s": backend_config.timeout_s}
+        settings = {"backend": backend_config.backend, "address": address, "port": port}
+        settings |= {"world_size": len(worker_group), "timeout_s": backend_config.timeout_s}
         ranks = range(len(worker_group))
-        ray.get([worker_group.execute_single_async(rank, join, world_rank=rank, **told) for rank in ranks])
+        ray.get(
+            [worker_group.execute_single_async(rank, join, world_rank=rank, **settings) for rank in ranks]
+        )
 
 
 def open_store() -> tuple[str, int]:
-    """Serve a store at this machine's address in Ray alone, while this process lives: (address, port)."""
+    """Serve a store at this machine's Ray address only, until this process ends. Returns (address, port)."""
     import ray
 
     address = ray.util.get_node_ip_address()
@@ -52,13 +53,15 @@ def open_store() -> tuple[str, int]:
     listening = socket.create_server((address, 0), family=family, backlog=2048)
     port = listening.getsockname()[1]
     fd = listening.detach()
-    _held.append(dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=fd))
+    _stores.append(dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=fd))
     return address, port
 
 
 def join(backend: str, address: str, port: int, world_rank: int, world_size: int, timeout_s: int) -> None:
-    """Make this process rank `world_rank` of `world_size` that meet in the store at `address`:`port`."""
-    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))  # what launchers tell, and libraries read
+    """Join the process group as rank `world_rank` of `world_size`, through the store at `address`:`port`."""
+    os.environ.update(
+        MASTER_ADDR=address, MASTER_PORT=str(port)
+    )  # launchers set these, and libraries read them
     timeout = timedelta(seconds=timeout_s)
     store = dist.TCPStore(address, port, world_size, timeout=timeout)
     dist.init_process_group(backend, store=store, rank=world_rank, world_size=world_size, timeout=timeout)

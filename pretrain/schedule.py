@@ -1,4 +1,4 @@
-"""Learning rate by optimizer step: a pure function, so that a resumed run needs no scheduler state."""
+"""Learning rate as a pure function of the optimizer step, so that a resumed run needs no scheduler state."""
 
 from math import cos, pi, sqrt
 

@@ -1,8 +1,8 @@
 """The three networks of SIGMA-PPG (arXiv 2601.21031): tokenizer, student, teacher.
 
-Imports torch and the quantizer's package alone. B windows, T samples, N = T // patch patches, P samples a
-patch, D features, V codes. Inputs are band-passed and resampled signals; min-max to [0, 1] is the first thing
-each network does, so that it is in ONNX too.
+Imports torch and the quantizer's package alone. B windows, T samples, N = T // patch patches, P samples per
+patch, D features, V codes. Inputs are band-passed and resampled signals; each network first scales them to
+[0, 1] by min-max, so the scaling is part of the ONNX file.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Tokens(Stepped):
         self.register_buffer("spectra_seen", torch.zeros(()))
         self.mean_spectrum: Tensor
         self.spectra_seen: Tensor
-        self._spectra: list[Tensor] = []  # sum (P,) of amplitudes, then their number, a forward pass
+        self._spectra: list[Tensor] = []  # (P + 1,) per forward pass: amplitude sums, then count
         self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
         self.to_code = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, code_dim))
         self.to_amplitude = _spectral_head(decoder_dim, patch)
@@ -72,18 +72,18 @@ class Tokens(Stepped):
 
     @torch.no_grad()
     def codes(self, x_bct: Tensor) -> Tensor:
-        """Windows (B, 1, T) -> code ids (B, N) int64, in full precision; changes nothing."""
+        """Windows (B, 1, T) -> code ids (B, N) int64, in full precision; changes no state."""
         with full_precision(x_bct):
             return self.quantizer.codes(self.features(patches(minmax(x_bct), self.patch)))
 
     def forward(
         self, x_bct: Tensor, scale_b1: Tensor, noise_bt: Tensor, keys_bn: Tensor, quantise: bool = True
     ) -> dict[str, Tensor]:
-        """All terms of the loss, and what monitors need.
+        """All terms of the loss, and values for monitoring.
 
         scale_b1, noise_bt: the augmented view is ``scale * x + self.noise * noise`` on the [0, 1] signal.
-        keys_bn: keyed uniforms for the quantizer. quantise: false while the codebook waits for features
-        worth naming; the decoder then reads the unit features, and nothing commits.
+        keys_bn: keyed uniforms for the quantizer. quantise: false while the features are still too immature
+        for a codebook; the decoder then reads the unit features, and the commitment loss is 0.
         """
         x = minmax(x_bct)
         clean = patches(x, self.patch)
@@ -113,22 +113,22 @@ class Tokens(Stepped):
         }
 
     def _centre(self, amplitude_bnp: Tensor) -> Tensor:
-        """The running mean spectrum, (P,), which the decoder need not learn; zeros with centre=False and in
-        the first step."""
+        """The running mean spectrum, (P,), so that the decoder need not learn it; zeros with centre=False and
+        in the first step."""
         if self.centre and self.training:
             total = amplitude_bnp.sum(dim=(0, 1))
             rows = total.new_full((1,), amplitude_bnp.shape[0] * amplitude_bnp.shape[1])
             self._spectra.append(torch.cat([total, rows]))
-        return self.mean_spectrum.clone()  # a later update must not reach into this graph
+        return self.mean_spectrum.clone()  # a later update must not change this graph
 
     @torch.no_grad()
     def start(self) -> None:
-        """Nothing here waits; what was seen is seen again."""
+        """Discard the collected spectra: the repeated step collects them again."""
         self._spectra = []
 
     @torch.no_grad()
     def move(self) -> None:
-        """The running mean spectrum by one batch."""
+        """Update the running mean spectrum with one batch."""
         if not self._spectra:
             return
         total = sum_over_ranks(torch.stack(self._spectra).sum(dim=0))
@@ -143,7 +143,7 @@ def _spectral_head(dim: int, patch: int) -> nn.Sequential:
 
 
 class Student(nn.Module):
-    """Guesses the codes of hidden patches."""
+    """Predicts the codes of hidden patches."""
 
     def __init__(self, encoder: PatchTransformer, patch: int, dim: int, codes: int) -> None:
         super().__init__()
@@ -153,20 +153,20 @@ class Student(nn.Module):
         self.head.apply(initialise)
 
     def forward(self, x_bct: Tensor, mask_bn: Tensor, at_m: Tensor, start_b: Tensor | None = None) -> Tensor:
-        """(B, 1, T), hidden patches (B, N) bool -> logits (M, V) of the patches ``at_m``, int64 places among
-        all B * N. start_b (B,): where in the table of positions each window starts."""
+        """(B, 1, T), hidden patches (B, N) bool -> logits (M, V) of the patches ``at_m``, int64 flat indices
+        among all B * N. start_b (B,): each window's first position."""
         features = self.encoder(patches(minmax(x_bct), self.patch), mask_bn, start_b)
         return self.head(features.flatten(0, 1).index_select(0, at_m))
 
 
 class Teacher(nn.Module):
-    """How hard to hide each patch."""
+    """Scores how likely each patch is to be hidden."""
 
     def __init__(self, encoder: PatchTransformer, patch: int, dim: int) -> None:
         super().__init__()
         self.patch = patch
         self.encoder = encoder
-        # no biases at the end: they would shift all patches alike, which a softmax over patches ignores
+        # no final biases: they would shift all patches equally, which a softmax over patches ignores
         self.encoder.norm = nn.LayerNorm(dim, eps=1e-6, bias=False)
         self.head = nn.Linear(dim, 1, bias=False)
         self.head.apply(initialise)
@@ -177,8 +177,8 @@ class Teacher(nn.Module):
 
 
 class Pooled(nn.Module):
-    """What downstream gets: (B, 1, T) -> (B, D), the mean over all patches, none hidden, of the features
-    after ``blocks`` blocks (none: after all of them and the last norm)."""
+    """The published encoder: (B, 1, T) -> (B, D), the mean over all patches, none hidden, of the features
+    after ``blocks`` blocks (None: after all blocks and the last norm)."""
 
     def __init__(self, encoder: PatchTransformer, patch: int, blocks: int | None = None) -> None:
         super().__init__()

@@ -173,5 +173,5 @@ def _literal(want: dict[str, Any]) -> str:
 
 
 def longest(known: dict[str, Any]) -> float:
-    """Seconds of the longest input that the network takes."""
+    """Seconds of the longest input that the network accepts."""
     return float(known.get("max_s", known["window_s"]))

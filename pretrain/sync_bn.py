@@ -1,6 +1,6 @@
-"""Batch normalisation whose statistics are those of the batch of all workers, on CPU and GPU alike.
+"""Batch normalisation with statistics over all workers, on CPU and GPU.
 
-torch's own ``SyncBatchNorm`` runs on GPUs alone. Imports torch alone.
+torch's ``SyncBatchNorm`` runs only on GPUs. Imports torch alone.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from pretrain.layers import full_precision, sum_over_ranks
 class BatchNorm(nn.BatchNorm1d):
     """(B, C) or (B, C, T) -> same, as ``BatchNorm1d`` on the rows of all ranks together.
 
-    sync      false: statistics of this rank's rows alone: the result depends on the number of workers.
-    momentum  of a batch in the running statistics. At torch's 0.1 these still hold a tenth of their start
-              after 20 steps, which is far off where variances are small.
+    sync      false: statistics of this rank's rows only; the result then depends on the number of workers.
+    momentum  weight of a batch in the running statistics. At torch's 0.1, a tenth of the initial value
+    remains
+              after 20 steps, a large error where variances are small.
 
-    Ranks may hold different numbers of rows, also none: a rank without rows takes part in the collectives and
-    gets an empty tensor back. Where no rank has a row nothing changes. Statistics are float32 (float64 for
-    float64 input) under autocast too. Every rank must call it, forward and backward, in the same order.
-    State dict names are ``BatchNorm1d``'s.
+    Ranks may have different numbers of rows, even none: a rank without rows takes part in the collectives and
+    returns an empty tensor. If no rank has a row, nothing changes. Statistics are float32 (float64 for
+    float64 input), also under autocast. Every rank must call it, forward and backward, in the same order.
+    State dict names are those of ``BatchNorm1d``.
     """
 
     def __init__(self, channels: int, sync: bool = True, momentum: float = 0.1) -> None:
@@ -35,7 +36,7 @@ class BatchNorm(nn.BatchNorm1d):
         if not self.training:
             return super().forward(x)
         over_ranks = self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if not over_ranks and x.numel() > x.shape[1]:  # torch's own refuses a single value a channel
+        if not over_ranks and x.numel() > x.shape[1]:  # torch refuses a single value per channel
             return super().forward(x)
         with full_precision(x):
             wide = x if x.dtype == torch.float64 else x.float()
@@ -45,7 +46,7 @@ class BatchNorm(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _track(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
-        """Running mean and unbiased variance, in place; left as they are where there were no rows."""
+        """Update running mean and unbiased variance in place; without rows they stay unchanged."""
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         some = (count > 0).to(mean.dtype)
@@ -57,10 +58,10 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class _Normalise(torch.autograd.Function):
-    """Forward: one all-reduce of the counts and sums and one of the squared deviations from the common mean
-    (sums of squares alone would cancel). Backward: one all-reduce, since each row moved every rank's
-    statistics. The weight's and bias's gradients are this rank's shares: the engine adds those up over ranks,
-    as it does for any other parameter."""
+    """Forward: one all-reduce of counts and sums, and one of squared deviations from the common mean (sums of
+    squares would lose precision by cancellation). Backward: one all-reduce, because each row affects every
+    rank's statistics. The gradients of weight and bias are this rank's part: the engine reduces them over
+    ranks, as for any other parameter."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, over_ranks: bool) -> Any:
@@ -90,7 +91,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def _row(c: Tensor, like: Tensor) -> Tensor:
-    """(C,) in the shape that broadcasts over ``like``."""
+    """(C,) reshaped to broadcast over ``like``."""
     return c[:, None] if like.ndim == 3 else c
 
 

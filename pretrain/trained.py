@@ -1,4 +1,4 @@
-"""A published bundle as torch again: its recipe's own networks with the trained weights."""
+"""Loads a published bundle back into torch: the recipe's networks with the trained weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def open_trained(uri: str) -> tuple[bundle.Bundle, Encoder]:
-    """The bundle at ``uri`` and its encoder in torch, in eval mode on the CPU (also under "meta", where only
-    parameters are counted). Errors: as `open_modules`.
+    """The bundle at ``uri`` and its encoder in torch, in eval mode on the CPU (even under the "meta" device,
+    which only counts parameters). Errors: as for `open_modules`.
     """
     import torch
 
@@ -51,9 +51,9 @@ def open_modules(uri: str) -> tuple[bundle.Bundle, Any, dict[str, Any]]:
         recipe = build(run.get("seed", 0))
         modules = recipe.modules()
         for name, module in modules.items():
-            own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+            state = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
             try:
-                module.load_state_dict(own)
+                module.load_state_dict(state)
             except RuntimeError as error:
                 raise PlethoraError(
                     f"{uri}: model.safetensors does not fit the networks of {run['recipe']} as this checkout "
@@ -70,17 +70,17 @@ def weights_of(found: bundle.Bundle) -> dict[str, Tensor]:
     try:
         return load_file(found.path("model.safetensors"))
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        said = (str(error).splitlines() or [""])[0][:200]
+        reason = (str(error).splitlines() or [""])[0][:200]
         raise PlethoraError(
-            f"{found.uri}: model.safetensors holds no weights ({said}): do not use it"
+            f"{found.uri}: model.safetensors holds no weights ({reason}): do not use it"
         ) from None
 
 
 def trusted(config: Mapping[str, Any], where: str) -> type:
     """The recipe class that a bundle's config.json (read from ``where``) names.
 
-    The bundle may be a stranger's: only recipes of this checkout are imported, and others whose top-level
-    package the environment names in PLETHORA_RECIPES (separated by commas). Errors: PlethoraError.
+    The bundle may be untrusted: only recipes of this checkout are imported, and those whose top-level package
+    is listed in the environment variable PLETHORA_RECIPES (comma-separated). Errors: PlethoraError.
     """
     run = config.get("run")
     name = run.get("recipe") if isinstance(run, Mapping) else None
@@ -97,8 +97,8 @@ def trusted(config: Mapping[str, Any], where: str) -> type:
 
 
 def recipe_of(config: Mapping[str, Any], where: str) -> Callable[[int], Any]:
-    """What makes the recipe that a bundle's config.json names (see ``trusted``) from a seed. PlethoraError
-    also for networks that would take more than half of this machine's memory.
+    """A function from a seed to the recipe that a bundle's config.json names (see ``trusted``). It raises
+    PlethoraError for networks that would take more than half of this machine's memory.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Micro-batches on their way from the stream to the module's device, while the step before runs."""
+"""Transfer of micro-batches from the stream to the device, overlapped with the previous step."""
 
 from collections.abc import Iterator, Mapping
 
@@ -15,10 +15,11 @@ Batch = Mapping[str, Tensor]
 def arriving(
     given: Iterator[Batch], spec: WindowSpec, device: torch.device, as_raw: bool
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Each batch of `given` as it lies on the host, and on `device`: windows (n, channels, samples) float32.
+    """Yields each batch of `given` as a pair: on the host, and on `device` with windows (n, channels,
+    samples) float32.
 
-    as_raw: `given` holds raw windows, which are prepared on the device (a CPU's by NumPy, as transform actors
-    do). A thread works one batch ahead.
+    as_raw: `given` yields raw windows, which are prepared on the device (on a CPU with NumPy, as transform
+    actors do). A thread works one batch ahead.
     """
     if device.type == "cuda":
         return _received(threaded(_sent(given, spec, device, as_raw)), device)
@@ -34,7 +35,7 @@ def _prepared(
 
 
 def _others(batch: Batch, spec: WindowSpec) -> dict[str, Tensor]:
-    """What of a batch of raw windows is no window."""
+    """The columns of a batch of raw windows other than the windows."""
     left_out = {s.modality + part for s in spec.signals for part in ("", *raw.GAINS)}
     return {name: x for name, x in batch.items() if name not in left_out}
 
@@ -43,8 +44,8 @@ Sent = tuple[Batch, dict[str, Tensor], torch.cuda.Event]
 
 
 def _sent(given: Iterator[Batch], spec: WindowSpec, device: torch.device, as_raw: bool) -> Iterator[Sent]:
-    """Batches under way, on a stream of their own. Pinned pages come from torch's pool of them, which gives
-    none out again before the copy from it is done."""
+    """Batches being copied on a side stream. Pinned memory comes from torch's pool, which reuses it only
+    after the copy has finished."""
     from datasets import device as on_device
 
     side = torch.cuda.Stream(device)
@@ -62,5 +63,5 @@ def _received(given: Iterator[Sent], device: torch.device) -> Iterator[tuple[Bat
         main = torch.cuda.current_stream(device)
         main.wait_event(done)
         for x in there.values():
-            x.record_stream(main)  # else its memory is free for the next batch while this one is in use
+            x.record_stream(main)  # otherwise its memory could be reused while in use
         yield batch, there

@@ -1,4 +1,4 @@
-"""What people see of a run: its progress, its numbers, and where its time goes."""
+"""What users see of a run: progress, metrics, and how it spends its time."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from pretrain.config import RunConfig
 from pretrain.data import Data
 
 _PHASES = ("start", "data", "validation", "checkpoint", "forward")
-_PROBE_BYTES = 25 * 2**20  # DDP's and about DeepSpeed's size of one message
+_PROBE_BYTES = 25 * 2**20  # DDP's bucket size, and about DeepSpeed's
 _log = logging.getLogger(__name__)
 
 
 class Watch:
-    """Every rank times what it does; rank 0 writes telemetry and moves the driver's progress bar.
+    """Every rank times its phases; rank 0 writes telemetry and updates the driver's progress bar.
 
-    The time since the last word is split into phases, told as shares ``train/time/<phase>``: start (until the
-    first batch is there), data (waiting for it, mean over workers), validation, checkpoint, exchange (the
-    gradients' all-reduce, from a message timed at the start: an upper bound, for it overlaps with the
-    backward pass), straggle (the slowest worker's forward passes beyond the median), and compute, the rest.
+    The time since the last report is split into phases, logged as shares ``train/time/<phase>``: start (until
+    the first batch arrives), data (waiting for batches, mean over workers), validation, checkpoint, exchange
+    (the gradient all-reduce, estimated from a message timed at the start; an upper bound, because it overlaps
+    with the backward pass), straggle (the slowest worker's forward passes minus the median), and compute (the
+    rest).
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Watch:
         self.run = run
         self.spent = dict.fromkeys(_PHASES, 0.0)
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self.first = start  # steps up to here were not made by this process
+        self.first = start  # steps before this process started
         self.done, self.windows, self.stepped, self.since = start, 0, 0, time.perf_counter()
         self.exchange_s = 0.0
         self.saved_s = 0.0
@@ -49,8 +50,8 @@ class Watch:
         self.plots: dict[str, bytes] = {}  # the last validation's figures, PNG
 
     def begin(self, data: Data, modules: Mapping[str, nn.Module], device: torch.device) -> None:
-        """Before the first step, on every rank: who we are, in the log and the gauges; what an exchange of
-        the gradients costs."""
+        """Call before the first step, on every rank: set up the log and the gauges, and time a gradient
+        all-reduce."""
         world = dist.get_world_size()
         self.device = device
         log.configure(run=self.run.name, rank=self.rank, world=world, step=self.done)
@@ -59,24 +60,24 @@ class Watch:
         _log.info("training starts", extra={"steps": self.steps, "recipe": self.run.recipe})
         if self.writer is None:
             return
-        told = self.writer.gauges
-        told.set("step", self.done)
-        told.set("steps", self.steps)
-        told.set("workers", world)
-        told.set("checkpoint_timestamp_seconds", time.time())
+        gauges = self.writer.gauges
+        gauges.set("step", self.done)
+        gauges.set("steps", self.steps)
+        gauges.set("workers", world)
+        gauges.set("checkpoint_timestamp_seconds", time.time())
         for found, uri in zip(data.indexes, self.run.corpora, strict=True):
             manifest = found.corpus.manifest
             for verdict, n in found.summary()["windows"].items():
-                told.set("indexed_windows", n, corpus=uri, verdict=verdict)
+                gauges.set("indexed_windows", n, corpus=uri, verdict=verdict)
             for modality, hours in manifest.get("counts", {}).get("hours", {}).items():
-                told.set("kept_hours", hours, corpus=uri, modality=modality)
+                gauges.set("kept_hours", hours, corpus=uri, modality=modality)
                 refused = manifest.get("rejects", {}).get(modality) or {"none": 0.0}
                 for reason, hours in refused.items():
-                    told.set("refused_hours", hours, corpus=uri, modality=modality, reason=reason)
+                    gauges.set("refused_hours", hours, corpus=uri, modality=modality, reason=reason)
 
     @contextlib.contextmanager
     def spending(self, phase: str) -> Iterator[None]:
-        """What happens within counts as `phase`; waiting for the first batch is the run's start."""
+        """Count the time of the block as `phase`. Waiting for the first batch counts as "start"."""
         began = time.perf_counter()
         try:
             yield
@@ -91,8 +92,8 @@ class Watch:
 
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
-        """A forward pass, which waits for no other worker: how workers differ in speed. On a GPU its own
-        clock is read, without waiting for it."""
+        """Time a forward pass. It waits for no other worker, so it shows how workers differ in speed. On a
+        GPU, CUDA events time it without a synchronisation."""
         if self.device.type != "cuda":
             with self.spending("forward"):
                 yield
@@ -104,12 +105,12 @@ class Watch:
         self.events.append((begin, end))
 
     def step(self, step: int, windows: int) -> None:
-        """Step `step` is done, over `windows` windows of all workers."""
+        """Record that step `step` is complete, over `windows` windows of all workers."""
         self.done, self.windows, self.stepped = step, self.windows + windows, self.stepped + 1
         log.at(step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Tell the numbers since the last word; every rank calls it."""
+        """Report the metrics since the last report. Collective: every rank calls it."""
         values |= self._times()
         if log.minute():
             _log.info("step", extra={name: round(value, 6) for name, value in values.items()})
@@ -134,7 +135,7 @@ class Watch:
         passed, by_rank = float(torch.stack(every)[:, 0].mean()), torch.stack(every)[:, 1:]
         mean = dict(zip(_PHASES, by_rank.mean(dim=0).tolist(), strict=True))
         most = dict(zip(_PHASES, by_rank.max(dim=0).values.tolist(), strict=True))
-        usual = float(by_rank[:, _PHASES.index("forward")].median())  # of two: the faster one's
+        usual = float(by_rank[:, _PHASES.index("forward")].median())  # with two workers: the faster one
         share = {phase: mean[phase] / passed for phase in ("start", "data", "validation", "checkpoint")}
         left = max(0.0, 1.0 - sum(share.values()))
         share["straggle"] = min(left, (most["forward"] - usual) / passed)
@@ -150,7 +151,7 @@ class Watch:
         return out | {f"time/{phase}": value for phase, value in share.items()}
 
     def validated(self, step: int, values: dict[str, float], figures: Mapping[str, Any]) -> None:
-        """Tell a validation's figures of merit, and draw its plots."""
+        """Report the metrics of a validation and draw its plots."""
         if self.writer is None:
             return
         self.writer.scalars(step, {f"val/{n}": v for n, v in values.items()})
@@ -163,13 +164,13 @@ class Watch:
             self.writer.figure(step, name, figure)
 
     def checkpointed(self, step: int) -> None:
-        """A checkpoint of `step` was handed over, for which training stood still."""
+        """Record that the checkpoint of `step` was handed over, and how long training paused for it."""
         if self.writer is not None:
             self.writer.scalars(step, {"train/checkpoint_seconds": self.saved_s})
             self.writer.gauges.set("checkpoint_timestamp_seconds", time.time())
 
     def skipped(self, step: int, windows: Tensor) -> None:
-        """Name the windows of a step that was skipped; every rank calls it."""
+        """Record the window ids of a skipped step. Collective: every rank calls it."""
         ids = [torch.empty_like(windows) for _ in range(dist.get_world_size())]
         dist.all_gather(ids, windows)
         if self.rank == 0:
@@ -179,12 +180,12 @@ class Watch:
             _log.warning("step skipped: a loss or gradient was not finite", extra={"windows": where})
 
     def flush(self) -> None:
-        """All that was told is stored before the checkpoint that a resumed run would go on from."""
+        """Store all telemetry. Call it before a checkpoint, from which a resumed run continues."""
         if self.writer is not None:
             self.writer.flush()
 
     def close(self) -> None:
-        """The run's last word."""
+        """Log the end of training and close the writer."""
         _log.info("training ends")
         if self.writer is not None:
             telemetry.put(self.board, self.steps, self.steps, self.shown | {"now": "publishing"})
@@ -192,8 +193,8 @@ class Watch:
 
 
 def exchange_s(n_bytes: int, device: torch.device, tries: int = 3) -> float:
-    """Seconds that an all-reduce of `n_bytes` takes, from the fastest of `tries` messages; every rank calls
-    it."""
+    """Seconds that an all-reduce of `n_bytes` takes, scaled from the fastest of `tries` messages. Collective:
+    every rank calls it."""
     size = max(1, min(n_bytes, _PROBE_BYTES) // 4)
     message = torch.zeros(size, device=device)
     took = []

@@ -1,4 +1,5 @@
-"""The state dicts of AnyPPG's release (PKUDigitalHealth/AnyPPG) -> our networks, the same functions."""
+"""Import of AnyPPG's released state dicts (PKUDigitalHealth/AnyPPG) into our networks, function for
+function."""
 
 from __future__ import annotations
 
@@ -18,26 +19,26 @@ from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig, Pair
 
 
 def anyppg(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, nn.Module], AnyPPGConfig]:
-    """Its PPG encoder alone (``anyppg_ckpt.pth``), or its whole ``CLIP`` module, whose ECG encoder becomes
-    the mode "ecg": (encoder, modules by name, config). Errors: PlethoraError, ValueError."""
+    """Import the PPG encoder alone (``anyppg_ckpt.pth``), or the whole ``CLIP`` module, whose ECG encoder
+    becomes the mode "ecg". Returns (encoder, modules by name, config). Errors: PlethoraError, ValueError."""
     whole = any(name.startswith("ppg_encoder.") for name in names.left)
     ppg = authors_net(names, "ppg_encoder." if whole else "")
-    told = _table(ppg, "ppg_encoder")
+    inferred = _table(ppg, "ppg_encoder")
     if not whole:
         names.finish("AnyPPG's PPG encoder, nor of its CLIP module")
-        c = settle(AnyPPGConfig, told, given)
+        c = settle(AnyPPGConfig, inferred, given)
         return c.encoder({"ppg": ppg}), {"pair": nn.ModuleDict({"ppg": ppg})}, c
 
     ecg = authors_net(names, "ecg_encoder.")
     other = _table(ecg, "ecg_encoder")
     for key in ("stem", "width"):
-        if told[key] != other[key]:
+        if inferred[key] != other[key]:
             raise PlethoraError(
-                f"its encoders differ in {key}: PPG {told[key]}, ECG {other[key]}; one is wanted of both"
+                f"its encoders differ in {key}: PPG {inferred[key]}, ECG {other[key]}; they must be equal"
             )
-    told |= {f"ecg_{key}": other[key] for key in ("filters", "blocks", "kernel")}
-    told["projection"] = names.shape("ppg_projector.3.weight")[0]
-    c = settle(AnyPPGConfig, told, given)
+    inferred |= {f"ecg_{key}": other[key] for key in ("filters", "blocks", "kernel")}
+    inferred["projection"] = names.shape("ppg_projector.3.weight")[0]
+    c = settle(AnyPPGConfig, inferred, given)
     pair = Pair(c.net(), c.ecg_net(), ecg.dim, c)
     assert pair.ecg is not None
     pair.ppg.load_state_dict(ppg.state_dict())
@@ -56,7 +57,7 @@ def anyppg(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, n
 
 
 def _table(net: Net1D, name: str) -> dict[str, Any]:
-    """What a config says of a network. Errors: PlethoraError when it takes several channels."""
+    """The config keys that describe a network. Errors: PlethoraError when it takes several channels."""
     stem, channels, kernel = net.stem.weight.shape
     if channels != 1:
         raise PlethoraError(f"its {name} takes {channels} channels, and one is wanted")
@@ -72,7 +73,7 @@ def _table(net: Net1D, name: str) -> dict[str, Any]:
 
 
 def _projector(head: Projector, names: Names, theirs: str) -> Filling:
-    """The bias before its batch norm is taken off the running mean."""
+    """Map a projector. The bias before its batch norm is subtracted from the running mean."""
     fill = Filling(head, names)
     fill.move("0", f"{theirs}.0", ["weight"])
     fill.norm("1", f"{theirs}.1", f"{theirs}.0.bias")

@@ -1,4 +1,4 @@
-"""A checkpoint file of somebody else -> the tensors in it, and nothing else of it."""
+"""Reads the tensors, and nothing else, from a third-party checkpoint file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cluster.errors import PlethoraError
 
-CONTAINERS = ("model_state_dict", "state_dict", "model")  # what trainers call the weights among the rest
+CONTAINERS = ("model_state_dict", "state_dict", "model")  # keys under which trainers store the weights
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
 
@@ -22,8 +22,8 @@ def read(path: str) -> dict[str, Tensor]:
     """{name: tensor} of the state dict in a local .safetensors file, or in any file that ``torch.save``
     wrote: bare or in one of ``CONTAINERS``, without the prefix of ``WRAPPERS``.
 
-    Opened as weights only: a file that asks for any code but a plain ``argparse.Namespace`` (the options that
-    SIGMA's trainer saves along) is refused, and nothing of it runs. Errors: PlethoraError.
+    Opened as weights only: a file that needs any code other than a plain ``argparse.Namespace`` (the options
+    that SIGMA's trainer saves) is refused, and none of its code runs. Errors: PlethoraError.
     """
     if "://" in path:
         raise PlethoraError(f"{path}: give a local file: download the checkpoint first")
@@ -57,15 +57,15 @@ def _opened(path: str) -> Any:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the file is the user's: whatever is wrong with it is told in one line
+    except Exception as error:  # a user's file may fail in any way: report it in one line
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
             raise PlethoraError(
                 f"{path}: not opened, it asks for {asked[1]} and only weights are read: "
                 "save its state dict alone, best as .safetensors"
             ) from None
-        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        raise PlethoraError(f"{path}: neither .safetensors nor torch weights ({said})") from None
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        raise PlethoraError(f"{path}: neither .safetensors nor torch weights ({reason})") from None
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:

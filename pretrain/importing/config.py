@@ -1,4 +1,5 @@
-"""What the shapes of a checkpoint tell and what a user sets -> one checked config."""
+"""Combines settings inferred from a checkpoint's shapes with those set by the user into one checked
+config."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from cluster.errors import PlethoraError
 M = TypeVar("M", bound=pydantic.BaseModel)
 
 
-def settle(model: type[M], told: Mapping[str, Any], given: Mapping[str, Any]) -> M:
-    """The config of both. Errors: PlethoraError when ``given`` says another thing than the checkpoint, or
-    what no config takes."""
-    config = validate(model, {**told, **given}, "--set")
-    for key in told:
-        if key in given and getattr(config, key) != getattr(validate(model, dict(told), "checkpoint"), key):
-            raise PlethoraError(f"--set {key}={given[key]}: the checkpoint has {told[key]}")
+def settle(model: type[M], inferred: Mapping[str, Any], given: Mapping[str, Any]) -> M:
+    """The config from both. Errors: PlethoraError when ``given`` contradicts the checkpoint or is invalid."""
+    config = validate(model, {**inferred, **given}, "--set")
+    for key in inferred:
+        if key in given and getattr(config, key) != getattr(
+            validate(model, dict(inferred), "checkpoint"), key
+        ):
+            raise PlethoraError(f"--set {key}={given[key]}: the checkpoint has {inferred[key]}")
     return config

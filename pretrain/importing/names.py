@@ -1,4 +1,4 @@
-"""Somebody else's state dict taken apart by its own names, so that all that does not fit is told at once.
+"""Takes a third-party state dict apart by name and reports everything that does not fit at once.
 
 Imports torch alone.
 """
@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-SHOWN = 8  # names of a kind in one line
+SHOWN = 8  # names listed per problem
 
 
 class Names:
-    """What is left of a state dict, and what was wrong with the rest.
+    """The tensors of a state dict that are not taken yet, and the problems found so far.
 
-    ``take`` hands out a tensor once. One that is missing or of another shape is noted and stands as zeros, so
-    that a mapping runs to its end; ``finish`` then raises.
+    ``take`` returns each tensor once. A tensor that is missing or of another shape is recorded and replaced
+    by zeros, so that the mapping completes; ``finish`` then raises.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
@@ -28,7 +28,7 @@ class Names:
         self._nonfinite: list[str] = []
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor without which nothing else can be told. Errors: ValueError when it is missing."""
+        """The shape of a tensor that other sizes depend on. Errors: ValueError when it is missing."""
         if name not in self.left:
             raise ValueError(f"missing: {name}")
         return tuple(self.left[name].shape)
@@ -49,26 +49,27 @@ class Names:
         return torch.zeros(tuple(shape))
 
     def count(self, prefix: str) -> int:
-        """How many entries a list of modules has whose names start with ``prefix`` and a number."""
+        """The length of a module list whose names start with ``prefix`` and a number."""
         numbers = [name[len(prefix) :].split(".")[0] for name in self.left if name.startswith(prefix)]
         return max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
 
     def drop(self, *prefixes: str) -> None:
-        """Set aside what the authors' own forward pass never uses."""
+        """Set aside tensors that the authors' forward pass never uses."""
         found = sorted(name for name in self.left if name.startswith(prefixes))
         self.unused += found
         for name in found:
             del self.left[name]
 
     def finish(self, what: str) -> None:
-        """Errors: ValueError that names what is missing, of another shape, not finite, and unknown."""
-        told = (
+        """Errors: ValueError that names the tensors that are missing, of another shape, not finite, or
+        unknown."""
+        problems = (
             ("missing", self._missing),
             ("of another shape", self._wrong),
             ("with NaN or infinite values", self._nonfinite),
             (f"not part of {what}", sorted(self.left)),
         )
-        if found := [f"{kind}: {_listed(names)}" for kind, names in told if names]:
+        if found := [f"{kind}: {_listed(names)}" for kind, names in problems if names]:
             raise ValueError("; ".join(found))
 
 
@@ -87,8 +88,8 @@ class Filling:
             self.new[name] = self.names.take(f"{theirs}.{part}", self.wanted[name].shape)
 
     def norm(self, ours: str, theirs: str, bias: str | None = None) -> None:
-        """A batch norm. ``bias``: of the linear map before it, where ours has none: taken off the running
-        mean, which is the same function."""
+        """Map a batch norm. ``bias``: of the preceding linear layer if ours has none; it is subtracted from
+        the running mean, which gives the same function."""
         self.move(ours, theirs, ("weight", "bias", "running_mean", "running_var"))
         counted = self.names.left.pop(f"{theirs}.num_batches_tracked", torch.tensor(0))
         self.new[f"{ours}.num_batches_tracked"] = counted
@@ -97,7 +98,7 @@ class Filling:
             self.new[f"{ours}.running_mean"] = mean - self.names.take(bias, mean.shape)
 
     def load(self) -> None:
-        """Into the module; each of its tensors must have been filled."""
+        """Load the state dict into the module; all of its tensors must have been filled."""
         self.net.load_state_dict(self.new)
 
 

@@ -1,4 +1,4 @@
-"""``python -m pretrain import``: published weights of the authors -> a bundle of ours."""
+"""``python -m pretrain import``: turns the authors' published weights into a bundle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster import storage
 from cluster.config import table_of
 from cluster.errors import PlethoraError
 
-# what each is, and whose; corpora as the release names them, since no checkpoint does
+# the known checkpoints and their sources; corpora as the release names them, since no checkpoint does
 KINDS: dict[str, dict[str, Any]] = {
     "anyppg": {
         "recipe": "pretrain.recipes.anyppg:AnyPPG",
@@ -37,12 +37,12 @@ KINDS: dict[str, dict[str, Any]] = {
 def main(argv: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         prog="python -m pretrain import",
-        description="Make a bundle of weights that a method's authors published: anyppg (the PPG encoder, or "
-        "the whole module with its ECG encoder), sigma-tokenizer, sigma-student. The file is opened as "
-        "weights only, never as code. What does not match the authors' public code is named, and nothing is "
-        "written.",
+        description="Make a bundle from weights that a method's authors published: anyppg (the PPG encoder, "
+        "or the whole module with its ECG encoder), sigma-tokenizer, sigma-student. The file is opened as "
+        "weights only, never as code. If it does not match the authors' public code, the command reports all "
+        "differences and writes nothing.",
     )
-    parser.add_argument("kind", choices=tuple(KINDS), help="whose weights these are")
+    parser.add_argument("kind", choices=tuple(KINDS), help="the method and its authors' file")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a local .pth, .pt or .safetensors file")
     parser.add_argument("--out", required=True, metavar="URI", help="the bundle: STORAGE/NAME/bundle")
     parser.add_argument(
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a key of the recipe's config that no shape tells: rate=50, heads=8, window_s=30",
+        help="a key of the recipe's config that shapes do not determine: rate=50, heads=8, window_s=30",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line on stdout"
@@ -60,15 +60,16 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def import_weights(kind: str, checkpoint: str, out: str, sets: list[str]) -> dict[str, Any]:
-    """The bundle of ``checkpoint`` at ``out``: {"bundle", "kind", "modes", "parameters", "sha256", "unused"}.
+    """Import ``checkpoint`` as a bundle at ``out``. Returns {"bundle", "kind", "modes", "parameters",
+    "sha256", "unused"}.
 
-    Errors: PlethoraError when ``out`` is complete already, the file is no such checkpoint, or ``sets`` say
-    another thing than it; then nothing is written.
+    Errors: PlethoraError when ``out`` is already complete, the file is not such a checkpoint, or ``sets``
+    contradict it; nothing is written then.
     """
     uri = storage.normalise(out)
     if storage.exists(storage.join(uri, "_COMPLETE")):
         raise PlethoraError(f"{uri} is a complete bundle, and bundles never change: give another --out")
-    from pretrain.importing import anyppg, sigma  # torch takes seconds: usage errors come before
+    from pretrain.importing import anyppg, sigma  # torch takes seconds: report usage errors first
     from pretrain.importing.checkpoint import digest, read
     from pretrain.importing.names import Names
     from pretrain.publish import write_bundle
@@ -82,7 +83,7 @@ def import_weights(kind: str, checkpoint: str, out: str, sets: list[str]) -> dic
     }[kind]
     try:
         encoder, modules, config = mapping(names, table_of(sets))
-    except (ValueError, IndexError, ZeroDivisionError, PlethoraError) as error:  # also of odd shapes
+    except (ValueError, IndexError, ZeroDivisionError, PlethoraError) as error:  # odd shapes raise these, too
         raise PlethoraError(f"{checkpoint} as {kind}: {error}") from error
     about = KINDS[kind]
     imported = {

@@ -1,8 +1,8 @@
-"""The state dicts of SIGMA-PPG's release (ZonghengGuo/SigmaPPG) -> our networks, the same functions.
+"""Import of SIGMA-PPG's released state dicts (ZonghengGuo/SigmaPPG) into our networks, function for function.
 
-Its modules are BEiT's and LaBraM's. What differs in form and is folded, exactly: one learned vector that all
-patches share is added to the positions, and one to the class token; a bias on the keys, or on their
-LayerNorm, drops out in the softmax; a projection that is not there is the identity.
+Its modules are BEiT's and LaBraM's. Differences in form are folded exactly: a learned vector that all patches
+share is added to the positions, and another to the class token; a bias on the keys, or on their LayerNorm,
+cancels in the softmax; a missing projection is the identity.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from pretrain.recipe import Encoder
 from pretrain.recipes.sigma import Masked, MaskedConfig, Tokenizer, TokenizerConfig, tokens
 from pretrain.sigma_net import Student, conv_encoder
 
-WIDTH = 200  # of the release's only tokenizer, with 10 heads
+WIDTH = 200  # of the only released tokenizer, which has 10 heads
 
 
 def tokenizer(
     names: Names, given: Mapping[str, Any]
 ) -> tuple[Encoder, dict[str, nn.Module], TokenizerConfig]:
-    """Its ``VQNSP``: (encoder, modules by name, config). ``given``: keys of the config that the user sets.
+    """Import ``VQNSP``. Returns (encoder, modules by name, config). ``given``: config keys that the user
+    sets.
 
-    The number of heads is not in the shapes: 10 at the release's width, else ``given`` must tell it.
-    A single patch gets no position in its forward pass, hence the minimum of two.
+    Shapes do not determine the number of heads: it is 10 at the release's width, otherwise ``given`` must set
+    it. The release adds no position to a single patch, hence the minimum of two patches.
     Errors: PlethoraError, ValueError.
     """
     base = validate(TokenizerConfig, dict(given), "--set")
@@ -39,7 +40,7 @@ def tokenizer(
     patch = names.shape("decode_task_layer.2.weight")[0]
     count = names.shape("encoder.time_embed")[1]
     size, code_dim = names.shape("quantize.embedding.weight")
-    told = {
+    inferred = {
         "patch": patch,
         "window_s": count * patch / base.rate,
         "conv_channels": names.shape("encoder.patch_embed.conv1.weight")[0],
@@ -56,9 +57,9 @@ def tokenizer(
     for key, width in (("heads", dim), ("decoder_heads", decoder_dim)):
         if key not in given and width != WIDTH:
             raise PlethoraError(f"no shape tells the heads at a width of {width}: --set {key}=N")
-    c = settle(TokenizerConfig, told, given)
+    c = settle(TokenizerConfig, inferred, given)
     net = tokens(c).eval()
-    # its loader leaves these out; the last two are counted in training and never read
+    # the release's loader skips these; the last two are training statistics that nothing reads
     names.drop(
         "loss", "teacher", "scaling", "quantize.embedding.cluster_size", "quantize.embedding.embed_avg"
     )
@@ -93,8 +94,9 @@ def tokenizer(
 
 
 def student(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, nn.Module], MaskedConfig]:
-    """Its masked model, with or without the wrapper that holds it as ``student``: (encoder, modules by name,
-    config). The wrapper's head is the one that was trained; the inner one is left out then.
+    """Import the masked model, with or without the wrapper that stores it as ``student``. Returns (encoder,
+    modules by name, config). If there is a wrapper, its head is the trained one and the inner head is
+    dropped.
 
     As in its pretraining, the class token gets the shared vector of the patches.
     Errors: PlethoraError, ValueError.
@@ -116,7 +118,7 @@ def student(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, 
             f"{count} positions and convolutions of {wide} outputs do not fit patches of {patch} samples: "
             "--set patch=SAMPLES, or window_s and rate of its longest window"
         )
-    told = {
+    inferred = {
         "patch": patch,
         "window_s": count * patch / base.rate,
         "max_patches": count,
@@ -128,8 +130,8 @@ def student(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, 
         "codebook_size": names.shape("lm_head.weight")[0],
     }
     if f"{at}blocks.0.gamma_1" not in names.left:
-        told["layer_scale"] = 0.0
-    c = settle(MaskedConfig, told, given)
+        inferred["layer_scale"] = 0.0
+    c = settle(MaskedConfig, inferred, given)
     inner = conv_encoder(
         c.patch,
         c.conv_channels,
@@ -157,7 +159,7 @@ def student(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, 
 
 
 def _conv(fill: Filling, ours: str, theirs: str, projection: str) -> None:
-    """Convolutions inside patches, and the linear layer after them, which is not there when it would not
+    """Map the convolutions inside patches and the linear layer after them, which is absent if it would not
     change the width."""
     for layer in range(3):
         fill.move(f"{ours}.conv.{3 * layer}", f"{theirs}.conv{layer + 1}")
@@ -192,8 +194,8 @@ def _transformer(fill: Filling, ours: str, theirs: str, depth: int) -> None:
 
 
 def _positions(fill: Filling, ours: str, theirs: str, cls: int) -> None:
-    """``time_embed`` is a position's; of ``pos_embed`` only row 1 meets the patches of one channel, and row
-    ``cls`` the class token."""
+    """Map the positions. ``time_embed`` holds one vector per position; of ``pos_embed``, only row 1 applies
+    to the patches of one channel, and row ``cls`` to the class token."""
     names, dim = fill.names, fill.wanted[f"{ours}cls_token"].shape[-1]
     name = f"{theirs}pos_embed"
     rows = max(names.shape(name)[1], 2)
@@ -205,7 +207,8 @@ def _positions(fill: Filling, ours: str, theirs: str, cls: int) -> None:
 
 
 def _codebook(fill: Filling, size: int, dim: int) -> None:
-    """Its nearest code is ours only among unit vectors, which its training keeps them."""
+    """Map the codebook. The release's nearest code equals ours only for unit vectors, as its training keeps
+    them."""
     codes = fill.names.take("quantize.embedding.weight", (size, dim))
     used = fill.names.take("quantize.cluster_size", (size,))
     started = fill.names.take("quantize.embedding.initted", (1,))
@@ -216,7 +219,7 @@ def _codebook(fill: Filling, size: int, dim: int) -> None:
         f"{book}embed_avg": (codes * used.clamp_min(1)[:, None])[None],
         f"{book}embed": codes[None],
     }
-    fill.names.finish("the tokenizer")  # a missing codebook is told as that
+    fill.names.finish("the tokenizer")  # report a missing codebook as missing
     if not bool(started.all()):
         raise PlethoraError("its codebook was never started (quantize.embedding.initted is 0)")
     norms = codes.norm(dim=-1)
@@ -225,7 +228,7 @@ def _codebook(fill: Filling, size: int, dim: int) -> None:
 
 
 def _same(names: Names, first: str, second: str) -> None:
-    """One module under two names: keep the first. Errors: PlethoraError when they are not one."""
+    """Keep the first of two names of one module. Errors: PlethoraError when their tensors differ."""
     for name in [name for name in names.left if name.startswith(second)]:
         value, known = names.left.pop(name), first + name[len(second) :]
         if known in names.left and not torch.equal(names.left[known], value):

@@ -1,4 +1,4 @@
-"""stream.actors = "auto": how many transform actors keep a worker busy."""
+"""stream.actors = "auto": the number of transform actors that keep a worker busy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 
 from pretrain.config import RunConfig
 
-USUAL = "h100"  # where the driver sees no accelerator that is known: the fastest of the common ones
+USUAL = "h100"  # if the driver sees no known accelerator: the fastest of the common ones
 
 
 def with_actors(run: RunConfig) -> RunConfig:
-    """`run` with a number for stream.actors: what is automatic is one for a worker without a GPU, and for one
-    with a GPU as many as read, and prepare where actors do, what its step takes by the plan's roofline."""
+    """`run` with a number for stream.actors. "auto" becomes 1 for a worker without a GPU. For one with a GPU,
+    it becomes the number of actors that read (and, if actors do so, prepare) windows as fast as the plan's
+    roofline says that a step consumes them."""
     if run.stream.actors != "auto":
         return run
     count = _on_a_gpu(run) if run.resources.gpu else 1
@@ -19,8 +20,8 @@ def with_actors(run: RunConfig) -> RunConfig:
 
 
 def needed(windows_s: float, a_core_s: float, lanes: int) -> int:
-    """Actors for a worker that takes `windows_s` windows a second, where a core gives `a_core_s`; each needs
-    a lane of its own."""
+    """Actors for a worker that consumes `windows_s` windows per second, when one core supplies `a_core_s`. At
+    most one actor per lane."""
     return max(1, min(math.ceil(windows_s / a_core_s), lanes))
 
 
@@ -43,7 +44,7 @@ def _on_a_gpu(run: RunConfig) -> int:
 
 
 def kind() -> str:
-    """The accelerator of this machine, as accelerators.toml calls it; `USUAL` where it is none of them."""
+    """This machine's accelerator as named in accelerators.toml; `USUAL` if it is not listed there."""
     import torch
 
     from pretrain.planning.assume import accelerators

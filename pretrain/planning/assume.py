@@ -1,4 +1,4 @@
-"""What a plan takes for true, each with where it comes from; any of it can be replaced."""
+"""The assumptions of a plan, each with its source; the user can replace any of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from cluster.errors import PlethoraError
 from datasets.windows import WindowSpec
 
-HERE = "here"  # the CPU of this machine, measured
+HERE = "here"  # this machine's CPU, measured
 
 
 @dataclass(frozen=True)
 class Assumption:
-    """A number and why it is what it is."""
+    """A number and its source."""
 
     value: float
     unit: str
@@ -26,22 +26,24 @@ class Assumption:
 Assumptions = dict[str, Assumption]
 
 COMMON: Assumptions = {
-    "hours.row": Assumption(1.0, "h", "rows of a corpus are whole hours: less where signals break"),
-    "accepted": Assumption(1.0, "", "share of windows that pass the gates; `index` tells the true one"),
-    "compression": Assumption(0.75, "", "zstd on int16 samples, as BIDMC and CinC 2015 have it"),
-    "bucket.node_gb_s": Assumption(1.0, "GB/s", "what a machine reads of a bucket"),
-    "bucket.write_gb_s": Assumption(0.5, "GB/s", "what a checkpoint is written at, all ranks together"),
-    "checkpoint.commit_s": Assumption(2.0, "s", "Ray Train looks for reports every 2 s"),
-    "start_s": Assumption(180.0, "s", "nodes are there; Ray, imports, first blocks"),
+    "hours.row": Assumption(1.0, "h", "rows of a corpus are whole hours, shorter where signals break"),
+    "accepted": Assumption(1.0, "", "share of windows that pass the gates; `index` counts the true one"),
+    "compression": Assumption(0.75, "", "zstd on int16 samples, measured on BIDMC and CinC 2015"),
+    "bucket.node_gb_s": Assumption(1.0, "GB/s", "read speed of one machine from a bucket"),
+    "bucket.write_gb_s": Assumption(0.5, "GB/s", "write speed of a checkpoint, all ranks together"),
+    "checkpoint.commit_s": Assumption(2.0, "s", "Ray Train polls for reports every 2 s"),
+    "start_s": Assumption(180.0, "s", "with nodes running: Ray, imports, first blocks"),
 }
 
 GPU: Assumptions = {
-    "gpu.matrix_share": Assumption(0.5, "", "of the peak that products and convolutions reach; not measured"),
-    "gpu.memory_share": Assumption(0.75, "", "of the memory speed that other kernels reach; not measured"),
-    "gpu.kernel_us": Assumption(8.0, "µs", "least time of a kernel started from Python; not measured"),
-    "gpu.link_share": Assumption(0.7, "", "of a link's speed in collectives, none hidden; not measured"),
+    "gpu.matrix_share": Assumption(
+        0.5, "", "share of peak FLOP/s in products and convolutions; not measured"
+    ),
+    "gpu.memory_share": Assumption(0.75, "", "share of memory bandwidth in other kernels; not measured"),
+    "gpu.kernel_us": Assumption(8.0, "µs", "minimum time of a kernel launched from Python; not measured"),
+    "gpu.link_share": Assumption(0.7, "", "share of link bandwidth in collectives, no overlap; not measured"),
     "gpu.reserve_gb": Assumption(1.5, "GB", "CUDA context, NCCL and cuDNN work space; not measured"),
-    "gpu.fragments": Assumption(1.1, "", "what the allocator holds for a byte that is used; not measured"),
+    "gpu.fragments": Assumption(1.1, "", "bytes reserved by the allocator per byte in use; not measured"),
 }
 
 UNITS = {
@@ -58,19 +60,19 @@ UNITS = {
 
 
 def accelerators() -> dict[str, dict[str, float]]:
-    """The stored ones, by name."""
+    """The accelerators of accelerators.toml, by name."""
     return tomllib.loads((Path(__file__).parent / "accelerators.toml").read_text(encoding="utf-8"))
 
 
 def assumptions(accelerator: str, spec: WindowSpec, given: Sequence[str]) -> Assumptions:
-    """All that a plan for `accelerator` rests on, with the ``name=value`` of `given` in place.
+    """All assumptions of a plan for `accelerator`; ``name=value`` items of `given` replace defaults.
 
-    Errors: PlethoraError for an accelerator or a name that there is not, with the nearest.
+    Errors: PlethoraError for an unknown accelerator or name, with the nearest known one.
     """
     found = dict(COMMON)
     for signal in spec.signals:
         rate = max(125.0, signal.min_rate, signal.rate if signal.modality != "ppg" else 0.0)
-        why = "Hz that recordings have, one channel, 16 bits a sample"
+        why = "rate of the recordings, one channel, 16 bits per sample"
         found[f"native.{signal.modality}"] = Assumption(rate, "Hz", why)
     if accelerator == HERE:
         why = "a local Ray, imports, the first blocks"

@@ -9,14 +9,14 @@ from typing import Any
 from cluster import config
 from cluster.errors import PlethoraError
 
-NOT_YET = "planned"  # stands for a corpus that a run file leaves open
+NOT_YET = "planned"  # placeholder for a corpus that the run file does not name
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         prog="python -m pretrain plan",
-        description="What a run would read, hold, take and cost, each assumption shown, before it is paid "
-        "for. No corpus is opened: --hours says how much it is. Exit 1 where the run cannot fit.",
+        description="Estimate what a run would read, its memory, time and cost, and list every assumption. "
+        "No corpus is opened: --hours gives the length of the signals. Exits 1 if the run does not fit.",
     )
     parser.add_argument("run", metavar="RUN.toml", help="the run, as in pretrain/runs/")
     parser.add_argument("--hours", type=float, required=True, metavar="H", help="hours of signal")
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="replace an assumption that is shown",
+        help="replace an assumption of the plan",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key: optim.lr=1e-3"
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     sets = list(given.set)
     table = config.read_toml(given.run, sets)
     sets += [f'corpus="{NOT_YET}"'] if "corpus" not in table else []
-    if given.gpus:  # a micro-batch of the file is made to fit the new share
+    if given.gpus:  # the file's micro-batch is adapted to the new share below
         sets += [] if "micro_batch" not in table else ["micro_batch=1"]
         sets.append(f"workers={given.gpus}")
     run = config.load(given.run, RunConfig, sets)

@@ -1,4 +1,4 @@
-"""What this machine does a second: windows that a core prepares, and steps of the run's own engine on CPU."""
+"""Speed measurements on this machine: windows that a core prepares, and training steps on the CPU."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from datasets import raw
 from datasets.windows import TOGETHER, WindowSpec, empty, transform
 from pretrain.config import RunConfig
 
-SECONDS = 6.0  # of timed steps a worker; no fewer than three
-GROUP_BYTES = 16e6  # of samples in a row group, as ingest makes them
+SECONDS = 6.0  # of timed steps per worker; at least three steps
+GROUP_BYTES = 16e6  # samples in a row group, as ingest writes them
 AHEAD = 2  # steps that may be prepared ahead
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Of one worker beside its fellows and the actors that feed them, all on this machine: seconds of
-    processor time, which other programs on the machine do not enter."""
+    """Seconds of processor time of one worker, with all other workers and the processes that feed them
+    running on this machine. Other programs do not count."""
 
     step: float  # an optimizer step
     forward: float  # a micro-batch without gradients
 
 
 def prepare_rate(spec: WindowSpec, native: dict[str, float], seconds: float = 1.0) -> float:
-    """Windows a second that one core here prepares from raw samples at `native` Hz a modality."""
+    """Windows per second that one core prepares from raw samples. native: {modality: rate in Hz}."""
     return TOGETHER / _best(lambda: prepare(spec, native, TOGETHER), seconds)
 
 
 def prepare(spec: WindowSpec, native: dict[str, float], n: int) -> None:
-    """Prepare `n` made-up windows, as a transform actor does."""
+    """Prepare `n` synthetic windows, as a transform actor does."""
     out = empty(n, spec)
     for s in spec.signals:
         rate = native[s.modality]
@@ -55,8 +55,8 @@ def prepare(spec: WindowSpec, native: dict[str, float], n: int) -> None:
 def actor_rate(
     spec: WindowSpec, native: dict[str, float], as_raw: bool, materialised: bool, seconds: float = 1.0
 ) -> float:
-    """Windows a second that a transform actor on one core here reads and, unless they travel raw (`as_raw`)
-    or are materialised, prepares.
+    """Windows per second that a transform actor on one core reads and, unless they travel raw (`as_raw`) or
+    are materialised, prepares.
     """
     if materialised:
         return copy_rate(spec)
@@ -65,7 +65,7 @@ def actor_rate(
 
 
 def _read_seconds(spec: WindowSpec, native: dict[str, float], seconds: float) -> float:
-    """Of a window: out of a compressed row group of noise, into raw windows."""
+    """Seconds per window to decode a compressed row group of noise into raw windows."""
     counts = {s.modality: round(spec.window_s * native[s.modality]) * s.channels for s in spec.signals}
     rows = max(1, round(GROUP_BYTES / 2 / sum(counts.values())))
     rng, columns = np.random.default_rng(0), dict[str, pa.Array]()
@@ -89,15 +89,15 @@ def _read_seconds(spec: WindowSpec, native: dict[str, float], seconds: float) ->
 
 
 def copy_rate(spec: WindowSpec, seconds: float = 0.3) -> float:
-    """Windows a second that one core here copies out of prepared columns."""
+    """Windows per second that one core copies from prepared columns."""
     n = max(1, int(8e6 / spec.bytes))
-    held = np.ones((n, spec.bytes), np.uint8)
+    windows = np.ones((n, spec.bytes), np.uint8)
     order = np.random.default_rng(0).permutation(n)
-    return n / _best(lambda: held[order].tobytes(), seconds)
+    return n / _best(lambda: windows[order].tobytes(), seconds)
 
 
 def _best(work: Any, seconds: float) -> float:
-    """The least processor time of one call: other programs on the machine do not enter."""
+    """The minimum processor time of one call; other programs on the machine do not count."""
     work()
     best, until = float("inf"), time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < until:
@@ -108,8 +108,8 @@ def _best(work: Any, seconds: float) -> float:
 
 
 def steps(run: RunConfig, native: dict[str, float]) -> Steps:
-    """Time `run`'s own step in as many processes as it has workers, each on one thread, as Ray starts them,
-    each fed by a process that prepares its windows from samples at `native` Hz."""
+    """Time a step of `run` with one single-threaded process per worker, as Ray starts them, each fed by a
+    process that prepares windows. native: {modality: rate in Hz}. PlethoraError: a process failed."""
     with tempfile.TemporaryDirectory() as folder:
         job = {"run": run.model_dump(), "folder": folder, "native": native}
         ranks = [
@@ -124,13 +124,13 @@ def steps(run: RunConfig, native: dict[str, float]) -> Steps:
             )
             for r in range(run.most)
         ]
-        said = [rank.communicate() for rank in ranks]
-    for rank, (_, error) in zip(ranks, said, strict=True):
+        outputs = [rank.communicate() for rank in ranks]
+    for rank, (_, error) in zip(ranks, outputs, strict=True):
         if rank.returncode:
-            last = (error.strip().splitlines() or ["no word"])[-1]
+            last = (error.strip().splitlines() or ["no message"])[-1]
             raise PlethoraError(f"timing a step of {run.name} on this machine failed: {last}")
-    told = [json.loads(text.strip().splitlines()[-1]) for text, _ in said]
-    return Steps(*(max(t[name] for t in told) for name in ("step", "forward")))
+    times = [json.loads(text.strip().splitlines()[-1]) for text, _ in outputs]
+    return Steps(*(max(t[name] for t in times) for name in ("step", "forward")))
 
 
 def _feed(spec: WindowSpec, native: dict[str, float], share: int, ready: Any) -> None:
@@ -162,7 +162,7 @@ def _rank(job: dict[str, Any]) -> None:
     }
     rates = dict.fromkeys(engines, 1e-4)
     micros = [made_up(recipe.windows(), run.micro)] * run.accumulation
-    late = 10**6  # a recipe's start-up steps are few
+    late = 10**6  # beyond any recipe's start-up steps
     share = run.batch // run.most
     ready: Any = multiprocessing.Queue(AHEAD)
     args = (recipe.windows(), job["native"], share, ready)

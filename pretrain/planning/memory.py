@@ -1,6 +1,6 @@
-"""Bytes that training takes at the peak on one worker, by ZeRO stage.
+"""Peak memory of training on one worker, by ZeRO stage.
 
-In units of P, the parameters that train in float32 (4 bytes each; autocast keeps them so), over N workers:
+In units of P, the bytes of the trainable parameters in float32 (4 each, also under autocast), for N workers:
 
     stage   kept between steps                  in the backward pass, besides      in the update, besides
     DDP     weights 1, Adam 2, gradients 1      -                                  scratch 1
@@ -9,9 +9,9 @@ In units of P, the parameters that train in float32 (4 bytes each; autocast keep
     ZeRO-3  (weights, master, gradients 1, Adam 2) / N   gathered weights 1,       scratch 3 / N
                                                          N > 1: all-gather 1, bucket 1
 
-and in the backward pass what the micro-batch holds (`Cost.held`). Read off DeepSpeed 0.19's stage_1_and_2.py
-and stage3.py and torch's AdamW (foreach: one scratch copy) and Reducer; checked against resident memory of
-real ranks by `python -m tests.benchmarks.plan --memory`.
+plus the micro-batch's activations in the backward pass (`Cost.held`). Derived from DeepSpeed 0.19's
+stage_1_and_2.py and stage3.py, torch's AdamW (foreach: one scratch copy) and its Reducer; checked against the
+resident memory of real ranks by `python -m tests.benchmarks.plan --memory`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ STAGES = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes on one worker. `kept` all the time, `held` by a micro-batch, `update`: scratch of the optimizer;
-    `scratch`: gathered weights, gradients, buckets of the backward pass. The last three do not meet in full:
-    `total` is the larger moment.
+    """Bytes on one worker. kept: all the time; held: a micro-batch's activations; scratch: gathered weights,
+    gradients and buckets of the backward pass; update: scratch of the optimizer. The last three do not all
+    occur at once: `total` takes the larger of backward pass and update.
     """
 
     kept: float
@@ -50,17 +50,17 @@ def peak(
     offload: bool = False,
     laid: bool = True,
 ) -> Peak:
-    """The peak of a worker of `workers` at ZeRO `stage`.
+    """The peak of one of `workers` workers at ZeRO `stage`.
 
-    offload: optimizer state in host memory. laid: buckets that are only asked for count (an accelerator's
-    do; a CPU's pages are resident once they are written).
+    offload: optimizer state in host memory. laid: whether allocated but unwritten buckets count (they do on
+    an accelerator; a CPU's pages become resident only when written).
     """
     p, n = 4.0 * cost.parameters, workers
     gradients, state = 0.0, 3 * p / n  # master copy and Adam's two moments
     laid_out = [4.0 * min(BUCKET, count) for count in cost.trained.values()] if laid else [0.0]
-    bucket = max(laid_out)  # each module's is gone before the next one's
+    bucket = max(laid_out)  # a module's bucket is freed before the next is allocated
     if stage == 0:
-        kept, update, state = 2 * p, p, 2 * p  # gradients lie in the buckets
+        kept, update, state = 2 * p, p, 2 * p  # gradients are views of the buckets
         bucket = 0.0
     elif stage == 1:
         kept, update, gradients = p, p + 2 * p / n, p
@@ -68,12 +68,12 @@ def peak(
         kept, update, gradients = p, 3 * p / n, p / n
     else:
         kept, update = 2 * p / n, 3 * p / n
-        gradients = p * (2 if n > 1 else 1)  # gathered weights, and the all-gather they come from
-        bucket = sum(laid_out) or p * (n > 1)  # one a module, kept; a CPU's once it is written
+        gradients = p * (2 if n > 1 else 1)  # gathered weights, and the all-gather's buffer
+        bucket = sum(laid_out) or p * (n > 1)  # one per module, kept; on a CPU, what is written
     if not offload:
         kept += state
     elif stage:
-        update -= p / n  # the update's scratch is in host memory
+        update -= p / n  # the scratch of the update is in host memory
     grown = gradients if accumulation > 1 or stage == 3 else 0.0
     return Peak(kept + cost.frozen, cost.held_at(micro), grown + bucket, update)
 
@@ -88,7 +88,8 @@ def largest_micro(
     offload: bool = False,
     laid: bool = True,
 ) -> int:
-    """The largest micro-batch that divides a worker's `share` of a batch and fits `room` bytes; 0: none."""
+    """The largest micro-batch that divides a worker's `share` of the batch and fits in `room` bytes; 0 if
+    none does."""
     for micro in sorted((d for d in range(1, share + 1) if share % d == 0), reverse=True):
         found = peak(cost, stage, workers, micro, share // micro, offload, laid)
         if found.total * fragments <= room:

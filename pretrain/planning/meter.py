@@ -1,4 +1,5 @@
-"""What operations compute, move and leave alive, looked at as they happen. Torch alone."""
+"""A dispatch mode that counts the arithmetic, memory traffic and live memory of operations. Imports only
+torch."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Meter(TorchDispatchMode):
-    """Counts, within, what operations cost: `kernels` [(floating point operations, bytes read and written)],
-    `live` and `peak` bytes of the storages that were made within and are still referred to.
+    """While active, counts the cost of operations. kernels: [(floating-point operations, bytes read and
+    written)]; live, peak: bytes of the storages allocated while active and still referenced.
 
-    Views and what only looks at shapes cost nothing. Scratch memory inside a kernel is not seen.
+    Views and operations on shapes cost nothing. Scratch memory inside a kernel is not visible.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""Before a run is paid for: what it reads, holds, takes and costs, from its run file and hours of signal."""
+"""The plan of a run before it is paid for: data read, memory, time and cost, from its run file and the hours
+of signal."""
 
 from __future__ import annotations
 
@@ -22,28 +23,28 @@ from pretrain.planning.probe import Cost, probe
 from pretrain.planning.rehearse import rehearsal
 from pretrain.planning.speed import step_time
 
-GROUP_BYTES = 16e6  # of samples in a row group, as ingest makes them
-WORTH = 1.6  # doubling the GPUs must speed a run up by so much, or the knee is passed
+GROUP_BYTES = 16e6  # samples in a row group, as ingest writes them
+WORTH = 1.6  # minimum speed-up from doubling the GPUs; below it, the knee is passed
 CURVE = tuple(2**k for k in range(11))
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do, whoever does it."""
+    """The work of a run, independent of the hardware."""
 
     hours: float
-    windows: int  # accepted ones
+    windows: int  # accepted
     train_windows: int
     steps: int
     epochs: float
-    patches: int  # tokens a window, 0 where the method has none
-    raw_bytes: float  # of the bucket a window read raw, its row groups' rereads in
-    prepared_bytes: float  # a materialised window
+    patches: int  # tokens per window, 0 if the method has none
+    raw_bytes: float  # read from the bucket per raw window, including row groups that are read again
+    prepared_bytes: float  # per materialised window
 
 
 @dataclass(frozen=True)
 class Point:
-    """One number of workers: seconds a step and in all, US dollars."""
+    """The plan for one number of workers: seconds per step and in total, price in US dollars."""
 
     workers: int
     micro: int
@@ -51,13 +52,13 @@ class Point:
     step_s: float
     compute_s: float
     run_s: float
-    limit: str  # what a step waits for
+    limit: str  # the bottleneck of a step
     price: float
 
 
 @dataclass(frozen=True)
 class Planned:
-    """All that `show` prints."""
+    """A complete plan, as `show` prints it."""
 
     run: RunConfig
     accelerator: str
@@ -66,16 +67,16 @@ class Planned:
     bf16: bool
     room: float  # bytes of one worker's memory that a run may fill
     memory: dict[int, Peak]  # by ZeRO stage
-    prepare: float  # windows a second and core, raw, by who reads them and maybe prepares them
-    copy: float  # and materialised
+    prepare: float  # raw windows per second and core that an actor reads and, if it is to, prepares
+    copy: float  # materialised windows per second and core
     chosen: dict[str, Point]  # by form of the corpus
     curve: dict[str, list[Point]]
     given: Assumptions
-    refused: str = ""  # why the run cannot fit, and the way out
+    refused: str = ""  # why the run does not fit, and what would
     fragments: float = field(default=1.0)
 
     def knee(self, form: str) -> Point | None:
-        """The last point of the curve whose doubling was worth it; None without a curve."""
+        """The last point of the curve before a doubling gains less than `WORTH`; None without a curve."""
         points = self.curve[form]
         for few, many in pairwise(points):
             if few.run_s / many.run_s < WORTH ** np.log2(many.workers / few.workers):
@@ -86,10 +87,10 @@ class Planned:
 def plan(
     run: RunConfig, hours: float, gpus: int | None, accelerator: str, assume: Sequence[str] = ()
 ) -> Planned:
-    """Plan `run` over `hours` of signal on `gpus` accelerators of a kind (None: as many as it has workers).
+    """Plan `run` over `hours` of signal on `gpus` accelerators of one kind (None: one per worker).
 
-    accelerator: a name of accelerators.toml, or "here": this machine's CPU, timed by running steps. `refused`
-    of the result says why a run cannot fit. PlethoraError for what cannot be planned at all.
+    accelerator: a name in accelerators.toml, or "here": this machine's CPU, timed by running steps. If the
+    run does not fit, `refused` of the result gives the reason. Errors: PlethoraError if no plan can be made.
     """
     if not 0 < hours < float("inf"):
         raise PlethoraError(f"--hours {hours:g}: give the hours of signal, above 0")
@@ -137,7 +138,7 @@ def plan(
         given["cpu.step_s"] = Assumption(
             timed.step,
             "s",
-            f"a step of {run.most} worker(s), processor time, timed here just now, windows prepared beside",
+            f"a step of {run.most} worker(s), processor time, just measured here while windows are prepared",
         )
         planned.chosen["raw"] = _point_here(planned, timed)
         return planned
@@ -159,8 +160,8 @@ def plan(
 
 
 def sized(run: RunConfig, workers: int) -> RunConfig:
-    """The run on `workers` workers; a micro-batch too large for a worker's share becomes the largest that
-    divides it. PlethoraError where the batch does not divide.
+    """The run on `workers` workers. A micro-batch larger than a worker's share becomes the largest divisor of
+    the share. PlethoraError when the batch does not divide over the workers.
     """
     if run.batch % workers:
         near = [n for n in range(1, 4 * workers) if run.batch % n == 0]
@@ -191,7 +192,7 @@ def _work(
     raw = sum(2 * s.channels * native[s.modality] for s in spec.signals) * spec.window_s
     again = reread(run, spec, raw, train)
     given["bucket.again"] = Assumption(
-        again, "", f"times a row group of {GROUP_BYTES / 1e6:g} MB is read, from the plan's own order"
+        again, "", f"times that a row group of {GROUP_BYTES / 1e6:g} MB is read, from the plan's order"
     )
     given["split.train"] = Assumption(
         train / windows, "", "share of windows to train on: 1 - split.val - split.test, by subject"
@@ -209,14 +210,14 @@ def _work(
 
 
 def reread(run: RunConfig, spec: WindowSpec, raw: float, windows: int) -> float:
-    """How often a row group is read in a pass, by the real plan of such a corpus: where a lane ends inside a
-    row group, two read it.
+    """How often a row group is read per pass, from a real plan of such a corpus: two lanes read a row group
+    if one ends inside it.
     """
     a_group = max(1, round(GROUP_BYTES / raw))
     counts = np.full(-(-windows // a_group), a_group)
     counts[-1] -= counts.sum() - windows
     stream = run.stream
-    source = Source(counts, np.empty(0, np.int64))  # names are for the ledger
+    source = Source(counts, np.empty(0, np.int64))  # only the ledger needs names
     plan = Plan((source,), run.seed, run.batch, 1, run.most, 0, stream.lanes, stream.mixed, spec.bytes)
     return plan.reads(0, 0) / len(counts)
 
@@ -230,7 +231,7 @@ def _refusal(
     accelerator: str,
     laid: bool,
 ) -> str:
-    """Why the run's own stage and micro-batch do not fit, and what would; "" where they do."""
+    """Why the run's ZeRO stage and micro-batch do not fit, and what would; "" if they fit."""
     stage, share = run.engine.zero_stage, run.batch // run.most
     need = memory[stage].total * fragments
     if need <= room:
@@ -260,7 +261,7 @@ def _refusal(
 
 
 def _around(planned: Planned, run: RunConfig, step_s: float, forward_s: float, cores: float) -> float:
-    """Seconds of a whole run: the steps, and all that stands around them."""
+    """Seconds of a whole run: its steps, start, indexing, validations and checkpoints."""
     work, given = planned.work, planned.given
     validations = 2 + work.steps // run.validate_every if run.validate_every else 0
     held_out = min(run.validate_windows, work.windows * run.split.val)
@@ -273,12 +274,13 @@ def _around(planned: Planned, run: RunConfig, step_s: float, forward_s: float, c
 
 
 def _point(planned: Planned, run: RunConfig, form: str) -> Point:
-    """`run` on its number of accelerators, reading the corpus in one `form`."""
+    """The plan of `run` on its number of accelerators, with the corpus in one `form` ("raw",
+    "materialised")."""
     given, work = planned.given, planned.work
     accumulation = run.batch // run.most // run.micro
     stage = run.engine.zero_stage
     time_ = step_time(planned.cost, given, planned.bf16, stage, run.most, run.micro, accumulation)
-    cores = max(1.0, given["gpu.cores"].value - 1) * run.most  # one a GPU starts its kernels
+    cores = max(1.0, given["gpu.cores"].value - 1) * run.most  # one core per GPU launches its kernels
     machines = -(-run.most // int(given["gpu.node"].value))
     a_core, size = (planned.prepare, work.raw_bytes) if form == "raw" else (planned.copy, work.prepared_bytes)
     limits = {
@@ -297,7 +299,7 @@ def _point(planned: Planned, run: RunConfig, form: str) -> Point:
 
 def _point_here(planned: Planned, timed: local.Steps) -> Point:
     run, cores = planned.run, os.cpu_count() or 1
-    shared = (run.most * timed.step + run.batch / planned.prepare) / cores  # where workers outnumber cores
+    shared = (run.most * timed.step + run.batch / planned.prepare) / cores  # if workers outnumber cores
     step = max(timed.step, shared)
     seconds = _around(planned, run, step, timed.forward, cores)
     return Point(run.most, run.micro, run.accumulation, step, timed.step, seconds, "this machine", 0.0)

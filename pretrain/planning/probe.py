@@ -1,8 +1,8 @@
-"""What one micro-batch of a recipe costs, told by running it: a small one, on this machine's CPU.
+"""The cost of one micro-batch of a recipe, measured by running small micro-batches on this machine's CPU.
 
-Every operation of losses and backward pass is looked at as it happens: what it computes, what it reads and
-writes, and which storage it leaves alive. Two sizes give a line over windows, so that a large micro-batch on
-a large accelerator need not be run to be known.
+A dispatch hook records every operation of the losses and the backward pass: its arithmetic, its reads and
+writes, and the storages that stay alive. Two sizes give a line over the number of windows, which extrapolates
+to large micro-batches on large accelerators.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ SIZES = (2, 6)  # windows of the two micro-batches
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a micro-batch of b windows on one worker, forward and backward, as lines over b: constant + slope ·
-    b. Bytes `held` at the peak are activations and temporaries, without parameters and their gradients.
+    """The cost of a micro-batch of b windows on one worker, forward and backward, as lines over b: constant +
+    slope · b. held: bytes of activations and temporaries at the peak, without parameters and their gradients.
 
-    kernels: [(flops, bytes moved)] pairs of lines, one a kind of operation in order: ((f0, f1), (m0, m1)).
+    kernels: (flops, bytes moved) as a pair of lines ((f0, f1), (m0, m1)) for each operation, in order.
     """
 
-    trained: dict[str, int]  # module: parameters that train
-    frozen: int  # bytes of what does not
+    trained: dict[str, int]  # {module: trainable parameters}
+    frozen: int  # bytes of frozen parameters and buffers
     held: tuple[float, float]
     kernels: tuple[tuple[tuple[float, float], tuple[float, float]], ...]
 
@@ -41,12 +41,12 @@ class Cost:
 
     @property
     def flops(self) -> float:
-        """A window, forward and backward."""
+        """Floating-point operations per window, forward and backward."""
         return sum(flops[1] for flops, _ in self.kernels)
 
     @property
     def moved(self) -> float:
-        """Bytes a window that kernels read and write."""
+        """Bytes per window that kernels read and write."""
         return sum(moved[1] for _, moved in self.kernels)
 
     @property
@@ -55,8 +55,8 @@ class Cost:
 
 
 def probe(recipe: Recipe, bf16: bool, workers: int = 1, sizes: tuple[int, int] = SIZES) -> Cost:
-    """Run `recipe` on made-up windows of two sizes, with fresh weights, under bfloat16 autocast or not, as
-    one of `workers`: gathered tensors have their size, synchronised layers take their way.
+    """Run `recipe` with fresh weights on synthetic micro-batches of two sizes, with bfloat16 autocast if
+    `bf16`, as one of `workers`: gathered tensors have their real size, and synchronised layers run as such.
     """
     with _among(workers):
         return _probe(recipe, bf16, sizes)
@@ -64,7 +64,7 @@ def probe(recipe: Recipe, bf16: bool, workers: int = 1, sizes: tuple[int, int] =
 
 @contextmanager
 def _among(workers: int) -> Iterator[None]:
-    """A process group of so many, of which only this one is there: its collectives return at once."""
+    """A fake process group of `workers` ranks in which only this one exists: collectives return at once."""
     if workers == 1 or dist.is_initialized():
         yield
         return
@@ -83,7 +83,7 @@ def _probe(recipe: Recipe, bf16: bool, sizes: tuple[int, int]) -> Cost:
         module.train()
     spec = recipe.windows()
     runs = []
-    for number, size in enumerate((sizes[0], *sizes)):  # the first one warms up, and leaves gradients behind
+    for number, size in enumerate((sizes[0], *sizes)):  # the first run warms up and allocates gradients
         meter = Meter()
         batch = made_up(spec, size)
         with meter:
@@ -140,8 +140,8 @@ def _once(
 def _lines(
     b1: int, first: list[tuple[float, float]], b2: int, second: list[tuple[float, float]]
 ) -> tuple[tuple[tuple[float, float], tuple[float, float]], ...]:
-    """A line over windows for each kernel; where the two runs differ in their kernels (a random choice), one
-    line for all that lie between.
+    """A line over the number of windows for each kernel. From the kernel at which the two runs diverge (a
+    random choice), one line for all the rest.
     """
     head = next(
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if bool(a[0]) != bool(b[0])),

@@ -1,4 +1,4 @@
-"""A plan as people read it, and as JSON."""
+"""A plan as text for a terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def text(planned: Planned) -> Iterator[str]:
 
 
 def assumed(planned: Planned) -> Iterator[str]:
-    """What the plan rests on, a line each."""
+    """The plan's assumptions, one per line."""
     yield "what this rests on (--assume NAME=VALUE replaces one):"
     for name, a in sorted(planned.given.items()):
         yield f"  {name:<20} {a.value:>10,.4g} {a.unit:<10} {a.why}"
     here = (
         (planned.prepare, "windows/s", "a core reads and prepares from raw samples"),
-        (planned.copy, "windows/s", "a core copies of materialised ones"),
+        (planned.copy, "windows/s", "a core copies from materialised windows"),
         (
             planned.cost.flops / 1e9,
             "GFLOP",
-            "a window; memory, too, from micro-batches of 2 and 6 run on this CPU",
+            "per window; like memory, from micro-batches of 2 and 6 windows run on this CPU",
         ),
     )
     for value, unit, what in here:
@@ -132,7 +132,7 @@ def _clock(seconds: float) -> str:
 
 
 def as_json(planned: Planned) -> dict[str, Any]:
-    """The same as one object; "ok" false where the run cannot fit."""
+    """The plan as one JSON object; "ok" is false when the run does not fit."""
     run, work, cost = planned.run, planned.work, planned.cost
     knees = {form: planned.knee(form) for form in planned.curve}
     return {

@@ -1,9 +1,9 @@
-"""Seconds that a step takes on an accelerator, from what its kernels compute and move.
+"""Time of a step on an accelerator, from the arithmetic and memory traffic of its kernels.
 
-Kernel by kernel the slower of two: arithmetic at the rate of the precision, bytes at the rate of the
-memory; and never less than what starting one costs (a roofline: Williams, Waterman, Patterson 2009). Every
-operation of an eager step reads its inputs and writes its outputs, which is why a network of small kernels is
-far from the peak of its chip.
+A roofline (Williams, Waterman, Patterson 2009): each kernel takes the longer of its arithmetic at the
+precision's rate and its bytes at the memory's bandwidth, and at least the launch time. Every operation of an
+eager step reads its inputs and writes its outputs, so a network of small kernels stays far below the chip's
+peak.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class StepTime:
 
     compute: float  # forward and backward, all micro-batches
     update: float  # optimizer
-    talk: float  # collectives, none hidden
+    talk: float  # collectives, without overlap
 
     @property
     def total(self) -> float:
@@ -30,7 +30,8 @@ class StepTime:
 def step_time(
     cost: Cost, given: Assumptions, bf16: bool, stage: int, workers: int, micro: int, accumulation: int
 ) -> StepTime:
-    """Of `workers` accelerators that `given` describes, with `micro` windows a backward pass."""
+    """The time of a step on `workers` accelerators described by `given`, with `micro` windows per backward
+    pass."""
 
     def value(name: str) -> float:
         return given[f"gpu.{name}"].value
@@ -44,7 +45,7 @@ def step_time(
     )
     p = 4.0 * cost.parameters
     mine = p / workers if stage else p
-    update = 12 * mine / memory + 10 * launch * len(cost.trained)  # AdamW reads and writes some twelve copies
+    update = 12 * mine / memory + 10 * launch * len(cost.trained)  # AdamW reads and writes about 12 copies
     inside = workers <= value("node")
     link = value("link_gb_s" if inside else "net_gb_s") * 1e9 * value("link_share")
     copies = {0: 2.0, 1: 3.0, 2: 1.0 + 2.0 * accumulation, 3: 3.0 * accumulation}[stage]

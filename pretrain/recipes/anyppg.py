@@ -1,8 +1,8 @@
-"""AnyPPG (Nie et al., arXiv 2511.01747): a PPG encoder that learns to tell which ECG ran at the same time.
+"""AnyPPG (Nie et al., arXiv 2511.01747): a PPG encoder trained to identify the simultaneous ECG.
 
-Defaults follow the paper; "code" in a comment is the authors' release (PKUDigitalHealth/AnyPPG); "ours" is
-what neither states. Optimizer, batch and schedule are in the run files. Negatives are those of a micro-batch
-over all workers, so a run with accumulation has fewer than its ``batch``.
+Defaults follow the paper. In comments, "code" is the authors' release (PKUDigitalHealth/AnyPPG), and "ours"
+marks what neither states. Optimizer, batch and schedule are in the run files. Negatives come from a
+micro-batch over all workers, so a run with accumulation has fewer than its ``batch``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pretrain.trained import open_trained
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = (".pth", ".pt", ".safetensors")  # what is a local checkpoint rather than a bundle
+CHECKPOINTS = (".pth", ".pt", ".safetensors")  # suffixes of local checkpoints; anything else is a bundle
 
 
 class AnyPPGConfig(Config):
@@ -44,22 +44,22 @@ class AnyPPGConfig(Config):
     order: int = 3  # code
     ecg_rate: float = 500.0  # paper, Hz
     ecg_low: float = 0.5  # code, Hz: high-pass
-    ecg_high: float | None = None  # code: no low-pass; a teacher may want one, Hz
+    ecg_high: float | None = None  # code: no low-pass; a teacher may need one, Hz
     ecg_order: int = 5  # code
-    ecg_notch: float = Field(50.0, ge=0)  # code; 60 where the mains have that, 0 for no notch
-    ecg_min_rate: float = 125.0  # Hz; PulseDB's, the lowest in the paper: slower ECG is refused
+    ecg_notch: float = Field(50.0, ge=0)  # code; 60 for 60 Hz mains, 0 for no notch
+    ecg_min_rate: float = 125.0  # Hz; the lowest in the paper (PulseDB): lower rates are refused
     max_flat: float = 0.25  # code: largest flat share of a window, either signal
-    ecg_gate: bool = True  # paper: windows of unacceptable ECG are left out; code: Zhao 2018
+    ecg_gate: bool = True  # paper: windows with unacceptable ECG are excluded; code: Zhao 2018
     min_quality: float = 0.0  # code: no quality gate on the PPG
 
     filters: tuple[int, ...] = (64, 160, 160, 400, 400, 512)  # code; paper's v1: last 1024
     blocks: tuple[int, ...] = (2, 2, 2, 3, 3, 1)  # code
     kernel: int = 3  # code
-    width: int = 16  # code: channels a group
+    width: int = 16  # code: channels per group
     stem: int = 64  # code
     dropout: float = Field(0.5, ge=0, lt=1)  # code
-    embedding_dropout: float = Field(0.2, ge=0, lt=1)  # code, of the PPG; its run script sets 0
-    sync_bn: bool = True  # ours; code: statistics of each worker alone
+    embedding_dropout: float = Field(0.2, ge=0, lt=1)  # code, for the PPG; its run script sets 0
+    sync_bn: bool = True  # ours; code: statistics per worker
     bn_momentum: float = Field(0.1, gt=0, le=1)  # code: torch's
 
     ecg_teacher: str = ""  # URI of a bundle with mode "ecg", or local checkpoint of ECGFounder; "": train one
@@ -72,8 +72,8 @@ class AnyPPGConfig(Config):
     temperature: float = Field(0.07, gt=0)  # code: where the learnable scale starts
     max_scale: float = Field(100.0, gt=1)  # CLIP; code: unbounded
     negatives: Negatives = "global"  # ours; code: "local"
-    same_subject_negatives: bool = True  # code; false: other windows of a subject are not its negatives
-    gallery: int = Field(64, ge=2)  # ours: held-out windows among which a partner is sought
+    same_subject_negatives: bool = True  # code; false: a subject's other windows are no negatives
+    gallery: int = Field(64, ge=2)  # ours: held-out windows per retrieval gallery
     min_s: float = Field(2.0, gt=0)  # ours: shortest input of the published encoder
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class AnyPPGConfig(Config):
         )
 
     def signals(self) -> tuple[Signal, Signal]:
-        """How windows are prepared; normalisation is left to the networks."""
+        """How windows are prepared; the networks normalise them."""
         return (
             Signal(modality="ppg", rate=self.rate, band=self.band, order=self.order, max_flat=self.max_flat),
             Signal(
@@ -127,8 +127,8 @@ class AnyPPGConfig(Config):
         )
 
     def encoder(self, nets: Mapping[str, Net1D]) -> Encoder:
-        """What is published of the trained ``nets``, by modality: each takes any length from ``min_s`` on and
-        z-scores inside."""
+        """The published encoder of the trained ``nets``, by modality. Each accepts any length from ``min_s``
+        on and z-scores its input."""
         spec = self.spec()
         rates = {s.modality: s.rate for s in spec.signals}
         modes = {
@@ -139,11 +139,11 @@ class AnyPPGConfig(Config):
 
 
 class Pair(nn.Module):
-    """What trains, one module: encoders, projectors and the scale.
+    """The trainable module: encoders, projectors and the scale.
 
-    (B, 1, T) PPG and either ECG samples or, with ``ecg`` None, a teacher's features (B, ``ecg_dim``) ->
-    (B, D) of both sides, and the scale (). ``valid_b`` bool: rows that are pairs; the others are neither
-    encoded (nor do they enter batch statistics) and come out as zeros. None: all.
+    (B, 1, T) PPG and either ECG samples or, if ``ecg`` is None, a teacher's features (B, ``ecg_dim``) ->
+    (B, D) for both sides, and the scale (). ``valid_b`` bool: rows that are pairs; other rows are not
+    encoded, do not enter batch statistics, and give zeros. None: all.
     """
 
     def __init__(self, ppg: Net1D, ecg: Net1D | None, ecg_dim: int, config: AnyPPGConfig) -> None:
@@ -169,7 +169,7 @@ class Pair(nn.Module):
 class AnyPPG:
     """Symmetric InfoNCE between PPG and simultaneous ECG.
 
-    ``teacher``: the frozen ECG encoder itself, (B, 1, T) -> (B, D), in place of ``config.ecg_teacher``.
+    ``teacher``: the frozen ECG encoder, (B, 1, T) -> (B, D), instead of ``config.ecg_teacher``.
     """
 
     Config = AnyPPGConfig
@@ -193,20 +193,20 @@ class AnyPPG:
 
     def _open_teacher(self) -> nn.Module | None:
         if self._teacher is None and self.config.ecg_teacher:
-            with torch.device("cpu"):  # also where only parameters are counted, on "meta": it has weights
+            with torch.device("cpu"):  # also when "meta" counts parameters: it loads weights
                 self._teacher = open_teacher(self.config.ecg_teacher, self)
         return self._teacher
 
     @torch.no_grad()
     def _width(self, teacher: nn.Module | None) -> int:
-        """Features of the teacher, told by one window."""
+        """The teacher's number of features, found by running one window."""
         assert teacher is not None
         with torch.device("cpu"):
             window = torch.zeros(1, 1, round(self.config.window_s * self.config.ecg_rate))
             return teacher.eval().cpu()(window).shape[1]
 
     def foreseen(self) -> str:
-        """Which frozen ECG encoder; "" where none is named, and one is trained along."""
+        """The hash or URI of the frozen ECG encoder; "" if none is named and one is trained jointly."""
         uri = self.config.ecg_teacher
         if not uri:
             return ""
@@ -216,8 +216,8 @@ class AnyPPG:
         return storage.read_bytes(mark).decode() if storage.exists(mark) else uri
 
     def foresee(self, frozen: Mapping[str, nn.Module], batch: dict) -> dict[str, Tensor]:
-        """{"ecg_features" (B, D) float32}: what the frozen encoder says of windows, which no step changes. It
-        does two thirds of a step's arithmetic."""
+        """{"ecg_features": (B, D) float32}: the frozen encoder's features, which stay the same over training.
+        Computing them takes two thirds of a step's arithmetic."""
         return {"ecg_features": frozen["ecg"](batch["ecg"]).float()}
 
     def losses(
@@ -259,7 +259,7 @@ class AnyPPG:
 
 
 def valid_pairs(batch: Mapping[str, Tensor]) -> Tensor | None:
-    """(B,) bool: windows with both signals; None where the batch has no masks, and so only pairs."""
+    """(B,) bool: windows with both signals; None if the batch has no masks and therefore only pairs."""
     masks = [batch[name] for name in ("has_ppg", "has_ecg") if name in batch]
     if not masks:
         return None
@@ -270,7 +270,7 @@ def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
     """The ECG encoder at ``uri``, (B, 1, T) at ``ecg_rate`` -> (B, D): a bundle's mode "ecg", or a local
     checkpoint with the state dict of the authors' Net1D (ECGFounder's file), opened as weights only.
 
-    Errors: PlethoraError when there is none, it is no such thing, or it wants other samples.
+    Errors: PlethoraError when it does not exist, is not an ECG encoder, or needs other samples.
     """
     if uri.lower().endswith(CHECKPOINTS):
         return _checkpoint(uri)

@@ -1,9 +1,9 @@
 """M2AE (arXiv 2605.09578): cross-modal masked autoencoder of PPG and ECG, "biosignal fingerprints".
 
-There is no public code: "paper" in a comment is the paper; "open" is what it leaves undefined and DESIGN 8.2
-or we choose. Optimizer, batch and schedule are in the run files. Negatives are those of a micro-batch over
-all workers, so a run with accumulation has fewer than its ``batch``. Windows may lack a modality: what they
-lack is masked, and everything else trains.
+There is no public code. In comments, "paper" is the paper, and "open" marks what it leaves undefined and
+DESIGN 8.2 or we choose. Optimizer, batch and schedule are in the run files. Negatives come from a micro-batch
+over all workers, so a run with accumulation has fewer than its ``batch``. Windows may lack a modality: it is
+masked, and everything else trains.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class M2AEConfig(Config):
 
     window_s: float = Field(10.0, gt=0)  # paper
     hop_s: float | None = None  # none: window_s
-    rate: float = 125.0  # open, Hz, of both: they share one length
+    rate: float = 125.0  # open, Hz, of both signals: they have the same length
     ppg_band: tuple[float, float] = (0.5, 8.0)  # open, Hz: Butterworth, zero-phase, at the native rate
-    ecg_band: tuple[float, float] = (0.5, 40.0)  # open, Hz: below the mains
+    ecg_band: tuple[float, float] = (0.5, 40.0)  # open, Hz: below the mains frequency
     ppg_order: int = 3  # open
     ecg_order: int = 3  # open
-    ecg_min_rate: float = 125.0  # open, Hz: slower ECG is left out
+    ecg_min_rate: float = 125.0  # open, Hz: ECG at lower rates is excluded
     max_flat: float = 0.25  # open: largest flat share of a window, either signal
-    ecg_gate: bool = True  # open: unacceptable ECG is left out (Zhao 2018)
+    ecg_gate: bool = True  # open: unacceptable ECG is excluded (Zhao 2018)
     min_quality: float = 0.0  # open: no gate on the PPG
     paired: bool = False  # paper: modalities may be missing; true: only windows with both
 
@@ -50,23 +50,23 @@ class M2AEConfig(Config):
     bottleneck_depth: int = Field(2, ge=1)  # open
     decoder_depth: int = Field(4, ge=1)  # open
     heads: int = 8  # open
-    near: int = Field(9, ge=0)  # ours: patches that a convolution beside the positions spans; odd, 0: none
+    near: int = Field(9, ge=0)  # ours: width in patches of the positional convolution; odd, 0: none
     dropout: float = Field(0.0, ge=0, lt=1)  # open
     projection: int = 128  # open
 
-    mask_ratio: float = Field(0.75, gt=0, lt=1)  # open: of one modality, drawn; the other hides the rest
-    span: int = Field(5, ge=1)  # open: patches that are hidden together, 1 s: longer than a beat
-    weight: float = Field(1.0, ge=0)  # open: λ, of reconstruction
-    # open: reconstruction error, square up to here and absolute above (Huber). At 10 practically the square:
-    # 1 lowers the mean absolute error of an ECG from a PPG, and places its R peaks worse (docs/results.md)
+    mask_ratio: float = Field(0.75, gt=0, lt=1)  # open: of one random modality; the other hides the rest
+    span: int = Field(5, ge=1)  # open: patches hidden together, 1 s: longer than a beat
+    weight: float = Field(1.0, ge=0)  # open: λ, weight of the reconstruction
+    # open: Huber threshold of the reconstruction error. At 10 it is practically the square; 1 lowers the mean
+    # absolute error of an ECG from a PPG but places its R peaks worse (docs/results.md)
     delta: float = Field(10.0, gt=0)
     temperature: float = Field(0.07, gt=0)  # open
-    crop: float = Field(0.7, gt=0, le=1)  # open: shortest share of a window, both cut alike, stretched to all
+    crop: float = Field(0.7, gt=0, le=1)  # open: shortest crop as a share of the window, same for both
     aug_noise: float = Field(0.1, ge=0)  # open: of the z-scored view
-    aug_drift: float = Field(0.3, ge=0)  # open: largest amplitude of one slow sine in it
+    aug_drift: float = Field(0.3, ge=0)  # open: largest amplitude of a slow sine in the view
     negatives: Negatives = "global"  # open
-    same_subject_negatives: bool = False  # DESIGN 8.2: other windows of a subject are not its negatives
-    gallery: int = Field(64, ge=2)  # ours: held-out windows among which a partner is sought
+    same_subject_negatives: bool = False  # DESIGN 8.2: a subject's other windows are no negatives
+    gallery: int = Field(64, ge=2)  # ours: held-out windows per retrieval gallery
     min_s: float = Field(2.0, gt=0)  # ours: shortest input of the published encoder
 
     @model_validator(mode="after")
@@ -89,11 +89,11 @@ class M2AEConfig(Config):
 
     @property
     def samples(self) -> int:
-        """Samples of a window at ``rate``, either modality."""
+        """Samples of a window at ``rate``, for either modality."""
         return round(self.window_s * self.rate)
 
     def signals(self) -> tuple[Signal, Signal]:
-        """How windows are prepared; normalisation is left to the network."""
+        """How windows are prepared; the network normalises them."""
         return (
             Signal(
                 modality="ppg",
@@ -162,9 +162,9 @@ class M2AE:
         training = torch.is_grad_enabled()
         at = step if training else _VALIDATION
         has = {m: batch.get(f"has_{m}", torch.ones_like(subject, dtype=torch.bool)) for m in NAMES}
-        told = any(f"has_{m}" in batch for m in NAMES)
+        masked = any(f"has_{m}" in batch for m in NAMES)
         length, start = stretches(batch["window"], c, self.seed, at)
-        # a stretch changes the delay between the signals, which is to be learned as it is
+        # stretching changes the delay between the signals, which must be learned unchanged
         as_is = length == 1
         clean = {m: scaled(stretched(batch[m], length, start), c.patch) for m in NAMES}
         masks = complementary(batch["window"], c, clean["ppg"].shape[1], has, self.seed, at)
@@ -173,9 +173,9 @@ class M2AE:
             {m: self._view(clean[m], batch["window"], at, 2 * i + j) for i, m in enumerate(NAMES)}
             for j in (0, 1)
         )
-        out = modules["m2ae"](whole if training else clean, view, hidden, has if told else None)
+        out = modules["m2ae"](whole if training else clean, view, hidden, has if masked else None)
 
-        # what is contrasted: one modality with the other, and a window with its view
+        # contrast one modality with the other, and each window with its view
         both = has["ppg"] & has["ecg"]
         pairs = {
             "cross": (out["print"]["ppg"], out["print"]["ecg"], both),
@@ -184,7 +184,7 @@ class M2AE:
         scale = 1 / c.temperature
         others = None if c.same_subject_negatives else subject
         log: dict[str, Tensor | float] = {"temperature": c.temperature, "scale": scale}
-        counts: dict[str, Tensor] = {}  # [sum, windows] of what not every window has
+        counts: dict[str, Tensor] = {}  # [sum, windows] of values that some windows lack
         terms: dict[str, Tensor] = {}
         for name, (a, b, valid) in pairs.items():
             found: dict[str, Tensor] = {}
@@ -212,8 +212,8 @@ class M2AE:
             values = {"joint": inside[0], "intra": inside[1], "cross": error[2].mean(dim=-1)}
             for key, value in values.items():
                 rebuilt = rebuilt + mean_where(value, kept[key], training) / (3 * len(NAMES))
-                held = torch.where(kept[key], value.detach(), 0.0).sum()
-                counts[f"error_{m}_{key}"] = torch.stack([held, kept[key].sum().to(held)])
+                total = torch.where(kept[key], value.detach(), 0.0).sum()
+                counts[f"error_{m}_{key}"] = torch.stack([total, kept[key].sum().to(total)])
         log["contrast"], log["reconstruction"] = contrast.detach(), rebuilt.detach()
         log |= {k: n[0] / n[1].clamp_min(1.0) for k, n in counts.items()} if training else {}
         drawn = {
@@ -230,7 +230,7 @@ class M2AE:
         )
 
     def _view(self, clean_bnp: Tensor, ids: Tensor, at: int, side: int) -> Tensor:
-        """The augmented view of a z-scored window: noise and a slow drift, each modality its own."""
+        """The augmented view of a z-scored window: noise and a slow drift, drawn separately per modality."""
         c, (b, n, p) = self.config, clean_bnp.shape
         u = keyed_uniform(ids, 3, self.seed, at, side, _DRIFT)[..., None]
         time = torch.linspace(0, 1, n * p, device=clean_bnp.device)
@@ -266,13 +266,13 @@ class M2AE:
 
 
 def _named(figure: str) -> str:
-    """Whose partner is sought among whose."""
+    """The metric's name with modalities in place of a and b."""
     return figure.replace("_ab", "_ppg_ecg").replace("_ba", "_ecg_ppg")
 
 
 def stretches(ids_b: Tensor, c: M2AEConfig, seed: int, at: int) -> tuple[Tensor, Tensor]:
-    """(B,) length and start, as shares of the window, of what is cut out of it: half of the windows are left
-    as they are, in validation all."""
+    """(B,) length and start of each window's crop, as shares of the window. Half of the windows are not
+    cropped; in validation, none is."""
     u = keyed_uniform(ids_b, 3, seed, at, _CROP)
     whole = (u[:, 0] < 0.5) | (at == _VALIDATION)
     length = torch.where(whole, 1.0, c.crop + (1 - c.crop) * u[:, 1])
@@ -280,8 +280,8 @@ def stretches(ids_b: Tensor, c: M2AEConfig, seed: int, at: int) -> tuple[Tensor,
 
 
 def stretched(x_bct: Tensor, length_b: Tensor, start_b: Tensor) -> Tensor:
-    """A part of each window stretched to the whole (linear): another heart rate. Windows whose length is 1
-    stay as they are."""
+    """Each window's crop stretched linearly to the full length, which changes the heart rate. Windows whose
+    length is 1 stay unchanged."""
     at = start_b[:, None] + length_b[:, None] * torch.linspace(0, 1, x_bct.shape[-1], device=x_bct.device)
     grid = torch.stack([2 * at - 1, torch.zeros_like(at)], dim=-1)[:, None]
     y = F.grid_sample(x_bct[:, :, None].float(), grid, align_corners=True)[:, :, 0]
@@ -291,12 +291,12 @@ def stretched(x_bct: Tensor, length_b: Tensor, start_b: Tensor) -> Tensor:
 def complementary(
     ids_b: Tensor, c: M2AEConfig, n: int, has: Mapping[str, Tensor], seed: int, at: int
 ) -> tuple[Tensor, Tensor]:
-    """Hidden patches (B, n) bool of the PPG and of the ECG: where one is hidden the other is seen.
+    """Hidden patches (B, n) bool of the PPG and of the ECG; each patch is hidden in exactly one of them.
 
-    Runs of ``c.span`` patches from a drawn place on; one modality, drawn, hides ``c.mask_ratio`` of them and
-    the other one the rest. A window with one modality hides ``c.mask_ratio`` of it.
+    Patches form runs of ``c.span`` with a random offset. One random modality hides ``c.mask_ratio`` of the
+    runs and the other hides the rest. A window with one modality hides ``c.mask_ratio`` of it.
     """
-    spans = -(-n // c.span) + 1  # the first and the last are cut by the drawn place
+    spans = -(-n // c.span) + 1  # the random offset shortens the first and the last
     u = keyed_uniform(ids_b, spans + 3, seed, at, _SPANS)
     count = (c.mask_ratio * spans + u[:, 2]).long().clamp(1, spans - 1)  # the ratio, on average
     chosen = u[:, 3:].argsort(dim=1).argsort(dim=1) < count[:, None]

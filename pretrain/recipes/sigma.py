@@ -1,8 +1,8 @@
 """SIGMA-PPG (Guo et al., arXiv 2601.21031) as two recipes: ``Tokenizer``, then ``Masked``.
 
-Defaults follow the paper; "code" in a comment is the authors' release (ZonghengGuo/SigmaPPG) where it
-differs, and `runs/sigma/*_code.toml` set those; "ours" is what neither states. Optimizer, batch and schedule
-are in the run files.
+Defaults follow the paper. In comments, "code" is the authors' release (ZonghengGuo/SigmaPPG) where it differs
+(`runs/sigma/*_code.toml` set those values), and "ours" marks what neither states. Optimizer, batch and
+schedule are in the run files.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pretrain.trained import open_modules
 
 log = logging.getLogger(__name__)
 
-# what a keyed draw is for: the second part of its key, after the seed
+# the purpose of a keyed draw: the second part of its key, after the seed
 _SCALE, _NOISE, _CODEBOOK, _GUMBEL, _UNMASK, _START, _RANDOM = range(1, 8)
-_VALIDATION = -1  # in place of the step: every validation pass draws the same numbers
-_COMMON = 0.5  # share that the random masks of validation hide, whatever a run trains with
+_VALIDATION = -1  # replaces the step: every validation pass draws the same numbers
+_COMMON = 0.5  # share that the random masks of validation hide, independent of the run's mask_ratio
 
 
 class TokenizerConfig(Windows):
-    """Stage 1: what a patch is called."""
+    """Stage 1: the tokenizer, which assigns a code to each patch."""
 
     conv_channels: int = 8  # code
     dim: int = 200  # paper
@@ -50,11 +50,11 @@ class TokenizerConfig(Windows):
     final_norms: Literal[1, 2] = 1  # LayerNorms after the encoder; code: 2
     decay: float = 0.99  # paper: EMA of the codebook
     kmeans: bool = True  # code: --quantize_kmeans_init
-    codebook_start: int = 0  # ours: steps before there are codes; without, small runs start from noise
-    dead_share: float = 0.03  # ours: re-seed codes used under this share of the even rate; code: 0, never
+    codebook_start: int = 0  # ours: steps before quantisation; without them, small runs start from noise
+    dead_share: float = 0.03  # ours: re-seed codes used below this share of the uniform rate; code: 0, never
     distance: Distance = "l1"  # paper; code: "mse"
     phase: bool = False  # optional in the code: also reconstruct the phase
-    centre: bool = True  # ours: the decoder adds to a running mean spectrum; code: false
+    centre: bool = True  # ours: the decoder predicts the difference from a running mean spectrum; code: false
     consistency: float = 0.5  # paper
     stop_gradient: bool = True  # paper: the clean view is the target; code: false
     aug_scale: float = 0.1  # code: scale U(0.9, 1.1)
@@ -62,17 +62,17 @@ class TokenizerConfig(Windows):
 
 
 class MaskedConfig(Windows):
-    """Stage 2: guessing the names of hidden patches."""
+    """Stage 2: prediction of the codes of hidden patches."""
 
     tokenizer: str = ""  # URI of the published tokenizer bundle
     codebook_size: int = Field(4096, ge=2)  # the tokenizer's
-    max_patches: int = 120  # longest input of the encoder; shorter windows train at random positions of it
+    max_patches: int = 120  # longest input of the encoder; shorter windows train at random positions
     conv_channels: int = 8  # code: 12 for pro
     dim: int = 200  # base; paper's ladder: 200, 360, 512, 800
     depth: int = 12
     heads: int = 10
     mlp_ratio: float = 4.0  # paper
-    pool_blocks: int | None = Field(None, ge=1)  # ours: pool after so many blocks; code: all, and the norm
+    pool_blocks: int | None = Field(None, ge=1)  # ours: pool after this many blocks; code: all, and the norm
     layer_scale: float = 0.1  # code
     dropout: float = 0.08  # code
     attn_dropout: float = 0.08  # code
@@ -80,9 +80,9 @@ class MaskedConfig(Windows):
     mask_ratio: float = Field(0.5, gt=0, lt=1)  # paper; code: 0.7, of which 0.3 are shown again
     unmask: float = Field(0.3, ge=0, lt=1)  # code: "punch ratio"
     max_run: int = Field(5, ge=1)  # code: longest hidden run, patches
-    visible: float = Field(0.0, ge=0)  # ours: weight of the same loss on shown patches; paper: none
+    visible: float = Field(0.0, ge=0)  # ours: weight of the same loss on visible patches; paper: none
     masking: Literal["random", "prior", "adversarial", "both"] = "both"  # paper: both
-    alpha: float = 2.0  # paper: weight of the prior's z-score; code's documented command leaves it off
+    alpha: float = 2.0  # paper: weight of the prior's z-score; code's documented command omits it
     beta: float = 0.5  # paper: share of the amplitude prior
     policy: Literal["plackett_luce", "softmax_sum"] = "plackett_luce"  # ours, unbiased; code: softmax_sum
     teacher_dim: int = 64  # paper; code's trainer: 128
@@ -134,7 +134,7 @@ class Tokenizer:
         codes = counts["codes"].double()
         share = codes / codes.sum()
         usage = float((codes > 0).double().mean())
-        if usage < 0.9 and int((codes > 0).sum()) > 1:  # one: the codebook has not started
+        if usage < 0.9 and int((codes > 0).sum()) > 1:  # one code: the codebook has not started
             log.warning("%.0f %% of the codebook is unused on the validation windows", 100 * (1 - usage))
         return {
             "codebook_usage": usage,
@@ -144,16 +144,16 @@ class Tokenizer:
         }
 
     def encoder(self, modules: Mapping[str, nn.Module], least: int = 1) -> Encoder:
-        """``least``: patches of the shortest input."""
+        """The published encoder. least: patches of the shortest input."""
         c, net = self.config, modules["tokenizer"]
         assert isinstance(net, Tokens)
         return c.encoder(Pooled(net.encoder, c.patch), c.dim, c.patches, "tokenizer", least)
 
 
 class Masked:
-    """Masked prediction of code ids, with masks drawn by a teacher that is paid for hard ones.
+    """Masked prediction of code ids, with masks drawn by a teacher that is rewarded for hard ones.
 
-    ``tokenizer``: the frozen tokenizer itself, in place of the bundle that ``config.tokenizer`` names.
+    ``tokenizer``: the frozen tokenizer, instead of the bundle that ``config.tokenizer`` names.
     """
 
     Config = MaskedConfig
@@ -195,7 +195,7 @@ class Masked:
             )
             modules: dict[str, nn.Module] = {"student": Student(encoder, c.patch, c.dim, c.codebook_size)}
             if self.has_teacher:
-                # the code gives the teacher's convolutions as many channels as its width
+                # in the code, the teacher's convolutions have as many channels as its width
                 d, patches_ = c.teacher_dim, c.patches
                 net = conv_encoder(c.patch, d, d, c.teacher_depth, c.teacher_heads, patches_, bias=True)
                 modules["teacher"] = Teacher(net, c.patch, d)
@@ -207,7 +207,7 @@ class Masked:
         return {"tokenizer": self._tokenizer.eval().requires_grad_(False)}
 
     def foreseen(self) -> str:
-        """Which tokenizer names the patches, and what weighs the priors; "" without a published one."""
+        """The tokenizer's hash, the patch size and the priors' weight; "" without a published tokenizer."""
         if not self.config.tokenizer:
             return ""
         mark = storage.join(self.config.tokenizer, "_COMPLETE")
@@ -215,14 +215,15 @@ class Masked:
         return f"{known}/{self.config.patch}/{self.config.beta}"
 
     def foresee(self, frozen: Mapping[str, nn.Module], batch: dict) -> dict[str, Tensor]:
-        """{"codes" (B, N) int32, "prior" (B, N) float32} of windows, which no step changes."""
+        """{"codes" (B, N) int32, "prior" (B, N) float32}, which stay the same over training."""
         tokenizer, x = frozen["tokenizer"], batch["ppg"]
         assert isinstance(tokenizer, Tokens)
         prior = masking.priors(patches(minmax(x), self.config.patch), self.config.beta)
         return {"codes": tokenizer.codes(x).int(), "prior": prior}
 
     def rehearsal(self) -> Masked:
-        """Itself; with the paper's tokenizer, untrained, where none is named yet: it costs the same."""
+        """Itself, or, if no tokenizer is named yet, a copy with the paper's tokenizer, untrained: the cost is
+        the same."""
         if self._tokenizer is not None or self.config.tokenizer:
             return self
         shared = {name: getattr(self.config, name) for name in Windows.model_fields}
@@ -272,7 +273,7 @@ class Masked:
             log["teacher_entropy"] = masking.entropy(logits.detach()).mean()
             log["reward_std"] = per_window.detach().std(unbiased=False)
         if not training:
-            # a mask that neither mode nor ratio chose, on which those can be compared
+            # a mask independent of masking mode and ratio, so that runs can be compared
             order = self._draw(torch.zeros_like(prior), ids, _RANDOM, at, _COMMON)
             common = self._edit(order, ids, _RANDOM, at - 1)
             wanted = masking.places(order, common.shape[1])
@@ -298,7 +299,8 @@ class Masked:
         return masking.edit(masking.to_mask(order, n), uniform, self.config.unmask, self.config.max_run)
 
     def _start(self, ids: Tensor, at: int) -> Tensor | None:
-        """Random first positions, so that all ``max_patches`` train; none when a window fills them."""
+        """Random first positions, so that all ``max_patches`` positions train; None if a window fills
+        them."""
         free = self.config.max_patches - self.config.patches
         if free == 0:
             return None
@@ -307,7 +309,7 @@ class Masked:
     def summary(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
         out = {name: _ratio(n) for name, n in counts.items() if name.startswith("accuracy")}
         for name in ("codes", "codes_random_mask"):
-            if name in counts:  # what always guessing the most common of these very targets would score
+            if name in counts:  # accuracy of always guessing the most common target
                 rate = float(counts[name].max() / counts[name].sum())
                 out[name.replace("codes", "unigram_rate")] = rate
         return out
@@ -345,8 +347,8 @@ def tokens(c: TokenizerConfig) -> Tokens:
 
 
 def open_tokenizer(uri: str, needs: MaskedConfig) -> Tokens:
-    """The published tokenizer at ``uri``. Errors: PlethoraError when there is none, it is of another kind,
-    or it was trained on other windows than ``needs`` says."""
+    """The published tokenizer at ``uri``. Errors: PlethoraError when it does not exist, is of another kind,
+    or was trained on other windows than ``needs`` specifies."""
     from cluster import bundle
 
     if not uri:
@@ -365,19 +367,19 @@ def open_tokenizer(uri: str, needs: MaskedConfig) -> Tokens:
 
 
 def _hits(guess_mv: Tensor, targets_bn: Tensor, mask_bn: Tensor, at_m: Tensor) -> Tensor:
-    """(B, N) float32: 1 where a hidden patch was told right; places as in ``masked_cross_entropy``."""
+    """(B, N) float32: 1 where a hidden patch was predicted correctly; at_m as in ``masked_cross_entropy``."""
     right = (guess_mv.argmax(dim=-1) == targets_bn.flatten()[at_m]).float()
     return mask_bn * right.new_zeros(mask_bn.numel()).index_copy(0, at_m, right).view_as(mask_bn)
 
 
 def _histogram(ids: Tensor, size: int, among: Tensor | None = None) -> Tensor:
-    """(size,) int64. Not ``bincount``, for which a GPU's host waits to learn its length."""
+    """(size,) int64. Not ``bincount``, whose output length forces a host synchronisation on a GPU."""
     ones = torch.ones_like(ids) if among is None else among.to(ids.dtype)
     return ids.new_zeros(size).index_add(0, ids.flatten(), ones.flatten())
 
 
 def _share(hits: Tensor, among: Tensor | None = None) -> Tensor:
-    """(2,): how many hits, of how many."""
+    """(2,): the number of hits and of trials."""
     if among is None:
         return torch.stack([hits.sum(), hits.new_full((), hits.numel())])
     return torch.stack([torch.where(among, hits, 0.0).sum(), among.sum().to(hits.dtype)])

@@ -1,4 +1,4 @@
-"""What both of SIGMA's stages must agree on: windows, patches, the encoder published around them."""
+"""Settings shared by both stages of SIGMA: windows, patches, and the published encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pretrain.recipe import Encoder
 
 
 class Windows(Config):
-    """What both stages must agree on."""
+    """Settings that must be equal in both stages."""
 
     window_s: float = Field(240.0, gt=0)  # paper; no overlap
     hop_s: float | None = None  # none: window_s
@@ -31,11 +31,11 @@ class Windows(Config):
 
     @property
     def patches(self) -> int:
-        """Whole patches of a window."""
+        """Whole patches in a window."""
         return self.samples // self.patch
 
     def spec(self) -> WindowSpec:
-        """The windows as the stream cuts them; normalisation is left to the network."""
+        """The windows to stream; the network normalises them."""
         signal = Signal(modality="ppg", rate=self.rate, band=self.band, order=self.order)
         return WindowSpec(
             signals=(signal,), window_s=self.window_s, hop_s=self.hop_s, min_quality=self.min_quality
@@ -45,7 +45,7 @@ class Windows(Config):
         self, module: nn.Module, dim: int, patches: int, kind: Literal["encoder", "tokenizer"], least: int = 1
     ) -> Encoder:
         """The published encoder around ``module``, (B, 1, T) -> (B, dim) for ``least`` to ``patches``
-        patches. Min-max scaling is inside the network."""
+        patches. The network does the min-max scaling."""
         spec = self.spec()
         mode = published.mode(
             spec,

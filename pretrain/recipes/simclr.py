@@ -1,6 +1,6 @@
-"""SimCLR (Chen et al., arXiv 2002.05709) on PPG: the reference in every comparison, on AnyPPG's encoder.
+"""SimCLR (Chen et al., arXiv 2002.05709) on PPG with AnyPPG's encoder: the reference in every comparison.
 
-"code" in a comment is the baseline in AnyPPG's release (PKUDigitalHealth/AnyPPG); the rest is ours.
+In comments, "code" is the baseline in AnyPPG's release (PKUDigitalHealth/AnyPPG); the rest is ours.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ class SimCLRConfig(Config):
     bn_momentum: float = Field(0.1, gt=0, le=1)
     projection: int = 128  # code
     temperature: float = Field(0.07, gt=0)  # code
-    gallery: int = Field(64, ge=2)  # held-out windows among which a view's partner is sought
-    crop: float = Field(0.8, gt=0, le=1)  # shortest share that is cut out and stretched; code: 0.9
+    gallery: int = Field(64, ge=2)  # held-out windows per retrieval gallery
+    crop: float = Field(
+        0.8, gt=0, le=1
+    )  # shortest crop, as a share of the window, which is stretched; code: 0.9
     noise: float = 0.02  # code: of the z-scored signal
-    drift: float = 0.5  # largest amplitude of one slow sine
-    blank: float = Field(0.04, ge=0, lt=1)  # code: 50 of 1,250 samples set to nothing
+    drift: float = 0.5  # largest amplitude of a slow sine
+    blank: float = Field(0.04, ge=0, lt=1)  # code: 50 of 1,250 samples set to zero
     min_s: float = Field(2.0, gt=0)
 
     @model_validator(mode="after")
@@ -72,7 +74,7 @@ class Views(nn.Module):
 
 
 def view(x_bct: Tensor, ids_b: Tensor, c: SimCLRConfig, *key: int) -> Tensor:
-    """One augmented view, (B, 1, T): a cut stretched to the whole, a drift, noise, a blank."""
+    """One augmented view, (B, 1, T): a crop stretched to the full length, drift, noise, a blanked span."""
     t = x_bct.shape[-1]
     u = keyed_uniform(ids_b, 6, *key, _CUT)[:, :, None]
     length = c.crop + (1 - c.crop) * u[:, 0]

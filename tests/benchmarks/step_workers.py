@@ -99,7 +99,7 @@ def ours(recipe: Recipe, batch: dict[str, Tensor], stage: int, rank: int = 0) ->
     """Our engines and what the loop does around them at every step, without the stream."""
     from pretrain.config import Engine, Optim
     from pretrain.engine import wrap
-    from pretrain.meters import Means, Seen
+    from pretrain.meters import Means, TrainedWindows
     from pretrain.schedule import learning_rate
 
     optim, config, size = (
@@ -111,7 +111,7 @@ def ours(recipe: Recipe, batch: dict[str, Tensor], stage: int, rank: int = 0) ->
         name: wrap(name, module, optim, config, size, 1, torch.device("cpu"))
         for name, module in recipe.modules().items()
     }
-    frozen, means, seen = recipe.frozen(), Means(), Seen()
+    frozen, means, seen = recipe.frozen(), Means(), TrainedWindows()
 
     def step(number: int) -> Tensor:
         seen.add(batch)

@@ -33,7 +33,7 @@ def played(patience: int, broken_after: int | None = None) -> Selection:
             if part == 0.5:
                 selection.merge()  # a checkpoint between validations
                 if step == broken_after:
-                    told = json.loads(json.dumps(selection.told))
+                    told = json.loads(json.dumps(selection.state))
                     selection = Selection(selection.config, told, selection.weights)
         selection.validated(step, {"loss/net": value}, lambda s=step: {"net": {"w": torch.tensor(float(s))}})
         if selection.stopped:
@@ -43,21 +43,21 @@ def played(patience: int, broken_after: int | None = None) -> Selection:
 
 def test_the_best_validations_weights_are_kept() -> None:
     found = played(patience=0)
-    assert found.told["step"] == 8 and not found.stopped
+    assert found.state["step"] == 8 and not found.stopped
     assert found.weights is not None and found.weights["net"]["w"] == 8
 
 
 def test_a_run_stops_when_validation_stays_worse_while_training_falls_and_says_so() -> None:
     found = played(patience=2)
     # round 5 does not count: its training loss (5.5) is not under that of the best round (5.0)
-    assert found.told["step"] == 3 and found.weights is not None and found.weights["net"]["w"] == 3
+    assert found.state["step"] == 3 and found.weights is not None and found.weights["net"]["w"] == 3
     assert "overfitting" in found.stopped and "stopped at step 7, the weights of step 3" in found.stopped
     assert "5 to 3" in found.stopped
 
 
 @pytest.mark.parametrize("after", [2, 4, 6])
 def test_a_resumed_run_decides_as_the_unbroken_one(after: int) -> None:
-    assert played(2, broken_after=after).told == played(2).told
+    assert played(2, broken_after=after).state == played(2).state
 
 
 def test_the_last_validation_of_a_run_stops_nothing() -> None:
@@ -65,7 +65,7 @@ def test_the_last_validation_of_a_run_stops_nothing() -> None:
     for step, (value, train) in enumerate([(1.0, 2.0), (1.5, 1.0)], 1):
         found.trained([StepResult({"net": torch.tensor(train)})], 4)
         found.validated(step, {"loss/net": value}, dict, last=step == 2)
-    assert not found.stopped and found.told["worse"] == 1
+    assert not found.stopped and found.state["worse"] == 1
 
 
 def test_it_is_off_by_default_and_then_does_nothing() -> None:
@@ -90,12 +90,12 @@ def test_modules_chosen_apart_are_each_chosen_as_if_alone(after: int | None) -> 
         weights = {name: {"w": torch.tensor(float(step))} for name in "ab"}
         found.validated(step, {"loss/a": value, "loss/b": other[step - 1]}, lambda w=weights: w)
         if step == after:
-            found = Selection(found.config, json.loads(json.dumps(found.told)), found.weights)
+            found = Selection(found.config, json.loads(json.dumps(found.state)), found.weights)
     alone = played(patience=2)
-    assert found.told["step"] == {"a": alone.told["step"], "b": 8} and not found.stopped
-    assert found.told["value"] == {"a": 3.0, "b": 1.7}
+    assert found.state["step"] == {"a": alone.state["step"], "b": 8} and not found.stopped
+    assert found.state["value"] == {"a": 3.0, "b": 1.7}
     assert found.weights is not None and {n: int(w["w"]) for n, w in found.weights.items()} == {
         "a": 3,
         "b": 8,
     }
-    assert found.told["each"]["a"]["stopped"] == alone.stopped.replace("loss/net", "loss/a")
+    assert found.state["each"]["a"]["stopped"] == alone.stopped.replace("loss/net", "loss/a")
