@@ -21,7 +21,7 @@ from cluster.errors import PlethoraError
 from datasets import agreement, assemble, jobs, labels, schema
 from datasets.descriptor import Descriptor
 from datasets.readers import READERS, given
-from datasets.readers.base import Refused, Root, Source, checked
+from datasets.readers.base import RecordFile, Refused, Root, checked
 from datasets.write import SHARD_BYTES, Entry, ShardReport, write_shard
 
 HEADER_BYTES = 16 * 2**20  # larger files are not read to tell whether an ingest is of the same input
@@ -32,7 +32,7 @@ class Task:
     """One shard to write: its sources, each with the subject's name in the corpus."""
 
     index: int
-    sources: tuple[tuple[Source, str], ...]
+    sources: tuple[tuple[RecordFile, str], ...]
 
 
 def read_descriptor(path: str | Path) -> Descriptor:
@@ -81,11 +81,13 @@ def summary(
     short["shards"] = len(manifest["shards"])
     short["bytes"] = sum(s["bytes"] for s in manifest["shards"])
     short["labels"] = manifest["labels"]["rows"]
-    said = {kind: list((words or {}).get(kind, [])) for kind in ("problems", "notes")}
-    return {**short, "uri": uri, **said, "already_there": already}
+    messages = {kind: list((words or {}).get(kind, [])) for kind in ("problems", "notes")}
+    return {**short, "uri": uri, **messages, "already_there": already}
 
 
-def plan(sources: Sequence[Source], key: bytes, id_space: str, shard_bytes: int = SHARD_BYTES) -> list[Task]:
+def plan(
+    sources: Sequence[RecordFile], key: bytes, id_space: str, shard_bytes: int = SHARD_BYTES
+) -> list[Task]:
     """Which record goes into which shard.
 
     Subjects in order of their keyed hash, records of one together; a shard closes before the subject that
@@ -96,7 +98,7 @@ def plan(sources: Sequence[Source], key: bytes, id_space: str, shard_bytes: int 
     weights: dict[str, int] = {}
     for subject, source in named:
         weights[subject] = weights.get(subject, 0) + 2 * source.samples
-    shards: list[list[tuple[Source, str]]] = [[]]
+    shards: list[list[tuple[RecordFile, str]]] = [[]]
     load, last = 0, ""
     for subject, source in named:
         coming = weights[subject] if subject != last else 2 * source.samples
@@ -109,11 +111,11 @@ def plan(sources: Sequence[Source], key: bytes, id_space: str, shard_bytes: int 
     return [Task(i, tuple(shard)) for i, shard in enumerate(shards)]
 
 
-def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root: Root) -> dict[str, Any]:
+def _about(descriptor: Descriptor, key_id: str, sources: Sequence[RecordFile], root: Root) -> dict[str, Any]:
     """The manifest's descriptive part. `input` is the fingerprint of all that decides the corpus' content."""
-    told = descriptor.model_dump(mode="json")
-    _drop_later(told)
-    seen = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    fields = descriptor.model_dump(mode="json")
+    _drop_later(fields)
+    seen = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     seen.update(key_id.encode())
     for source in sources:
         seen.update(json.dumps([source.record, source.subject, source.files, source.digest]).encode())
@@ -157,13 +159,13 @@ LATER: dict[str, dict[str, Any]] = {
 }
 
 
-def _drop_later(told: dict[str, Any]) -> None:
+def _drop_later(fields: dict[str, Any]) -> None:
     for table, keys in LATER.items():
         first, _, second = table.partition(".")
-        held = told[first] if first else told
-        each = held.values() if first == "signals" else held if isinstance(held, list) else [held]
+        part = fields[first] if first else fields
+        each = part.values() if first == "signals" else part if isinstance(part, list) else [part]
         if second:
-            each = [one for part in each for one in part[second].values()]
+            each = [one for outer in each for one in outer[second].values()]
         for one in each:
             for key, default in keys.items():
                 if one is not None and key in one and one[key] == default:
@@ -195,15 +197,15 @@ def _entries(root: str, descriptor: Descriptor, task: Task) -> Iterator[Entry]:
     files = Root.reopen(root, {name for source, _ in task.sources for name, _ in source.files})
     with tempfile.TemporaryDirectory() as place:
         common = files.fetch(given.shared(descriptor), Path(place))
-        for _, held in itertools.groupby(task.sources, key=lambda pair: pair[0].files[0]):
+        for _, group in itertools.groupby(task.sources, key=lambda pair: pair[0].files[0]):
             with tempfile.TemporaryDirectory() as scratch:  # one copy of a far file, however many records
-                for source, subject in held:
+                for source, subject in group:
                     yield _entry(reader, source, subject, files, Path(scratch), common, descriptor)
 
 
 def _entry(
     reader: ModuleType,
-    source: Source,
+    source: RecordFile,
     subject: str,
     files: Root,
     scratch: Path,
@@ -233,7 +235,7 @@ def _entry(
     return Entry(source.record, subject, recording, refused, detail)
 
 
-def _without(source: Source, why: Refused, descriptor: Descriptor) -> Source | None:
+def _without(source: RecordFile, why: Refused, descriptor: Descriptor) -> RecordFile | None:
     """The record without the signal that its samples showed to be broken; None where it must not go in so."""
     m = why.modality
     if m is None or m in source.refused or descriptor.signals[m].required:
@@ -244,9 +246,9 @@ def _without(source: Source, why: Refused, descriptor: Descriptor) -> Source | N
     return dataclasses.replace(source, refused=refused, words=words)
 
 
-def _refused_detail(source: Source) -> str | None:
+def _refused_detail(source: RecordFile) -> str | None:
     """Each refused modality with its reason, and in words what the file has instead."""
-    told = {
+    reasons = {
         m: f"{reason} ({w})" if (w := source.words.get(m)) else reason for m, reason in source.refused.items()
     }
-    return ", ".join(f"{m}: {words}" for m, words in sorted(told.items())) or None
+    return ", ".join(f"{m}: {words}" for m, words in sorted(reasons.items())) or None

@@ -130,7 +130,7 @@ def test_a_comma_cannot_part_numbers_and_columns(folder):
 
 
 @pytest.mark.parametrize(
-    ("word", "why"), [("1_000", "no number"), (",5", "decimal comma"), ("1.234,5", "no number")]
+    ("word", "why"), [("1_000", "not a number"), (",5", "decimal comma"), ("1.234,5", "no number")]
 )
 def test_a_label_that_is_no_plain_number_is_refused(word, why):
     with pytest.raises(ValueError, match=why):
@@ -150,7 +150,7 @@ def test_words_that_mean_nothing_are_missing_samples(folder, word):
 
 def test_words_and_numbers_that_the_descriptor_names_are_missing_samples(folder):
     (folder / "rec1.csv").write_text("ppg\n1\nlead off\n-9999\n-9999.0\n5\n")
-    assert "'lead off' is no number" in refusal(folder)[1]
+    assert "'lead off' is not a number" in refusal(folder)[1]
     text = DESCRIPTOR.replace("rate = 100", 'rate = 100\nmissing = [-9999, "Lead Off"]').replace(
         "count = 1", "count = 3"
     )

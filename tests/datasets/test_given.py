@@ -14,14 +14,14 @@ import wfdb
 from cluster.errors import PlethoraError
 from datasets import ingest
 from datasets.readers import given, sheets
-from datasets.readers.base import Recording, Refused, Root, Source
+from datasets.readers.base import RecordFile, Recording, Refused, Root
 from datasets.readers.fields import read as fields
 from datasets.readers.fields import split_words
 from tests.datasets.tables import DESCRIPTOR, described
 
 
 def record(name="rec1", **groups):
-    return Source(name, "ann", {"record": name, **groups}, ((f"{name}.csv", 1),), {"ppg": Fraction(1)})
+    return RecordFile(name, "ann", {"record": name, **groups}, ((f"{name}.csv", 1),), {"ppg": Fraction(1)})
 
 
 def labels_of(folder, text, source=None):
@@ -103,7 +103,7 @@ def test_several_rows_of_a_record_give_its_texts_and_the_number_that_all_say(fol
     labels, problems = labels_of(folder, text)
     assert labels["dx"].values == ["I10", "E11"] and labels["dx"].start_s is None
     assert labels["age"].values.tolist() == [61] and set(labels) == {"dx", "age"}
-    assert problems == ["label sbp of s.csv: two_rows (3 rows for rec1 say 120, 140, and no times say when)"]
+    assert problems == ["label sbp of s.csv: two_rows (3 rows for rec1 give 120, 140, without times)"]
 
 
 def test_words_of_a_cell_with_times_keep_its_times(folder):
@@ -172,12 +172,12 @@ def test_keys_that_came_later_leave_the_fingerprint_of_older_descriptors_alone(f
         ("id,sbp\nrec2,1\n", "nothing for rec1"),
         ("id,sbp\nrec1,1\nrec1,2\n", "2 rows for rec1"),
         ("id,dbp\nrec1,1\n", "no column 'sbp'"),
-        ("id,sbp\nrec1,high\n", "'high' is no number"),
+        ("id,sbp\nrec1,high\n", "'high' is not a number"),
         ('id,sbp\nrec1,"120,5"\n', "decimal comma"),
         ("id,sbp\nrec1,1,2,3\n", "more cells"),
         ("id,sbp,sbp\nrec1,1,2\n", "two columns"),
         ("", "0 lines"),
-        (None, "not there"),
+        (None, "does not exist"),
     ],
 )
 def test_what_is_wrong_with_a_sheet_is_said_and_costs_only_its_label(folder, text, said):

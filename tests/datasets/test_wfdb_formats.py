@@ -7,7 +7,7 @@ import pytest
 import wfdb
 
 from datasets.readers import wfdb as reader
-from datasets.readers.base import Refused, Source
+from datasets.readers.base import RecordFile, Refused
 from datasets.readers.wfdb_layout import Layout, read_layout
 from tests.datasets import recordings
 from tests.datasets.recordings import waves
@@ -127,7 +127,7 @@ def write(
     (folder / "root" / f"{name}.hea").write_text(text, encoding="utf-8")
 
 
-def scan(folder: Path, text: str) -> tuple[Source, reader.Recording | None]:
+def scan(folder: Path, text: str) -> tuple[RecordFile, reader.Recording | None]:
     use = recordings.Use(reader, HEAD + text)
     known, root, source = use.one(folder)
     return source, None if source.broken else use.load(known, root, source)
@@ -304,7 +304,7 @@ def test_signals_of_one_file_that_do_not_stand_together_are_refused(tmp_path: Pa
     lines = ["a_F.dat 16 200/mV 16 0 0 0 0 II", pressure, "a_F.dat 16"]
     write(tmp_path, "a", lines, {"F": X, "A": Y, "B": Y}, length="500")
     source, _ = scan(tmp_path, ECG + ABP)
-    assert source.refused == {"ecg": "corrupt"} and "do not stand together" in source.words["ecg"]
+    assert source.refused == {"ecg": "corrupt"} and "are not contiguous" in source.words["ecg"]
 
 
 def test_the_record_says_when_it_began(tmp_path: Path) -> None:
