@@ -1,14 +1,14 @@
 """One worker's part of the plan: planned blocks → transform actors that read and prepare them → batches.
 
-Every worker runs datasets of its own over its part of the plan, instead of one `streaming_split` for all: the
-plan says who reads what anyway, so nothing is left to share, and nobody waits for a coordinator. A worker
-knows world size and position when it asks.
+Every worker runs its own datasets over its part of the plan, instead of one `streaming_split` for all: the
+plan already says who reads what, so there is nothing to share and no coordinator to wait for. A worker passes
+world size and position when it asks.
 
-A transform actor reads a part of the worker's lanes, and is one Ray Dataset: so each row group is open in one
-actor alone, where a pool that takes blocks in turn would read each in every actor. While the actors start
-(Ray Data's import takes seconds) the worker reads the first blocks itself, and without actors it reads all
-of them, in a thread: nothing goes through the object store, but what preparing takes, it takes from the
-worker's own cores. Order and windows are the same bit for bit.
+A transform actor reads a part of the worker's lanes and is one Ray Dataset, so each row group is open in one
+actor only; a pool that takes blocks in turn would read each row group in every actor. While the actors start
+(Ray Data's import takes seconds) the worker reads the first blocks itself. Without actors it reads all blocks
+in a thread: nothing goes through the object store, but preparation uses the worker's own cores. Order and
+windows are bit-identical.
 """
 
 import threading
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-WAITING = 3  # blocks of an actor that wait in the object store, and as many as are being made
-TASKS = 256  # of an actor at most: Ray Data puts each into the object store before the first one starts
+WAITING = 3  # blocks per actor that wait in the object store, and as many in progress
+TASKS = 256  # per actor at most: Ray Data puts each into the object store before the first one starts
 
 
 class Reader:
-    """Reads and prepares the planned blocks of worker `rank`, all of each or what `part` of its lanes holds.
+    """Reads and prepares the planned blocks of worker `rank`: whole blocks, or the lanes of `part`.
 
-    As a transform actor it gets stretches of block numbers. Reading sits in the same actor as the transform:
-    a stage of its own would carry every raw byte through the object store once more, and the order of blocks
+    As a transform actor it receives ranges of block numbers. Reading runs in the same actor as the transform:
+    a separate stage would carry every raw byte through the object store once more, and the order of blocks
     does not depend on it.
     """
 
@@ -62,14 +62,14 @@ class Reader:
         memory.keep_freed()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        """Blocks [first, last), each as a table of one row, which Ray Data neither cuts nor joins."""
+        """Blocks [first, last), each as a table of one row, which Ray Data neither splits nor merges."""
         for first, last in zip(batch["first"].tolist(), batch["last"].tolist(), strict=True):
             for number in range(first, last):
                 yield {name: x[None] for name, x in self.read(number).items()}
 
     def read(self, number: int, ahead: bool = True) -> dict[str, np.ndarray]:
         """{modality: (n, channels, samples) float32, "window", "step", "at", …} of block `number`. ahead:
-        begin to read what the next one needs.
+        start reading what the next block needs.
         """
         block, rows = self._planned(number)
         if not len(rows.at):
@@ -99,7 +99,7 @@ class Reader:
         }
 
     def _planned(self, number: int) -> tuple[Block, Rows]:
-        """A block and its windows; asked for when it is read, and before, when its row groups are."""
+        """A block and its windows; needed to read it, and earlier to prefetch its row groups."""
         if self._last is None or self._last[0] != number:
             block = self.plan.block(self.rank, number)
             self._last = number, block, self.plan.rows(block, self.part)
@@ -117,7 +117,7 @@ class Reader:
         return out
 
     def _let_go(self, block: Block) -> None:
-        """Keep no row groups but those from which later blocks take windows."""
+        """Drop the row groups from which no later block takes windows."""
         wanted: dict[Ahead, list[tuple]] = {index.held: [], prepared.read: []}
         for opened in self.plan.still_open(block, self.part):
             cache, key = self._cached(*opened)
@@ -126,13 +126,13 @@ class Reader:
             cache.keep(keys)
 
     def _begin(self, rows: Rows) -> None:
-        """Begin to read the row groups of a block that are not open yet, in the order of their first use."""
+        """Start reading the row groups of a block that are not open yet, in the order of first use."""
         for number in dict.fromkeys(zip(rows.source.tolist(), self._groups(rows), strict=True)):
             cache, key = self._cached(*number)
             cache.begin(*key)
 
     def _groups(self, rows: Rows) -> list[int]:
-        """(n,) the row group of each window: its place in its source's `counts`."""
+        """(n,) each window's row group: its place in its source's `counts`."""
         group = np.empty(len(rows.source), np.int64)
         for number, source in enumerate(self.plan.sources):
             which = rows.source == number
@@ -140,7 +140,7 @@ class Reader:
         return group.tolist()
 
     def _cached(self, source: int, number: int) -> tuple[Ahead, tuple]:
-        """The cache that holds a row group, and what it is called there."""
+        """The cache that holds a row group, and its key there."""
         shelf = self.shelves[source]
         shard, group = (int(each[number]) for each in self.places[source])
         if shelf.prepared is not None:
@@ -150,8 +150,8 @@ class Reader:
 
 @dataclass(frozen=True)
 class Actors:
-    """Of one worker: how many, CPUs of each (0: the worker's own share holds theirs), the MB of prepared
-    windows that the worker reads for itself while they start, and labels of the nodes that they run on.
+    """A worker's transform actors: how many, CPUs each (0: the worker's share includes theirs), the MB of
+    prepared windows that the worker reads itself while they start, and labels of the nodes to run on.
     """
 
     count: int = 1
@@ -162,7 +162,7 @@ class Actors:
 
 def dataset(reader: type[Reader], made_of: tuple, first: int, actors: Actors) -> "ray.data.Dataset":
     """The blocks from number `first` on that one transform actor, `reader(*made_of)`, reads: a lazy Ray
-    Dataset of one row a block, in planned order.
+    Dataset with one row per block, in planned order.
     """
     import ray.data
 
@@ -170,12 +170,12 @@ def dataset(reader: type[Reader], made_of: tuple, first: int, actors: Actors) ->
 
     plan, *_, part = made_of
     context = data_context()
-    context.target_max_block_size = 1  # each result is a block of its own, whatever its size
-    # A worker that reads for itself first, and slowly, is no hang: actors wait for it, with full hands.
+    context.target_max_block_size = 1  # each result is a separate block, whatever its size
+    # A worker that first reads blocks itself, slowly, is no hang: the actors wait for it, results ready.
     context.execution_no_progress_timeout_s = -1
-    # Each dataset within its share: Ray Data lets each take half of the store, so that two would spill. And a
-    # put into pages of the store that were used before takes a fifth of the time of one into fresh ones, so
-    # that few blocks in turn are faster than many in store.
+    # Each dataset stays within its share: Ray Data lets each take half of the store, so that two would spill.
+    # A put into store pages that were used before takes a fifth of the time of one into fresh pages, so
+    # reusing few blocks is faster than keeping many.
     share = ray.cluster_resources()["object_store_memory"] / 2 / plan.world / part.count
     room = min(share, (1 + WAITING) * BLOCK_BYTES / part.count)
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=room)
@@ -196,19 +196,19 @@ def dataset(reader: type[Reader], made_of: tuple, first: int, actors: Actors) ->
 def delivered(
     made: "Callable[[], list[ray.data.Dataset]]", after: threading.Event
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The blocks that transform actors give, whole again. The actors start `after`: their imports would take
-    the cores from the first batch.
+    """The blocks that transform actors return, reassembled. The actors start `after`: their imports would
+    take CPU time from the first batch.
     """
     after.wait()
     how: Any = {"batch_size": None, "batch_format": "numpy", "prefetch_batches": 1}
-    # in threads, or an actor would start once the one before it has given something
+    # in threads, or each actor would start only after the previous one has returned a block
     each = [threaded(iter(data.iter_batches(**how))) for data in made()]
     for parts in zip(*each, strict=True):
         yield _whole([{name: x[0] for name, x in part.items()} for part in parts])
 
 
 def _whole(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """A block out of what each actor read of it, in the order of the block ("at")."""
+    """A block assembled from each actor's part, in the order of the block ("at")."""
     parts = [part for part in parts if len(part["at"])]
     if len(parts) == 1:
         return {name: x for name, x in parts[0].items() if name != "at"}
@@ -217,8 +217,8 @@ def _whole(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _joined(parts: list[np.ndarray], at: list[np.ndarray]) -> np.ndarray:
-    """(n, …) with the rows of each part where `at` says. Raw windows may be longer in one than in another:
-    zeros fill them up.
+    """(n, …) with the rows of each part at the places `at`. Raw windows may be longer in one part than in
+    another: they are padded with zeros.
     """
     rooms = {x.shape[1:] for x in parts}
     room = np.empty if len(rooms) == 1 else np.zeros
@@ -232,20 +232,20 @@ def _joined(parts: list[np.ndarray], at: list[np.ndarray]) -> np.ndarray:
 
 
 def self_read(reader: Reader, count: int, first: threading.Event) -> Iterator[dict[str, np.ndarray]]:
-    """The first `count` blocks, read by this process; `first` is set when the first one is there."""
+    """The first `count` blocks, read by this process; `first` is set when the first one is ready."""
     try:
         for number in range(count):
             block = _whole([reader.read(number, ahead=number + 1 < count)])
             first.set()
             yield block
-        for cache in (index.held, prepared.read):  # actors go on
+        for cache in (index.held, prepared.read):  # the actors continue
             cache.clear()
     finally:
         first.set()
 
 
 def self_read_blocks(plan: Plan, actors: Actors) -> int:
-    """How many blocks a worker reads for itself: all, or those of the first `self_read_mb`."""
+    """How many blocks a worker reads itself: all, or those of the first `self_read_mb`."""
     windows = actors.self_read_mb * 1e6 / plan.window_bytes
     number = 0
     while number < plan.count() and plan.block(0, number).last - plan.start * plan.share < windows:
@@ -254,7 +254,7 @@ def self_read_blocks(plan: Plan, actors: Actors) -> int:
 
 
 def cut(blocks: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, "torch.Tensor"]]:
-    """Batches of `size` rows out of blocks that follow each other; only a batch over a border is a copy."""
+    """Batches of `size` rows from consecutive blocks; only a batch that spans two blocks is a copy."""
     held: dict[str, np.ndarray] = {}  # less than a batch
     for block in blocks:
         rows, first = len(block["step"]), size - len(held["step"]) if held else 0
@@ -275,7 +275,7 @@ def _tensor(x: np.ndarray) -> "torch.Tensor":
 
     if x.flags.writeable:
         return torch.from_numpy(x)
-    with warnings.catch_warnings():  # what lies in the object store is read-only, and nobody writes to it
+    with warnings.catch_warnings():  # object store data is read-only, and nobody writes to it
         warnings.simplefilter("ignore")
         return torch.from_numpy(x)
 
@@ -291,11 +291,11 @@ def batches(
     as_raw: bool = False,
     reader: type[Reader] = Reader,
 ) -> Iterator[dict[str, "torch.Tensor"]]:
-    """A worker's micro-batches of `size` windows, `per_step` of them a step, from the plan's first step on;
-    reading begins at once. as_raw: raw windows (`datasets.raw`), unless they are materialised.
+    """A worker's micro-batches of `size` windows, `per_step` per step, from the plan's first step on; reading
+    starts at once. as_raw: raw windows (`datasets.raw`), unless they are materialised.
 
-    Raises PlethoraError when a batch is not the one that the position calls for (training on would silently
-    skip or repeat data), or when there are more actors than lanes for them.
+    Raises PlethoraError if a batch is not the one due at this position (training on it would silently skip or
+    repeat data), or if there are more actors than lanes for them.
     """
     first = self_read_blocks(plan, actors)
     here = threading.Event()
@@ -314,8 +314,8 @@ def batches(
 
 
 def threaded(items: Iterator[T]) -> Iterator[T]:
-    """`items`, each made in a thread while the one before it is used; the first one from now on."""
-    pool = ThreadPoolExecutor(1, "stream")  # one: the first item has the cores to itself and comes the sooner
+    """`items`, each made in a thread while the previous one is used; the first one starts now."""
+    pool = ThreadPoolExecutor(1, "stream")  # one: the first item has the cores to itself and arrives sooner
     first = pool.submit(lambda: list(islice(items, 1)))
 
     def each() -> Iterator[T]:
@@ -333,7 +333,7 @@ def threaded(items: Iterator[T]) -> Iterator[T]:
 def checked(
     given: Iterable[dict[str, "torch.Tensor"]], first_step: int, per_step: int
 ) -> Iterator[dict[str, "torch.Tensor"]]:
-    """`given`, each of them of the step that is due."""
+    """`given`, with each batch checked to be of the step that is due."""
     for number, batch in enumerate(given):
         want = first_step + number // per_step
         if not bool((batch["step"] == want).all()):

@@ -1,6 +1,6 @@
-"""The one writer of shards: runs in a task, writes a shard and its parts of the two side tables.
+"""The only writer of shards: runs in a task and writes a shard and its parts of the two side tables.
 
-What a shard holds depends on its records alone, so its bytes do, too. `assemble.finish` makes a corpus of it.
+A shard's bytes depend only on its records. `assemble.finish` makes a corpus of the shards.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ PARTS_DIR = "parts"
 
 @dataclass
 class Entry:
-    """One record on its way into a shard: sound (`recording`), refused in part (`refused`: modality ->
-    (seconds, reason)) or whole (then `recording` is None). `detail` says why in words."""
+    """One record to be written: accepted (`recording`), partly refused (`refused`: modality ->
+    (seconds, reason)) or refused whole (`recording` is None). `detail` explains the reason."""
 
     record: str
     subject: str
@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass
 class ShardReport:
-    """What one task did: its shard entry (None when every record was refused) and its part of the ledger."""
+    """The result of one task: its shard entry (None if all were refused) and its part of the ledger."""
 
     index: int
     shard: dict[str, Any] | None = None
@@ -57,7 +57,7 @@ class ShardReport:
 
 
 class _Hashing:
-    """A file object for pyarrow that passes bytes on to `uri` and hashes them on the way."""
+    """A file object for pyarrow that forwards bytes to `uri` and hashes them."""
 
     def __init__(self, uri: str) -> None:
         self.uri, self.digest, self.size, self.closed = uri, hashlib.sha256(), 0, False
@@ -98,7 +98,7 @@ class _Hashing:
 
 
 class ParquetFile:
-    """A Parquet file being written to a URI, encoded our one way; `bytes` and `sha256` count after close."""
+    """A Parquet writer for a URI, with our encoding; `bytes` and `sha256` are final after close."""
 
     def __init__(self, uri: str, columns: pa.Schema) -> None:
         words = [f.name for f in columns if pa.types.is_string(f.type)]
@@ -109,7 +109,7 @@ class ParquetFile:
             compression="zstd",
             use_dictionary=words,  # a dictionary of waveforms would be larger than the waveforms
             write_statistics=[f.name for f in columns if not pa.types.is_binary(f.type)],
-            write_page_checksum=True,  # a flipped bit in a waveform decompresses to another waveform
+            write_page_checksum=True,  # a flipped bit in a waveform would decompress to another waveform
         )
         self.groups: list[int] = []
 
@@ -246,7 +246,7 @@ def _account(report: ShardReport, entry: Entry, cut: Segments, rates: dict[str, 
 
 
 def label_table(subject: str, record: str, labels: Iterable[Labels]) -> pa.Table:
-    """Labels of one record as rows of `schema.LABELS`."""
+    """The labels of one record as rows of `schema.LABELS`."""
     tables = []
     for label in labels:
         n = len(label.values)
@@ -285,11 +285,11 @@ _REJECT_ORDER = [(key, "ascending") for key in ("record", "modality", "start_s")
 
 
 def _write_part(uri: str, table: pa.Table, order: list[tuple[str, str]]) -> list[str]:
-    """Write one task's rows of a side table, sorted; returns the label names in it, a row group each."""
+    """Write one task's sorted rows of a side table, one row group per label name; returns the names."""
     table = table.sort_by(order)
     names: list[str] = pc.unique(table["name"]).to_pylist() if "name" in table.column_names else []
     with ParquetFile(uri, table.schema) as part:
-        for name in names:  # `assemble` reads name by name
+        for name in names:  # `assemble` reads one name at a time
             part.write(table.filter(pc.equal(table["name"], name)))
         if not names:
             part.write(table)

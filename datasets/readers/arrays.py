@@ -1,4 +1,4 @@
-"""Files of arrays: NPY, NPZ and HDF5. A file is a record, or its rows are records (`ids`)."""
+"""Files of arrays: NPY, NPZ and HDF5. A file is one record, or each of its rows is a record (`ids`)."""
 
 import zipfile
 from collections import Counter
@@ -17,9 +17,9 @@ from datasets.readers.column import LARGEST, Columns, check_size
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 SUFFIXES = (".npz", ".npy", *HDF5)
-NPY = "array"  # what the array of a .npy file is called in [[arrays]]
+NPY = "array"  # name of a .npy file's array in [[arrays]]
 LONGEST_ID = 200
-# attributes of an HDF5 dataset that say which number marks a missing value, letters alone
+# attributes of an HDF5 dataset that give its missing-value number, letters only
 MARKS = (
     "fillvalue",
     "missingvalue",
@@ -32,11 +32,11 @@ MARKS = (
 
 
 class Arrays(Columns):
-    """Variables of a .npy, .npz or HDF5 file: one-dimensional ones by their own name, the channels of
-    `arrays`, and of a .npy file of records (`[("ppg", "f4"), …]`) each field.
+    """Variables of a .npy, .npz or HDF5 file: one-dimensional ones by their name, the channels of `arrays`,
+    and each field of a .npy file of records (`[("ppg", "f4"), …]`).
 
-    With `element`, every variable has one axis more, the first, and only this row of it is read; `count` is
-    how many rows there must be.
+    With `element`, every variable has a leading axis of records, and only this row of it is read; `count` is
+    the required number of rows.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Arrays(Columns):
         super().__init__(list(self._places))
 
     def variable(self, name: str) -> Any:
-        """A variable, or this element's part of it."""
+        """A variable, or this element's row of it."""
         try:
             value = self._whole(name)
             if self._element is None:
@@ -91,7 +91,7 @@ class Arrays(Columns):
         value = np.asarray(self.variable(variable))
         if value.dtype.kind not in "iuf":
             kind = "words" if value.dtype.kind in "SUO" else f"{value.dtype}"
-            raise Refused("corrupt", f"{variable} holds {kind}, no numbers")
+            raise Refused("corrupt", f"{variable} holds {kind}, not numbers")
         if channel < 0:
             value = value.squeeze() if value.ndim > 1 else value
             if value.ndim != 1:
@@ -109,7 +109,7 @@ class Arrays(Columns):
         return marks.without(value, [*missing, *self._marks(variable)])
 
     def _marks(self, variable: str) -> list[float]:
-        """Numbers that the file's own attributes name as missing values."""
+        """Numbers that the file's attributes declare as missing values."""
         found: list[float] = []
         for key, value in (self._about.get(variable) or {}).items():
             if "".join(c for c in key.casefold() if c.isalpha()) in MARKS:
@@ -146,9 +146,9 @@ class Arrays(Columns):
         return None
 
 
-@lru_cache(maxsize=8)  # with fewer than a record has variables, each record would unpack all of them anew
+@lru_cache(maxsize=8)  # if fewer than a record's variables, each record would unpack all of them again
 def _member(path: Path, _changed: int, name: str) -> np.ndarray:
-    """A variable of an .npz file, kept while the records that it holds are read one after the other."""
+    """A variable of an .npz file, cached while its records are read one after another."""
     with np.load(path, allow_pickle=False) as file:
         return np.asarray(file[name])
 
@@ -163,13 +163,13 @@ def _dotted(at: str, key: str) -> str:
 
 def _remedy(variable: str) -> str:
     return (
-        f'name its channels in [[arrays]] (variable = "{variable}"); where each row is a record of its own, '
+        f'name its channels in [[arrays]] (variable = "{variable}"); if each row is a separate record, '
         "`ids` in [table] names the variable that holds their names"
     )
 
 
 def _attributes(file: Any) -> dict[str, dict[str, Any]]:
-    """Attributes of an HDF5 file ("") and of all that lies in it."""
+    """Attributes of an HDF5 file ("") and of everything in it."""
     found = {"": _values(file)}
     file.visititems(lambda name, item: found.update({name: _values(item)}))
     return {name: about for name, about in found.items() if about}
@@ -178,14 +178,14 @@ def _attributes(file: Any) -> dict[str, dict[str, Any]]:
 def _values(item: Any) -> dict[str, Any]:
     held: dict[str, Any] = {}
     for key in item.attrs:
-        with suppress(Exception):  # types that h5py knows not: they state no number
+        with suppress(Exception):  # types unknown to h5py state no number
             held[key] = item.attrs[key]
     return held
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
-    """A file of arrays and the names of those in it. Samples are read when one is asked for."""
+    """A file of arrays and their names. Samples are read on request."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
         check_zip(path)
@@ -218,9 +218,9 @@ def opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
 
 
 def ids(file: Any, variables: Collection[str], name: str) -> list[str]:
-    """The names of a file's records: whole numbers or words, one a record.
+    """The names of a file's records: integers or strings, one per record.
 
-    Refused: not there, neither numbers nor words, two alike, or words that cannot be part of a record's name.
+    Refused: missing, neither integers nor strings, duplicated, or not usable in a record's name.
     """
     if name not in variables:
         raise Refused("corrupt", f"it has no {name!r}, which names its records")
@@ -246,7 +246,7 @@ def _id(name: str, value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer():
         return str(int(value))
     word = value.strip() if isinstance(value, str) else ""
-    # a record's name goes into file names (`{id}`) and onto terminals
+    # a record's name is used in file names (`{id}`) and on terminals
     if (
         not word
         or len(word) > LONGEST_ID
@@ -259,7 +259,7 @@ def _id(name: str, value: object) -> str:
 
 
 def check_zip(path: Path, most: int = LARGEST) -> None:
-    """Refused (corrupt): a zip archive (.npz, .xlsx) of which a member unpacks to more than `most` bytes."""
+    """Refused (corrupt): a zip archive (.npz, .xlsx) with a member that unpacks to more than `most` bytes."""
     with zipfile.ZipFile(path) as held:
         for member in held.infolist():
             check_size(f"{path.name}, {member.filename}", member.file_size, most)

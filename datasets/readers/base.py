@@ -1,4 +1,4 @@
-"""What every reader speaks: sources found below a root, the recordings they hold, and how both are made."""
+"""What all readers share: records found below a root, the recordings in them, and how both are built."""
 
 import re
 import tempfile
@@ -19,17 +19,17 @@ from datasets.readers import marks
 from datasets.readers import words as say
 from datasets.readers.root import Root
 
-LONGEST_WORDS = 1500  # characters of a message
-LONGEST_GAP_S = 86_400  # missing time a record may claim freely; beyond it 100 times what is recorded
+LONGEST_WORDS = 1500  # maximum length of a message, characters
+LONGEST_GAP_S = 86_400  # missing time that any record may claim; beyond it, 100 times what is recorded
 
 __all__ = ["Labels", "Recording", "Refused", "Root", "Samples", "Source"]
 
 
 class Refused(Exception):
-    """A record that must not go in: a reason from the ledger's vocabulary, and what a person should know.
+    """A record that must not be ingested: a reason from the ledger's vocabulary, and an explanation.
 
-    `detail` becomes one line without control characters: it may quote the file. `modality`: the only signal
-    that is broken; the others may go in without it where it is not required.
+    `detail` becomes one line without control characters, because it may quote the file. `modality`: the only
+    broken signal; the record may be ingested without it unless it is required.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -43,7 +43,7 @@ class Refused(Exception):
 
 @contextmanager
 def alone(modality: str) -> Iterator[None]:
-    """Let what is refused within be known as the trouble of one modality."""
+    """Attribute any Refused raised in the block to one modality."""
     try:
         yield
     except Refused as why:
@@ -69,7 +69,7 @@ class Samples:
 
 @dataclass
 class Labels:
-    """Labels of one name. `values` is a float array, or a list of words; times None: of the whole record."""
+    """Labels of one name. `values` is a float array or a list of strings; times None: of the whole record."""
 
     name: str
     values: np.ndarray | list[str]
@@ -82,10 +82,10 @@ class Labels:
 class Source:
     """A record as its header describes it, before any sample is read.
 
-    `seconds`: what the header promises, a modality. `refused`: modality -> reason known from the header.
-    `words`: modality -> what its reason rests on, and the key to change. `broken`: (reason, detail) when the
-    whole record is refused. `files`: paths below the root, with bytes.
-    `element`: which of a file's many records it is. `digest`: of what the header says, where sizes tell less.
+    `seconds`: what the header promises, per modality. `refused`: modality -> reason known from the header.
+    `words`: modality -> the evidence for that reason, and the key to change. `broken`: (reason, detail) if
+    the whole record is refused. `files`: paths below the root, with bytes.
+    `element`: the index of this record in a file of many. `digest`: of the header, where file sizes say less.
     """
 
     record: str
@@ -102,20 +102,20 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The first file's path below the root, without its suffix: what WFDB calls the record."""
+        """The first file's path below the root, without its suffix: WFDB's record name."""
         return self.files[0][0].rsplit(".", 1)[0]
 
 
 @dataclass
 class Recording:
-    """`problems`: labels that could not be read, in words; the waveforms are sound all the same.
-    `notes`: what was mended and is no problem (packets received twice, the largest correction of a clock).
+    """`problems`: labels that could not be read; the waveforms are still usable.
+    `notes`: repairs that are no problem (packets received twice, the largest correction of a clock).
 
-    All signals begin at the record's time 0 (what begins later is missing until then) and all labels count
-    from there. `origin`: what the record's own clock says at time 0, in s: its column of times, or the date
-    and time of its header, since 1970 as if in UTC; None: it states none. `kind`: what that clock shows (see
-    `moments.Moments`), `zone_s`: how far its zone is ahead of UTC where it states one. `moved`: modality ->
-    how far (s) its clock had drifted where samples were resampled to keep to it.
+    All signals begin at the record's time 0 (a later signal is missing until it begins) and all labels count
+    from there. `origin`: the record's own clock at time 0, in s: its column of times, or the date and time of
+    its header, since 1970 as if in UTC; None: not stated. `kind`: what that clock shows (see
+    `moments.Moments`), `zone_s`: its zone's offset from UTC if stated. `moved`: modality -> how far (s) its
+    clock had drifted where samples were resampled to follow it.
     """
 
     signals: dict[str, Samples]
@@ -133,10 +133,11 @@ class Recording:
 
 @dataclass
 class Draft:
-    """A source in the making: `look` fills it in, and what it knows when it raises Refused stays known.
+    """A record file being built: `look` fills it in, and what is known before Refused is raised is kept.
 
-    `name`: the file that `records` matched; `fetch(names)` gives a local folder that holds them; `whole`: how
-    long the record is, for what it should hold and does not; `broken`: why one record of many is refused.
+    `name`: the file that `records` matched; `fetch(names)` returns a local folder that holds them; `whole`:
+    the length of the record, counted for expected signals that are absent; `broken`: why one record of many
+    is refused.
     """
 
     root: Root
@@ -161,7 +162,7 @@ class Draft:
     def promise(
         self, modality: str, signal: Signal, found: "Promise | None", has: Sequence[str] = ()
     ) -> None:
-        """Note what the header says of a modality: its hours, or why they are refused. None: not there.
+        """Record what the header says of a modality: its hours, or why they are refused. None: not there.
 
         `has`: the channels that the file has instead.
         """
@@ -177,14 +178,14 @@ class Draft:
         elif found.unit not in signal.units:
             self.refuse(modality, "unit_mismatch", say.other_unit(found.unit, signal))
         elif not found.sound:
-            self.refuse(modality, "bad_scale", "its gain or offset is no number that can be used")
+            self.refuse(modality, "bad_scale", "its gain or offset is not a usable number")
         else:
             self.samples += found.length * found.channels
-        rate = found.rate or expected  # no rate anywhere: no hours can be claimed
+        rate = found.rate or expected  # without any rate, no hours can be claimed
         self.seconds[modality] = Fraction(found.length) / rate if rate else Fraction(0)
 
     def refuse(self, modality: str, reason: str, words: str) -> None:
-        """Refuse a modality; `words`: what the file has, and the key of [signals] to change, in backticks."""
+        """Refuse a modality; `words`: what the file has, and in backticks the key of [signals] to change."""
         self.refused[modality] = reason
         where = f" in [signals.{modality}]" if "`" in words else ""
         self.words[modality] = printable(words, LONGEST_WORDS) + where
@@ -208,8 +209,8 @@ class Draft:
 
 @dataclass(frozen=True)
 class Promise:
-    """What a header says of one modality: samples a channel, rate (Hz, None: not stated), unit, channels;
-    `sound`: its scale is a number that can be used."""
+    """A header's description of one modality: samples per channel, rate (Hz, None: not stated), unit,
+    channels; `sound`: its scale is a usable number."""
 
     length: int
     rate: Fraction | None
@@ -221,9 +222,9 @@ class Promise:
 def scan(
     root: Root, descriptor: Descriptor, look: Callable[[Draft, Descriptor], Sequence[Draft] | None]
 ) -> list[Source]:
-    """Every record below `root` that the descriptor names. `look` fills in a draft, or makes many of it.
+    """Every record below `root` that the descriptor names. `look` fills in a draft, or splits it into many.
 
-    Raises PlethoraError where no file matches, or two files claim one record.
+    Raises PlethoraError if no file matches, or if two files claim one record.
     """
     matches = [m for name in root.sizes if (m := re.fullmatch(descriptor.records, name))]
     if not matches:
@@ -245,7 +246,7 @@ def scan(
             broken: tuple[str, str] | None = None
             try:
                 _text_files(draft, descriptor)
-            except Refused as why:  # whose record it is does not change how long it is
+            except Refused as why:  # the record's length is known even without a subject
                 broken = (why.reason, why.detail)
             try:
                 return [found.source(broken) for found in look(draft, descriptor) or [draft]]
@@ -268,14 +269,14 @@ def scan(
 
 
 def count_required(draft: Draft, descriptor: Descriptor) -> None:
-    """Let a broken record count its length for what it should hold and could not be looked for."""
+    """Make a broken record count its length for each expected signal that could not be searched for."""
     for modality, signal in descriptor.signals.items():
         if signal.required:
             draft.seconds.setdefault(modality, draft.whole)
 
 
 def _text_files(draft: Draft, descriptor: Descriptor) -> None:
-    """The subject and the text files that hold it and the labels."""
+    """The subject, and the text files that hold the subject and the labels."""
     rule = descriptor.subject
     text = draft.record
     if rule.file:
@@ -294,13 +295,13 @@ def _text_files(draft: Draft, descriptor: Descriptor) -> None:
 
 
 def check_span(seconds: float, recorded: float) -> None:
-    """Refuse a record whose header or times claim far more time than was recorded: it would be built."""
+    """Refuse a record whose header or times claim far more time than was recorded: ingest would build it."""
     if seconds > 100 * recorded + LONGEST_GAP_S:
         raise Refused("corrupt", f"{seconds:,.0f} s promised, {recorded:,.0f} s recorded")
 
 
 def fraction(rate: float | None) -> Fraction | None:
-    """A rate in Hz as the simple fraction that it stands for; None for what is no rate."""
+    """A rate in Hz as the simple fraction that it stands for; None if it is not a usable rate."""
     known = rate is not None and np.isfinite(rate) and 0 < rate < 1e9
     exact = Fraction(float(rate)).limit_denominator(1000) if known else None  # type: ignore[arg-type]
     return exact or None
@@ -311,7 +312,7 @@ def fraction(rate: float | None) -> Fraction | None:
 
 @dataclass
 class Channel:
-    """One channel: samples (T,), which are missing (T,), and physical = x * scale + offset."""
+    """One channel: samples (T,), a missing mask (T,), and physical = x * scale + offset."""
 
     x: np.ndarray
     missing: np.ndarray
@@ -322,11 +323,11 @@ class Channel:
 def together(
     channels: Sequence[Channel], rate: Fraction, unit: str, marked: Sequence[float | str] = ()
 ) -> Samples:
-    """Channels of one length as one modality. Integers stay integers where all share scale and offset.
+    """Channels of one length as one modality. Integers stay integers if all share scale and offset.
 
-    What is not finite or one of `marked` (numbers as the source stores them) is missing, and what one
-    channel misses is missing in all. Raises Refused (bad_scale) where a value or a scale is beyond what
-    float32 can say.
+    Values that are not finite or are in `marked` (numbers as the source stores them) are missing; a sample
+    missing in one channel is missing in all. Raises Refused (bad_scale) if a value or a scale is out of
+    float32's range.
     """
     first = channels[0]
     missing = np.logical_or.reduce([c.missing for c in channels])
@@ -347,12 +348,12 @@ def together(
 
 
 def usable(scale: float, offset: float) -> bool:
-    """Whether a scale and an offset are numbers that samples can be computed with, in float32, too."""
+    """Whether samples can be computed with this scale and offset, also in float32."""
     return bool(np.isfinite([scale, offset]).all() and 1e-30 < abs(scale) < 1e30 and abs(offset) < 1e30)
 
 
 def checked(recording: Recording, source: Source) -> Recording:
-    """The recording, if it holds what the header promised; otherwise Refused (corrupt): no hour may go."""
+    """The recording if it holds what the header promised; else Refused (corrupt): no hour may be lost."""
     for modality, promised in source.seconds.items():
         if modality in source.refused:
             continue

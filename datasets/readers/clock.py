@@ -1,8 +1,7 @@
-"""Where the rows of a recording lie on a regular grid, by the times that its device or phone wrote beside
-them.
+"""Places a recording's rows on a regular grid by the times that its device or phone wrote.
 
-A clock is cut at its gaps; between gaps each row's time is jitter around a clock that runs almost evenly.
-Samples stay as they are where that clock keeps within half a sample of the grid, and are resampled where it
+The clock is split at its gaps; between gaps each row's time is jitter around a clock that runs almost evenly.
+Samples stay unchanged where that clock stays within half a sample of the grid, and are resampled where it
 drifts.
 """
 
@@ -17,19 +16,19 @@ from scipy.ndimage import map_coordinates, minimum_filter1d
 
 from datasets.readers.base import Refused
 
-DRIFT = 0.001  # share by which a clock may differ from the promised rate, unless the descriptor says another
-# how far a row's time may lie from the clock of the rows around it, and a short record may drift
+DRIFT = 0.001  # share by which a clock may differ from the promised rate, unless the descriptor gives another
+# how far a row's time may lie from the clock of its neighbours, and how far a short record may drift
 STRAY_S = 0.1
-HALF = 0.5  # samples that a sample may lie off its place
-LONGEST = 100  # a record that is mostly gap: more likely times in another unit
-KNOTS_S = (60.0, 20.0, 5.0)  # the clock is a line between knots so far apart, closer ones where it bends
-ORDER = 5  # of the splines between samples
+HALF = 0.5  # how far a sample may lie from its grid place, samples
+LONGEST = 100  # longest ratio of span to recorded time: beyond it the times are probably in another unit
+KNOTS_S = (60.0, 20.0, 5.0)  # spacing of the knots between which the clock is linear; closer where it bends
+ORDER = 5  # of the interpolating splines
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Rows first … stop - 1, without a gap: their clock (s) is a line between the knots `rows`, `at_s`.
-    `unsure_s`: how far that clock may be off, because rows jitter."""
+    """Rows first … stop - 1, without a gap: their clock (s) is linear between the knots `rows`, `at_s`.
+    `unsure_s`: the clock's uncertainty from jitter, s."""
 
     first: int
     stop: int
@@ -40,8 +39,8 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows first … stop - 1 at the grid's places place … place + count - 1. `rows`: the row that belongs to
-    each place, between whole ones; None: one after the other."""
+    """Rows first … stop - 1 at grid places place … place + count - 1. `rows`: the (fractional) row for each
+    place; None: one row per place."""
 
     first: int
     stop: int
@@ -52,8 +51,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Grid:
-    """`length` places at `rate` (Hz), of which `pieces` hold samples. `moved_s`: how far the farthest was
-    moved from where counting rows at the grid's rate would put it; 0 where all stay as they are."""
+    """`length` places at `rate` (Hz), of which `pieces` hold samples. `moved_s`: the largest shift from where
+    counting rows at the grid's rate would put a sample; 0 if none is resampled."""
 
     rate: Fraction
     length: int
@@ -61,7 +60,7 @@ class Grid:
     moved_s: float = 0.0
 
     def put(self, x: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Samples (T,) and which are missing, (length,) each on the grid; floats where any is resampled."""
+        """Samples (T,) and their missing mask, both (length,) on the grid; floats if any is resampled."""
         moved = any(piece.rows is not None for piece in self.pieces)
         wide = np.zeros(self.length, np.float64 if moved else x.dtype)
         gaps = np.ones(self.length, bool)
@@ -76,16 +75,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Clock:
-    """The clock of one file's rows. `rate`: of the grid; `own`: the rate that the times show, Hz; `start_s`:
-    what the clock says at the first row."""
+    """The clock of one file's rows. `rate`: of the grid, Hz; `measured_hz`: the rate that the times show;
+    `start_s`: the clock at the first row."""
 
     rate: Fraction
-    own: float
+    measured_hz: float
     start_s: float
     stretches: tuple[Stretch, ...]
 
     def on(self, origin_s: float) -> Grid:
-        """The places of all rows on the grid of `rate` that begins at `origin_s`."""
+        """The places of all rows on the grid of `rate` that starts at `origin_s`."""
         rate, free, counted, moved = float(self.rate), 0, 0.0, 0.0
         pieces: list[Piece] = []
         before: Stretch | None = None
@@ -112,7 +111,7 @@ class Clock:
 
 
 def regular(length: int, rate: Fraction, start_s: float) -> Clock:
-    """The clock of `length` rows that come at `rate` without a gap from `start_s` on."""
+    """The clock of `length` rows at `rate`, without a gap, starting at `start_s`."""
     last = max(length - 1, 0)
     rows = np.array([0, last])
     return Clock(rate, float(rate), start_s, (Stretch(0, length, rows, start_s + rows / float(rate)),))
@@ -121,9 +120,9 @@ def regular(length: int, rate: Fraction, start_s: float) -> Clock:
 def measured(t: np.ndarray, promised: Fraction | None, tolerance: float | None) -> Clock:
     """The clock of rows whose times are `t` (n,), s.
 
-    `promised`: the grid's rate, from which the clock may drift by `DRIFT`. With a `tolerance` (a share) the
-    grid has the record's own rate where that differs; without a promise, too. A clock that differs more has a
-    `rate` other than `promised`, too: it is the caller who refuses it.
+    `promised`: the grid's rate, from which the clock may drift by `DRIFT`. With a `tolerance` (a share), or
+    without a promise, the grid takes the record's measured rate if that differs. A clock outside these limits
+    also gets a `rate` other than `promised`: the caller refuses it.
     Raises Refused (bad_time): times that do not rise, stray, or span far more than was recorded.
     """
     wrong = np.flatnonzero(~(np.diff(t) > 0))
@@ -145,20 +144,20 @@ def measured(t: np.ndarray, promised: Fraction | None, tolerance: float | None) 
     if promised and near and (places := _evident(t, promised)) is not None:
         return _of_places(t, places, promised)
     cuts, step = _cuts(t, usual, packets)
-    own = 1 / step
-    rate = _rate(own, max(np.diff(cuts)), t[-1] - t[0], promised, tolerance)
+    measured_hz = 1 / step
+    rate = _rate(measured_hz, max(np.diff(cuts)), t[-1] - t[0], promised, tolerance)
     if rate != promised and (places := _evident(t, rate)) is not None:
-        return _of_places(t, places, rate, own)
+        return _of_places(t, places, rate, measured_hz)
     stretches = tuple(_fits(t, cuts, step))
     start = float(stretches[0].at_s[0])
-    return Clock(rate, own, float(t[0]) if abs(start - t[0]) < HALF / 2 * step else start, stretches)
+    return Clock(rate, measured_hz, float(t[0]) if abs(start - t[0]) < HALF / 2 * step else start, stretches)
 
 
 # ---------------------------------------------------------------- clean columns
 
 
 def _evident(t: np.ndarray, rate: Fraction) -> np.ndarray | None:
-    """Places of rows whose times are those of `rate`, gaps or not; None where that is not plain to see."""
+    """Places of rows whose times match `rate`, with or without gaps; None if that is not evident."""
     elapsed = (t - t[0]) * float(rate)
     places = np.rint(elapsed)
     off = elapsed - places
@@ -167,21 +166,21 @@ def _evident(t: np.ndarray, rate: Fraction) -> np.ndarray | None:
     return places.astype(np.int64)
 
 
-def _of_places(t: np.ndarray, places: np.ndarray, rate: Fraction, own: float | None = None) -> Clock:
+def _of_places(t: np.ndarray, places: np.ndarray, rate: Fraction, measured_hz: float | None = None) -> Clock:
     cuts = [0, *(np.flatnonzero(np.diff(places) > 1) + 1), len(t)]
     stretches = []
     for a, b in itertools.pairwise(cuts):
         rows = np.array([a, b - 1])
         stretches.append(Stretch(int(a), int(b), rows, t[0] + places[rows] / float(rate)))
-    return Clock(rate, own or float(rate), float(t[0]), tuple(stretches))
+    return Clock(rate, measured_hz or float(rate), float(t[0]), tuple(stretches))
 
 
 # ---------------------------------------------------------------- gaps
 
 
 def _usual_step(t: np.ndarray) -> tuple[float, bool]:
-    """Seconds from row to row where there is no gap; whether rows come in packets, so that few are so far
-    apart."""
+    """Seconds between rows where there is no gap; whether rows come in packets, so that few steps are that
+    long."""
     step = np.diff(t)
     middle = float(np.median(step))
     usual = float(step[np.abs(step - middle) <= 0.5 * middle].mean())
@@ -193,17 +192,17 @@ def _usual_step(t: np.ndarray) -> tuple[float, bool]:
             wide = (t[lag:] - t[:-lag]) / lag
             low, centre, high = np.quantile(wide, (0.25, 0.5, 0.75))
             if high - low < 0.1 * centre:  # else packets are longer, or gaps closer together, than `lag` rows
-                near = 0.4 if sparse else 0.2  # of packets, few spans are far longer than all others
+                near = 0.4 if sparse else 0.2  # with packets, few spans are far longer than the rest
                 return float(wide[np.abs(wide - centre) <= near * centre].mean()), sparse
     return usual, False
 
 
 def _cuts(t: np.ndarray, usual: float, packets: bool) -> tuple[np.ndarray, float]:
-    """Borders of the stretches without a gap (first rows, and the number of rows), and the step between rows
-    (s).
+    """Boundaries of the stretches without a gap (first rows, and the number of rows), and the step between
+    rows (s).
 
-    A gap is a jump of the clock that stays. A row that comes late makes a jump, too, but the next ones take
-    it back: then the earliest of the rows after it are no later than those before.
+    A gap is a lasting jump of the clock. A late row also makes a jump, but the next rows reverse it: then the
+    earliest of the rows after it are no later than those before.
     """
     step = usual
     cuts = np.array([0, len(t)])
@@ -227,7 +226,7 @@ def _cuts(t: np.ndarray, usual: float, packets: bool) -> tuple[np.ndarray, float
 
 
 def _lasting(late: np.ndarray, cuts: np.ndarray, least: float, noise: float) -> np.ndarray:
-    """The cuts across which the mean of some rows jumps by `least` and by more than jitter explains."""
+    """The boundaries where the mean of some rows jumps by `least` and by more than jitter explains."""
     kept = [0]
     for cut, stop in zip(cuts[1:-1].tolist(), cuts[2:].tolist(), strict=True):
         before, after = late[max(kept[-1], cut - 64) : cut], late[cut : min(stop, cut + 64)]
@@ -237,7 +236,7 @@ def _lasting(late: np.ndarray, cuts: np.ndarray, least: float, noise: float) -> 
 
 
 def _pooled_step(t: np.ndarray, cuts: np.ndarray) -> float:
-    """Seconds from row to row, over all stretches; 0 where none has two rows."""
+    """Seconds between rows, over all stretches; 0 if no stretch has two rows."""
     sizes = np.diff(cuts)
     middle = np.repeat(cuts[:-1] + (sizes - 1) / 2, sizes)
     i = np.arange(len(t)) - middle
@@ -250,21 +249,20 @@ def _pooled_step(t: np.ndarray, cuts: np.ndarray) -> float:
 
 
 def _rate(
-    own: float, rows: int, elapsed_s: float, promised: Fraction | None, tolerance: float | None
+    measured_hz: float, rows: int, elapsed_s: float, promised: Fraction | None, tolerance: float | None
 ) -> Fraction:
-    """The grid's rate: the promised one where it serves, else the simplest that keeps `rows` in their
-    places."""
+    """The grid's rate: the promised one if it fits, else the simplest that keeps `rows` in their places."""
 
     def fits(rate: Fraction) -> bool:
-        # a gap already moves what follows by up to a half
-        return abs(own / float(rate) - 1) * rows <= HALF / 10
+        # a gap already moves the rows after it by up to half a sample
+        return abs(measured_hz / float(rate) - 1) * rows <= HALF / 10
 
     if promised:
         allowed = max(DRIFT, STRAY_S / elapsed_s) if tolerance is None else 0.0
-        if fits(promised) or abs(own / float(promised) - 1) <= allowed:
+        if fits(promised) or abs(measured_hz / float(promised) - 1) <= allowed:
             return promised
-    simple = [Fraction(round(own)), Fraction(1000, max(1, round(1000 / own)))]
-    simple += [Fraction(round(own * 10**digits), 10**digits) for digits in range(1, 7)]
+    simple = [Fraction(round(measured_hz)), Fraction(1000, max(1, round(1000 / measured_hz)))]
+    simple += [Fraction(round(measured_hz * 10**digits), 10**digits) for digits in range(1, 7)]
     return next((rate for rate in simple if rate and fits(rate)), simple[-1])
 
 
@@ -294,14 +292,14 @@ def _fits(t: np.ndarray, cuts: np.ndarray, step: float) -> Iterator[Stretch]:
 
 
 def _line(t: np.ndarray, step: float, knots_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """Knots (rows) and the clock at them, s: least squares, straight between knots."""
+    """Knots (rows) and the clock at them, s: a piecewise linear least-squares fit."""
     n = len(t)
     i = np.arange(n)
     parts = max(1, round(n * step / knots_s))
     rows = np.linspace(0, n - 1, parts + 1)
     elapsed = t - t[0]
     if parts > 1:
-        block = max(1, n // parts // 64)  # means of some rows fit as well as the rows, and faster
+        block = max(1, n // parts // 64)  # block means fit as well as single rows, and faster
         whole = n // block * block
         x, y = (v[:whole].reshape(-1, block).mean(axis=1) for v in (i, elapsed))
         inner = np.r_[0.0, rows, n - 1.0]
@@ -312,14 +310,14 @@ def _line(t: np.ndarray, step: float, knots_s: float) -> tuple[np.ndarray, np.nd
         spread = float(((i - middle) ** 2).sum())
         slope = float(((i - middle) * late).sum()) / spread
         unsure = float((late - late.mean() - slope * (i - middle)).std()) / np.sqrt(spread)
-        if unsure * n > 0.1 * step:  # too few rows to tell its own rate from jitter
+        if unsure * n > 0.1 * step:  # too few rows to tell the measured rate from jitter
             slope = 0.0
     ends = np.array([0, n - 1]) if n > 1 else np.array([0])
     return ends, t[0] + late.mean() + ends * step + slope * (ends - middle)
 
 
 def _resampled(x: np.ndarray, missing: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`x` between its samples, at `rows`; missing where one of the two samples around is."""
+    """`x` interpolated at `rows`; missing if one of the two neighbouring samples is."""
     if missing.all():
         return np.zeros(len(rows)), np.ones(len(rows), bool)
     x = x.astype(np.float64)

@@ -246,10 +246,10 @@ def _times(file: columns.Columns, spec: Table, found: Contents) -> tuple[str, fl
             with suppress(Refused):
                 moment = moments.read(column, unit, spec.decimal)
                 made = clock.measured(moment.rising(), None, None)
-                if 1 <= made.own <= 100_000:
+                if 1 <= made.measured_hz <= 100_000:
                     found.start_s = made.start_s
                     found.table += [f"time_unit_s = {unit:g}"] if unit != 1 else []
-                    return name, made.own, spec.model_copy(update={"time": name, "time_unit_s": unit})
+                    return name, made.measured_hz, spec.model_copy(update={"time": name, "time_unit_s": unit})
     return "", None, spec
 
 

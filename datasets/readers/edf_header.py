@@ -133,7 +133,7 @@ def _text(cell: bytes) -> str:
 def _number(word: str, commas: bool = False) -> float:
     """`commas`: another number of the header shows that a comma parts decimals. Raises ValueError."""
     if not _NUMBER.fullmatch(word) or (_THOUSANDS.fullmatch(word) and not commas):
-        raise ValueError(f"{word!r} is no number" + " beyond doubt" * ("," in word))
+        raise ValueError(f"{word!r} is not a number" + " beyond doubt" * ("," in word))
     return float(word.replace(",", "."))
 
 

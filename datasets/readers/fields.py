@@ -50,7 +50,7 @@ def read(
         try:
             value = rule.values[word] if word in rule.values else float(word)
         except ValueError:
-            problems.append(f"label {rule.name}: {word!r} is no number")
+            problems.append(f"label {rule.name}: {word!r} is not a number")
         else:
             labels.append(Labels(rule.name, np.array([value]), rule.unit))
     return labels, problems

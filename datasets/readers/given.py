@@ -130,7 +130,7 @@ def _from_table(
 
 
 def _label(rule: Column, words: list[str], start: Any, end: Any) -> list[Labels]:
-    """The label of one column, without the cells that say nothing. ValueError: a cell that is no number."""
+    """The label of one column, without empty cells. ValueError: a cell is not a number."""
     if rule.split is not None:
         parts = [fields.split_words(word, rule.split) for word in words]
         if start is not None:

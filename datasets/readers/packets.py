@@ -112,7 +112,7 @@ class Stream:
 def read(times: np.ndarray, values: Sequence[np.ndarray], rate: float) -> Stream:
     """The packets that began at `times` (s) in file order, at `rate` Hz, as stretches without gaps.
 
-    Raises Refused (bad_time) where a time is no number or time runs back.
+    Raises Refused (bad_time) where a time is not a number or time runs back.
     """
     if not np.isfinite(times).all():
         raise Refused("bad_time", "a packet has no time")

@@ -1,5 +1,5 @@
-"""The rate that a file states itself: in a variable, an attribute or a constant column; and whether it agrees
-with the descriptor's."""
+"""The rate that a file states in a variable, an attribute or a constant column, and whether it agrees with
+the descriptor's."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from datasets.descriptor import Signal
 from datasets.readers.base import fraction
 
-ROUNDING = 1e-5  # share by which a rate may differ that was written down with few digits
+ROUNDING = 1e-5  # relative rounding error of a rate written with few digits
 KNOWN = (
     "samplingfrequency",
     "samplefrequency",
@@ -25,24 +25,24 @@ KNOWN = (
     "fsamp",
     "fs",
 )
-ALONE = ("sr", "freq", "frequency", "hz")  # a rate by themselves; beside other words they may be a pulse's
-# as the last part of a name they are no rate of samples elsewhere (heart rate), but beside a signal's samples
+ALONE = ("sr", "freq", "frequency", "hz")  # rates by themselves; beside other words perhaps a pulse rate
+# as the last part of a name these are sampling rates only beside a signal's samples (else: heart rate)
 BESIDE = ("rate", "freq", "frequency", "hz")
 
 
 class Facts:
-    """A file that may state rates: `facts` are dotted names, `fact` gives what one holds."""
+    """A file that may state rates: `facts` are dotted names, `fact` returns the value of one."""
 
     def facts(self) -> Collection[str]:
-        """Names of what may state a rate: `Fs`, `ppg.fs` (in a struct or group, or an attribute of `ppg`)."""
+        """Names that may state a rate: `Fs`, `ppg.fs` (in a struct or group, or an attribute of `ppg`)."""
         return ()
 
     def fact(self, name: str) -> object:
-        """What the file holds under a name, None where it holds nothing."""
+        """The value that the file holds under a name, None if there is none."""
         return None
 
     def stated_rate(self, name: str, paths: Sequence[str] = ()) -> float | None:
-        """The rate in Hz that the file states under `name`, first beside the variables `paths`; or None."""
+        """The rate in Hz stated under `name`, first beside the variables `paths`; or None."""
         for prefix in _prefixes(paths):
             found = number(self.fact(f"{prefix}{name}"))
             if found is not None:
@@ -50,7 +50,7 @@ class Facts:
         return None
 
     def stated_rates(self) -> dict[str, float]:
-        """Every rate that the file states under a usual name: name -> Hz."""
+        """Every rate stated under a usual name: name -> Hz."""
         found = {name: number(self.fact(name)) for name in self.facts() if _rest(name) is not None}
         return {name: hz for name, hz in found.items() if hz is not None}
 
@@ -58,10 +58,10 @@ class Facts:
 def rate_of(
     file: Facts, modality: str, signal: Signal, paths: Sequence[str], present: Mapping[str, Signal]
 ) -> tuple[Fraction | None, str | None]:
-    """The rate of a signal that `file` holds in the variables `paths`, and in words why it must be refused.
+    """The rate of a signal that `file` holds in the variables `paths`, and the reason if it must be refused.
 
-    A rate that the descriptor names is read. One that it gives must agree with what the file states, if the
-    file evidently speaks of this signal: within `rate_tolerance` (then the file's own is taken), else but for
+    A rate given by name is read from the file. A rate given as a number must agree with what the file states,
+    if the file clearly means this signal: within `rate_tolerance` (then the file's rate is used), else up to
     rounding. `present`: the signals that the file holds.
     """
     if isinstance(signal.rate, str):
@@ -82,7 +82,7 @@ def rate_of(
     if off <= (signal.rate_tolerance or 0):
         return fraction(hz), None
     return fraction(hz), (
-        f"{name!r} in the file says {hz:g} Hz, not {signal.hz:g}: correct `rate`, or say rate = {name!r}"
+        f"{name!r} in the file says {hz:g} Hz, not {signal.hz:g}: correct `rate`, or set rate = {name!r}"
     )
 
 
@@ -93,20 +93,20 @@ def _stated(
     paths: Sequence[str],
     present: Mapping[str, Signal],
 ) -> tuple[str, float] | None:
-    """(name, Hz) of the rate that a file evidently states of this signal, None where it may mean others."""
+    """(name, Hz) of the rate that a file clearly states for this signal, None if it may mean another."""
     mine = {_plain(word) for word in (modality, *paths, *(part for p in paths for part in p.split(".")))}
-    own = [(n, hz) for n, hz in rates.items() if _rest(n) in mine or _parent(n) in paths]
-    if not own:
-        # what speaks of no signal by name: beside this one, nearest first, or the only one of the file
-        own = [(n, hz) for n, hz in rates.items() if len(rates) == 1 and _rest(n) == ""]
+    stated = [(n, hz) for n, hz in rates.items() if _rest(n) in mine or _parent(n) in paths]
+    if not stated:
+        # names that mention no signal: beside this one, nearest first, or the only rate in the file
+        stated = [(n, hz) for n, hz in rates.items() if len(rates) == 1 and _rest(n) == ""]
         for prefix in _prefixes(paths):
             near = [(n, hz) for n, hz in rates.items() if f"{_parent(n)}." == (prefix or ".")]
             if near:
-                own = near if all(_rest(n) == "" for n, _ in near) else []
+                stated = near if all(_rest(n) == "" for n, _ in near) else []
                 break
-        if own and any(_agree(s.hz, own[0][1]) for s in present.values() if s.hz != signal.hz):
+        if stated and any(_agree(s.hz, stated[0][1]) for s in present.values() if s.hz != signal.hz):
             return None
-    return own[0] if own and len({hz for _, hz in own}) == 1 else None
+    return stated[0] if stated and len({hz for _, hz in stated}) == 1 else None
 
 
 def _agree(hz: float | None, other: float) -> bool:
@@ -114,7 +114,7 @@ def _agree(hz: float | None, other: float) -> bool:
 
 
 def _prefixes(paths: Sequence[str]) -> list[str]:
-    """`a.b.` and `a.` and ``, for a variable a.b: where to look for what belongs to it, nearest first."""
+    """`a.b.`, `a.` and `` for a variable a.b: the prefixes to search for its attributes, nearest first."""
     found = [""]
     for path in paths[:1]:
         parts = path.split(".")
@@ -131,7 +131,7 @@ def _plain(word: str) -> str:
 
 
 def _rest(name: str) -> str | None:
-    """What a name says besides that it is a rate: `` of Fs, ppg of fs_ppg and of fs.ppg; None: it is none."""
+    """The rest of a rate's name: `` for Fs, ppg for fs_ppg and for fs.ppg; None: it names no rate."""
     *parents, leaf = name.split(".")
     words = [w.casefold() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", leaf)]
     words = [w for w in words if w not in ("hz", "in")] or words
@@ -145,12 +145,12 @@ def _rest(name: str) -> str | None:
 
 
 def is_rate(name: str) -> bool:
-    """Whether a variable of this name states a rate of samples."""
+    """Whether a variable of this name states a sampling rate."""
     return _rest(name) is not None
 
 
 def number(value: object) -> float | None:
-    """A rate as a file may write it: a number, an array of one and the same, `125`, `125 Hz`."""
+    """A rate as a file may write it: a number, an array of one repeated value, `125`, `125 Hz`."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, str):

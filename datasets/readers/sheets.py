@@ -161,4 +161,4 @@ def number(word: str) -> float:
             raise ValueError
         return float(word)
     except ValueError:
-        raise ValueError(f"{word!r} is no number") from None
+        raise ValueError(f"{word!r} is not a number") from None

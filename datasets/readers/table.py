@@ -1,5 +1,5 @@
-"""Tables: CSV, tab-separated text, Parquet, NPZ, HDF5. Units are the descriptor's; rates are its own, or
-those that a file states or its column of times shows. All files of a record are on the clock of those times.
+"""Tables: CSV, tab-separated text, Parquet, NPZ, HDF5. Units come from the descriptor; rates too, or from the
+file, stated or measured from its column of times. All files of a record share the clock of those times.
 """
 
 import contextlib
@@ -35,11 +35,11 @@ from datasets.readers.moments import Moments
 from datasets.readers.rates import rate_of
 from datasets.readers.text import delimiter_of
 
-SLOWEST, FASTEST = 1, 100_000  # Hz: rates that a column of times may show where the descriptor says none
+SLOWEST, FASTEST = 1, 100_000  # Hz: limits of a rate that is measured from a column of times
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[Source]:
-    """Every record below `root` that the descriptor names. Text has no header: it is read whole."""
+    """Every record below `root` that the descriptor names. Text has no header, so it is read whole."""
     for modality, signal in descriptor.signals.items():
         if signal.source_unit is None:
             raise PlethoraError(
@@ -84,20 +84,20 @@ def _promise_element(
             draft.refuse(m, why.reason, why.detail)
 
 
-def _files(descriptor: Descriptor, own: str, groups: dict[str, str]) -> dict[str, str]:
+def _files(descriptor: Descriptor, main: str, groups: dict[str, str]) -> dict[str, str]:
     """Modality -> the file that holds it."""
-    stem = own.rsplit(".", 1)[0]
+    stem = main.rsplit(".", 1)[0]
     given = descriptor.table.files
-    return {m: given[m].format(**groups, stem=stem) if m in given else own for m in descriptor.signals}
+    return {m: given[m].format(**groups, stem=stem) if m in given else main for m in descriptor.signals}
 
 
-# ---------------------------------------------------------------- one modality in its file
+# ---------------------------------------------------------------- one modality of a file
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What a file holds of a modality: `choice` of its channels (none: the file `has` others), `length`
-    samples at `rate`, or why it is refused in `words`; `clock` and `times` where the file says when; `x`: the
+    """A file's content for one modality: `choice` of its channels (empty: the file `has` others), `length`
+    samples at `rate`, or `words`, why it is refused; `clock` and `times` if the file states them; `x`: the
     samples.
     """
 
@@ -112,7 +112,7 @@ class _Part:
 
 
 class _Times:
-    """A file's column of times, which is read once for all of its modalities."""
+    """A file's column of times, read once for all of its modalities."""
 
     def __init__(self, columns: Columns, spec: Table) -> None:
         self._columns, self._spec = columns, spec
@@ -120,7 +120,7 @@ class _Times:
 
     @cached_property
     def moments(self) -> Moments:
-        """Refused (bad_time): there is no such column, or it holds no times."""
+        """Refused (bad_time): the column is missing or holds no times."""
         name, column = self._spec.time, self._columns.raw(self._spec.time or "")
         if column is None:
             there = ", ".join(self._columns.names[:20])
@@ -130,7 +130,7 @@ class _Times:
         return moments.read(column, self._spec.time_unit_s, self._spec.decimal)
 
     def clock(self, promised: Fraction | None, tolerance: float | None) -> Clock:
-        """As `clock.measured`."""
+        """See `clock.measured`."""
         if (promised, tolerance) not in self._clocks:
             made = clock.measured(self.moments.rising(), promised, tolerance)
             self._clocks[promised, tolerance] = made
@@ -140,8 +140,8 @@ class _Times:
 def _parts(
     folder: Path, descriptor: Descriptor, names: Mapping[str, str], element: int | None, samples: bool
 ) -> tuple[dict[str, _Part], dict[str, Refused]]:
-    """What the files hold of each modality in `names`, with its `samples` or without; and what breaks
-    them."""
+    """The content of the files for each modality in `names`, with or without `samples`; and the errors that
+    break them."""
     spec = descriptor.table
     found: dict[str, _Part] = {}
     broken: dict[str, Refused] = {}
@@ -178,16 +178,16 @@ def _parts(
 
 
 def _wanted(descriptor: Descriptor, modalities: Sequence[str]) -> list[text.Choices]:
-    """The channels that are read from the file of some modalities, time included."""
+    """The channels to read from the file for these modalities, time included."""
     time = descriptor.table.time
     return [*(descriptor.signals[m].choices for m in modalities), *([((time,),)] if time else [])]
 
 
 def _rows(columns: Columns) -> int:
-    """How long a file is that holds nothing we asked for."""
+    """The length of a file that holds none of the wanted channels."""
     longest = 0
     for name in columns.names:
-        with contextlib.suppress(Refused):  # words, or an array of many axes
+        with contextlib.suppress(Refused):  # text, or an array with several axes
             longest = max(longest, columns.length(name))
     return longest
 
@@ -201,11 +201,11 @@ def _part(
     present: Mapping[str, Signal],
     column: _Times,
 ) -> _Part:
-    """The length, rate and clock of a modality. Refused: bad_time, and what reading runs into."""
+    """The length, rate and clock of a modality. Refused: bad_time, and any error of reading."""
     spec, signal = descriptor.table, descriptor.signals[modality]
     length = max(columns.length(name) for name in part.choice)
     rate, words = base.fraction(signal.hz), None
-    if spec.time is None or isinstance(signal.rate, str):  # a column of times tells more than a stated rate
+    if spec.time is None or isinstance(signal.rate, str):  # a column of times says more than a stated rate
         paths = [columns.path(name) for name in part.choice]
         rate, words = rate_of(columns, modality, signal, paths, present)
     delimiter = delimiter_of(path.name, spec.delimiter, spec.decimal)
@@ -227,21 +227,21 @@ def _part(
 
 
 def _stated(path: Path, line: int, delimiter: str, signal: Signal) -> tuple[Fraction | None, str | None]:
-    """The rate that a line of a text file states, and in words why it must be refused."""
+    """The rate that a line of a text file states, and the reason if it must be refused."""
     hz = float(moments.stated(path, line, delimiter).s[0])
     rate, promised = base.fraction(hz), base.fraction(signal.hz)
     if rate is None:
         return None, f"line {line} says {hz:g} Hz: correct `rate_line` in [table], or `rate`"
     if promised and abs(rate / promised - 1) > (signal.rate_tolerance or 0):
-        return rate, f"line {line} says {hz:g} Hz, not {signal.hz:g}: correct `rate`, or leave it out"
+        return rate, f"line {line} says {hz:g} Hz, not {signal.hz:g}: correct `rate`, or omit it"
     return rate, None
 
 
 def _unlike(made: Clock, promised: Fraction | None, signal: Signal) -> str | None:
-    """Why the rate that times show is refused; None where it is taken."""
-    shown = f"the times show {made.own:.6g} Hz"
+    """Why the rate that the times show is refused; None if it is accepted."""
+    shown = f"the times show {made.measured_hz:.6g} Hz"
     if promised is None:
-        if SLOWEST <= made.own <= FASTEST:
+        if SLOWEST <= made.measured_hz <= FASTEST:
             return None
         return f"{shown}: is `time_unit_s` in [table] right? Else give `rate`"
     if abs(made.rate / promised - 1) <= (signal.rate_tolerance or 0):
@@ -253,14 +253,14 @@ def _unlike(made: Clock, promised: Fraction | None, signal: Signal) -> str | Non
 
 
 def _first(parts: Mapping[str, _Part]) -> tuple[float, Moments] | None:
-    """What the record's clock says at its first sample (s), and that file's times. Refused (bad_time): files
-    whose times are of no common clock."""
+    """The record's clock at its first sample (s), and that file's times. Refused (bad_time): the files'
+    times share no clock."""
     timed = [(m, p.clock, p.times) for m, p in parts.items() if p.clock is not None and p.times is not None]
     if not timed:
         return None
     if len({times.basis for _, _, times in timed}) > 1:
         said = ", ".join(f"{m} has {times.basis}" for m, _, times in timed)
-        raise Refused("bad_time", f"times that are of no common clock: {said}")
+        raise Refused("bad_time", f"the times share no common clock: {said}")
     _, first, times = min(timed, key=lambda each: each[1].start_s)
     apart = max(made.start_s for _, made, _ in timed) - first.start_s
     recorded = sum(parts[m].length / float(made.rate) for m, made, _ in timed)
@@ -272,7 +272,7 @@ def _first(parts: Mapping[str, _Part]) -> tuple[float, Moments] | None:
 
 
 def _grids(parts: Mapping[str, _Part]) -> dict[str, Grid]:
-    """Where the samples of each modality lie, on the record's common time; empty where no file says when."""
+    """Where each modality's samples lie on the record's common time; empty if no file states times."""
     first = _first(parts)
     return {m: p.clock.on(first[0]) for m, p in parts.items() if p.clock is not None} if first else {}
 
@@ -283,7 +283,7 @@ def _grids(parts: Mapping[str, _Part]) -> dict[str, Grid]:
 def _promises(
     draft: Draft, descriptor: Descriptor, folder: Path, names: dict[str, str], element: int | None = None
 ) -> None:
-    """What the files hold of each modality. Refused is raised last, so that the hours of the others count."""
+    """The files' content for each modality. Refused is raised last, so that the other hours are counted."""
     signals = descriptor.signals
     there = {m: n for m, n in names.items() if m not in descriptor.table.files or n in draft.root.sizes}
     parts, broken = _parts(folder, descriptor, there, element, samples=False)
@@ -318,20 +318,20 @@ def _promises(
     if not sound or "" in broken or any(signals[m].required for m in broken):
         for last in list(broken.values())[-1:]:
             raise last
-    for m, trouble in broken.items():  # the others are sound without it
+    for m, trouble in broken.items():  # the others are usable without it
         draft.refuse(m, trouble.reason, trouble.detail)
 
 
 def _lines(path: Path, descriptor: Descriptor) -> int:
-    """How many samples a file that cannot be taken would hold, as far as its lines or shapes tell; else 0."""
+    """How many samples a refused file would hold, as far as its lines or shapes tell; else 0."""
     names = [name for signal in descriptor.signals.values() for choice in signal.choices for name in choice]
     return files.rows(path, descriptor.table, names, descriptor.arrays)
 
 
 def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
-    """Samples and labels of one record. Raises Refused where a file is broken."""
-    own = source.files[0][0]
-    names = _files(descriptor, own, source.groups)
+    """Samples and labels of one record. Raises Refused if a file is broken."""
+    main = source.files[0][0]
+    names = _files(descriptor, main, source.groups)
     wanted = {m: n for m, n in names.items() if m in source.seconds and m not in source.refused}
     parts, broken = _parts(folder, descriptor, wanted, source.element, samples=True)
     for m in sorted(broken, key=lambda m: not descriptor.signals[m].required):
@@ -354,20 +354,20 @@ def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
     recording = Recording(signals, [*more, *labels], problems)
     noted = (marks.note(m, s.x_tc[:, 0], s.missing) for m, s in signals.items())
     recording.notes = [note for note in noted if note]
-    began = 0.0  # the record's own file, on the record's time
+    began = 0.0  # of the record's main file, on the record's time
     if (first := _first(parts)) is not None:
         recording.origin, times = first
         recording.kind = times.kind
         recording.zone_s = None if times.zone_s is None else float(times.zone_s[0])
-        starts = [p.clock.start_s for m, p in parts.items() if p.clock and names[m] == own]
+        starts = [p.clock.start_s for m, p in parts.items() if p.clock and names[m] == main]
         began = min(starts, default=recording.origin) - recording.origin
     recording.moved = {m: grid.moved_s for m, grid in grids.items() if grid.moved_s}
-    _traces(recording, folder / own, source, descriptor, began)
+    _traces(recording, folder / main, source, descriptor, began)
     return recording
 
 
 def _channel(values: np.ndarray, grid: Grid | None, scale: float) -> Channel:
-    """A column on its grid: what has no row is missing. Whole numbers become integers, which stay exact."""
+    """A column on its grid; places without a row are missing. Whole numbers become exact integers."""
     missing = ~np.isfinite(values)
     x = np.where(missing, 0, values)
     if np.issubdtype(x.dtype, np.floating) and (np.abs(x) < 2**31).all() and (x == np.rint(x)).all():
@@ -377,13 +377,13 @@ def _channel(values: np.ndarray, grid: Grid | None, scale: float) -> Channel:
     return Channel(x, missing, scale)
 
 
-def _traces(recording: Recording, own: Path, source: Source, descriptor: Descriptor, began: float) -> None:
-    """Labels a window out of variables of the record's own file, which begins at `began` (s)."""
+def _traces(recording: Recording, main: Path, source: Source, descriptor: Descriptor, began: float) -> None:
+    """Window labels from variables of the record's main file, which begins at `began` (s)."""
     for rule in descriptor.traces:
         try:
-            with opened(own, descriptor.table, descriptor.arrays, source.element) as columns:
+            with opened(main, descriptor.table, descriptor.arrays, source.element) as columns:
                 if rule.file is not None or rule.variable not in columns.names:
-                    raise Refused("missing_column", f"{own.name} has no {rule.variable!r}")
+                    raise Refused("missing_column", f"{main.name} has no {rule.variable!r}")
                 values = columns.read(rule.variable).astype(np.float64)
         except Refused as why:
             recording.problems.append(f"label {rule.name}: {why.reason} ({why.detail})")

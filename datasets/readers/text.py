@@ -1,4 +1,4 @@
-"""Text files of columns, also compressed (.gz), and what their words mean as numbers."""
+"""Text files of columns, also compressed (.gz), and how their cells are parsed as numbers."""
 
 import csv
 import gzip
@@ -17,21 +17,21 @@ from datasets.descriptor import Table
 from datasets.readers import kinds, marks
 from datasets.readers.base import Refused
 
-LARGEST = 2 * 2**30  # bytes that a compressed text may unpack to
+LARGEST = 2 * 2**30  # maximum size of a decompressed text, bytes
 COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
 DIGITS = re.compile(r"[-+]?\d+")
-WHOLE, PART = r"^[-+]?\d+$", r"^\d+([eE][-+]?\d+)?$"  # what a decimal comma leaves of 12,50 in two cells
-Choices = Sequence[tuple[str, ...]]  # the channels that a signal may have, the first that are there are read
+WHOLE, PART = r"^[-+]?\d+$", r"^\d+([eE][-+]?\d+)?$"  # the two cells that a decimal comma makes of 12,50
+Choices = Sequence[tuple[str, ...]]  # a signal's possible channels; the first one present is read
 
 
 def bare(name: str) -> str:
-    """A file's name in lower case without .gz."""
+    """A file name in lower case, without .gz."""
     return name.lower().removesuffix(".gz")
 
 
 def delimiter_of(name: str, given: str | None, decimal: str = ".") -> str:
-    """What stands between cells: as given, else a tab in .tsv and .txt files, a semicolon where numbers have
-    decimal commas, and a comma in all others."""
+    """The delimiter: as given, else a tab in .tsv and .txt files, a semicolon if numbers have decimal commas,
+    and a comma otherwise."""
     if given:
         return given
     if bare(name).endswith((".tsv", ".txt")):
@@ -40,7 +40,7 @@ def delimiter_of(name: str, given: str | None, decimal: str = ".") -> str:
 
 
 class _Bounded(gzip.GzipFile):
-    """A compressed text that is not read beyond `LARGEST` bytes."""
+    """A compressed text that is read up to `LARGEST` bytes at most."""
 
     def read(self, size: int | None = -1) -> bytes:
         return self._checked(super().read(LARGEST + 1 if size is None or size < 0 else size))
@@ -59,14 +59,14 @@ def _bytes(path: Path) -> IO[bytes]:
 
 
 def open_text(path: Path) -> io.TextIOWrapper:
-    """The lines of a text, line ends as they are."""
+    """The lines of a text, with their line ends unchanged."""
     return io.TextIOWrapper(_bytes(path), encoding="utf-8-sig", errors="replace", newline="")
 
 
 def names(path: Path, spec: Table, delimiter: str) -> tuple[list[str], int, int]:
-    """A text file's column names, "" for those without one, how many of the last may be but delimiters at the
-    lines' ends, and how many of these the line of names lacks. Names are line `spec.header`, or 1, 2, … where
-    there is none."""
+    """A text file's column names ("" for columns without one), how many of the last columns may be mere
+    trailing delimiters, and how many of those the header line lacks. Names come from line `spec.header`, or
+    are 1, 2, … if there is no header."""
     body, found, first = spec.header + spec.skip, [], None
     at = -1
     with open_text(path) as file:
@@ -102,12 +102,12 @@ def _cut(cells: Sequence[str]) -> list[str]:
 
 
 def read(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table, str]:
-    """A text file's columns as words, and its delimiter. Refused: corrupt, decimal_comma."""
+    """A text file's columns as strings, and its delimiter. Refused: corrupt, decimal_comma."""
     delimiter = delimiter_of(path.name, spec.delimiter, spec.decimal)
     named, extra, beyond = names(path, spec, delimiter)
     unique = [name or f"({i + 1})" for i, name in enumerate(named)]
     if len(set(unique)) < len(unique):
-        raise Refused("corrupt", "two columns have one name")
+        raise Refused("corrupt", "two columns have the same name")
     try:
         with _bytes(path) as file:
             table = pyarrow.csv.read_csv(
@@ -115,15 +115,15 @@ def read(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table, 
                 pyarrow.csv.ReadOptions(
                     column_names=unique, skip_rows=spec.header + spec.skip, use_threads=False
                 ),
-                # an empty line of a file of one column is a missing sample
+                # in a file of one column, an empty line is a missing sample
                 pyarrow.csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=len(unique) - extra > 1),
-                # bytes, so that a note in another encoding does not spoil the columns beside it
+                # read as bytes, so that a note in another encoding does not break the other columns
                 pyarrow.csv.ConvertOptions(column_types={n: pa.binary() for n in unique}),
             )
     except pa.ArrowInvalid as broken:
         hint = f"; {_advice(spec, delimiter)}" if delimiter == "," and "columns, got" in str(broken) else ""
         raise Refused("corrupt", f"{kinds.plain(str(broken))}{hint}") from broken
-    for name in reversed(unique[len(unique) - extra :]):  # delimiters at line ends make no column
+    for name in reversed(unique[len(unique) - extra :]):  # trailing delimiters make no column
         if not _empty(table[name]):
             break
         table = table.drop_columns([name])
@@ -135,7 +135,7 @@ def read(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table, 
         if spec.header and kept > 1 and not named[kept - 1]:
             pairs = [(kept - 2, kept - 1)]
         if not spec.header and kept % 2 and kept > 1 and "decimal" not in spec.model_fields_set:
-            for counter in range(0, kept, 2):  # a whole number among numbers with decimal commas
+            for counter in range(0, kept, 2):  # integers among numbers with decimal commas
                 rest = [i for i in range(kept) if i != counter]
                 _check_commas(
                     [(table.column(a), table.column(b)) for a, b in zip(rest[::2], rest[1::2], strict=True)],
@@ -157,7 +157,7 @@ def _empty(column: pa.ChunkedArray) -> bool:
 
 
 def words(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Bytes as words. Refused where they are no UTF-8."""
+    """Bytes as strings. Refused if they are not UTF-8."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     try:
         return whole.cast(pa.string())
@@ -168,29 +168,29 @@ def words(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _last(there: Sequence[str], wanted: Sequence[Choices]) -> int:
-    """The largest number of a column without a name that is read."""
+    """The largest number of an unnamed column that is read."""
     read = [next((c for c in choices if set(c) <= set(there)), ()) for choices in wanted]
     return max((int(name) for choice in read for name in choice if name.isdecimal()), default=0)
 
 
 def _check_commas(pairs: Sequence[tuple[pa.Array, pa.Array]], spec: Table, delimiter: str, last: int) -> None:
-    """Refused (decimal_comma) where the cells of every pair of columns may be the two parts of one number.
+    """Refused (decimal_comma) if the cells of every pair of columns may be the two parts of one number.
 
-    0,07 can only be one; 12,50 may be two numbers, and then the descriptor must say so, or read a column that
-    would not be there otherwise (`last`).
+    0,07 can only be one number; 12,50 may be two. Then the descriptor must say which, or read a column that
+    would not exist otherwise (`last`).
     """
     first = words(pairs[0][0].slice(0, 1)) if pairs else []
-    if not len(first) or not DIGITS.fullmatch((first[0].as_py() or "").strip()):  # most are seen at once
+    if not len(first) or not DIGITS.fullmatch((first[0].as_py() or "").strip()):  # decides most files cheaply
         return
     proof = ""
     for whole, part in ((_before_comma(a), _behind_comma(b)) for a, b in pairs):
         if not len(whole) or not _all(whole, WHOLE) or not _all(part, PART):
             return
         if not proof and not _any(whole, r"^[-+]?0\d"):
-            told = pc.or_(
+            certain = pc.or_(
                 pc.match_substring_regex(part, r"^0\d"), pc.match_substring_regex(whole, r"^[-+]0$")
             )
-            row = pc.index(told, True).as_py()
+            row = pc.index(certain, True).as_py()
             proof = f"row {row + 1}: '{whole[row]},{part[row]}'" if row >= 0 else ""
     if proof:
         raise Refused(
@@ -206,12 +206,12 @@ def _check_commas(pairs: Sequence[tuple[pa.Array, pa.Array]], spec: Table, delim
 
 
 def _before_comma(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Words without the blanks before them."""
+    """Strings without leading blanks."""
     return pc.utf8_ltrim_whitespace(words(column))
 
 
 def _behind_comma(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Words without the blanks and semicolons at a line's end."""
+    """Strings without trailing blanks and semicolons."""
     return pc.utf8_rtrim(words(column), characters=" \t\r;")
 
 
@@ -224,7 +224,7 @@ def _any(words: pa.Array, pattern: str) -> bool:
 
 
 def row(path: Path, spec: Table) -> tuple[pa.Array, str]:
-    """All cells of the file, line after line, and its delimiter, which may close a line.
+    """All cells of the file, line by line, and its delimiter, which may also end a line.
 
     Refused (decimal_comma).
     """
@@ -241,7 +241,7 @@ def row(path: Path, spec: Table) -> tuple[pa.Array, str]:
 
 
 def rows(path: Path, spec: Table) -> int:
-    """How many samples a text that cannot be read would hold, as far as its lines can be counted."""
+    """How many samples an unreadable text would hold, as far as its lines can be counted."""
     delimiter = delimiter_of(path.name, spec.delimiter, spec.decimal)
     count, at = 0, -1
     try:
@@ -250,7 +250,7 @@ def rows(path: Path, spec: Table) -> int:
                 at += bool(line.strip())
                 if at >= spec.header + spec.skip and line.strip():
                     count += 1 + (line.strip().count(delimiter) if spec.layout == "row" else 0)
-    except (Refused, OSError, EOFError):  # a compressed text that is cut off: what was there
+    except (Refused, OSError, EOFError):  # a truncated compressed text: count what was read
         pass
     return count
 
@@ -262,26 +262,26 @@ def numbers(
     where: str,
     missing: Sequence[float | str] = (),
 ) -> np.ndarray:
-    """Words as float64, NaN where they say that there is no number. Refused names the first that is none.
+    """Strings as float64, NaN for missing values. Refused names the first cell that is not a number.
 
-    `missing`: words and numbers that stand for no value, beside the usual words (`marks.NOTHING`).
+    `missing`: strings and numbers that mark a missing value, in addition to the usual ones (`marks.NOTHING`).
     """
     cells = pc.utf8_trim_whitespace(words(column).fill_null(""))
-    own = {word.strip().casefold() for word in missing if isinstance(word, str)}
-    try:  # the common file holds numbers and empty cells alone
+    markers = {word.strip().casefold() for word in missing if isinstance(word, str)}
+    try:  # most files hold only numbers and empty cells
         found = (
             pc.if_else(pc.equal(cells, ""), None, cells).cast(pa.float64()) if spec.decimal == "." else None
         )
     except pa.ArrowInvalid:
         found = None
-    if found is None or own:
-        nothing = pc.is_in(pc.utf8_lower(cells), value_set=pa.array(sorted(marks.NOTHING | own)))
-        held = pc.if_else(nothing, None, cells)
+    if found is None or markers:
+        nothing = pc.is_in(pc.utf8_lower(cells), value_set=pa.array(sorted(marks.NOTHING | markers)))
+        present = pc.if_else(nothing, None, cells)
         if spec.decimal == ",":
-            _check_points(held, where)
-            held = pc.replace_substring(held, ",", ".")
+            _check_points(present, where)
+            present = pc.replace_substring(present, ",", ".")
         try:
-            found = held.cast(pa.float64())
+            found = present.cast(pa.float64())
         except pa.ArrowInvalid as broken:
             raise _no_number(cells, nothing, spec, delimiter, where) from broken
     x = found.to_numpy(zero_copy_only=False)
@@ -303,12 +303,12 @@ def _no_number(words: pa.Array, nothing: pa.Array, spec: Table, delimiter: str, 
             detail = f"{where}, row {i + 1}: {word!r} has a decimal comma; {_advice(spec, delimiter)}"
             return Refused("decimal_comma", detail)
         key = "if it marks a missing sample, add it to `missing` in [signals]"
-        return Refused("corrupt", f"{where}, row {i + 1}: {word[:40]!r} is no number: {key}")
-    return Refused("corrupt", f"{where} holds what is no number")
+        return Refused("corrupt", f"{where}, row {i + 1}: {word[:40]!r} is not a number: {key}")
+    return Refused("corrupt", f"{where} holds values that are not numbers")
 
 
 def is_number(word: str | None) -> bool:
-    """Whether a word can be a number, or is none at all (null)."""
+    """Whether a string can be a number or is missing (null)."""
     try:
         pa.scalar(word).cast(pa.float64())
     except pa.ArrowInvalid:
@@ -319,9 +319,9 @@ def is_number(word: str | None) -> bool:
 def _advice(spec: Table, delimiter: str) -> str:
     if delimiter == "," and spec.delimiter is None:
         return (
-            'if it writes decimal commas, say decimal = "," in [table] (for one number a line, or semicolons '
+            'if it writes decimal commas, set decimal = "," in [table] (for one number a line, or semicolons '
             "between them), or export it again with points"
         )
     if delimiter == ",":
-        return "if it writes decimal commas, export it again with points: commas also part its columns"
-    return 'say decimal = "," in [table] of the descriptor, or export it again with points'
+        return "if it writes decimal commas, export it again with points: commas also separate its columns"
+    return 'set decimal = "," in [table] of the descriptor, or export it again with points'

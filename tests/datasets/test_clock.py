@@ -146,4 +146,4 @@ def test_small_packets_of_any_size_keep_their_mean_rate(size, gap):
     i = np.arange(n)
     t = i // size * size / 52.1 + i % size * 1e-3 + (i >= n // 2 // size * size) * gap
     made = clock.measured(t, None, None)
-    assert abs(made.own - 52.1) < 0.05 and len(made.stretches) == 1 + (gap > 0)
+    assert abs(made.measured_hz - 52.1) < 0.05 and len(made.stretches) == 1 + (gap > 0)

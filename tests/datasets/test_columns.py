@@ -150,7 +150,7 @@ def test_words_that_mean_nothing_are_missing_samples(folder, word):
 
 def test_words_and_numbers_that_the_descriptor_names_are_missing_samples(folder):
     (folder / "rec1.csv").write_text("ppg\n1\nlead off\n-9999\n-9999.0\n5\n")
-    assert "'lead off' is no number" in refusal(folder)[1]
+    assert "'lead off' is not a number" in refusal(folder)[1]
     text = DESCRIPTOR.replace("rate = 100", 'rate = 100\nmissing = [-9999, "Lead Off"]').replace(
         "count = 1", "count = 3"
     )

@@ -172,7 +172,7 @@ def test_keys_that_came_later_leave_the_fingerprint_of_older_descriptors_alone(f
         ("id,sbp\nrec2,1\n", "nothing for rec1"),
         ("id,sbp\nrec1,1\nrec1,2\n", "2 rows for rec1"),
         ("id,dbp\nrec1,1\n", "no column 'sbp'"),
-        ("id,sbp\nrec1,high\n", "'high' is no number"),
+        ("id,sbp\nrec1,high\n", "'high' is not a number"),
         ('id,sbp\nrec1,"120,5"\n', "decimal comma"),
         ("id,sbp\nrec1,1,2,3\n", "more cells"),
         ("id,sbp,sbp\nrec1,1,2\n", "two columns"),

@@ -71,11 +71,11 @@ def test_a_refusal_that_goes_to_another_process_keeps_its_signal():
 
 def test_forty_records_with_one_cause_are_one_line():
     problems = [{"record": f"r{i}", "detail": f"truncated: r{i}.dat ends early"} for i in range(40)]
-    problems += [{"record": "r7", "detail": "label hr: 'x' is no number"}] * 2
+    problems += [{"record": "r7", "detail": "label hr: 'x' is not a number"}] * 2
     problems += [{"record": f"q{i}", "detail": "ecg: missing_channel"} for i in range(2)]
     assert folded(problems) == [
         "r0 and 39 more records: truncated: r0.dat ends early",
-        "r7: label hr: 'x' is no number",
+        "r7: label hr: 'x' is not a number",
         "q0 and 1 more record: ecg: missing_channel",
     ]
 

@@ -119,7 +119,7 @@ def test_a_line_of_decimal_commas_is_refused_with_its_hours(folder):
 @pytest.mark.parametrize(
     ("text", "reason", "said"),
     [
-        ("ppg\n1\nx7\n", "corrupt", "row 2: 'x7' is no number"),
+        ("ppg\n1\nx7\n", "corrupt", "row 2: 'x7' is not a number"),
         ("t,ppg\n1,2\n1,2,3\n", "corrupt", "3"),
         ("ppg,ppg\n1,2\n", "corrupt", "two columns"),
         ("", "corrupt", "ends before line 1"),
