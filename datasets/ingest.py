@@ -21,7 +21,7 @@ from cluster.errors import PlethoraError
 from datasets import agreement, assemble, jobs, labels, schema
 from datasets.descriptor import Descriptor
 from datasets.readers import READERS, given
-from datasets.readers.base import Refused, Root, Source, checked
+from datasets.readers.base import RecordFile, Refused, Root, checked
 from datasets.write import SHARD_BYTES, Entry, ShardReport, write_shard
 
 HEADER_BYTES = 16 * 2**20  # larger files are not read to tell whether an ingest is of the same input
@@ -32,7 +32,7 @@ class Task:
     """One shard to write: its sources, each with the subject's name in the corpus."""
 
     index: int
-    sources: tuple[tuple[Source, str], ...]
+    sources: tuple[tuple[RecordFile, str], ...]
 
 
 def read_descriptor(path: str | Path) -> Descriptor:
@@ -85,7 +85,9 @@ def summary(
     return {**short, "uri": uri, **said, "already_there": already}
 
 
-def plan(sources: Sequence[Source], key: bytes, id_space: str, shard_bytes: int = SHARD_BYTES) -> list[Task]:
+def plan(
+    sources: Sequence[RecordFile], key: bytes, id_space: str, shard_bytes: int = SHARD_BYTES
+) -> list[Task]:
     """Which record goes into which shard.
 
     Subjects in order of their keyed hash, records of one together; a shard closes before the subject that
@@ -96,7 +98,7 @@ def plan(sources: Sequence[Source], key: bytes, id_space: str, shard_bytes: int 
     weights: dict[str, int] = {}
     for subject, source in named:
         weights[subject] = weights.get(subject, 0) + 2 * source.samples
-    shards: list[list[tuple[Source, str]]] = [[]]
+    shards: list[list[tuple[RecordFile, str]]] = [[]]
     load, last = 0, ""
     for subject, source in named:
         coming = weights[subject] if subject != last else 2 * source.samples
@@ -109,7 +111,7 @@ def plan(sources: Sequence[Source], key: bytes, id_space: str, shard_bytes: int 
     return [Task(i, tuple(shard)) for i, shard in enumerate(shards)]
 
 
-def _about(descriptor: Descriptor, key_id: str, sources: Sequence[Source], root: Root) -> dict[str, Any]:
+def _about(descriptor: Descriptor, key_id: str, sources: Sequence[RecordFile], root: Root) -> dict[str, Any]:
     """The manifest's descriptive part. `input` is the fingerprint of all that decides the corpus' content."""
     told = descriptor.model_dump(mode="json")
     _drop_later(told)
@@ -203,7 +205,7 @@ def _entries(root: str, descriptor: Descriptor, task: Task) -> Iterator[Entry]:
 
 def _entry(
     reader: ModuleType,
-    source: Source,
+    source: RecordFile,
     subject: str,
     files: Root,
     scratch: Path,
@@ -233,7 +235,7 @@ def _entry(
     return Entry(source.record, subject, recording, refused, detail)
 
 
-def _without(source: Source, why: Refused, descriptor: Descriptor) -> Source | None:
+def _without(source: RecordFile, why: Refused, descriptor: Descriptor) -> RecordFile | None:
     """The record without the signal that its samples showed to be broken; None where it must not go in so."""
     m = why.modality
     if m is None or m in source.refused or descriptor.signals[m].required:
@@ -244,7 +246,7 @@ def _without(source: Source, why: Refused, descriptor: Descriptor) -> Source | N
     return dataclasses.replace(source, refused=refused, words=words)
 
 
-def _refused_detail(source: Source) -> str | None:
+def _refused_detail(source: RecordFile) -> str | None:
     """Each refused modality with its reason, and in words what the file has instead."""
     told = {
         m: f"{reason} ({w})" if (w := source.words.get(m)) else reason for m, reason in source.refused.items()

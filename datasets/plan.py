@@ -39,7 +39,7 @@ class Names(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class CorpusShare:
     """The accepted training windows of one corpus, row group after row group.
 
     `counts` (groups,) int64: windows of each row group. `ids`: their names, (n,) int64, or what makes those
@@ -142,7 +142,7 @@ class Plan:
     within the first step, whose blocks are small so that it comes early (0: as many as in others).
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[CorpusShare, ...]
     seed: int
     batch: int
     steps: int

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.catalogue import OK, Catalogue
-from datasets.plan import Source, _Last
+from datasets.plan import CorpusShare, _Last
 from datasets.schema import Corpus
 from datasets.split import Split, assign
 from datasets.windows import WindowSpec
@@ -61,8 +61,8 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Shelf:
-    """The windows of one corpus that a `plan.Source` orders, in the same order. It holds what grows with the
-    row groups; all else it looks up in the index's map.
+    """The windows of one corpus that a `plan.CorpusShare` orders, in the same order. Only what grows with the
+    row groups is in memory; the rest is looked up in the index's memory map.
 
     number: (g,) int32, which of the corpus' row groups each of the source's is; starts: (g + 1,) int64, where
     their windows begin. prepared: read materialised windows (datasets.prepared) in place of the corpus.
@@ -88,9 +88,9 @@ class Shelf:
         """(index's windows, k) targets, of a recipe that learns from labels."""
         return self.choice.target
 
-    def source(self, weight: float) -> Source:
+    def source(self, weight: float) -> CorpusShare:
         """What the plan orders."""
-        return Source(np.diff(self.starts), Ids(self), weight)
+        return CorpusShare(np.diff(self.starts), Ids(self), weight)
 
     def prepared_as(self, prepared: Prepared | None) -> Shelf:
         """The same windows, read from `prepared`."""

@@ -1,6 +1,6 @@
 """One module a source format. Each offers
 
-scan(root, descriptor) -> list[Source]      what there is, from headers alone
+scan(root, descriptor) -> list[RecordFile]      what there is, from headers alone
 load(source, folder, descriptor) -> Recording     one record's samples and labels; raises Refused
 """
 

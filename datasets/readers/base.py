@@ -22,7 +22,7 @@ from datasets.readers.root import Root
 LONGEST_WORDS = 1500  # maximum length of a message, characters
 LONGEST_GAP_S = 86_400  # missing time that any record may claim; beyond it, 100 times what is recorded
 
-__all__ = ["Labels", "Recording", "Refused", "Root", "Samples", "Source"]
+__all__ = ["Labels", "RecordFile", "Recording", "Refused", "Root", "Samples"]
 
 
 class Refused(Exception):
@@ -79,7 +79,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordFile:
     """A record as its header describes it, before any sample is read.
 
     `seconds`: what the header promises, per modality. `refused`: modality -> reason known from the header.
@@ -190,9 +190,9 @@ class Draft:
         where = f" in [signals.{modality}]" if "`" in words else ""
         self.words[modality] = printable(words, LONGEST_WORDS) + where
 
-    def source(self, broken: tuple[str, str] | None = None) -> Source:
+    def source(self, broken: tuple[str, str] | None = None) -> RecordFile:
         sizes = tuple((name, self.size(name)) for name in dict.fromkeys(self.files))
-        return Source(
+        return RecordFile(
             self.record,
             self.subject,
             self.groups,
@@ -221,7 +221,7 @@ class Promise:
 
 def scan(
     root: Root, descriptor: Descriptor, look: Callable[[Draft, Descriptor], Sequence[Draft] | None]
-) -> list[Source]:
+) -> list[RecordFile]:
     """Every record below `root` that the descriptor names. `look` fills in a draft, or splits it into many.
 
     Raises PlethoraError if no file matches, or if two files claim one record.
@@ -232,7 +232,7 @@ def scan(
             f"{root.uri} holds no file like {descriptor.records!r}: is it the folder of {descriptor.name}?"
         )
 
-    def one(match: re.Match) -> list[Source]:
+    def one(match: re.Match) -> list[RecordFile]:
         groups = {k: v for k, v in match.groupdict().items() if v is not None}
         with tempfile.TemporaryDirectory() as scratch:
             draft = Draft(
@@ -352,7 +352,7 @@ def usable(scale: float, offset: float) -> bool:
     return bool(np.isfinite([scale, offset]).all() and 1e-30 < abs(scale) < 1e30 and abs(offset) < 1e30)
 
 
-def checked(recording: Recording, source: Source) -> Recording:
+def checked(recording: Recording, source: RecordFile) -> Recording:
     """The recording if it holds what the header promised; else Refused (corrupt): no hour may be lost."""
     for modality, promised in source.seconds.items():
         if modality in source.refused:

@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.descriptor import Descriptor
 from datasets.readers import base, fields, kinds, tracks
-from datasets.readers.base import Draft, Recording, Refused, Root, Source
+from datasets.readers.base import Draft, RecordFile, Recording, Refused, Root
 from datasets.readers.tracks import Track
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Waveform:
     begins: float | None
 
 
-def scan(root: Root, descriptor: Descriptor) -> list[Source]:
+def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
     """Every record under `root` that the descriptor names."""
     return base.scan(root, descriptor, _look)
 
@@ -180,7 +180,7 @@ def _raw(data: "Dataset", index: int) -> tuple[np.ndarray, np.ndarray]:
     return raw, raw == value
 
 
-def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
+def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples (integers of the file) and labels of one record. Raises Refused where the file is broken."""
     found = read(folder / source.files[0][0])
     words = {e.keyword: str(e.value) for e in found.data if e.VR not in ("SQ", "OB", "OW", "UN")}

@@ -11,11 +11,11 @@ import numpy as np
 
 from datasets.descriptor import Descriptor
 from datasets.readers import base, fields, tracks
-from datasets.readers.base import Draft, Labels, Recording, Refused, Root, Source
+from datasets.readers.base import Draft, Labels, RecordFile, Recording, Refused, Root
 from datasets.readers.edf_header import TAL, Column, Header, onset, read_header
 
 
-def scan(root: Root, descriptor: Descriptor) -> list[Source]:
+def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
     """Every record under `root` that the descriptor names; of EDF+D, the times of its data records, too."""
     return base.scan(root, descriptor, _look)
 
@@ -94,7 +94,7 @@ def _places(onsets: np.ndarray, samples: int, rate: Fraction) -> tuple[np.ndarra
     return starts, int(starts[-1]) + samples if len(starts) else 0
 
 
-def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
+def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples (integers of the file) and labels of one record. Raises Refused where the file is broken."""
     path = folder / source.files[0][0]
     header = read_header(path, source.files[0][1])

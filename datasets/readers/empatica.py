@@ -14,7 +14,7 @@ import numpy as np
 
 from datasets.descriptor import Descriptor
 from datasets.readers import base, fields, kinds, tracks
-from datasets.readers.base import Draft, Recording, Refused, Root, Source
+from datasets.readers.base import Draft, RecordFile, Recording, Refused, Root
 from datasets.readers.tracks import Track
 
 _UNITS = {"bvp": "", "eda": "", "temperature": "", "accelerometer": "g"}
@@ -61,7 +61,7 @@ class Session:
     words: dict[str, str]
 
 
-def scan(root: Root, descriptor: Descriptor) -> list[Source]:
+def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
     """Every record under `root` that the descriptor names. No header counts the samples: all is read."""
     return base.scan(root, descriptor, _look)
 
@@ -132,7 +132,7 @@ def _scale(sensor: _Stream, version: tuple[int, int]) -> tuple[float, str]:
         return float("nan"), "the file states no limits"
 
 
-def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
+def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples and labels of one record. Raises Refused where the file is broken."""
     found = read(folder / source.files[0][0])
     labels, problems = fields.read(source, folder, descriptor.fields, variables=found.words)

@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets.descriptor import FieldRule
 from datasets.readers import marks
-from datasets.readers.base import Labels, Source
+from datasets.readers.base import Labels, RecordFile
 
 
 def split_words(cell: str, separator: str | None) -> list[str]:
@@ -23,7 +23,7 @@ def split_words(cell: str, separator: str | None) -> list[str]:
 
 
 def read(
-    source: Source,
+    source: RecordFile,
     folder: Path,
     rules: tuple[FieldRule, ...],
     comments: Sequence[str] = (),

@@ -13,11 +13,11 @@ import numpy as np
 from cluster.errors import PlethoraError
 from datasets.descriptor import Column, Descriptor, Events, LabelTable, Lookup
 from datasets.readers import fields, label_times, marks, sheets
-from datasets.readers.base import Labels, Recording, Refused, Root, Source
+from datasets.readers.base import Labels, RecordFile, Recording, Refused, Root
 from datasets.readers.wfdb_header import read_header
 
 
-def names(source: Source) -> dict[str, str]:
+def names(source: RecordFile) -> dict[str, str]:
     """What `{…}` in a file name or a match may stand for: the groups of `records`, subject, record, stem."""
     return {"stem": source.stem, **source.groups, "subject": source.subject, "record": source.record}
 
@@ -35,7 +35,7 @@ def _patterns(descriptor: Descriptor) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def complete(sources: Sequence[Source], root: Root, descriptor: Descriptor) -> list[Source]:
+def complete(sources: Sequence[RecordFile], root: Root, descriptor: Descriptor) -> list[RecordFile]:
     """`sources` with their label files among their files, and their subject where a sheet knows it."""
     if group := descriptor.subject.group:
         sources = [_grouped(s, group) for s in sources]
@@ -53,15 +53,15 @@ def complete(sources: Sequence[Source], root: Root, descriptor: Descriptor) -> l
             ) from None
 
 
-def _grouped(source: Source, group: str) -> Source:
+def _grouped(source: RecordFile, group: str) -> RecordFile:
     if group in source.groups:
         return dataclasses.replace(source, subject=source.groups[group])
     return dataclasses.replace(source, broken=source.broken or ("no_subject", f"its path has no {group}"))
 
 
 def _complete(
-    source: Source, patterns: Iterable[str], rule: Lookup | None, root: Root, folder: Path
-) -> Source:
+    source: RecordFile, patterns: Iterable[str], rule: Lookup | None, root: Root, folder: Path
+) -> RecordFile:
     known = names(source)
     have = {name for name, _ in source.files}
     more = [name for p in patterns if (name := p.format(**known)) in root.sizes and name not in have]
@@ -82,7 +82,7 @@ def _complete(
         return dataclasses.replace(source, subject="", broken=("no_subject", why.detail))
 
 
-def add(recording: Recording, source: Source, folder: Path, common: Path, descriptor: Descriptor) -> None:
+def add(recording: Recording, source: RecordFile, folder: Path, common: Path, descriptor: Descriptor) -> None:
     """Put the labels of sheets and annotation files into `recording`; what cannot be read into its problems.
 
     `folder` holds the record's own files, `common` those of `shared`.
@@ -105,7 +105,7 @@ def add(recording: Recording, source: Source, folder: Path, common: Path, descri
 
 
 def _from_table(
-    rule: LabelTable, path: Path, source: Source, recording: Recording
+    rule: LabelTable, path: Path, source: RecordFile, recording: Recording
 ) -> tuple[list[Labels], list[str]]:
     sheet = sheets.read(path, rule.header, rule.delimiter, rule.sheet, rule.skip)
     rows = list(range(sheet.length))
@@ -170,7 +170,7 @@ def _whole(label: Labels, rows: str) -> Labels:
     return dataclasses.replace(label, values=different)
 
 
-def readings(sources: Sequence[Source], descriptor: Descriptor) -> dict[str, str]:
+def readings(sources: Sequence[RecordFile], descriptor: Descriptor) -> dict[str, str]:
     """{label: "record" or "value"} of the labels of whole records in sheets, where people have several rows:
     whether each row is of one record, or some serve several, which then share its value.
     """

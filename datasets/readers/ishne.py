@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.descriptor import Descriptor
 from datasets.readers import base, fields, kinds, tracks
-from datasets.readers.base import Draft, Recording, Refused, Root, Source
+from datasets.readers.base import Draft, RecordFile, Recording, Refused, Root
 from datasets.readers.tracks import Track
 
 MAGIC = b"ISHNE1.0"
@@ -57,7 +57,7 @@ class Header:
     notes: list[str] = field(default_factory=list)
 
 
-def scan(root: Root, descriptor: Descriptor) -> list[Source]:
+def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
     """Every record under `root` that the descriptor names, from headers alone."""
     return base.scan(root, descriptor, _look)
 
@@ -122,7 +122,7 @@ def _begins(head: bytes) -> float | None:
         return None
 
 
-def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
+def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples (integers of the file) and labels of one record. Raises Refused where the file is broken."""
     path = folder / source.files[0][0]
     header = read_header(path, source.files[0][1])

@@ -15,12 +15,22 @@ import numpy as np
 from cluster.errors import PlethoraError
 from datasets.descriptor import Array, Descriptor, Signal, Trace
 from datasets.readers import base, fields, marks, rates
-from datasets.readers.base import Channel, Draft, Labels, Promise, Recording, Refused, Root, Samples, Source
+from datasets.readers.base import (
+    Channel,
+    Draft,
+    Labels,
+    Promise,
+    RecordFile,
+    Recording,
+    Refused,
+    Root,
+    Samples,
+)
 from datasets.readers.mat_file import MatFile, size
 from datasets.readers.mat_open import opened
 
 
-def scan(root: Root, descriptor: Descriptor) -> list[Source]:
+def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
     """Every record under `root` that the descriptor names, from the shapes of its variables.
 
     Raises PlethoraError where the descriptor leaves out what the files cannot say.
@@ -202,7 +212,7 @@ def _channel(mat: MatFile, name: str, arrays: Sequence[Array]) -> np.ndarray:
     return found.reshape(-1, order="F")
 
 
-def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
+def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples and labels of one record. Raises Refused where the file is broken."""
     path = folder / source.files[0][0]
     signals, labels, notes, unread = {}, [], [], []
@@ -281,7 +291,7 @@ def _numbers(name: str, x: np.ndarray) -> np.ndarray:
     return x.astype(np.int16) if x.dtype.kind == "b" else x.astype(x.dtype.newbyteorder("="))
 
 
-def _trace(trace: Trace, source: Source, folder: Path, descriptor: Descriptor) -> list[Labels]:
+def _trace(trace: Trace, source: RecordFile, folder: Path, descriptor: Descriptor) -> list[Labels]:
     path = folder / (trace.file.format(**source.groups) if trace.file else source.files[0][0])
     if not path.is_file():
         raise Refused("missing_file", f"{path.name} is not there")

@@ -22,11 +22,11 @@ from datasets.readers.base import (
     Draft,
     Labels,
     Promise,
+    RecordFile,
     Recording,
     Refused,
     Root,
     Samples,
-    Source,
     together,
 )
 from datasets.readers.clock import Clock, Grid
@@ -38,7 +38,7 @@ from datasets.readers.text import delimiter_of
 SLOWEST, FASTEST = 1, 100_000  # Hz: limits of a rate that is measured from a column of times
 
 
-def scan(root: Root, descriptor: Descriptor) -> list[Source]:
+def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
     """Every record below `root` that the descriptor names. Text has no header, so it is read whole."""
     for modality, signal in descriptor.signals.items():
         if signal.source_unit is None:
@@ -328,7 +328,7 @@ def _lines(path: Path, descriptor: Descriptor) -> int:
     return files.rows(path, descriptor.table, names, descriptor.arrays)
 
 
-def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
+def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples and labels of one record. Raises Refused if a file is broken."""
     main = source.files[0][0]
     names = _files(descriptor, main, source.groups)
@@ -377,7 +377,9 @@ def _channel(values: np.ndarray, grid: Grid | None, scale: float) -> Channel:
     return Channel(x, missing, scale)
 
 
-def _traces(recording: Recording, main: Path, source: Source, descriptor: Descriptor, began: float) -> None:
+def _traces(
+    recording: Recording, main: Path, source: RecordFile, descriptor: Descriptor, began: float
+) -> None:
     """Window labels from variables of the record's main file, which begins at `began` (s)."""
     for rule in descriptor.traces:
         try:

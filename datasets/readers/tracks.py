@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.descriptor import Descriptor, Signal
 from datasets.readers import base
-from datasets.readers.base import Channel, Draft, Labels, Promise, Refused, Samples, Source
+from datasets.readers.base import Channel, Draft, Labels, Promise, RecordFile, Refused, Samples
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def samples(
 
 
 def load(
-    source: Source,
+    source: RecordFile,
     descriptor: Descriptor,
     tracks: Sequence[T],
     read: Callable[[T], tuple[np.ndarray, np.ndarray]],

@@ -29,11 +29,11 @@ from datasets.readers.base import (
     Draft,
     Labels,
     Promise,
+    RecordFile,
     Recording,
     Refused,
     Root,
     Samples,
-    Source,
 )
 
 WAVE, NUMBER = 1, 2  # track types
@@ -69,7 +69,7 @@ class Case:
     origin: float | None = None
 
 
-def scan(root: Root, descriptor: Descriptor) -> list[Source]:
+def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
     """Every record under `root` that the descriptor names. Files are read: they hold no table of contents."""
     return base.scan(root, descriptor, _look)
 
@@ -273,7 +273,7 @@ def _packets(file: Any) -> Iterator[tuple[int, int, bytes | None]]:
 # ---------------------------------------------------------------- loading
 
 
-def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
+def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples at their native rate and labels of one record. Raises Refused where the file is broken."""
     vital, broken = read(folder / source.files[0][0])
     if broken:

@@ -18,11 +18,11 @@ from datasets.readers.base import (
     Draft,
     Labels,
     Promise,
+    RecordFile,
     Recording,
     Refused,
     Root,
     Samples,
-    Source,
 )
 from datasets.readers.wfdb_header import UNCALIBRATED, Line
 from datasets.readers.wfdb_layout import Layout, Piece, read_layout
@@ -30,7 +30,7 @@ from datasets.readers.wfdb_layout import Layout, Piece, read_layout
 INVALID = INVALID_SAMPLE_VALUE | {"508": -(2**7)}
 
 
-def scan(root: Root, descriptor: Descriptor) -> list[Source]:
+def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
     """Every record under `root` that the descriptor names, from headers and text files alone."""
     return base.scan(root, descriptor, _look)
 
@@ -118,7 +118,7 @@ def _numerics_files(draft: Draft, name: str) -> list[str]:
     return [each for each in layout.files if each in draft.root.sizes]
 
 
-def load(source: Source, folder: Path, descriptor: Descriptor) -> Recording:
+def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
     """Samples (integers of the files) and labels of one record. Raises Refused where a file is broken."""
     layout = read_layout(source.files[0][0], lambda _: folder, dict(source.files))
     if layout.broken:
@@ -248,7 +248,7 @@ def _scale(line: Line, signal: Signal) -> tuple[float, float]:
 
 
 def _numerics(
-    source: Source, folder: Path, waves: Layout, descriptor: Descriptor
+    source: RecordFile, folder: Path, waves: Layout, descriptor: Descriptor
 ) -> tuple[list[Labels], list[str]]:
     """Labels out of the companion record, placed by its clock beside that of the waveforms."""
     assert descriptor.numerics and descriptor.numerics.record

@@ -13,7 +13,7 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from cluster.session import memory_bytes
-from datasets.plan import Plan, Source, steps_for
+from datasets.plan import CorpusShare, Plan, steps_for
 from datasets.windows import WindowSpec, grid
 from pretrain.config import RunConfig
 from pretrain.planning import local
@@ -217,7 +217,7 @@ def reread(run: RunConfig, spec: WindowSpec, raw: float, windows: int) -> float:
     counts = np.full(-(-windows // a_group), a_group)
     counts[-1] -= counts.sum() - windows
     stream = run.stream
-    source = Source(counts, np.empty(0, np.int64))  # only the ledger needs names
+    source = CorpusShare(counts, np.empty(0, np.int64))  # only the ledger needs names
     plan = Plan((source,), run.seed, run.batch, 1, run.most, 0, stream.lanes, stream.mixed, spec.bytes)
     return plan.reads(0, 0) / len(counts)
 

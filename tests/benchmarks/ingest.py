@@ -33,14 +33,14 @@ from datasets import assemble, ingest, memory, schema
 from datasets.descriptor import Descriptor
 from datasets.ingest import read_descriptor
 from datasets.readers import READERS, given
-from datasets.readers.base import Root, Source
+from datasets.readers.base import RecordFile, Root
 from tests.benchmarks import gate, looped, transform
 from tests.benchmarks.table import ROOT, show
 
 CHANNELS = {"bidmc": ["PLETH", "II", "RESP"], "cinc2015": ["PLETH", "II", "V", "ABP"]}
 
 
-def sources(root: Root, descriptor: Descriptor) -> list[Source]:
+def sources(root: Root, descriptor: Descriptor) -> list[RecordFile]:
     return given.complete(READERS[descriptor.reader].scan(root, descriptor), root, descriptor)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.plan import Plan, Source
+from datasets.plan import CorpusShare, Plan
 from tests.benchmarks import kept as files
 from tests.benchmarks import older
 from tests.benchmarks.table import show
@@ -30,10 +30,10 @@ OLDER = """
 import json, pickle, sys, time
 import numpy as np
 from collections import OrderedDict
-from datasets.plan import Plan, Source
+from datasets.plan import Plan, CorpusShare
 n, group, stay, batch, size, worlds = json.loads({given!r})
 shuffle = int(128e6 / size)
-source = Source((np.arange(n) // group).astype(np.int32), np.arange(n))
+source = CorpusShare((np.arange(n) // group).astype(np.int32), np.arange(n))
 plan = Plan((source,), 0, batch, n // batch, 1, 0, shuffle, size)
 held = sum(x.nbytes for x in vars(source).values() if isinstance(x, np.ndarray))
 began = time.perf_counter()
@@ -46,7 +46,7 @@ pairs = float((count * (count - 1)).sum() / (batch * (batch - 1)))
 few = n // 10
 reads = []
 for world in worlds:
-    source = Source((np.arange(few) // group).astype(np.int32), np.arange(few))
+    source = CorpusShare((np.arange(few) // group).astype(np.int32), np.arange(few))
     plan = Plan((source,), 0, batch, few // batch, world, 0, shuffle, size)
     kept, fetched = OrderedDict(), 0
     for block in plan.blocks(0):
@@ -62,10 +62,10 @@ print(json.dumps(out))
 """
 
 
-def made_up(windows: int) -> Source:
+def made_up(windows: int) -> CorpusShare:
     counts = np.full(-(-windows // GROUP), GROUP)
     counts[-1] -= counts.sum() - windows
-    return Source(counts, np.empty(0, np.int64))
+    return CorpusShare(counts, np.empty(0, np.int64))
 
 
 def reads(windows: int, world: int) -> float:

@@ -10,7 +10,7 @@ import wfdb
 
 from datasets.descriptor import Descriptor
 from datasets.ingest import read_descriptor
-from datasets.readers.base import Recording, Root, Source
+from datasets.readers.base import RecordFile, Recording, Root
 
 DESCRIPTOR = """
 name = "little"
@@ -141,16 +141,16 @@ class Use:
     reader: Any
     text: str
 
-    def all(self, folder: Path, text: str | None = None) -> tuple[Descriptor, Root, list[Source]]:
+    def all(self, folder: Path, text: str | None = None) -> tuple[Descriptor, Root, list[RecordFile]]:
         known = read_descriptor(descriptor(folder, self.text if text is None else text))
         root = Root(str(folder / "root"))
         return known, root, self.reader.scan(root, known)
 
-    def one(self, folder: Path, text: str | None = None) -> tuple[Descriptor, Root, Source]:
+    def one(self, folder: Path, text: str | None = None) -> tuple[Descriptor, Root, RecordFile]:
         known, root, (source,) = self.all(folder, text)
         return known, root, source
 
-    def load(self, known: Descriptor, root: Root, source: Source) -> Recording:
+    def load(self, known: Descriptor, root: Root, source: RecordFile) -> Recording:
         return self.reader.load(source, Path(root.uri), known)
 
     def sound(self, folder: Path, text: str | None = None) -> Recording:

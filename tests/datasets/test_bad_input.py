@@ -7,8 +7,8 @@ import pytest
 from cluster.errors import PlethoraError
 from datasets import index, jobs
 from datasets.ingest import ingest
+from datasets.plan import CorpusShare as Windows
 from datasets.plan import Plan
-from datasets.plan import Source as Windows
 from datasets.schema import open_corpus
 from datasets.signal import Signal
 from datasets.windows import WindowSpec

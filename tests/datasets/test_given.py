@@ -14,14 +14,14 @@ import wfdb
 from cluster.errors import PlethoraError
 from datasets import ingest
 from datasets.readers import given, sheets
-from datasets.readers.base import Recording, Refused, Root, Source
+from datasets.readers.base import RecordFile, Recording, Refused, Root
 from datasets.readers.fields import read as fields
 from datasets.readers.fields import split_words
 from tests.datasets.tables import DESCRIPTOR, described
 
 
 def record(name="rec1", **groups):
-    return Source(name, "ann", {"record": name, **groups}, ((f"{name}.csv", 1),), {"ppg": Fraction(1)})
+    return RecordFile(name, "ann", {"record": name, **groups}, ((f"{name}.csv", 1),), {"ppg": Fraction(1)})
 
 
 def labels_of(folder, text, source=None):

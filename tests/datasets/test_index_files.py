@@ -24,7 +24,7 @@ from datasets import catalogue, index, parts, plan
 from datasets.index import Index, Shelf
 from datasets.judge import VERDICTS, schema
 from datasets.ledger import expected
-from datasets.plan import Plan, Source
+from datasets.plan import CorpusShare, Plan
 from datasets.prepared import Prepared
 from datasets.schema import Corpus, open_corpus
 from datasets.signal import Signal
@@ -265,7 +265,7 @@ def of_old(table: pa.Table, rows: np.ndarray) -> dict[str, list]:
     return told | {"counts": list(counts.values()), "places": [list(k) for k in counts]}
 
 
-def same(source: Source, shelf: Shelf, told: dict[str, list]) -> None:
+def same(source: CorpusShare, shelf: Shelf, told: dict[str, list]) -> None:
     n = len(told["id"])
     found = shelf.windows(order := np.random.default_rng(0).permutation(n))
     for name in ("shard", "group", "row", "offset_s", "subject", "has", "id"):
@@ -330,7 +330,7 @@ def test_what_is_looked_at_in_one_go_changes_nothing(seed: int, chunk: int) -> N
     with tempfile.TemporaryDirectory() as folder:
         built = merged(one.table, Path(folder), 4)
     whole = one.shelf("train", HALVES)
-    ledger = lambda ids: expected(Plan((Source(np.diff(whole.starts), ids),), 3, 4, 7, lanes=2))
+    ledger = lambda ids: expected(Plan((CorpusShare(np.diff(whole.starts), ids),), 3, 4, 7, lanes=2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "CHUNK", chunk)
         patch.setattr(catalogue, "CHUNK", chunk)

@@ -13,7 +13,7 @@ from cluster import storage
 from cluster.errors import PlethoraError
 from datasets import __main__ as command
 from datasets import assemble, ingest, jobs
-from datasets.readers.base import Source
+from datasets.readers.base import RecordFile
 from datasets.schema import hash_subject, open_corpus, row_schema, waveform
 from datasets.write import ROW_GROUP_BYTES
 from tests.datasets import recordings
@@ -56,7 +56,7 @@ def adds_up(manifest):
 
 
 def source(name, subject, samples):
-    return Source(name, subject, {}, (), {}, samples)
+    return RecordFile(name, subject, {}, (), {}, samples)
 
 
 def test_shards_keep_a_subject_together_and_close_near_their_size():

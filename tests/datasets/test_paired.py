@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import PlethoraError
 from datasets import index, parts, stream
-from datasets.plan import Plan, Source
+from datasets.plan import CorpusShare, Plan
 from datasets.schema import content_hash, open_corpus, row_schema
 from datasets.split import Split
 from datasets.windows import Signal, WindowSpec, empty, extract, grid
@@ -178,7 +178,7 @@ def test_an_optional_signal_that_fails_its_gate_is_left_out_and_a_required_one_r
 def test_a_transform_actor_gives_the_masks_with_its_windows(mixed) -> None:
     found = scanned(mixed, EITHER)
     shelf = found.shelf(None, Split())
-    source = Source(np.diff(shelf.starts), shelf.source(1.0).ids[:])
+    source = CorpusShare(np.diff(shelf.starts), shelf.source(1.0).ids[:])
     plan = Plan((source,), 0, 8, 1, window_bytes=EITHER.bytes)
     assert plan.count() == 1
     batch = stream.Reader(plan, 0, [shelf], EITHER).read(0)

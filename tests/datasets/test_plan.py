@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from cluster.errors import PlethoraError
 from datasets.ledger import expected, tally
-from datasets.plan import BLOCK_BYTES, Part, Plan, Source, backwards, steps_for
+from datasets.plan import BLOCK_BYTES, CorpusShare, Part, Plan, backwards, steps_for
 
 
-def source(n: int, groups: int, weight: float = 1.0, salt: int = 0) -> Source:
+def source(n: int, groups: int, weight: float = 1.0, salt: int = 0) -> CorpusShare:
     """`n` windows in `groups` row groups, some of them empty."""
     rng = np.random.default_rng([n, groups, salt])
     counts = np.bincount(rng.integers(0, groups, n), minlength=groups)
-    return Source(counts, rng.integers(-(2**62), 2**62, n), weight)
+    return CorpusShare(counts, rng.integers(-(2**62), 2**62, n), weight)
 
 
 @st.composite
@@ -234,7 +234,7 @@ def test_cuts_between_workers_stay_in_one_lane() -> None:
 
 def test_a_batch_holds_many_people() -> None:
     counts = np.full(2000, 1400)
-    plan = Plan((Source(counts, np.arange(counts.sum())),), 0, 2048, 10)
+    plan = Plan((CorpusShare(counts, np.arange(counts.sum())),), 0, 2048, 10)
     person = np.repeat(np.arange(2000) // 5, 1400)  # stays of 20 hours: five row groups, 7,000 windows
     for block in replace(plan, start=400, steps=410).blocks():
         rows = plan.rows(block)
@@ -245,7 +245,7 @@ def test_a_batch_holds_many_people() -> None:
 
 
 def test_a_plan_travels_without_its_orders() -> None:
-    plan = Plan((Source(np.full(30_000, 1400), np.empty(0, np.int64)),), 0, 2048, 10**6)
+    plan = Plan((CorpusShare(np.full(30_000, 1400), np.empty(0, np.int64)),), 0, 2048, 10**6)
     before = len(pickle.dumps(plan))
     rows = plan.rows(next(plan.blocks()))
     again = pickle.loads(pickle.dumps(plan))

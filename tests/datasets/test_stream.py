@@ -17,7 +17,7 @@ import pytest
 
 from cluster.errors import PlethoraError
 from datasets import index, raw, stream
-from datasets.plan import Part, Plan, Source
+from datasets.plan import CorpusShare, Part, Plan
 from datasets.schema import content_hash, open_corpus, row_schema
 from datasets.signal import Signal
 from datasets.split import Split
@@ -125,7 +125,7 @@ def consume(  # type: ignore[no-untyped-def]
 def planned(found: list[index.Index], world: int, start: int = 0, weighs: float = 2.4e6) -> tuple[Plan, list]:
     shelves = [i.shelf(None, Split()) for i in found]
     made = [shelf.source(weight) for shelf, weight in zip(shelves, (0.7, 0.3), strict=True)]
-    sources = tuple(Source(source.counts, source.ids[:], source.weight) for source in made)
+    sources = tuple(CorpusShare(source.counts, source.ids[:], source.weight) for source in made)
     # blocks of two or three steps
     return Plan(sources, 5, 12, 11, world, start, lanes=4, window_bytes=int(weighs)), shelves
 

@@ -7,7 +7,7 @@ import pytest
 import wfdb
 
 from datasets.readers import wfdb as reader
-from datasets.readers.base import Refused, Source
+from datasets.readers.base import RecordFile, Refused
 from datasets.readers.wfdb_layout import Layout, read_layout
 from tests.datasets import recordings
 from tests.datasets.recordings import waves
@@ -127,7 +127,7 @@ def write(
     (folder / "root" / f"{name}.hea").write_text(text, encoding="utf-8")
 
 
-def scan(folder: Path, text: str) -> tuple[Source, reader.Recording | None]:
+def scan(folder: Path, text: str) -> tuple[RecordFile, reader.Recording | None]:
     use = recordings.Use(reader, HEAD + text)
     known, root, source = use.one(folder)
     return source, None if source.broken else use.load(known, root, source)

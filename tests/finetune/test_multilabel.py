@@ -12,7 +12,7 @@ import pytest
 
 from cluster.errors import PlethoraError
 from datasets.readers import given
-from datasets.readers.base import Recording, Source
+from datasets.readers.base import RecordFile, Recording
 from datasets.schema import LABELS
 from datasets.write import label_table
 from finetune.evaluation import multilabel
@@ -38,7 +38,7 @@ def read(tmp_path: Path, sheet: str, more: str = "") -> pa.Table:
     (folder / "dx.csv").write_text(sheet)
     known, tables = described(folder, DESCRIPTOR + TABLE % more), []
     for record in HEART:
-        source = Source(record, record, {"record": record}, ((f"{record}.csv", 1),), {"ppg": Fraction(1)})
+        source = RecordFile(record, record, {"record": record}, ((f"{record}.csv", 1),), {"ppg": Fraction(1)})
         recording = Recording({}, [])
         given.add(recording, source, folder, folder, known)
         assert recording.problems == []

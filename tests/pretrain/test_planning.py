@@ -10,7 +10,7 @@ import torch
 
 from cluster import config
 from cluster.errors import PlethoraError
-from datasets.plan import Plan, Source
+from datasets.plan import CorpusShare, Plan
 from datasets.signal import Signal
 from datasets.windows import WindowSpec
 from pretrain.config import RunConfig
@@ -105,7 +105,9 @@ def test_rereads_are_those_of_a_plan_read_block_by_block():
     counts = np.full(-(-n // a_group), a_group)
     counts[-1] = n - counts[:-1].sum()
     batch = run.batch
-    plan = Plan((Source(counts, np.arange(n)),), run.seed, batch, n // batch, 2, 0, 8, run.stream.mixed, 4)
+    plan = Plan(
+        (CorpusShare(counts, np.arange(n)),), run.seed, batch, n // batch, 2, 0, 8, run.stream.mixed, 4
+    )
     opened, kept = 0, [[], []]  # what each worker opens, and closes when its windows are all used
     group_of = np.repeat(np.arange(len(counts)), counts)
     for block in plan.blocks():
