@@ -18,12 +18,12 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     about = "check this machine and its store, with a remedy for each finding; exit 1 if any check fails"
     doctor = commands.add_parser("doctor", help=about, description=about)
-    doctor.add_argument("--storage", metavar="URI", help="also try reach and rights there (a path or s3://…)")
+    doctor.add_argument("--storage", metavar="URI", help="also test access and rights (a path or s3://…)")
     doctor.add_argument("--ray", action="store_true", help="also start (or join) Ray")
     doctor.add_argument(
-        "--run", metavar="URI", help="instead: read a run's telemetry and name its bottleneck"
+        "--run", metavar="URI", help="instead: diagnose a run's bottleneck from its telemetry"
     )
-    about = "read every byte of a bundle and compare it with its sums"
+    about = "read every byte of a bundle and compare it with its checksums"
     verify = commands.add_parser("verify", help=about, description=about)
     verify.add_argument("bundle", metavar="URI", help="the bundle (or evaluation): a path or s3://…")
     for command in (doctor, verify, *_jobs(commands)):
@@ -42,18 +42,18 @@ def main(argv: list[str]) -> dict[str, Any] | None:
 
 def _jobs(commands: Any) -> list[argparse.ArgumentParser]:
     """submit, status, logs, stop."""
-    about = "run a command on a Ray cluster, with this checkout; the same run again is followed, or resumed"
+    about = "run a command on a Ray cluster, with this checkout; the same run again is followed or resumed"
     submit = commands.add_parser("submit", help=about, description=about)
     submit.add_argument(
         "--wait", action="store_true", help="print the job's log until it ends, and exit with its code"
     )
     submit.add_argument("words", nargs=argparse.REMAINDER, metavar="-- python -m …", help="the command")
-    about = "jobs of the cluster, or one of them"
+    about = "list the cluster's jobs, or show one"
     status = commands.add_parser("status", help=about, description=about)
-    about = "what a job printed"
+    about = "print a job's output"
     logs = commands.add_parser("logs", help=about, description=about)
-    logs.add_argument("--follow", action="store_true", help="go on until it ends, and exit with its code")
-    about = "end a job; its run can be resumed by submitting it again"
+    logs.add_argument("--follow", action="store_true", help="follow the job to its end; exit with its code")
+    about = "stop a job; submitting its run again resumes it"
     stop = commands.add_parser("stop", help=about, description=about)
     for command in (logs, stop):
         command.add_argument("job", metavar="JOB", help="its id, or the name of its run")

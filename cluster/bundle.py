@@ -1,8 +1,8 @@
 """The bundle contract, version 1, as files: publish, verify, find, open.
 
-A bundle is a folder `<storage>/<run>/<bundle>/` of plain files: weights (safetensors), a model a mode (ONNX),
-JSON, a card and pictures; `SHA256SUMS` lists them all and `_COMPLETE`, written last, holds its hash. A bundle
-never changes once complete; evaluations of it lie beside it. Nothing here loads a pickle.
+A bundle is a folder `<storage>/<run>/<bundle>/` of plain files: weights (safetensors), one ONNX model per
+mode, JSON, a card and pictures; `SHA256SUMS` lists them all and `_COMPLETE`, written last, holds its hash. A
+complete bundle never changes; its evaluations lie beside it. Nothing here loads a pickle.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ REQUIRED = (
 def publish(folder: Path, uri: str) -> None:
     """Check the finished files of `folder` against the contract and publish them at `uri`.
 
-    Writes SHA256SUMS into `folder`. PlethoraError for a missing or foreign file, a config.json outside the
-    contract, a source whose terms forbid it (see cluster/terms.py), or a `uri` that is published already.
+    Writes SHA256SUMS into `folder`. PlethoraError: a file is missing or not allowed, config.json violates the
+    contract, a source's terms forbid publication (see cluster/terms.py), or `uri` is already published.
     """
     names = _checked_names(folder)
     for name in REQUIRED:
@@ -62,7 +62,7 @@ def publish(folder: Path, uri: str) -> None:
 def write_evaluation(bundle_uri: str, folder: Path) -> str:
     """Publish an evaluation's files as `<run>/evaluations/<hash of its SHA256SUMS>` beside the bundle.
 
-    Returns its URI; the same result written twice is one evaluation.
+    Returns its URI; publishing the same result twice gives one evaluation.
     """
     names = _checked_names(folder)
     if not names:
@@ -82,7 +82,7 @@ def _publish(folder: Path, names: list[str], uri: str) -> None:
 
 
 def _checked_names(folder: Path) -> list[str]:
-    for left in folder.glob(f".{SUMS}.*.part"):  # of a publish of this folder that was killed
+    for left in folder.glob(f".{SUMS}.*.part"):  # of an earlier, killed publish of this folder
         left.unlink()
     names = [name for name in storage.listing(folder) if name != SUMS]
     for name in names:
@@ -99,7 +99,7 @@ def _sums_text(folder: Path, names: list[str]) -> bytes:
 
 
 def _no_link(uri: str, name: str) -> None:
-    """A link would make another file of this machine part of a bundle, or another bundle's part of this."""
+    """A link would pull another file of this machine, or of another bundle, into this bundle."""
     at = Path(uri)
     for part in PurePosixPath(name).parts:
         at = at / part
@@ -127,7 +127,7 @@ def _allowed(name: str) -> bool:
 
 
 def _sums(uri: str) -> dict[str, str]:
-    """{name: sha256} of the complete bundle at `uri`, once its mark and its SHA256SUMS agree."""
+    """{name: sha256} of the complete bundle at `uri`, after checking that its mark and SHA256SUMS agree."""
     marked = storage.join(uri, MARK)
     if not storage.exists(marked):
         raise PlethoraError(f"{uri}: no complete bundle is here: {MARK} is missing")
@@ -226,7 +226,7 @@ class Bundle:
 
     @property
     def hash(self) -> str:
-        """Names the content: the hash that `_COMPLETE` holds."""
+        """Identifies the content: the hash that `_COMPLETE` holds."""
         lines = [f"{digest}  {name}\n" for name, digest in sorted(self._sums.items())]
         return _mark_of("".join(lines).encode())
 
@@ -235,7 +235,8 @@ class Bundle:
         return Document.of(storage.parse_json(self.path(name).read_bytes(), where), where)
 
     def path(self, name: str) -> Path:
-        """The local path of file `name`, its bytes verified; a remote one is fetched into a cache once."""
+        """The local path of file `name`, with its bytes verified; a remote file is fetched into a cache
+        once."""
         if name not in self._sums:
             raise PlethoraError(
                 f"{self.uri}: no file `{name}` in this bundle: {', '.join(sorted(self._sums))}"
@@ -252,7 +253,7 @@ class Bundle:
         return path
 
     def _fetched(self, name: str) -> Path:
-        # Named by content: another bundle's file of that hash is the same file.
+        # Named by content: a file with the same hash in another bundle is the same file.
         path = _cache() / self._sums[name][:2] / (self._sums[name] + PurePosixPath(name).suffix)
         if path.is_file() and _hash_of(path) == self._sums[name]:
             return path
@@ -274,7 +275,7 @@ class Bundle:
 
 
 def open(uri: str) -> Bundle:
-    """Open the complete bundle at `uri`: its mark, its sums and its JSON documents are checked now."""
+    """Open the complete bundle at `uri`; checks its mark, its checksums and its JSON documents."""
     return Bundle(uri)
 
 

@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, one-line errors, the JSON line, the progress display."""
+"""What all commands share: exit codes, one-line errors, the JSON line, the progress display."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LINE_EVERY_S = 10.0
 def entry(main: Callable[[list[str]], dict | None]) -> NoReturn:
     """Run a command's `main(argv)` and exit: 0 done, 1 failed, 2 bad usage, 130 interrupted.
 
-    With ``--json`` in the arguments (before a ``--``), the dict that `main` returns is the last line on
-    stdout. A key ``"ok": False`` in it means that the command did its work and the answer is no: exit 1;
-    a number ``"exit_code"`` is that of a command that ran elsewhere, and ours.
+    With ``--json`` in the arguments (before a ``--``), the last line on stdout is the dict that `main`
+    returns. A key ``"ok": False`` in it means that the command worked and the answer is no: exit 1. A number
+    ``"exit_code"`` is the code of a command that ran elsewhere, and becomes ours.
     """
     argv = sys.argv[1:]
     redact.install()
@@ -54,7 +54,7 @@ def _say(line: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: NumPy unwrapped, NaN and infinities null, the rest text."""
+    """`value` as plain JSON: NumPy types unwrapped, NaN and infinities null, other types as text."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -69,7 +69,7 @@ def plain(value: Any) -> Any:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people read them: ``42s``, ``3:07``, ``1:02:09``."""
+    """A duration in seconds for people: ``42s``, ``3:07``, ``1:02:09``."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -78,7 +78,7 @@ def clock(seconds: float) -> str:
 
 
 def shown_text(shown: dict[str, Any]) -> str:
-    """``loss 0.123 · wait 3%`` out of {"loss": 0.1234, "wait": "3%"}."""
+    """``loss 0.123 · wait 3%`` from {"loss": 0.1234, "wait": "3%"}."""
     parts = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in shown.items()
@@ -87,7 +87,7 @@ def shown_text(shown: dict[str, Any]) -> str:
 
 
 def _size() -> dict[str, Any]:
-    """tqdm's settings for the terminal; where it says 0 by 0 (docker exec, script) tqdm prints nothing."""
+    """tqdm's settings for the terminal; on one of size 0 by 0 (docker exec, script) tqdm prints nothing."""
     try:
         size = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):
@@ -100,7 +100,7 @@ def _size() -> dict[str, Any]:
 
 
 class Progress:
-    """A bar on a terminal's stderr, elsewhere a line every ten seconds; both with the time left."""
+    """A progress bar on a terminal, elsewhere a line every ten seconds on stderr; both show the time left."""
 
     def __init__(self, total: int | None, label: str, unit: str) -> None:
         self.total, self.label, self.unit = total, label, unit
@@ -127,11 +127,11 @@ class Progress:
             )
 
     def update(self, n: int = 1, **shown: Any) -> None:
-        """`n` more units are done; `shown` names what else to print (loss, wait)."""
+        """Count `n` more units; `shown`: further values to print (loss, wait)."""
         self.set(self.done + n, **shown)
 
     def set(self, done: int, **shown: Any) -> None:
-        """`done` units are done in all."""
+        """Set the number of finished units."""
         step, self.done = done - self.done, done
         self._shown.update(shown)
         if self._bar is not None:
@@ -142,7 +142,7 @@ class Progress:
             self._line()
 
     def begin(self, done: int) -> None:
-        """`done` units lie behind us and the clock starts now: neither counts for the time left."""
+        """Start the clock with `done` units already finished: neither counts for the time left."""
         self.done = self.first = done
         self.note = ""
         self._started = time.monotonic()
@@ -155,7 +155,7 @@ class Progress:
         return self.note or shown_text(self._shown)
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Leave the last state on the terminal."""
         if self._bar is not None:
             self._bar.close()
         elif self.done != self._printed:
@@ -179,7 +179,7 @@ class Progress:
 
 @contextlib.contextmanager
 def progress(total: int | None, label: str, unit: str) -> Iterator[Progress]:
-    """Show work in steps: ``with progress(100, "ingest", "records") as bar: bar.update(1, rejected=3)``."""
+    """Show progress: ``with progress(100, "ingest", "records") as bar: bar.update(1, rejected=3)``."""
     bar = Progress(total, label, unit)
     try:
         yield bar

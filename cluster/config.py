@@ -1,6 +1,7 @@
 """Strict configuration: TOML → `--set a.b=v` → a frozen pydantic model.
 
-Every mistake is one line that names the file (or the --set), the key and, for an unknown key, the nearest.
+Every mistake is one line that names the file (or the --set), the key and, for an unknown key, the closest
+one.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from cluster.errors import PlethoraError
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 Keys = tuple[str, ...]
-ANY = "*"  # the name of a table that bears any name: [signals.ppg]
-LARGEST = 2**20  # bytes of a configuration file
-DEEPEST = 16  # keys in one --set
+ANY = "*"  # placeholder for a table with a free name: [signals.ppg]
+LARGEST = 2**20  # maximum size of a configuration file, bytes
+DEEPEST = 16  # maximum number of keys in one --set
 
 
 class Config(pydantic.BaseModel):
-    """Base of every configuration: frozen, no unknown key, no number that is none (NaN, infinity)."""
+    """Base of every configuration: frozen, no unknown keys, no NaN or infinity."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    # Keys of the top of which one is given: one of a file or a --set takes the place of another's below it.
+    # Top-level keys of which exactly one is given: one in a file or a --set replaces another from below.
     EITHER: ClassVar[tuple[str, ...]] = ()
 
 
 def load(path: str | Path, model: type[M], sets: Sequence[str] = ()) -> M:
-    """The TOML file at `path` (with its ``extends``), then the ``a.b=v`` of `sets`, checked as a `model`."""
+    """The TOML file at `path` (with its ``extends``), overridden by ``a.b=v`` in `sets`, as a `model`."""
     data, origins, raw = _merged(Path(path), sets, getattr(model, "EITHER", ()))
     while True:
         try:
@@ -45,7 +46,8 @@ def load(path: str | Path, model: type[M], sets: Sequence[str] = ()) -> M:
 
 
 def validate(model: type[M], data: dict[str, Any], where: str) -> M:
-    """`data` as a `model`, strictly (``"5"`` is no number); mistakes as one PlethoraError naming `where`."""
+    """`data` as a `model`, strictly (``"5"`` is not a number); mistakes raise one PlethoraError with
+    `where`."""
     try:
         return _checked(model, data)
     except pydantic.ValidationError as error:
@@ -53,12 +55,12 @@ def validate(model: type[M], data: dict[str, Any], where: str) -> M:
 
 
 def read_toml(path: str | Path, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """The merged table of the TOML file at `path`: its ``extends`` chain below it, `sets` on top."""
+    """The merged table of the TOML file at `path`: its ``extends`` chain, then the file, then `sets`."""
     return _merged(Path(path), sets)[0]
 
 
 def table_of(sets: Sequence[str]) -> dict[str, Any]:
-    """The table that the ``a.b=v`` of `sets` make without a file."""
+    """The table that the ``a.b=v`` of `sets` define without a file."""
     data: dict[str, Any] = {}
     for item in sets:
         keys, text = _split(item)
@@ -67,7 +69,7 @@ def table_of(sets: Sequence[str]) -> dict[str, Any]:
 
 
 def _checked(model: type[M], data: dict[str, Any]) -> M:
-    # pydantic's strict *Python* mode refuses a list for a tuple; its strict JSON mode knows what text holds.
+    # pydantic's strict *Python* mode refuses a list for a tuple; its strict JSON mode accepts it.
     return model.model_validate_json(json.dumps(data, default=str), strict=True)
 
 
@@ -77,7 +79,7 @@ def _checked(model: type[M], data: dict[str, Any]) -> M:
 def _merged(
     path: Path, sets: Sequence[str], either: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[Keys, str], dict[Keys, str]]:
-    """The merged table, where each leaf came from, and the unparsed text of each set key."""
+    """The merged table, the origin of each leaf, and the unparsed text of each set key."""
     origins: dict[Keys, str] = {}
     data: dict[str, Any] = {}
 
@@ -100,7 +102,7 @@ def _merged(
 
 
 def files(path: Path) -> list[Path]:
-    """`path` and the files that it extends. PlethoraError: one cannot be read."""
+    """`path` and the files that it extends. PlethoraError: one of them cannot be read."""
     return [file for file, _ in _chain(path)]
 
 
@@ -158,7 +160,7 @@ def _merge(
 
 
 def _split(item: str) -> tuple[Keys, str]:
-    """``a.b=v`` → (("a", "b"), "v"); keys follow TOML, so a key that holds dots is put in quotes."""
+    """``a.b=v`` → (("a", "b"), "v"); keys follow TOML, so a key that contains dots is quoted."""
     wrong = PlethoraError(
         f"--set {item}: expected key=value, for example --set optim.lr=1e-4 or --set 'a.\"b.c\"=2'"
     )
@@ -197,7 +199,8 @@ def _put(data: dict[str, Any], keys: Keys, value: Any, item: str) -> None:
 
 
 def _as_text(error: pydantic.ValidationError, data: dict[str, Any], raw: dict[Keys, str]) -> bool:
-    """Put the text back where a --set was read as a number but text is wanted (``name=7``); True if any."""
+    """Restore the text of a --set that was parsed as a number where text is wanted (``name=7``); True if
+    any."""
     mended = False
     for problem in error.errors(include_url=False):
         keys = tuple(str(part) for part in problem["loc"])
@@ -217,7 +220,7 @@ def _as_text(error: pydantic.ValidationError, data: dict[str, Any], raw: dict[Ke
 
 
 def _origin(keys: Keys, origins: dict[Keys, str], default: str) -> str:
-    """The file or the --set that the value at `keys` came from (the nearest that is known)."""
+    """The file or the --set that the value at `keys` came from (the nearest known origin)."""
     below = [known for known in origins if known[: len(keys)] == keys]
     if keys and below:
         return origins[below[0]]
@@ -233,12 +236,12 @@ def _explained(
 ) -> PlethoraError:
     seen: list[Keys] = []
     lines: list[str] = []
-    # a misspelled key often leaves a missing one: it comes first
+    # a misspelled key often causes a missing one: report the misspelled one first
     for problem in sorted(
         error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden"
     ):
         keys = _keys(problem, data)
-        # a union fails once a branch, at the value or within it: the first branch says enough
+        # a union reports an error per branch, at the value or within it: the first branch suffices
         if not any(keys[: len(known)] == known or known[: len(keys)] == keys for known in seen):
             seen.append(keys)
             lines.append(f"{where(keys)}: {_problem(model, keys, problem)}")
@@ -247,7 +250,7 @@ def _explained(
 
 
 def _keys(problem: Any, data: Any) -> Keys:
-    """Where the problem is, without the labels that pydantic adds for the branches of a union."""
+    """The location of the problem, without the labels that pydantic adds for the branches of a union."""
     keys: list[str] = []
     location = problem["loc"]
     for depth, part in enumerate(location):
@@ -277,7 +280,8 @@ def _problem(model: type[pydantic.BaseModel], keys: Keys, problem: Any) -> str:
 
 
 def _nearest(model: type[pydantic.BaseModel], keys: Keys) -> str | None:
-    """The known dotted key that `keys` most likely meant: first in its own table, then anywhere."""
+    """The known dotted key that `keys` most likely meant: searched in its own table first, then
+    everywhere."""
     known = [_given(path, keys) for path in _known(model, ())]
     beside = [path[-1] for path in known if len(path) == len(keys) and path[:-1] == keys[:-1]]
     close = difflib.get_close_matches(keys[-1], beside, n=1, cutoff=0.6)
@@ -297,18 +301,18 @@ def _nearest(model: type[pydantic.BaseModel], keys: Keys) -> str | None:
 
 
 def _given(path: Keys, keys: Keys) -> Keys:
-    """A known path with the table that `keys` name in place of any."""
+    """A known path with `ANY` replaced by the table that `keys` name."""
     return tuple(keys[i] if part == ANY and i < len(keys) else part for i, part in enumerate(path))
 
 
 def _known(annotation: Any, at: Keys) -> Iterator[Keys]:
-    """Every dotted key that a model (or a type that holds one) knows; `ANY`: tables with names of their
-    own."""
+    """Every dotted key that a model (or a type that contains one) has; `ANY` stands for freely named
+    tables."""
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         for name, field in annotation.model_fields.items():
             keys = (*at, field.alias or name)
             yield keys
-            if len(keys) < 8:  # a model may hold itself
+            if len(keys) < 8:  # a model may contain itself
                 yield from _known(field.annotation, keys)
         return
     named = (ANY,) if typing.get_origin(annotation) in (dict, Mapping) else ()

@@ -1,6 +1,7 @@
-"""The documents of a bundle as types: what the contract fixes of them, within bounds that a machine survives.
+"""The documents of a bundle as types: the fields that the contract fixes, within bounds that are safe to
+load.
 
-A bundle may come from a stranger: a number out of bounds here is a crash, a hang or a full memory later.
+A bundle may come from a stranger: a number out of bounds would cause a crash, a hang or a full memory later.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from cluster import config as configuration
 from cluster.errors import PlethoraError
 
 VERSION = 1
-MOST_SAMPLES = 10**8  # of one prepared input
+MOST_SAMPLES = 10**8  # maximum length of one prepared input, samples
 
 Hertz = Annotated[float, pydantic.Field(gt=0, le=1e6, allow_inf_nan=False)]
 Seconds = Annotated[float, pydantic.Field(gt=0, le=1e7, allow_inf_nan=False)]
@@ -54,7 +55,7 @@ class Decoder(File):
 
 
 class Description(_Part):
-    """What of `config.json` the contract fixes; the resolved run configuration lies beside it."""
+    """The fields of `config.json` that the contract fixes; the full run configuration lies beside it."""
 
     version: Literal[1]
     kind: Literal["encoder", "tokenizer", "adapter"]
@@ -63,17 +64,17 @@ class Description(_Part):
     run: dict[str, Any] = {}
 
     def files(self) -> dict[str, Mode | Decoder]:
-        """All ONNX files, by the name of their mode or decoder."""
+        """All ONNX files, by their mode's or decoder's name."""
         return {**self.modes, **self.decoders}
 
     @property
     def modalities(self) -> list[str]:
-        """What any mode or decoder takes, each once."""
+        """All modalities that any mode or decoder takes, without duplicates."""
         return list(dict.fromkeys(i.modality for f in self.files().values() for i in f.inputs))
 
 
 class Preparation(_Part):
-    """What `preprocessing.json` says of one modality."""
+    """The entry of one modality in `preprocessing.json`."""
 
     rate: Hertz
     band: tuple[float | None, float | None] | None = None
@@ -94,7 +95,7 @@ class Preparation(_Part):
         if longest * self.rate > MOST_SAMPLES:
             raise ValueError(f"{longest:g} s at {self.rate:g} Hz is more than {MOST_SAMPLES:,} samples")
         if self.band is not None and not all(edge is None or 0 < edge <= 1e6 for edge in self.band):
-            raise ValueError(f"band = {list(self.band)} is none in Hz")
+            raise ValueError(f"band = {list(self.band)} is not a valid band in Hz")
         return self
 
 
@@ -113,13 +114,13 @@ class Lineage(_Part):
 
 
 class Document(dict[str, Any]):
-    """A JSON object of the contract, read from `where`: a key that it lacks is told as the reader's error."""
+    """A JSON object of the contract, read from `where`; a missing key raises a PlethoraError."""
 
     where = ""
 
     @classmethod
     def of(cls, table: Any, where: str) -> Document:
-        """PlethoraError when `table` is no JSON object."""
+        """PlethoraError if `table` is not a JSON object."""
         if not isinstance(table, dict):
             raise PlethoraError(f"{where}: must hold one JSON object, it holds {type(table).__name__}")
         made = cls(table)
@@ -140,8 +141,8 @@ def described(table: Any, where: str) -> Description:
 
 
 def check_preparation(table: Mapping[str, Any], modalities: Iterable[str], where: str) -> None:
-    """PlethoraError when preprocessing.json holds nonsense of one of these modalities (or lacks it: readers
-    ask for what they need).
+    """PlethoraError if preprocessing.json has an invalid entry for one of these modalities (a missing entry
+    is the reader's concern).
     """
     for modality in modalities:
         if modality in table:
@@ -149,5 +150,5 @@ def check_preparation(table: Mapping[str, Any], modalities: Iterable[str], where
 
 
 def check_lineage(table: dict[str, Any], where: str) -> None:
-    """PlethoraError when lineage.json names corpora in another form."""
+    """PlethoraError if lineage.json lists corpora in another form."""
     configuration.validate(Lineage, table, where)

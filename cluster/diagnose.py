@@ -1,4 +1,4 @@
-"""What holds a run up: its telemetry read, its time split into phases, the bottleneck named with evidence."""
+"""Finds a run's bottleneck: reads its telemetry, splits its time into phases and lists the evidence."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cluster.cli import clock
 from cluster.errors import PlethoraError
 from cluster.telemetry import JSONL
 
-WORTH = 0.15  # share of the time from which on a phase other than compute is the bottleneck
-SLOWER = 0.2  # loss of speed between the first and the last third that is worth a word
-QUIET_S = 600.0  # without a word from a run that is not complete
+WORTH = 0.15  # a phase other than compute is the bottleneck from this share of the time on
+SLOWER = 0.2  # loss of speed between the first and the last third that is reported
+QUIET_S = 600.0  # maximum silence of a run that is not complete
 _ADVICE = {
     "data": "more transform actors (stream.actors) on nodes with free cores, prepared windows instead of raw "
     "ones (python -m pretrain materialize), or a store nearer to the nodes",
@@ -36,7 +36,7 @@ _NAMES = {"exchange": "communication", "straggle": "communication"}
 @dataclass(frozen=True)
 class Diagnosis:
     """A run's time. `shares`: of the steady time (from each start's first batch on), by phase; `bottleneck`:
-    data, compute, communication, checkpoint or validation; `evidence`: one fact a line."""
+    data, compute, communication, checkpoint or validation; `evidence`: one fact per line."""
 
     uri: str
     state: str  # "complete", "running" or "silent"
@@ -51,7 +51,7 @@ class Diagnosis:
 
 
 def diagnose(uri: str) -> Diagnosis:
-    """The bottleneck of the run at `uri`, ``<storage>/<name>``. PlethoraError: no telemetry there, or none
+    """The bottleneck of the run at `uri`, ``<storage>/<name>``. PlethoraError: it has no telemetry, or none
     that says where the time went."""
     home = storage.normalise(uri)
     told = _read(home)
@@ -89,11 +89,11 @@ def _read(home: str) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
         except ValueError:
-            continue  # the last line of a run that is being written, or was killed
+            continue  # the last line of a run that is writing it, or was killed
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     if not lines:
-        raise PlethoraError(f"{home}: the run has told nothing yet: ask again after log_every steps")
+        raise PlethoraError(f"{home}: the run has reported nothing yet: try again after log_every steps")
     return lines
 
 
@@ -115,7 +115,7 @@ def _shares(timed: Sequence[dict[str, Any]]) -> tuple[dict[str, float], float]:
 
 
 def _bottleneck(shares: Mapping[str, float]) -> str:
-    """The largest phase beside compute if it is worth a word, else compute."""
+    """The largest phase other than compute if it is large enough, else compute."""
     phase = max((p for p in shares if p != "compute"), key=lambda p: shares[p], default="compute")
     return phase if shares.get(phase, 0.0) >= WORTH else "compute"
 
@@ -128,17 +128,17 @@ def _evidence(
     phase: str,
     quiet: str,
 ) -> list[str]:
-    out = [f"{len(timed)} intervals over {clock(steady)} of steady training say so"]
+    out = [f"{len(timed)} intervals over {clock(steady)} of steady training"]
     by_interval = [_shares([line])[0].get(phase, 0.0) for line in timed]
     worst = max(range(len(timed)), key=by_interval.__getitem__)
     out.append(
-        f"{phase} took {shares.get(phase, 0.0):.0%} of it, at most {by_interval[worst]:.0%}: of the interval "
-        f"that ended at step {timed[worst]['step']}"
+        f"{phase} took {shares.get(phase, 0.0):.0%} of the time, at most {by_interval[worst]:.0%} of the "
+        f"interval that ended at step {timed[worst]['step']}"
     )
     mean = statistics.fmean(_of(line, "train/data_wait") for line in timed)
     most = statistics.fmean(_of(line, "train/data_wait_max") for line in timed)
     if most > 2 * mean and most > 0.05:
-        out.append(f"one worker waits {most:.0%} of its time for data, the mean worker {mean:.0%}")
+        out.append(f"one worker waits {most:.0%} of its time for data, all workers on average {mean:.0%}")
     saved = [_of(line, "train/checkpoint_seconds") for line in told if "train/checkpoint_seconds" in line]
     if saved:
         out.append(f"{len(saved)} checkpoints, {statistics.median(saved):.2f} s each (median)")
@@ -157,7 +157,7 @@ def _evidence(
     wasted = [_of(line, "train/time/start") * _of(line, "train/interval_s") for line in starts]
     if starts:
         times = "once" if len(starts) == 1 else f"{len(starts)} times"
-        out.append(f"started {times}, {clock(sum(wasted))} until first batches in all")
+        out.append(f"started {times}, {clock(sum(wasted))} in all before the first batch")
     skipped = _of(timed[-1], "train/skipped_steps")
     if skipped:
         out.append(f"{skipped:.0f} steps were skipped: a loss or gradient was not finite")
@@ -173,7 +173,7 @@ def _state(home: str, told: Sequence[dict[str, Any]]) -> tuple[str, str]:
         return "running", ""
     return (
         "silent",
-        f"not complete, and its last word is {clock(silent)} old: look at its job and its workers",
+        f"not complete, and silent for {clock(silent)}: check its job and its workers",
     )
 
 
@@ -190,7 +190,7 @@ def _advice(phase: str, shares: Mapping[str, float], told: Sequence[dict[str, An
 
 
 def lines(found: Diagnosis) -> list[str]:
-    """A diagnosis for people."""
+    """A diagnosis as text for people."""
     parts = sorted(found.shares.items(), key=lambda item: -item[1])
     return [
         f"run         {found.uri}: {found.state}, step {found.step}, {found.windows_per_s:,.1f} windows/s",

@@ -1,4 +1,4 @@
-"""What can be wrong with a machine, an environment or a store before a run: each check with its remedy."""
+"""Checks a machine, an environment and a store before a run; each finding comes with its remedy."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from cluster.errors import PlethoraError, user_message
 from cluster.session import GIB, ROOT, memory_bytes, object_store_bytes, session, token_path
 
 Status = Literal["ok", "warn", "fail"]
-BUILD_S = 600  # DeepSpeed's extension takes some two minutes to build: an older lock was left behind
+BUILD_S = 600  # building DeepSpeed's extension takes about two minutes: an older lock is stale
 
 
 @dataclass(frozen=True)
 class Check:
-    """One answer: what was looked at, how it is, what was found and what to do about it."""
+    """The result of one check: its name, its status, what was found and the remedy."""
 
     name: str
     status: Status
@@ -37,7 +37,7 @@ class Check:
 
 
 def examine(storage_uri: str | None, start_ray: bool) -> Iterator[Check]:
-    """All checks, one by one; none raises. The store and a start of Ray are tried when asked for."""
+    """All checks, one at a time; none raises. Storage and a start of Ray are tested on request."""
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("python", python),
         ("packages", lambda: packages(ROOT / "requirements.lock", _core_packages())),
@@ -63,9 +63,9 @@ def examine(storage_uri: str | None, start_ray: bool) -> Iterator[Check]:
     for name, check in checks:
         try:
             yield check()
-        except Exception as error:  # a check that breaks is a finding, and the others still count
+        except Exception as error:  # a failed check is a finding, and the others still run
             said = user_message(error) or f"{type(error).__name__}: {error}".splitlines()[0]
-            yield Check(name, "fail", said, "this check could not be done: mend what it names and ask again")
+            yield Check(name, "fail", said, "this check could not run: fix what it names and try again")
 
 
 # ---------------------------------------------------------------- environment
@@ -91,12 +91,12 @@ def _plain_name(name: str) -> str:
 
 
 def _core_packages() -> set[str]:
-    """Names that pyproject.toml cannot do without (development tools left out)."""
+    """Required packages of pyproject.toml (development tools excluded)."""
     return {_plain_name(re.split(r"[\[<>=!~; ]", item)[0]) for item in _project()["dependencies"]}
 
 
 def packages(lock: Path, core: set[str]) -> Check:
-    """Installed versions against the lock: a missing core package fails, another version warns."""
+    """Installed versions against the lock: a missing core package fails, a different version warns."""
     from packaging.requirements import Requirement
 
     sync = "install what was verified together: uv pip sync requirements.lock"
@@ -138,7 +138,7 @@ def _some(items: list[str]) -> str:
 
 
 def bytecode(names: Sequence[str] = ("ray", "torch", "deepspeed")) -> Check:
-    """Whether packages lie compiled: each of a run's many processes would else compile what it imports."""
+    """Whether packages are compiled: otherwise each of a run's many processes compiles what it imports."""
     specs = {name: importlib.util.find_spec(name) for name in names}
     raw = [
         name
@@ -156,7 +156,7 @@ def bytecode(names: Sequence[str] = ("ray", "torch", "deepspeed")) -> Check:
 
 
 def torch_pair() -> Check:
-    """torch and torchvision must come from one build, or timm cannot be imported."""
+    """torch and torchvision must come from the same build, or timm cannot be imported."""
     try:
         import torch
         import torchvision
@@ -207,14 +207,16 @@ def _extensions_folder() -> Path:
 
 
 def extension_lock(folder: Path) -> Check:
-    """A build that was killed leaves a lock on which every later run waits without a word."""
+    """A killed build leaves a lock on which every later run waits silently."""
     name = "extension lock"
     for lock in sorted(folder.glob("**/lock")):
         age = time.time() - lock.stat().st_mtime
         if age > BUILD_S:
             return Check(name, "fail", f"left behind by a killed build: {lock}", f"rm {lock}")
-        return Check(name, "warn", f"{lock} is {age:.0f} s old", "a build may be at work; else rm that file")
-    return Check(name, "ok", "no build of DeepSpeed is stuck")
+        return Check(
+            name, "warn", f"{lock} is {age:.0f} s old", "a build may be running; otherwise rm that file"
+        )
+    return Check(name, "ok", "no DeepSpeed build is stuck")
 
 
 # ---------------------------------------------------------------- machine
@@ -267,7 +269,7 @@ def ray_tokens() -> Check:
         return Check(
             name,
             "fail",
-            f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: whoever reaches this Ray can run code here",
+            f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: anyone who can reach this Ray can run code here",
             "unset RAY_AUTH_MODE (or set it to token)",
         )
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -284,21 +286,22 @@ def ray_tokens() -> Check:
 
 
 def subject_key(remote: bool) -> Check:
-    """Subjects are hashed with a key of ours: without one given, a shared corpus is refused."""
+    """Subjects are hashed with a secret key: without one, ingest into a shared corpus is refused."""
     name = "subject key"
     make = "make one once and keep it: export PLETHORA_SUBJECT_KEY=$(openssl rand -hex 32)"
     if os.environ.get("PLETHORA_SUBJECT_KEY"):
         return Check(name, "ok", "PLETHORA_SUBJECT_KEY is set")
     if remote:
         return Check(name, "fail", "PLETHORA_SUBJECT_KEY is not set, and the storage is shared", make)
-    return Check(name, "warn", "PLETHORA_SUBJECT_KEY is not set: a key of this machine alone is used", make)
+    return Check(name, "warn", "PLETHORA_SUBJECT_KEY is not set: a key of this machine only is used", make)
 
 
 # ---------------------------------------------------------------- store and Ray
 
 
 def store(uri: str) -> Check:
-    """Reach and rights: put, get (s3fs's client and pyarrow), list, conditional put and delete of a probe."""
+    """Access and permissions: put, get (s3fs's client and pyarrow), list, conditional put and delete of a
+    probe."""
     base = storage.normalise(uri)
     probe = storage.join(base, f".plethora-doctor-{secrets.token_hex(4)}")
     started = time.monotonic()
@@ -308,13 +311,13 @@ def store(uri: str) -> Check:
     except PlethoraError as error:
         with contextlib.suppress(PlethoraError):
             storage.delete(probe)
-        return Check("storage", "fail", f"{steps[-1]}: {error}", "mend that and ask again")
+        return Check("storage", "fail", f"{steps[-1]}: {error}", "fix that and try again")
     spent = (time.monotonic() - started) * 1000
     return Check("storage", "ok", f"{base}: {', '.join(steps)} ({spent:.0f} ms)")
 
 
 def _probing(probe: str) -> Iterator[str]:
-    """Names each step before it is done; PlethoraError where the store fails or answers wrongly."""
+    """Yields the name of each step before it runs; PlethoraError if the store fails or answers wrongly."""
     plain, mark = storage.join(probe, "a"), storage.join(probe, "mark")
     wrong = PlethoraError(f"{probe}: what comes back is not what was written: use another store")
     yield "put"
@@ -333,7 +336,7 @@ def _probing(probe: str) -> Iterator[str]:
     yield "conditional put"
     if not storage.write_exclusive(mark, b"1") or storage.write_exclusive(mark, b"2"):
         raise PlethoraError(
-            f"{mark}: two writers of it can both win: use a store that honours If-None-Match on PUT"
+            f"{mark}: two writers can both succeed: use a store that honours If-None-Match on PUT"
         )
     yield "delete"
     storage.delete(probe)

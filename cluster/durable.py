@@ -1,8 +1,8 @@
 """The filesystem that Ray Train writes a run through.
 
-Ray rewrites the list of a run's committed checkpoints in place: a controller that dies, or a disk that is
-full, at that moment would leave half a list, and with it no checkpoint at all. Here a file that Python code
-writes appears whole or not at all. Buckets do that by themselves.
+Ray rewrites the list of a run's committed checkpoints in place: if the controller dies or the disk fills up
+at that moment, half a list would remain, and with it no checkpoint at all. Here a file that Python code
+writes appears whole or not at all. Buckets guarantee this themselves.
 """
 
 import io
@@ -15,14 +15,14 @@ from cluster import storage
 
 
 def durable(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The filesystem of `uri` for Ray, and the path in it."""
+    """The filesystem of `uri` for Ray, and the path within it."""
     found, path = storage.filesystem(uri)
     return (found, path) if storage.is_remote(uri) else (_Disk(), path)
 
 
 class _Disk(pyarrow.fs.LocalFileSystem):
-    """A local disk on which `open_output_stream` shows nothing before the end. Copies made in C++ (the
-    checkpoints, which their manifests guard) stream as ever.
+    """A local disk on which a file from `open_output_stream` becomes visible only when complete. Copies made
+    in C++ (the checkpoints, which their manifests protect) are streamed as usual.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -41,7 +41,7 @@ class _Whole(io.BytesIO):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            super().close()  # what is not whole is not written
+            super().close()  # an incomplete file is not written
         self.close()
 
     def close(self) -> None:

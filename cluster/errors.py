@@ -1,4 +1,4 @@
-"""The one exception family for what a user can fix."""
+"""The one exception family for errors that a user can fix."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from cluster.redact import printable, redact
 
 
 class PlethoraError(Exception):
-    """A mistake or a lack that the person at the keyboard can mend.
+    """A mistake or a missing thing that the user can fix.
 
-    ``str(error)`` is one line: what is wrong, where, what to do about it. Secrets in it are masked, and so is
-    what would move a terminal's cursor: it may quote a stranger's file.
+    ``str(error)`` is one line: what is wrong, where, what to do. Secrets and terminal control characters are
+    masked, because the message may quote a stranger's file.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(redact(" ".join(str(message).split()))))
 
 
-# Ray ships a remote traceback as text when it cannot ship the exception chain.
+# Ray sends a remote traceback as text if it cannot send the exception chain.
 _IN_A_TRACEBACK = re.compile(
     r"(?:^|[\s(])(?:cluster\.errors\.)?PlethoraError(?:: |\(['\"])([^\n]+?)(?:['\"]\))?\s*$", re.M
 )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Every exception that `error` holds or came from, the outermost first."""
+    """Every exception that `error` contains or was caused by, the outermost first."""
     seen: set[int] = set()
     queue = [error]
     while queue:
@@ -47,10 +47,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def user_message(error: BaseException) -> str | None:
-    """The one line of the PlethoraError in `error`'s chain of causes, or None when there is none."""
+    """The one-line message of the PlethoraError in `error`'s chain of causes, or None if there is none."""
     chain = list(_chain(error))
     for item in chain:
-        # Ray makes a subclass on the fly whose str() is the whole remote traceback: only the plain counts.
+        # Ray derives a subclass whose str() is the whole remote traceback: accept only the plain class.
         if type(item) is PlethoraError or (isinstance(item, PlethoraError) and not hasattr(item, "cause")):
             return str(item)
     for item in chain:

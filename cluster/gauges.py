@@ -1,8 +1,8 @@
-"""The Prometheus gauges of a run, all of them: dashboards and alerts are built on these names.
+"""All Prometheus gauges of a run: dashboards and alerts depend on these names.
 
 Ray exports each as ``ray_plethora_<name>`` at the metrics port of the node that sets it, with the label `run`
-beside those named here (and Ray's own: NodeAddress, SessionName, …). What `Telemetry.scalars` is told is
-translated by `of`; the rest is set by name.
+besides those listed here (and Ray's own: NodeAddress, SessionName, …). `of` translates the names passed to
+`Telemetry.scalars`; the other gauges are set by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REPEAT_S = 5.0
 
 @dataclass(frozen=True)
 class Gauge:
-    """What one gauge says, with its unit, and its labels beside `run`."""
+    """The description of one gauge with its unit, and its labels besides `run`."""
 
     about: str
     labels: tuple[str, ...] = ()
@@ -28,11 +28,11 @@ GAUGES: dict[str, Gauge] = {
     "steps": Gauge("optimizer steps of the whole run"),
     "workers": Gauge("training workers of the run"),
     "windows_per_s": Gauge("windows trained on a second, all workers together"),
-    "tokens_per_s": Gauge("tokens (patches) trained on a second; absent where a method has none"),
+    "tokens_per_s": Gauge("tokens (patches) trained on a second; absent if a method has none"),
     "data_wait": Gauge("share of the time that workers wait for data (0 to 1), mean over workers"),
-    "data_wait_max": Gauge("share of the time that the worker waits for data that waits the longest"),
+    "data_wait_max": Gauge("largest share of the time that any worker waits for data (0 to 1)"),
     "time_share": Gauge(
-        "share of the time since the last word (0 to 1) by `phase`: data, compute, exchange (estimated), "
+        "share of the time since the last report (0 to 1) by `phase`: data, compute, exchange (estimated), "
         "straggle, validation, checkpoint",
         ("phase",),
     ),
@@ -43,9 +43,9 @@ GAUGES: dict[str, Gauge] = {
     "codebook_usage": Gauge("share of the codebook in use on validation windows (0 to 1)"),
     "codebook_perplexity": Gauge("perplexity of the code ids on validation windows"),
     "mask_entropy": Gauge("entropy of the mask teacher's distribution over patches, nats"),
-    "value": Gauge("whatever else a method tells, by `part` (train, val) and `name`", ("part", "name")),
+    "value": Gauge("any other figure of a method, by `part` (train, val) and `name`", ("part", "name")),
     "checkpoint_timestamp_seconds": Gauge("Unix time of the last checkpoint; before the first: of the start"),
-    "checkpoint_seconds": Gauge("seconds that training stood still for the last checkpoint"),
+    "checkpoint_seconds": Gauge("seconds that the last checkpoint paused training"),
     "kept_hours": Gauge("hours that the run's corpus kept, by modality", ("corpus", "modality")),
     "refused_hours": Gauge(
         "hours that the run's corpus refused at ingest, by reason", ("corpus", "modality", "reason")
@@ -68,7 +68,7 @@ _BY_LABEL = {"lr": "learning_rate", "grad_norm": "grad_norm"}
 
 
 def of(name: str) -> tuple[str, dict[str, str]]:
-    """(gauge, labels) of a number that a run tells as ``part/name``: ``train/loss/student`` is the gauge
+    """(gauge, labels) of a number that a run reports as ``part/name``: ``train/loss/student`` is the gauge
     `loss` with part="train", module="student"."""
     part, _, rest = name.partition("/")
     if not rest:
@@ -88,10 +88,10 @@ def of(name: str) -> tuple[str, dict[str, str]]:
 
 
 class Gauges:
-    """The gauges of one run, set from one of its processes; nothing happens where Ray does not run.
+    """The gauges of one run, set from one of its processes; a no-op without Ray.
 
-    A thread repeats what was set until `close`: Ray drops a gauge that was not set for two of its reports
-    (20 s), and a validation, a slow step or a number told once at the start last longer.
+    A thread repeats the values until `close`: Ray drops a gauge that is not set during two of its reports
+    (20 s), and a validation, a slow step or a number reported once at the start lasts longer.
     """
 
     def __init__(self, run: str, repeat_s: float = REPEAT_S) -> None:
@@ -103,7 +103,7 @@ class Gauges:
         self._repeater: threading.Thread | None = None
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
-        """Set gauge `name` of `GAUGES`; KeyError for another name or labels that are not its own."""
+        """Set gauge `name` of `GAUGES`; KeyError for an unknown name or wrong labels."""
         if set(labels) != set(GAUGES[name].labels):
             raise KeyError(f"gauge {name} has the labels {GAUGES[name].labels}, not {tuple(labels)}")
         import ray
@@ -134,7 +134,7 @@ class Gauges:
                     self._known[name].set(value, tags=dict(labels))
 
     def close(self) -> None:
-        """Stop repeating: the run's gauges end soon after."""
+        """Stop repeating: the run's gauges disappear soon after."""
         self._over.set()
         if self._repeater is not None:
             self._repeater.join()

@@ -1,7 +1,7 @@
-"""Structured logs of workers: a line is one JSON object with the run, the rank and the step it was said at.
+"""Structured logs of workers: each line is a JSON object with the run, the rank and the step.
 
-They go to stderr, that is into Ray's log of the worker (``ray logs``, the dashboard, a log shipper on the
-node); PLETHORA_WORKER_LOGS=1 copies them to the driver's terminal.
+They go to stderr and so into Ray's worker logs (``ray logs``, the dashboard, a log shipper on the node);
+PLETHORA_WORKER_LOGS=1 copies them to the driver's terminal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _standard = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "
 
 
 class Lines(logging.Formatter):
-    """A record as one line of JSON: time, level, logger, message, who says it, and its `extra` fields."""
+    """A log record as one line of JSON: time, level, logger, message, its origin, and its `extra` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -44,7 +44,7 @@ class Lines(logging.Formatter):
 
 
 def configure(**who: Any) -> None:
-    """Make this process's log lines JSON on stderr, each with `who` says it (run, rank, world, step)."""
+    """Make this process log JSON lines on stderr, each with the fields `who` (run, rank, world, step)."""
     global _said_at
     _context.clear()
     _context.update(who, host=socket.gethostname(), pid=os.getpid(), job=_job())
@@ -61,12 +61,12 @@ def configure(**who: Any) -> None:
 
 
 def at(step: int) -> None:
-    """What is said from now on is said at `step`."""
+    """Give all further log lines this `step`."""
     _context["step"] = step
 
 
 def minute() -> bool:
-    """True at most once a minute in this process: whether a line about progress is due."""
+    """Whether a progress line is due: True at most once a minute in this process."""
     global _said_at
     now = time.monotonic()
     if now - _said_at < EVERY_S:

@@ -1,4 +1,4 @@
-"""A local folder that is written to as files grow, and what of it lies on the storage."""
+"""A local folder of growing files, mirrored to the storage."""
 
 import tempfile
 import time
@@ -12,8 +12,8 @@ UPLOAD_EVERY_S = 30.0
 
 
 class Mirror:
-    """`folder` is the folder `uri` itself or, where that is a bucket, a temporary one whose changed files
-    are sent whole, in the background: every 30 s at `tick`, and all of them at `flush`.
+    """`folder` is the folder `uri` itself. For a bucket it is a temporary folder whose changed files are
+    uploaded whole in the background: every 30 s at `tick`, and all of them at `flush`.
     """
 
     def __init__(self, uri: str) -> None:
@@ -32,23 +32,23 @@ class Mirror:
         self._sent_at = time.monotonic()
 
     def tick(self) -> None:
-        """Send what changed, if it is time to; an upload that failed before is told here."""
+        """Upload changed files if an upload is due; raises the error of an earlier failed upload."""
         now = time.monotonic()
         if self._pool is None or now - self._sent_at < UPLOAD_EVERY_S:
             return
         self._sent_at = now
         if self._pending is not None and self._pending.done():
-            self._pending.result()  # a failed upload is told, not swallowed
+            self._pending.result()  # raise the error of a failed upload
         if self._pending is None or self._pending.done():
             self._pending = self._pool.submit(self._send)
 
     def flush(self) -> None:
-        """All that was written is on the storage when this returns."""
+        """Upload everything; when this returns, all that was written is on the storage."""
         if self._pool is not None:
             self._pool.submit(self._send).result()
 
     def close(self) -> None:
-        """Flush and stop; a temporary folder is gone afterwards."""
+        """Flush and stop; a temporary folder is removed."""
         self.flush()
         if self._pool is not None:
             self._pool.shutdown()

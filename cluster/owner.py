@@ -1,9 +1,10 @@
-"""Whose folder is it? One process at a time writes to a folder, on a disk or in a bucket.
+"""Ownership of a folder, on a disk or in a bucket: one process at a time writes to it.
 
-    <folder>/owner/000001.json   who: a drawn token, host, process, when it began, when it last gave a sign
+    <folder>/owner/000001.json   who: a random token, host, process, start time, time of the last heartbeat
 
-The highest number owns. Who takes over writes the next one, exclusively: of two, one gets it, and an owner
-that was thought dead finds out (`holds`). The last one stays, marked as given back, beside what came of it.
+The highest number owns the folder. A new owner writes the next number exclusively: of two, one succeeds, and
+an owner that was taken for dead notices (`holds`). The last file stays, marked as released, beside the
+results.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from cluster.config import Config, validate
 from cluster.errors import PlethoraError
 
 FOLDER = "owner"
-SIGN_S = 10.0  # between two signs of life
-SILENT_S = 60.0  # without one, watched, an owner on another machine is dead; bucket outages are waited out
-LONG_S = 600.0  # without one by the clock: not worth watching
+SIGN_S = 10.0  # between two heartbeats
+SILENT_S = 60.0  # a watched remote owner without a heartbeat is dead; exceeds usual bucket outages
+LONG_S = 600.0  # without a heartbeat by the clock: dead without watching
 
 
 class Owner(Config):
-    """Who owns a folder. `machine`: where `pid` means something; `born`: of that process; Unix seconds."""
+    """The owner of a folder. `machine`: where `pid` is valid; `born`: that process's start time, Unix
+    seconds."""
 
     token: str
     host: str
@@ -45,9 +47,10 @@ class Owner(Config):
 
 @contextlib.contextmanager
 def owned(folder: str) -> Iterator[str]:
-    """Own `folder` for a `with` block, which gets a token for `holds`. PlethoraError: a live process owns it.
+    """Own `folder` during a `with` block, which gets a token for `holds`. PlethoraError: a live process owns
+    it.
 
-    A dead owner is followed at once where it ran on this machine, else after a minute without a sign.
+    A dead owner is replaced at once if it ran on this machine, else after a minute without a heartbeat.
     """
     number, mine = _take(folder)
     over = threading.Event()
@@ -58,8 +61,8 @@ def owned(folder: str) -> Iterator[str]:
 
     def live() -> None:
         while not over.wait(SIGN_S):
-            with contextlib.suppress(PlethoraError):  # the store is away: the next sign may come through
-                if holds(folder, mine.token):  # what somebody took over or removed does not come back
+            with contextlib.suppress(PlethoraError):  # store unavailable: the next heartbeat may succeed
+                if holds(folder, mine.token):  # a folder that was taken over or removed is not restored
                     sign()
 
     living = threading.Thread(target=live, daemon=True)
@@ -69,16 +72,16 @@ def owned(folder: str) -> Iterator[str]:
     finally:
         over.set()
         living.join()
-        with contextlib.suppress(PlethoraError):  # what ended the block matters more
+        with contextlib.suppress(PlethoraError):  # the error that ended the block matters more
             if holds(folder, mine.token):
                 if all(name.startswith(f"{FOLDER}/") for name in storage.listing(folder)):
-                    storage.delete(folder)  # nothing came of it
+                    storage.delete(folder)  # the run left no results
                 else:
                     sign(given_back=True)
 
 
 def holds(folder: str, token: str) -> bool:
-    """Whether the owner with this token still owns `folder`: nobody took it for dead, or removed it all."""
+    """Whether the owner with this token still owns `folder`: it was neither taken over nor removed."""
     found = _last(folder)
     return found is not None and found[1].token == token
 
@@ -140,11 +143,11 @@ def _dead(folder: str, number: int, owner: Owner) -> bool:
     if time.time() - owner.sign > LONG_S:
         return True
     print(
-        f"{folder} belongs to a run on {owner.host}: watching for up to {SILENT_S:g} s whether it lives",
+        f"{folder} belongs to a run on {owner.host}: watching for up to {SILENT_S:g} s for a sign of life",
         file=sys.stderr,
         flush=True,
     )
-    until = time.monotonic() + SILENT_S  # clocks of two machines may differ: the sign must change
+    until = time.monotonic() + SILENT_S  # the clocks of two machines may differ, so the heartbeat must change
     while time.monotonic() < until:
         time.sleep(min(1.0, SILENT_S / 10))
         last = _last(folder)
@@ -156,9 +159,9 @@ def _dead(folder: str, number: int, owner: Owner) -> bool:
 
 
 def _machine() -> str:
-    """Within what a process id names one process: this boot, and in a container its own process ids."""
+    """The scope in which a process id is unique: this boot and, in a container, its PID namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return socket.gethostname()

@@ -1,6 +1,6 @@
-"""Secrets never leave: what people, logs and files are told passes through `redact` first.
+"""Keeps secrets in: everything shown to people, logged or written to files passes through `redact` first.
 
-A secret is the value of an environment variable that sounds like one (AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN,
+A secret is the value of an environment variable whose name says so (AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN,
 PLETHORA_SUBJECT_KEY, HF_TOKEN, …), Ray's token, this machine's subject key, a user and password in a URL, a
 signature in a query, a bearer token, and anything that looks like an AWS access key.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 MASK = "…"
-LEAST = 6  # a shorter value is a word that would be masked wherever it stands
-# the word stands at the end: TOKENIZERS_PARALLELISM is no secret
+LEAST = 6  # a shorter value would be masked wherever it occurs as a word
+# the keyword must come last: TOKENIZERS_PARALLELISM is not a secret
 _NAMES = re.compile(
     r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|ACCESS_KEY|SUBJECT_KEY|PRIVATE_KEY)$"
 )
@@ -29,7 +29,7 @@ _FIELDS = re.compile(
     r"subject_key|private_key)$",
     re.I,
 )
-# what a progress display writes: line ends, colours, a line up
+# what a progress display writes: line ends, colours, cursor up
 _DISPLAY = re.compile(r"(\x1b\[(?:[0-9;]{0,15}m|[0-9]{0,2}[AK]))")
 _SHAPES = [
     (re.compile(r"(?<=://)[^\s/@'\"]+@"), f"{MASK}@"),  # user:password@host
@@ -56,7 +56,7 @@ def redact(text: str) -> str:
 
 
 def printable(text: object, most: int = 4000) -> str:
-    """`text` as one line of `most` characters at most, without what moves a terminal's cursor or hides.
+    """`text` as one line of at most `most` characters, without terminal control and invisible characters.
 
     Letters, signs and marks of any script stay; control, direction and zero-width characters become U+FFFD.
     """
@@ -65,7 +65,7 @@ def printable(text: object, most: int = 4000) -> str:
 
 
 def lines(text: str) -> str:
-    """`text` of several lines, without what moves a terminal's cursor or hides."""
+    """`text` of several lines, without terminal control and invisible characters."""
     return _visible(text, "\n\t")
 
 
@@ -76,7 +76,7 @@ def _visible(text: str, allowed: str = "") -> str:
 
 
 def clean(value: Any) -> Any:
-    """A JSON-like value without secrets: strings redacted, and what a key such as `password` holds masked.
+    """A JSON-like value without secrets: strings are redacted, values of keys such as `password` masked.
     Tuples become lists.
     """
     if isinstance(value, str):
@@ -92,17 +92,17 @@ def clean(value: Any) -> Any:
 
 
 def _secrets() -> list[str]:
-    """What must not be seen, the longest first: one secret may hold another."""
+    """All known secrets, longest first, because one may contain another."""
     found = {value for name, value in os.environ.items() if _NAMES.search(name)}
     found |= {_content(path) for path in _files()}
     user = os.environ.get("AWS_ACCESS_KEY_ID", "")
-    if not user.isalpha():  # no secret by itself; a test store's may be a word that paths hold, too
+    if not user.isalpha():  # not a secret by itself; a test store's user may be a word that paths contain
         found.add(user)
     return sorted((s for s in found if len(s) >= LEAST), key=len, reverse=True)
 
 
 def _files() -> list[tuple[str, int]]:
-    """(path, time of its last change) of the files that hold secrets of ours."""
+    """(path, modification time) of the files that hold our secrets."""
     home = os.path.expanduser("~")
     named = [os.environ.get("RAY_AUTH_TOKEN_PATH") or f"{home}/.ray/auth_token"]
     found = []
@@ -126,9 +126,9 @@ def _content(file: tuple[str, int]) -> str:
 
 
 class _Stream(io.TextIOBase):
-    """A text stream that redacts what is written to it and is otherwise the stream that it wraps.
+    """A text stream that redacts what is written to it, and otherwise behaves like the stream it wraps.
 
-    Of what controls a terminal, a progress display's codes pass.
+    Of terminal control sequences, only a progress display's codes pass.
     """
 
     def __init__(self, inner: TextIO) -> None:
@@ -165,11 +165,11 @@ class _Stream(io.TextIOBase):
 
 
 class _Record(logging.LogRecord):
-    """A log record whose message and traceback hold no secret, whichever handler writes them."""
+    """A log record whose message and traceback are redacted, whichever handler writes them."""
 
     def getMessage(self) -> str:
         message = redact(super().getMessage())
-        return message if self.name.split(".")[0] == "ray" else lines(message)  # Ray colours its own
+        return message if self.name.split(".")[0] == "ray" else lines(message)  # Ray colours its own messages
 
 
 def _record(*given: Any, **named: Any) -> logging.LogRecord:
@@ -180,9 +180,9 @@ def _record(*given: Any, **named: Any) -> logging.LogRecord:
 
 
 def install() -> None:
-    """Redact what this process prints and logs from now on; again is no harm.
+    """Redact what this process prints and logs from now on; calling it again is harmless.
 
-    Handlers that were made before keep the stream that they had: their records are redacted all the same.
+    Existing handlers keep their streams: their records are redacted all the same.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -1,7 +1,7 @@
-"""S3 calls for listings, marks and whole objects; every failure as one line without secrets.
+"""S3 calls for listings, marks and whole objects; every failure is one line without secrets.
 
-Parquet goes through `storage.filesystem` (pyarrow); the rest goes through s3fs's client, whose conditional
-PUT makes commit marks and whose deletes leave no empty folder objects behind, as pyarrow's do.
+Parquet goes through `storage.filesystem` (pyarrow); the rest goes through s3fs's client, which has
+conditional PUT for commit marks and whose deletes, unlike pyarrow's, leave no empty folder objects behind.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from cluster.errors import PlethoraError
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20  # a store with a dead disk accepts requests and never answers
 ATTEMPTS = 3
-PATIENCE_S = 60.0  # a store that says "busy", or that goes away after it has answered, is waited for
-PYARROW_ATTEMPTS = 10  # its waits double up to 20 s: 80 s on average, and hardly ever under 35 s
-SLOWEST_BYTES_S = 1 << 20  # an upload slower than that is given up
+PATIENCE_S = 60.0  # how long to wait for a store that is busy, or that fails after it has answered
+PYARROW_ATTEMPTS = 10  # its backoff doubles up to 20 s: 80 s on average, and rarely under 35 s
+SLOWEST_BYTES_S = 1 << 20  # a slower upload is aborted
 
-# Without it, pyarrow's and botocore's newest checksum trailers get 411 from Ceph. Read when a client is made.
+# Without it, pyarrow's and botocore's new checksum trailers get 411 from Ceph. Read when a client is made.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
 T = TypeVar("T")
@@ -45,18 +45,18 @@ _SETTINGS = (
 
 
 def settings() -> tuple[str | None, ...]:
-    """What of the environment decides which store we talk to and as whom: the key of the client caches."""
+    """The environment variables that select the store and the credentials: the key of the client caches."""
     return tuple(os.environ.get(name) for name in _SETTINGS)
 
 
 def endpoint() -> str | None:
-    """The S3 endpoint of the environment, None for AWS itself."""
+    """The S3 endpoint of the environment, None for AWS."""
     named = ("PLETHORA_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     return next((url for name in named if (url := os.environ.get(name))), None)
 
 
 def region() -> str | None:
-    """The region of the environment; a store at an endpoint of its own needs a name, any name."""
+    """The region of the environment; a store with its own endpoint needs some region name, any will do."""
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return named or ("us-east-1" if endpoint() else None)
 
@@ -83,25 +83,26 @@ def _client(_settings: tuple[str | None, ...]) -> Any:
         use_listings_cache=False,  # others write to the same prefixes
         skip_instance_cache=True,
     )
-    client.retries = 2  # botocore retries each request; this covers a body that breaks off
+    client.retries = 2  # botocore retries each request; this covers an interrupted body
     client.connect()
-    # aiohttp's read timeout does not run while it waits for "100 Continue": a silent store would hold us
+    # aiohttp's read timeout does not run while it waits for "100 Continue": a silent store would block us
     client.s3.meta.events.unregister("before-call.s3", add_expect_header)
     return client
 
 
 def _patience(size: int) -> float:
-    """Seconds for a request of `size` bytes and its retries: no other timeout runs while a body is sent."""
+    """Time limit in s for a request of `size` bytes and its retries: nothing else limits sending a body."""
     return 2 * ATTEMPTS * (CONNECT_TIMEOUT_S + READ_TIMEOUT_S) + size / SLOWEST_BYTES_S
 
 
 _BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504")
 _AWAY = ("ConnectionError", "ConnectTimeoutError", "ConnectorError", "ConnectionClosedError")
-_answered: set[str | None] = set()  # endpoints that did: one that never has is more likely mistyped than down
+_answered: set[str | None] = set()  # endpoints that have answered; one that never has is probably mistyped
 
 
 def _patiently(work: Callable[[], T]) -> T:
-    """`work()`, again for PATIENCE_S seconds while the store is busy or, after earlier answers, away."""
+    """`work()`, retried for PATIENCE_S seconds while the store is busy or, after earlier answers,
+    unavailable."""
     until, wait = time.monotonic() + PATIENCE_S, 0.5
     while True:
         try:
@@ -118,7 +119,7 @@ def _patiently(work: Callable[[], T]) -> T:
 
 
 def call(method: str, uri: str, **arguments: Any) -> Any:
-    """One S3 request on the bucket of `uri` (`method` and `arguments` as botocore names them)."""
+    """One S3 request on the bucket of `uri` (`method` and `arguments` use botocore's names)."""
     with clear_errors(uri):
         return _call(method, uri, **arguments)
 
@@ -141,9 +142,10 @@ def put(uri: str, data: bytes) -> None:
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
-    """Write one small object unless it exists; False when another writer was first.
+    """Write one small object unless it exists; False if another writer was first.
 
-    An object that already holds exactly `data` counts as ours: a PUT whose answer was lost is sent again.
+    An object that already holds exactly `data` counts as ours, because a PUT whose answer was lost is
+    retried.
     """
     try:
         _call("put_object", uri, Key=split(uri)[1], Body=data, IfNoneMatch="*")
@@ -170,24 +172,24 @@ def put_file(source: Path, uri: str) -> None:
 def abort_uploads(uri: str) -> int:
     """Abort the unfinished multipart uploads under a prefix and return how many there were.
 
-    A killed writer leaves them: they are in no listing and no reader ever sees them, but they are paid for.
+    A killed writer leaves them: no listing shows them and no reader sees them, but they are billed.
     """
     key = split(uri)[1]
     try:
         found = _call("list_multipart_uploads", uri, Prefix=key).get("Uploads") or []
     except Exception as error:
-        if _code(error) in ("AccessDenied", "403", "NotImplemented"):  # tidiness must not need more rights
+        if _code(error) in ("AccessDenied", "403", "NotImplemented"):  # tidying up needs no more rights
             return 0
         raise _explained(uri, error) from error
     mine = [u for u in found if u["Key"] == key or u["Key"].startswith(f"{key}/")]
     for upload in mine:
-        with contextlib.suppress(PlethoraError):  # finished or aborted meanwhile
+        with contextlib.suppress(PlethoraError):  # finished or aborted by now
             call("abort_multipart_upload", uri, Key=upload["Key"], UploadId=upload["UploadId"])
     return len(mine)
 
 
 def objects(uri: str) -> dict[str, int]:
-    """{key relative to `uri`: bytes} of every object under the prefix, sorted; empty when there is none."""
+    """{key relative to `uri`: bytes} of every object under the prefix, sorted; empty if there is none."""
     prefix = split(uri)[1]
     prefix = f"{prefix}/" if prefix else ""
     found: dict[str, int] = {}
@@ -195,7 +197,7 @@ def objects(uri: str) -> dict[str, int]:
     while True:
         page = call("list_objects_v2", uri, Prefix=prefix, **token)
         for item in page.get("Contents", []):
-            if not item["Key"].endswith("/"):  # an empty object that stands for a folder
+            if not item["Key"].endswith("/"):  # an empty object that represents a folder
                 found[item["Key"][len(prefix) :]] = item["Size"]
         if not page.get("IsTruncated"):
             return dict(sorted(found.items()))
@@ -203,7 +205,7 @@ def objects(uri: str) -> dict[str, int]:
 
 
 def exists(uri: str) -> bool:
-    """Whether `uri` is an object or a prefix that holds one."""
+    """Whether `uri` is an object or a prefix that contains one."""
     key = split(uri)[1]
     if not key:
         call("list_objects_v2", uri, MaxKeys=1)
@@ -217,7 +219,7 @@ def exists(uri: str) -> bool:
 
 
 def remove(uri: str) -> None:
-    """Delete one object; no error when it is not there."""
+    """Delete one object; no error if it does not exist."""
     call("delete_object", uri, Key=split(uri)[1])
 
 
@@ -226,7 +228,7 @@ def remove(uri: str) -> None:
 
 @contextlib.contextmanager
 def clear_errors(uri: str) -> Iterator[None]:
-    """Turn what pyarrow, s3fs and the file system raise about `uri` into one clear line."""
+    """Turn errors of pyarrow, s3fs and the file system about `uri` into one clear line."""
     try:
         yield
     except PlethoraError:
@@ -254,7 +256,7 @@ _PYARROW_CODES = {
 
 
 def _code(error: BaseException) -> str:
-    """The S3 error code, or the class of a failure before any answer; "" when it is neither."""
+    """The S3 error code, or the kind of failure before any answer; "" if it is neither."""
     current: BaseException | None = error
     while current is not None:
         response = getattr(current, "response", None)

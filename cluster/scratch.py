@@ -1,4 +1,4 @@
-"""Temporary folders that do not outlive a machine's patience: what a killed process left is removed later."""
+"""Temporary folders; those that killed processes leave behind are removed later."""
 
 import errno
 import os
@@ -13,19 +13,19 @@ import psutil
 
 from cluster.errors import PlethoraError
 
-LITTLE = 2**20  # bytes: less is a full disk
-STALE_S = 3600.0  # another container may share the folder and not the process ids
+LITTLE = 2**20  # bytes: with less free, the disk is full
+STALE_S = 3600.0  # another container may share the folder but not the process ids
 
 
 def scratch(kind: str) -> "tempfile.TemporaryDirectory[str]":
-    """A temporary folder for a `with` block. Those of processes that are gone for an hour are removed."""
+    """A temporary folder for a `with` block. Folders of processes that ended an hour ago are removed."""
     home = Path(tempfile.gettempdir())
     for left in home.glob(f"plethora-{kind}-[0-9]*-*"):
         pid = left.name.removeprefix(f"plethora-{kind}-").split("-")[0]
         try:
             old = time.time() - left.stat().st_mtime > STALE_S
         except OSError:
-            continue  # another process removes it, too
+            continue  # another process is removing it too
         if pid.isdecimal() and old and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     return tempfile.TemporaryDirectory(prefix=f"plethora-{kind}-{os.getpid()}-")
@@ -33,8 +33,8 @@ def scratch(kind: str) -> "tempfile.TemporaryDirectory[str]":
 
 @contextmanager
 def filling(folder: Path) -> Iterator[None]:
-    """Within, only the temporary `folder` is written to: where it has no room left, one line says so. torch
-    and safetensors tell a full disk in words of their own, torch without the reason.
+    """A block that writes only to the temporary `folder`: a full disk raises a one-line error. torch and
+    safetensors report a full disk in their own ways, torch without the reason.
     """
     try:
         yield

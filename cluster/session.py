@@ -1,4 +1,4 @@
-"""Start or join Ray; what workers ask of it; the defaults of Ray Data."""
+"""Starts or joins Ray; the workers' resource requests; Ray Data's defaults."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ CONNECT_S = 10
 STARTS = 5
 BLOCK_BYTES = 128 * 2**20
 
-# Read by Ray when it is imported or started, in this process and in those that it starts.
+# Ray reads these when it is imported or started, here and in the processes that it starts.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",  # infra/runtime_env.yaml names them itself
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a GPU share need not see a warning about it
+    "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",  # infra/runtime_env.yaml lists them itself
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a GPU share needs no warning about it
 }
 
-# Ray's warnings about what we chose, and its copies of an exception that reaches the caller anyway.
+# Ray's warnings about our choices, and its copies of exceptions that reach the caller anyway.
 _SAID_OTHERWISE = {
     "ray._private.authentication.authentication_token_setup": "Token authentication is enabled",
     "ray.data._internal.progress": "Progress bars disabled",
@@ -48,14 +48,15 @@ _SAID_OTHERWISE = {
 def session(
     workers: int = 0, actors: int = 2, gpu: float = 0, cpu: float = 1, fewest: int | None = None
 ) -> Iterator[Any]:
-    """Ray for a `with` block, which gets the `ray` module: joined if there is one, else a local one.
+    """Ray for a `with` block, which gets the `ray` module: an existing cluster if there is one, else a local
+    one.
 
-    An initialised Ray is used as it is; RAY_ADDRESS is joined (this checkout travels as working directory,
-    unless a Ray job brought it already); else a local Ray starts with a logical CPU for each of `workers`,
-    for the `actors` of each, and a spare, for fewer would starve the stream for ever. Only what was started
-    here is shut down. Token authentication stays on. PlethoraError when the cluster cannot be joined, a
-    GPU is asked for (`gpu` a worker) where there is none, or there are fewer CPUs than `fewest` workers need
-    (`cpu` each, and one for each of their actors; None: who calls makes do with what there is).
+    An initialised Ray is used as it is; RAY_ADDRESS is joined (this checkout is sent as working directory,
+    unless a Ray job already brought it); otherwise a local Ray starts with one logical CPU for each of
+    `workers`, for each of their `actors`, and a spare, because fewer would starve the stream for ever. Only
+    what was started here is shut down. Token authentication stays on. PlethoraError: the cluster cannot be
+    joined, GPUs are requested (`gpu` per worker) but missing, or there are fewer CPUs than `fewest` workers
+    need (`cpu` each, and one for each of their actors; None: the caller works with what there is).
     """
     ray = quiet_ray()
     if ray.is_initialized():
@@ -74,7 +75,7 @@ def session(
                 f"Ray has {have:g}: set resources.gpu = 0 or add GPUs"
             )
         need, have = (fewest or 0) * (cpu + actors), ray.cluster_resources().get("CPU", 0)
-        if need > have:  # a worker without a CPU would be waited for, and actors without one starve it
+        if need > have:  # the run would wait for ever for a worker without a CPU, and starve without actors
             raise PlethoraError(
                 f"{fewest} workers with {cpu:g} CPUs (resources.cpu) and {actors} transform actors "
                 f"(stream.actors) each need {need:g} CPUs, Ray has {have:g}: lower one of them, or add nodes"
@@ -85,22 +86,22 @@ def session(
 
 
 def require_labels(ray: Any, labels: Mapping[str, str], cpus: float) -> None:
-    """PlethoraError where the nodes that live and have these labels have fewer than `cpus` CPUs together:
-    who waits for one would wait for ever.
+    """PlethoraError if the live nodes with these labels have fewer than `cpus` CPUs together: a request for
+    one would wait for ever.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     having = [node for node in nodes if labels.items() <= node.get("Labels", {}).items()]
     found = sum(node["Resources"].get("CPU", 0) for node in having)
     if labels and found < cpus:
-        told = ", ".join(f"{name}={value}" for name, value in labels.items())
+        wanted = ", ".join(f"{name}={value}" for name, value in labels.items())
         raise PlethoraError(
-            f"nodes with the labels {told} (stream.on) have {found:g} CPUs, transform actors take {cpus:g}: "
-            f"start some with ray start --labels, or lower stream.actors"
+            f"nodes with the labels {wanted} (stream.on) have {found:g} CPUs, transform actors take "
+            f"{cpus:g}: start some with ray start --labels, or lower stream.actors"
         )
 
 
 def quiet_ray() -> Any:
-    """The `ray` module, told before its import to say nothing about what we chose."""
+    """The `ray` module, configured before its import not to warn about our choices."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -113,7 +114,7 @@ def quiet_ray() -> Any:
 
 
 class _Drop(logging.Filter):
-    """Drops the messages that begin with `start`."""
+    """Drops messages that begin with `start`."""
 
     def __init__(self, start: str) -> None:
         super().__init__()
@@ -124,14 +125,14 @@ class _Drop(logging.Filter):
 
 
 def token_path() -> Path:
-    """Where Ray looks for its token when RAY_AUTH_TOKEN does not hold it."""
+    """Where Ray looks for its token if RAY_AUTH_TOKEN is not set."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
 
 
 def enable_tokens() -> None:
-    """Show our token to the cluster that is joined next. Ray turns tokens on by itself for a cluster that it
-    starts, and not for one that it joins; and once imported it has read its settings, so that setting
-    RAY_AUTH_MODE would come too late.
+    """Present our token to the cluster that is joined next. Ray enables tokens itself for a cluster that it
+    starts, but not for one that it joins; and once imported it has read its settings, so setting
+    RAY_AUTH_MODE would be too late.
     """
     from ray._private.authentication.authentication_token_setup import (
         maybe_enable_token_auth_if_token_available,
@@ -160,7 +161,7 @@ def _join(ray: Any, address: str) -> None:
 
 
 def _reach(address: str) -> None:
-    """OSError when nobody listens at ``host:port``: Ray itself would retry, then end this process."""
+    """OSError if nobody listens at ``host:port``: Ray itself would retry, then end this process."""
     found = re.fullmatch(r"(?:ray://)?([^/:]+|\[.*\]):(\d+)", address)
     if found:
         socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_S).close()
@@ -197,16 +198,16 @@ def _start(ray: Any, workers: int, actors: int, cpu: float = 1) -> None:
                         "/tmp/ray/session_latest/logs"
                     ) from error
                 # its 15 s and 30 s limits are fixed in its code, and a busy machine exceeds them
-                print("Ray did not come up in 30 s, the machine is busy: trying again", file=sys.stderr)
+                print("Ray did not start within 30 s, the machine is busy: trying again", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def _inherited() -> Iterator[None]:
     """What Ray's processes, and the workers that they start, inherit from this one.
 
-    PYTHONPATH: they find our packages (and our `datasets` first) whatever folder the driver is in. Loopback:
-    Ray listens on 127.0.0.1 alone where it deems a machine not made for clusters, by default one with Windows
-    or macOS; else its ports answer on every interface. Ray's import has read it, so it is told there, too.
+    PYTHONPATH: they find our packages (and our `datasets` first) whatever the driver's folder is. Loopback:
+    Ray listens only on 127.0.0.1 on systems that it does not support for clusters, by default Windows and
+    macOS; elsewhere its ports answer on every interface. Ray's import has read it, so it is set there too.
     """
     from ray._private import ray_constants
 
@@ -232,7 +233,7 @@ def _children() -> list[psutil.Process]:
 
 
 def _end(processes: list[psutil.Process]) -> None:
-    """End what a failed start left running: Ray itself would only at the exit of this process."""
+    """End the processes that a failed start left running: Ray would do so only when this process exits."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -240,21 +241,21 @@ def _end(processes: list[psutil.Process]) -> None:
 
 
 def _wants_worker_logs() -> bool:
-    """PLETHORA_WORKER_LOGS=1 copies what workers print to the terminal; errors come back either way."""
+    """PLETHORA_WORKER_LOGS=1 copies the workers' output to the terminal; errors are returned either way."""
     return os.environ.get("PLETHORA_WORKER_LOGS", "") not in ("", "0")
 
 
 def memory_bytes() -> int:
-    """Memory of this machine, or of the container that we are in."""
+    """Memory of this machine, or of the container."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max", or no such group
+        with contextlib.suppress(OSError, ValueError):  # "max", or no such cgroup
             memory = min(memory, int(Path(limit).read_text()))
     return memory
 
 
 def object_store_bytes() -> int:
-    """Size of a local object store: 20 % of the memory, 2 GiB at most, and no more than /dev/shm can hold."""
+    """Size of a local object store: 20 % of the memory, at most 2 GiB and what /dev/shm can hold."""
     wanted = min(2 * GIB, memory_bytes() // 5)
     shm = Path("/dev/shm")
     if shm.is_dir():
@@ -263,7 +264,7 @@ def object_store_bytes() -> int:
 
 
 def runtime_env() -> dict[str, Any]:
-    """The runtime environment of infra/runtime_env.yaml, its working directory made absolute."""
+    """The runtime environment of infra/runtime_env.yaml, with an absolute working directory."""
     import yaml
 
     table: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "runtime_env.yaml").read_text(encoding="utf-8"))
@@ -272,8 +273,8 @@ def runtime_env() -> dict[str, Any]:
 
 
 def travels(path: Path) -> bool:
-    """Whether a file or folder of the checkout, an absolute path, is in the copy that a job gets."""
-    # Ray's own walk: its rules are not git's (a pattern of a parent folder cannot be taken back, for one)
+    """Whether a file or folder of the checkout (an absolute path) is in the copy that a job gets."""
+    # Ray's own walk: its rules differ from git's (for one, a parent folder's pattern cannot be undone)
     from ray._private.runtime_env.packaging import _get_excludes, get_excludes_from_ignore_files
 
     gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
@@ -290,25 +291,25 @@ def travels(path: Path) -> bool:
 def scaling(
     workers: int | tuple[int, int], gpu: float, cpu: float = 1, resize_every_s: float = 60.0
 ) -> ray.train.ScalingConfig:
-    """`workers` training workers, each with `cpu` CPUs and `gpu` GPUs; of an elastic range, as many as have
-    room, looked for every `resize_every_s` seconds.
+    """`workers` training workers, each with `cpu` CPUs and `gpu` GPUs; of an elastic range, as many as fit,
+    checked every `resize_every_s` seconds.
     """
     from ray.train import ScalingConfig
 
     share: dict[str, float] = {"CPU": cpu}
     if gpu:
         share["GPU"] = gpu
-    # Ray's annotations know neither the range nor how often to look
+    # Ray's annotations lack the range and the interval
     elastic: dict[str, Any] = {"num_workers": workers, "elastic_resize_monitor_interval_s": resize_every_s}
     return ScalingConfig(**elastic, use_gpu=bool(gpu), resources_per_worker=share)
 
 
 def data_context() -> Any:
-    """Set Ray Data's defaults for this process (they travel with each dataset made here) and return them."""
+    """Set Ray Data's defaults for this process (each dataset made here carries them) and return them."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
-    context.execution_options.preserve_order = True  # else what a worker sees depends on timing
+    context.execution_options.preserve_order = True  # otherwise what a worker sees depends on timing
     context.execution_options.verbose_progress = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -35,12 +35,12 @@ T = TypeVar("T")
 
 
 def is_remote(uri: str | Path) -> bool:
-    """Whether `uri` is an object store's."""
+    """Whether `uri` is in an object store."""
     return str(uri).startswith("s3://")
 
 
 def normalise(uri: str | Path) -> str:
-    """An absolute local path, or ``s3://bucket/prefix`` without a slash at its end."""
+    """An absolute local path, or ``s3://bucket/prefix`` without a trailing slash."""
     text = str(uri)
     if text.startswith("s3://"):
         bucket, key = s3.split(text)
@@ -70,7 +70,8 @@ def join(uri: str | Path, *parts: str) -> str:
 
 
 def filesystem(uri: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The pyarrow filesystem of `uri` and the path in it, for Parquet (wrap it in `clear_errors(uri)`)."""
+    """The pyarrow filesystem of `uri` and the path within it, for Parquet (wrap calls in
+    `clear_errors(uri)`)."""
     text = normalise(uri)
     if not is_remote(text):
         return pyarrow.fs.LocalFileSystem(), text
@@ -85,7 +86,7 @@ def _s3_filesystem(_settings: tuple[str | None, ...], bucket: str | None) -> pya
     address = urlsplit(s3.endpoint() or "")
     region = s3.region() or (pyarrow.fs.resolve_s3_region(bucket) if bucket else None)
     found = _Bucket(
-        # pyarrow alone does not read AWS_ENDPOINT_URL
+        # pyarrow itself does not read AWS_ENDPOINT_URL
         endpoint_override=address.netloc or None,
         scheme=address.scheme or "https",
         region=region,
@@ -100,8 +101,8 @@ def _s3_filesystem(_settings: tuple[str | None, ...], bucket: str | None) -> pya
 
 
 class _Bucket(pyarrow.fs.S3FileSystem):
-    """Travels to another process as the wish for it: pyarrow's own pickles forget the retry strategy, so that
-    what Ray writes would give up after three attempts.
+    """Is pickled as the arguments that make it: pyarrow's own pickles lose the retry strategy, so Ray's
+    writes would give up after three attempts.
     """
 
     bucket: str | None = None
@@ -118,13 +119,13 @@ def _bucket_here(bucket: str | None) -> pyarrow.fs.FileSystem:
 
 
 def exists(uri: str | Path) -> bool:
-    """Whether a file or a folder (on S3: a prefix with something under it) is there."""
+    """Whether a file or a folder (on S3: a non-empty prefix) exists."""
     text = normalise(uri)
     return s3.exists(text) if is_remote(text) else os.path.exists(text)
 
 
 def read_bytes(uri: str | Path) -> bytes:
-    """The content of a file; a missing one is a PlethoraError that names it."""
+    """The content of a file; a missing file is a PlethoraError that names it."""
     text = normalise(uri)
     if is_remote(text):
         return s3.get(text)
@@ -133,7 +134,7 @@ def read_bytes(uri: str | Path) -> bytes:
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
-    """Write a file whole: no reader ever sees half of it."""
+    """Write a file atomically: no reader sees half of it."""
     text = normalise(uri)
     if is_remote(text):
         s3.put(text, data)
@@ -144,7 +145,7 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
 
 
 def write_exclusive(uri: str | Path, data: bytes) -> bool:
-    """Write one small file unless it exists, whole or not at all; False when another writer was first."""
+    """Write one small file atomically unless it exists; False if another writer was first."""
     text = normalise(uri)
     if is_remote(text):
         return s3.put_if_absent(text, data)
@@ -160,7 +161,7 @@ def write_exclusive(uri: str | Path, data: bytes) -> bool:
 
 
 def _part_of(path: str, data: bytes) -> str:
-    """A finished temporary file with `data` beside `path`."""
+    """A complete temporary file with `data` beside `path`."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     _clear_stale(os.path.dirname(path), os.path.basename(path))
     part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(4)}.part")
@@ -176,9 +177,9 @@ def _part_of(path: str, data: bytes) -> str:
 
 
 def _clear_stale(parent: str, name: str) -> None:
-    """Remove what writers of `parent`/`name` left that were killed more than an hour ago."""
+    """Remove the leftovers of writers of `parent`/`name` that were killed more than an hour ago."""
     for left in Path(parent).glob(f".{glob.escape(name)}.*.part"):
-        with contextlib.suppress(FileNotFoundError):  # another writer clears, too
+        with contextlib.suppress(FileNotFoundError):  # another writer is cleaning up too
             if time.time() - left.stat().st_mtime > _STALE_S:
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
@@ -193,16 +194,18 @@ def parse_json(data: bytes, where: str) -> Any:
     try:
         return json.loads(data)
     except RecursionError:
-        raise PlethoraError(f"{where}: not a JSON file that we would write: it is nested too deep") from None
-    except ValueError as error:  # also of text that is no UTF-8
+        raise PlethoraError(
+            f"{where}: not a JSON file that Plethora would write: it is nested too deep"
+        ) from None
+    except ValueError as error:  # also of text that is not UTF-8
         raise PlethoraError(f"{where}: not a JSON file: {error}") from None
 
 
 def inside(folder: str | Path, name: str) -> Path:
-    """The path of `name` below a local `folder`; PlethoraError for a name that leads out of it."""
+    """The path of `name` below a local `folder`; PlethoraError if the name leads out of it."""
     path = Path(folder, name)
     if not path.resolve().is_relative_to(Path(folder).resolve()) or Path(name).is_absolute():
-        raise PlethoraError(f"`{name}` leads out of its folder: nobody honest names a file so; delete it")
+        raise PlethoraError(f"`{name}` leads out of its folder: it looks like an attack; delete it")
     return path
 
 
@@ -217,7 +220,7 @@ def write_json(uri: str | Path, obj: Any) -> None:
 
 
 def is_full_or_away(error: BaseException) -> bool:
-    """Whether a disk that is full or broken, or a bucket, made somebody else's code (Ray's) raise this."""
+    """Whether a full or broken disk, or a bucket, caused this error of third-party code (Ray's)."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
     return isinstance(error, OSError) and (error.errno in numbers or "AWS Error" in str(error))
 
@@ -226,7 +229,7 @@ def is_full_or_away(error: BaseException) -> bool:
 
 
 def listing(uri: str | Path) -> list[str]:
-    """Paths of all files under `uri`, relative to it, sorted; empty when there is nothing."""
+    """Paths of all files under `uri`, relative to it, sorted; empty if there are none."""
     return list(sizes(uri))
 
 
@@ -239,13 +242,13 @@ def sizes(uri: str | Path) -> dict[str, int]:
     for folder, _, names in os.walk(text):
         for name in names:
             path = os.path.join(folder, name)
-            with contextlib.suppress(FileNotFoundError):  # a writer's temporary file is gone by now
+            with contextlib.suppress(FileNotFoundError):  # a writer's temporary file has just disappeared
                 found[os.path.relpath(path, text).replace(os.sep, "/")] = os.lstat(path).st_size
     return dict(sorted(found.items()))
 
 
 def delete(uri: str | Path) -> None:
-    """Delete a file, or a folder with all that it holds; no error when there is none, or when another process
+    """Delete a file, or a folder with its content; no error if it does not exist, or if another process
     deletes or writes there at the same time.
     """
     text = normalise(uri)
@@ -263,7 +266,7 @@ def delete(uri: str | Path) -> None:
         while os.path.isdir(text):
             try:
                 shutil.rmtree(text)
-            except OSError as error:  # something in it went, or came, meanwhile
+            except OSError as error:  # its content changed meanwhile
                 if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
                     raise
 
@@ -315,9 +318,10 @@ def _each(work: Callable[[str], T], names: Iterable[str]) -> list[T]:
 
 
 def publish(local_dir: str | Path, uri: str | Path, mark: str, mark_data: bytes) -> None:
-    """Publish the files of `local_dir` under `uri`: who asks for `mark` sees all of them or nothing.
+    """Publish the files of `local_dir` under `uri`: a reader that looks for `mark` sees all of them or
+    nothing.
 
-    Refuses when `mark` exists; clears what a killed publish left; writes `mark` last, and exclusively. On S3
+    Refuses if `mark` exists; removes what a killed publish left; writes `mark` last and exclusively. On S3
     one publisher at a time is assumed: of two, one gets the mark, and a mixture of files fails to verify.
     """
     text, folder = normalise(uri), Path(local_dir)
@@ -333,7 +337,7 @@ def publish(local_dir: str | Path, uri: str | Path, mark: str, mark_data: bytes)
     s3.abort_uploads(text)
     upload(folder, text)
     if sizes(text) != sizes(folder):
-        raise PlethoraError(f"{text}: other files appeared while publishing: is a second publisher at work?")
+        raise PlethoraError(f"{text}: other files appeared while publishing: is a second publisher running?")
     if not write_exclusive(join(text, mark), mark_data):
         raise taken
 
@@ -354,7 +358,7 @@ def _publish_local(folder: Path, text: str, mark: str, mark_data: bytes, taken: 
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
                 os.rename(text, aside)
-                if os.path.exists(os.path.join(aside, mark)):  # another publisher was done meanwhile
+                if os.path.exists(os.path.join(aside, mark)):  # another publisher finished meanwhile
                     os.rename(aside, text)
                     raise taken from error
                 os.rename(stage, text)

@@ -1,8 +1,8 @@
 """Commands as jobs of a Ray cluster: submit, follow, stop; a retried job is the same run, resumed.
 
-A command whose run file names a run becomes the job ``<name>-1``; submitting it again while that job is
-alive follows it instead of starting a second one, and afterwards starts ``<name>-2`` with ``--resume``.
-Ray itself never retries a job.
+A command whose run file names a run becomes the job ``<name>-1``. While that job is alive, submitting it
+again follows it instead of starting a second one; afterwards it starts ``<name>-2`` with ``--resume``. Ray
+itself never retries a job.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 PORT = 8265
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STOP_S = 60.0
-_LOST = 30  # seconds that the head may be away while a job is followed
-# (package, verb) of the commands that train what their file names and take --resume, and of all that read one
+_LOST = 30  # seconds that the head may be unreachable while a job is followed
+# (package, verb) of the commands that train what their files name and take --resume, and of all that read one
 _RESUME = {("pretrain", ""), ("finetune", "vision"), ("tuning", "")}
 _READ_RUN_FILES = _RESUME | {("pretrain", "index"), ("pretrain", "materialize")}
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a job runs: ``python -m …`` and the run that it makes, if its run file names one."""
+    """The command of a job: ``python -m …`` and the run that it makes, if its run file names one."""
 
     argv: tuple[str, ...]
     run: str = ""
@@ -47,7 +47,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as people see it. `exit_code`: of its command, None while it runs or where Ray knows none."""
+    """A job for display. `exit_code`: of its command, None while it runs or if Ray does not report it."""
 
     id: str
     run: str
@@ -63,15 +63,16 @@ class Job:
 
 
 def command(argv: Sequence[str]) -> Command:
-    """`argv`, what follows ``--``, checked: a ``python -m …`` of ours that can run on other machines.
+    """`argv`, the words after ``--``, checked: a ``python -m …`` command of ours that can run on other
+    machines.
 
     The name of the run comes from its run file and ``--set name=…``. PlethoraError: another program, a run
-    file that is not in the checkout, a path that only this machine knows, a secret among the words.
+    file outside the checkout, a path that exists only on this machine, a secret among the words.
     """
     words = list(argv)
     if len(words) < 3 or Path(words[0]).name not in ("python", "python3") or words[1] != "-m":
         raise PlethoraError(
-            f"`{shlex.join(words)}` is no command of ours: write -- python -m pretrain RUN.toml …"
+            f"`{shlex.join(words)}` is not a Plethora command: write -- python -m pretrain RUN.toml …"
         )
     package = words[2].split(".")[0]
     if not (session.ROOT / package / "__init__.py").is_file():
@@ -104,8 +105,8 @@ def command(argv: Sequence[str]) -> Command:
 
 
 def _there(word: str, named: str) -> None:
-    """PlethoraError where a word of the command, or of a file that it names, is a path of this machine that
-    will not be in the job's copy of the checkout. An absolute path may be one that all nodes share."""
+    """PlethoraError if a word of the command, or of a file that it names, is a path of this machine that is
+    not in the job's copy of the checkout. An absolute path may be one that all nodes share."""
     value = word.rpartition("=")[2]
     for one in value.strip("[]").split(","):
         name = one.strip().strip("\"'")
@@ -131,8 +132,8 @@ def _sets(words: Sequence[str]) -> list[str]:
 
 
 def _shared(table: dict[str, Any], file: str) -> None:
-    """PlethoraError where a run would read from or write to this machine's current folder: a job starts in a
-    copy of the checkout that ends with it."""
+    """PlethoraError if a run would read from or write to the current folder of this machine: a job starts in
+    a copy of the checkout that is deleted with it."""
 
     def strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, str):
@@ -163,7 +164,7 @@ def _shared(table: dict[str, Any], file: str) -> None:
 
 def client(address: str | None) -> JobSubmissionClient:
     """The Jobs API at `address` (``http://host:8265``; else RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this
-    machine's). PlethoraError: nobody answers there, or it refuses our token."""
+    machine). PlethoraError: nobody answers there, or it refuses our token."""
     session.quiet_ray()
     import requests
     from ray.exceptions import AuthenticationError
@@ -183,7 +184,7 @@ def client(address: str | None) -> JobSubmissionClient:
     except AuthenticationError as error:
         said = str(error).splitlines()[0]
         raise PlethoraError(
-            f"{where} refuses us ({said}): set RAY_AUTH_TOKEN, or put the cluster's token into "
+            f"{where} refuses access ({said}): set RAY_AUTH_TOKEN, or put the cluster's token into "
             f"{session.token_path()}"
         ) from error
     except (ConnectionError, requests.RequestException, RuntimeError, ValueError) as error:
@@ -195,7 +196,7 @@ def client(address: str | None) -> JobSubmissionClient:
 
 
 def _dashboard(ray_address: str) -> str:
-    """RAY_ADDRESS where it names a dashboard; a GCS address does not."""
+    """RAY_ADDRESS if it names a dashboard; a GCS address does not."""
     return ray_address if ray_address.startswith(("http://", "https://")) else ""
 
 
@@ -206,7 +207,7 @@ def jobs(at: JobSubmissionClient) -> list[Job]:
 
 
 def job(at: JobSubmissionClient, name: str) -> Job:
-    """The job with id `name`, else the newest one of the run `name`."""
+    """The job with id `name`, else the newest job of the run `name`."""
     known = jobs(at)
     found = [one for one in known if one.id == name] or [one for one in known if one.run == name]
     if not found:
@@ -231,14 +232,14 @@ def _job(details: JobDetails) -> Job:
 
 
 def submit(at: JobSubmissionClient, what: Command) -> tuple[Job, bool]:
-    """Start `what`, or find the job that already makes the same run: (job, whether it is new)."""
+    """Start `what`, or find the job that is already making the same run: (job, whether it is new)."""
     mine = [one for one in jobs(at) if what.run and one.run == what.run]
     alive = [one for one in mine if one.status not in ENDED]
     if alive:
         return alive[-1], False
     words = list(what.argv)
     if what.run and "--resume" not in words:
-        words.append("--resume")  # a fresh start where there is nothing to resume
+        words.append("--resume")  # starts afresh if there is nothing to resume
     metadata = {"run": what.run, "storage": what.storage} if what.run else {}
     table = session.runtime_env()
     wanted = f"{_identifier(what.run)}-{len(mine) + 1}" if what.run else None
@@ -259,7 +260,7 @@ def _identifier(run: str) -> str:
 
 
 def follow(at: JobSubmissionClient, name: str) -> Job:
-    """Copy what the job prints to stdout until it ends; a head that goes away for a moment is waited for."""
+    """Copy the job's output to stdout until it ends; a short outage of the head is waited out."""
     seen, lost_at = 0, None
     while True:
         try:
@@ -281,7 +282,7 @@ def follow(at: JobSubmissionClient, name: str) -> Job:
 
 
 async def _copy(at: JobSubmissionClient, name: str, seen: int) -> int:
-    """Print the job's log beyond its first `seen` characters while the connection holds."""
+    """Print the job's log after its first `seen` characters while the connection lasts."""
     at_character = 0
     async for text in at.tail_job_logs(name):
         fresh = text[max(0, seen - at_character) :]
@@ -293,7 +294,7 @@ async def _copy(at: JobSubmissionClient, name: str, seen: int) -> int:
 
 
 def stop(at: JobSubmissionClient, name: str, seconds: float = STOP_S) -> Job:
-    """Ask the job to end, and wait until it has. Its run can be resumed from its last checkpoint."""
+    """Stop the job and wait until it has ended. Its run can be resumed from its last checkpoint."""
     found = job(at, name)
     if found.status not in ENDED:
         at.stop_job(found.id)
@@ -306,14 +307,14 @@ def stop(at: JobSubmissionClient, name: str, seconds: float = STOP_S) -> Job:
 
 
 def exit_code(found: Job) -> int:
-    """The exit code for whoever waited: the command's own, else 0 for success and 1 for the rest."""
+    """The exit code for a caller that waited: the command's own, else 0 for success and 1 otherwise."""
     if found.exit_code is not None and found.exit_code >= 0:
         return found.exit_code
     return 0 if found.status == "SUCCEEDED" else 1
 
 
 def line(found: Job) -> str:
-    """A job in one line, for people."""
+    """A job in one line for people."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.started)) if found.started else "-"
     code = "" if found.exit_code is None else f" (exit {found.exit_code})"
     why = f"  {found.message[:160]}" if found.status == "FAILED" else ""
@@ -340,9 +341,9 @@ def _submit(arguments: Any) -> dict[str, Any]:
     if new:
         _say(f"job {found.id} submitted to {at.get_address()}: {found.entrypoint}")
     else:
-        _say(f"run {what.run} is job {found.id} already, {found.status}: nothing new was started")
+        _say(f"run {what.run} is already job {found.id}, {found.status}: no new job was started")
     if not arguments.wait:
-        _say(f"follow: python -m cluster logs {found.id} --follow; end: python -m cluster stop {found.id}")
+        _say(f"follow: python -m cluster logs {found.id} --follow; stop: python -m cluster stop {found.id}")
         return asdict(found) | {"new": new}
     return _followed(at, found) | {"new": new}
 
@@ -351,7 +352,7 @@ def _followed(at: JobSubmissionClient, found: Job) -> dict[str, Any]:
     try:
         found = follow(at, found.id)
     except KeyboardInterrupt:
-        _say(f"job {found.id} goes on without us; end it: python -m cluster stop {found.id}")
+        _say(f"job {found.id} continues on the cluster; stop it: python -m cluster stop {found.id}")
         raise
     code = exit_code(found)
     if code:

@@ -1,4 +1,4 @@
-"""What a run tells: progress carried from the workers, TensorBoard, JSON lines, Prometheus gauges."""
+"""A run's reports: progress from the workers, TensorBoard, JSON lines, Prometheus gauges."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLUSH_EVERY_S = 2.0
 
 
 class _Slot:
-    """The newest word from a run's rank 0; lives in an actor."""
+    """The latest report of a run's rank 0; lives in an actor."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -36,9 +36,9 @@ class _Slot:
 
 
 class Board:
-    """Carries progress from a run's rank 0 to the terminal of the driver; Ray can ship it to the workers.
+    """Carries progress from a run's rank 0 to the driver's terminal; Ray can send it to the workers.
 
-    Made by `make_board` in the driver, which shows it by ``with board.render("tokenizer", steps):``.
+    Made by `make_board` in the driver, which shows it with ``with board.render("tokenizer", steps):``.
     """
 
     def __init__(self, actor: Any) -> None:
@@ -46,9 +46,10 @@ class Board:
         self._put_at = 0.0
 
     def put(self, step: int, total: int | None, shown: dict[str, Any] | None = None) -> None:
-        """`step` of `total` is done; `shown` (loss, share of time waiting for data) stands beside the bar.
+        """Report that `step` of `total` is done; `shown` (loss, share of time waiting for data) appears
+        beside the bar.
 
-        Cheap to call at every step: at most two words a second travel, and only the last is waited for.
+        Cheap enough for every step: at most two reports a second are sent, and only the last is waited for.
         """
         now = time.monotonic()
         if now - self._put_at < PUT_EVERY_S and step != total:
@@ -58,7 +59,7 @@ class Board:
         if step == total:
             import ray
 
-            ray.wait([sent], timeout=5)  # else the run may end before its last word is shown
+            ray.wait([sent], timeout=5)  # otherwise the run may end before its last report is shown
 
     @contextlib.contextmanager
     def render(self, label: str, total: int | None, unit: str = "steps") -> Iterator[None]:
@@ -85,7 +86,7 @@ class Board:
             except ray.exceptions.GetTimeoutError:
                 state = {}
             except ray.exceptions.RayError:
-                return  # the cluster or the actor is gone: there is nothing left to show
+                return  # the cluster or the actor has ended: there is nothing left to show
             if state and not started:
                 bar.total = state["total"] or bar.total
                 bar.begin(state["step"])
@@ -96,24 +97,24 @@ class Board:
 
 
 def make_board() -> Board:
-    """A board in an actor of its own that takes no CPU; Ray must be running."""
+    """A board in its own actor, which takes no CPU; Ray must be running."""
     import ray
 
     return Board(ray.remote(_Slot).options(num_cpus=0).remote())
 
 
 def put(board: Board | None, step: int, total: int | None, shown: dict[str, Any] | None = None) -> None:
-    """`board.put`, and nothing without a board."""
+    """`board.put`; a no-op without a board."""
     if board is not None:
         board.put(step, total, shown)
 
 
 class Telemetry:
-    """One writer for a run's numbers and figures: TensorBoard and metrics.jsonl under `uri`, and gauges.
+    """The writer of a run's numbers and figures: TensorBoard and metrics.jsonl under `uri`, and gauges.
 
-    Opened by one process (rank 0). On resume, `start_step` is the first step that will be told again: lines
-    at or after it, left by a lost attempt, are dropped, so that each step appears once. To S3 it writes
-    through a temporary folder, every 30 s and at `flush`: call `flush` before a checkpoint is committed.
+    Opened by one process (rank 0). On resume, `start_step` is the first step to be reported again: lines at
+    or after it, left by a lost attempt, are dropped, so that each step appears once. For S3 it writes through
+    a temporary folder, every 30 s and at `flush`: call `flush` before a checkpoint is committed.
     """
 
     def __init__(self, uri: str, start_step: int = 0) -> None:
@@ -131,7 +132,7 @@ class Telemetry:
         self._flushed_at = time.monotonic()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Tell numbers at `step`; a second call at the same step adds to its line."""
+        """Report numbers at `step`; a second call at the same step adds to its line."""
         numbers = {name: float(value) for name, value in values.items()}
         for name, value in numbers.items():
             self._events.add_scalar(name, value, step)
@@ -150,11 +151,11 @@ class Telemetry:
         self._maybe_send()
 
     def figure(self, step: int, name: str, figure: matplotlib.figure.Figure) -> None:
-        """Show a matplotlib figure at `step`; it is closed."""
+        """Report a matplotlib figure at `step`, and close it."""
         self._events.add_figure(name, figure, step, close=True)
 
     def flush(self) -> None:
-        """All that was told is on the storage when this returns."""
+        """Upload everything; when this returns, all reports are on the storage."""
         self._events.flush()
         self._mirror.flush()
 
@@ -174,7 +175,7 @@ class Telemetry:
 
 
 def _kept(uri: str, start_step: int) -> bytes:
-    """The lines of an earlier attempt before `start_step`; a line that its death cut short is dropped."""
+    """The lines of an earlier attempt before `start_step`; a truncated last line is dropped."""
     where = storage.join(uri, JSONL)
     if start_step <= 0 or not storage.exists(where):
         return b""

@@ -1,8 +1,8 @@
-"""Whom the sources of data let have a model that learned from them, and the check before one is published.
+"""Who may have a model that learned from a source of data; checked before a model is published.
 
-A corpus says it itself (`models` in its descriptor: "anyone", "approved" or "nobody"); one that does not is
-for those whom its source approved, unless access to it is open. What a bundle was made from (a tokenizer, a
-teacher, a base) hands its sources' terms down.
+A corpus states its audience (`models` in its descriptor: "anyone", "approved" or "nobody"). If it does not,
+its models are for people whom the source has approved, unless access to the source is open. A bundle passes
+on the terms of everything it was made from (a tokenizer, a teacher, a base).
 """
 
 from __future__ import annotations
@@ -14,23 +14,21 @@ from typing import Any, Literal, cast, get_args
 from cluster.errors import PlethoraError
 
 Audience = Literal["anyone", "approved", "nobody"]
-APPROVED = (
-    "PLETHORA_APPROVED"  # names of sources, separated by commas, for which all are approved who reach it
-)
+APPROVED = "PLETHORA_APPROVED"  # names of sources, comma-separated: everyone with access is approved
 TOLD = ("name", "source", "licence", "terms", "citation", "hash", "models")
 
 
 def audience(about: Mapping[str, Any]) -> Audience:
-    """Whom a corpus (its manifest, or its entry in a lineage) lets have models of it."""
-    for said in get_args(Audience):
-        if about.get("models") == said:
-            return cast(Audience, said)
+    """Who may have models of a corpus (its manifest, or its entry in a lineage)."""
+    for choice in get_args(Audience):
+        if about.get("models") == choice:
+            return cast(Audience, choice)
     return "anyone" if str(about.get("access", "")).startswith("open") else "approved"
 
 
 def check(corpora: Iterable[Mapping[str, Any]], where: str) -> None:
-    """PlethoraError when one of the corpora (entries of a lineage) forbids that its model is published at
-    `where`. Entries without `models` are of before it was told, or of a source that has no terms of ours.
+    """PlethoraError if one of the corpora (entries of a lineage) forbids publishing its model at `where`.
+    Entries without `models` predate the key, or are of a source without terms.
     """
     approved = {name.strip() for name in os.environ.get(APPROVED, "").split(",")}
     for corpus in corpora:
@@ -44,12 +42,14 @@ def check(corpora: Iterable[Mapping[str, Any]], where: str) -> None:
             )
         if wants == "approved" and name not in approved:
             raise PlethoraError(
-                f"{where}: {name} lets only those have what is learned from it whom its source approved "
-                f"({terms}): where all who reach that place are, set {APPROVED}={name}; else train without it"
+                f"{where}: {name} restricts models trained on it to approved people ({terms}): "
+                f"if everyone with access to that place is approved, set {APPROVED}={name}; otherwise train "
+                "without it"
             )
 
 
 def inherited(lineage: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a bundle with this lineage hands down: the terms of its corpora and of those that it inherited."""
+    """The terms that a bundle with this lineage passes on: those of its corpora and of its inherited
+    entries."""
     entries = [*lineage.get("corpora", []), *lineage.get("inherited", [])]
     return [{key: entry[key] for key in TOLD if key in entry} for entry in entries]

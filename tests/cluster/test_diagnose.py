@@ -71,7 +71,7 @@ def test_the_wait_for_the_first_batch_is_told_apart_from_waiting_for_data(tmp_pa
     found = diagnose(uri)
     assert found.bottleneck == "compute"
     assert found.shares["compute"] == pytest.approx(0.9)
-    assert any("started once, 54s until first batches" in line for line in found.evidence)
+    assert any("started once, 54s in all before the first batch" in line for line in found.evidence)
 
 
 def test_evidence_names_a_run_that_slows_down_a_worker_that_waits_and_skipped_steps(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_evidence_names_a_run_that_slows_down_a_worker_that_waits_and_skipped_st
     )
     said = " · ".join(diagnose(uri).evidence)
     assert "100.0 windows a second in the first third, 50.0 now" in said
-    assert "one worker waits 30% of its time for data, the mean worker 2%" in said
+    assert "one worker waits 30% of its time for data, all workers on average 2%" in said
     assert "3 steps were skipped" in said
 
 
@@ -104,7 +104,7 @@ def test_a_run_that_says_no_more_is_silent_and_a_published_one_complete(tmp_path
     uri = _run(tmp_path, EVEN, time=lambda n: time.time() - 3600)
     found = diagnose(uri)
     assert found.state == "silent"
-    assert "its last word is 1:00:00 old" in found.evidence[-1]
+    assert "silent for 1:00:00" in found.evidence[-1]
     Path(uri, "bundle").mkdir()
     Path(uri, "bundle", "_COMPLETE").touch()
     assert diagnose(uri).state == "complete"

@@ -211,7 +211,7 @@ def test_a_store_that_ignores_the_condition_of_a_mark_is_refused(
     monkeypatch.setattr(storage, "write_exclusive", lambda uri, data: storage.write_bytes(uri, data) or True)
     check = doctor.store(str(tmp_path))
     assert check.status == "fail"
-    assert "two writers of it can both win" in check.found
+    assert "two writers can both succeed" in check.found
     assert storage.listing(tmp_path) == []
 
 

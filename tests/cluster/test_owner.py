@@ -97,7 +97,7 @@ def test_an_owner_elsewhere_is_dead_once_it_gives_no_sign(
         left_by(folder, machine="elsewhere")
         with owner.owned(folder) as token:
             assert owner.holds(folder, token) and not owner.holds(folder, first)
-    assert "watching for up to 1 s whether it lives" in capsys.readouterr().err
+    assert "watching for up to 1 s for a sign of life" in capsys.readouterr().err
     assert not storage.exists(folder), "the first one gives nothing back that it lost"
 
 

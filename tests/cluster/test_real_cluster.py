@@ -66,7 +66,7 @@ def test_without_the_token_or_with_another_one_is_refused(cluster: Nodes, tmp_pa
     for env in (empty, wrong):
         done = _ask(cluster, "submit", "--", "python", "-m", "cluster", "doctor", **env)
         assert done.returncode == 1
-        assert "refuses us" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        assert "refuses access" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     with_ray = ["ray", "job", "submit", "--address", cluster.url, "--", "echo", "hello"]
     path = os.pathsep.join([str(Path(sys.executable).parent), cluster.env["PATH"]])
     plain = subprocess.run(

@@ -66,7 +66,7 @@ def test_more_gpus_than_there_are_is_one_clear_line_and_ends_what_was_started(ra
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if not line.startswith("Ray did not come up in 30 s")]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Ray did not start within 30 s")]
     assert len(said) == 1, "starting Ray writes nothing else to the terminal"
     assert said[0].startswith("error: resources.gpu = 64 for 2 workers needs 128 GPUs, Ray has ")
     assert done.stdout == ""

@@ -53,8 +53,8 @@ def test_commands_that_make_no_run_have_no_name() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["rm", "-rf", "/"], "is no command of ours"),
-        (["python", "script.py"], "is no command of ours"),
+        (["rm", "-rf", "/"], "is not a Plethora command"),
+        (["python", "script.py"], "is not a Plethora command"),
         (["python", "-m", "http.server"], "there is no such package"),
         (["python", "-m", "pretrain", "/etc/other.toml"], "does not travel with the checkout"),
         (["python", "-m", "pretrain", PRO], "storage = out/runs would lie in the job's own copy"),
