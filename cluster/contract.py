@@ -128,7 +128,7 @@ class Document(dict[str, Any]):
         return made
 
     def __missing__(self, key: str) -> Any:
-        raise PlethoraError(f"{self.where} lacks `{key}`: it is incomplete, make it again")
+        raise PlethoraError(f"{self.where} lacks `{key}`: it is incomplete: rebuild it")
 
 
 def described(table: Any, where: str) -> Description:

@@ -9,12 +9,12 @@ from cluster import redact
 from cluster.cli import entry
 from cluster.errors import PlethoraError
 
-SHOWN = 20  # lines of what was refused, and of what was mended
+SHOWN = 20  # maximum lines of refusals, and of repairs
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m datasets", description="Recordings to corpora, and a look at them."
+        prog="python -m datasets", description="Make corpora from recordings, and inspect them."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -23,12 +23,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
         return command
 
-    make = add("synthesize", "Make a corpus of made-up people whose heart rate, pressure, breath… are known.")
-    make.add_argument("--hours", type=float, required=True, help="hours of recording in all")
+    make = add("synthesize", "Make a corpus of synthetic people with known heart rate, pressure, breathing…")
+    make.add_argument("--hours", type=float, required=True, help="total hours of recording")
     make.add_argument("--subjects", type=int, required=True, help="how many people")
     make.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
     make.add_argument("--out", required=True, help="folder or s3://… of the corpus")
-    make.add_argument("--force", action="store_true", help="replace a corpus that is there")
+    make.add_argument("--force", action="store_true", help="replace an existing corpus")
     make.add_argument("--noise", type=float, default=1.0, help="sensor noise relative to a good monitor (1)")
     shares = {"motion": 0.02, "gaps": 0.003, "flats": 0.003, "clips": 0.001}
     for name, default in shares.items():
@@ -41,24 +41,30 @@ def _parser() -> argparse.ArgumentParser:
         )
     make.add_argument("--wavelengths", type=int, default=1, choices=(1, 2), help="2: PPG red beside infrared")
 
-    read = add("ingest", "Read source recordings into a corpus, with a ledger of all that is refused.")
-    read.add_argument("descriptor", help="what the recordings are: datasets/corpora/NAME.toml, or your own")
+    read = add("ingest", "Read source recordings into a corpus, with a ledger of everything refused.")
+    read.add_argument(
+        "descriptor", help="what the recordings are: datasets/corpora/NAME.toml, or your own file"
+    )
     read.add_argument(
         "--root", required=True, help="folder, s3://…, https://… (any URL of fsspec) with the source files"
     )
     read.add_argument("--out", required=True, help="folder or s3://… of the corpus")
-    read.add_argument("--force", action="store_true", help="replace a corpus of other input that is there")
+    read.add_argument("--force", action="store_true", help="replace an existing corpus of other input")
 
-    ask = add("probe", "Say what recordings hold, and write a descriptor to start from.")
+    ask = add("probe", "Show what recordings contain, and write a first descriptor.")
     ask.add_argument(
-        "files", nargs="+", metavar="FILE", help="files, or a folder: one file of each kind is read"
+        "files", nargs="+", metavar="FILE", help="files, or a folder: reads one file of each kind"
     )
-    ask.add_argument("--write", metavar="TOML", help="write a descriptor of them: check it, then ingest")
+    ask.add_argument("--write", metavar="TOML", help="write a descriptor for them: check it, then ingest")
     ask.add_argument(
-        "--signal", action="append", default=[], metavar="MODALITY=CHANNEL", help="say what a channel is"
+        "--signal",
+        action="append",
+        default=[],
+        metavar="MODALITY=CHANNEL",
+        help="assign a channel to a modality",
     )
 
-    look = add("inspect", "Say what is in a corpus; --plot draws it.")
+    look = add("inspect", "Show what is in a corpus; --plot draws it.")
     look.add_argument("corpus", help="folder or s3://… of the corpus")
     look.add_argument("--plot", metavar="PNG", help="write a picture")
     return parser
@@ -89,11 +95,9 @@ def _probe(files: list[str], write: str | None, signals: list[str], as_json: boo
     from datasets import probe
 
     if write and Path(write).exists():
-        raise PlethoraError(
-            f"--write {write}: it is there already, and may have been edited: name another file"
-        )
+        raise PlethoraError(f"--write {write}: the file exists and may have been edited: name another file")
     if write and not Path(write).absolute().parent.is_dir():
-        raise PlethoraError(f"--write {write}: its folder is not there: make it, or name another")
+        raise PlethoraError(f"--write {write}: its folder does not exist: create it, or name another")
     named = dict(word.partition("=")[::2] for word in signals)
     found = probe.probe(files)
     if not as_json:

@@ -1,4 +1,4 @@
-"""How well derived labels agree with given ones of the same quantity, where a corpus has both."""
+"""Agreement between derived and given labels of the same quantity, for corpora that have both."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ import pyarrow.compute as pc
 
 from datasets.schema import DERIVED, Corpus
 
-WITHIN = {"hr": 5.0, "sbp": 5.0, "dbp": 5.0, "rr": 2.0}  # in the label's unit: what one calls the same
+WITHIN = {"hr": 5.0, "sbp": 5.0, "dbp": 5.0, "rr": 2.0}  # in the label's unit: counts as equal
 
 
 def of_corpus(corpus: Corpus) -> list[dict[str, Any]]:
-    """One entry for each derived label of the corpus that is given as well; see `compare`."""
+    """One entry for each derived label of the corpus that is also given; see `compare`."""
     held = corpus.manifest["labels"]["rows"]
     both = [n for n in held if n.endswith(DERIVED) and n.removesuffix(DERIVED) in held]
     if not both:
@@ -26,7 +26,7 @@ def compare(labels: pa.Table, name: str) -> dict[str, Any] | None:
     """`{name}_derived` against the mean of the `name` values whose middle lies in each of its stretches.
 
     {"derived", "given", "unit", "n" (stretches with both), "mae", "bias" (derived - given), "within",
-    "share_within"}; None where no stretch has both, or the units differ.
+    "share_within"}; None if no stretch has both, or the units differ.
     """
     derived, given = (_timed(labels, n) for n in (name + DERIVED, name))
     units = [t["unit"].unique().to_pylist() for t in (derived, given)]
@@ -39,7 +39,7 @@ def compare(labels: pa.Table, name: str) -> dict[str, Any] | None:
     middle = (_floats(given, "start_s") + _floats(given, "end_s")) / 2
     order = np.lexsort((d_start, d_rec))
     d_rec, d_start, d_end, d_value = d_rec[order], d_start[order], d_end[order], d_value[order]
-    # records side by side on one axis of time, far enough apart not to touch
+    # records are placed on one time axis, far enough apart not to touch
     span = float(max(d_end.max(), middle.max() if len(middle) else 0.0)) + 1.0
     at = np.searchsorted(d_rec * span + d_start, g_rec * span + middle, side="right") - 1
     inside = (at >= 0) & (d_rec[at] == g_rec) & (middle < d_end[at])
@@ -63,7 +63,7 @@ def compare(labels: pa.Table, name: str) -> dict[str, Any] | None:
 
 
 def line(found: dict[str, Any]) -> str:
-    """One comparison for a terminal."""
+    """One comparison as a line for a terminal."""
     unit = found["unit"] or ""
     return (
         f"{found['derived']} against {found['given']}: MAE {found['mae']:.2f} {unit}"

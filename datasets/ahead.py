@@ -1,4 +1,4 @@
-"""Reading ahead: what is wanted next loads in threads while the caller works at what it has."""
+"""Read-ahead: the next items load in threads while the caller works on the current one."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
@@ -10,27 +10,27 @@ from typing import Generic, TypeVar
 from cluster import storage
 from cluster.session import memory_bytes
 
-THREADS = 2  # loads at a time: one decompresses while the other waits for the disk
-REMOTE = 8  # from a bucket: a request's wait is longer than decompressing what it brings
-MOST_OPEN = 4096  # results where who asks lets go of them (`Ahead.keep`)
-ROOM = 1 / 8  # of this machine's memory: results that are held there
+THREADS = 2  # concurrent loads: one decompresses while the other waits for the disk
+REMOTE = 8  # from a bucket: waiting for a request takes longer than decompressing its result
+MOST_OPEN = 4096  # results, for callers that release them (`Ahead.keep`)
+ROOM = 1 / 8  # share of this machine's memory for the results held there
 T = TypeVar("T")
 
 
 def threads_for(what: tuple) -> int:
-    """Loads at a time of what lies where `what` does: its first part's `uri` tells (a corpus, a folder of
-    materialised windows).
+    """Concurrent loads for `what`, depending on where it lies: the `uri` of its first element (a corpus, a
+    folder of materialised windows) decides.
     """
     return REMOTE if what and storage.is_remote(getattr(what[0], "uri", "")) else THREADS
 
 
 class Ahead(Generic[T]):
-    """The last `size` results of `load`, each loaded once, whoever asks and from whichever thread.
+    """The last `size` results of `load`, each loaded once, whichever thread asks for it.
 
-    A failed load is raised to each who waits for it and tried again when asked for once more. `spill(result,
-    room)` may move a result out of memory where those that are held take more than `room` bytes: it returns
-    what stands for it, and the bytes that this takes. `threads`: loads at a time of those that are begun
-    (None: `threads_for` what each is called with).
+    A failed load is raised to every caller that waits for it, and retried at the next request. `spill(result,
+    room)` may move a result out of memory if the results held take more than `room` bytes: it returns a
+    replacement, and the bytes that this takes. `threads`: concurrent background loads (None: `threads_for`
+    the arguments of each load).
     """
 
     def __init__(
@@ -49,24 +49,24 @@ class Ahead(Generic[T]):
         self._lock = Lock()
         self._pools: dict[
             int, ThreadPoolExecutor
-        ] = {}  # by threads: loads from disk do not queue for a bucket
+        ] = {}  # by thread count: disk loads do not queue behind a bucket
 
     def keep(self, wanted: Collection[Hashable]) -> None:
-        """Let go of all results but these, each named by what `load` was called with."""
+        """Release all results but these, each named by the arguments of `load`."""
         with self._lock:
             for what in self._held.keys() - set(wanted):
                 del self._held[what]
                 self._bytes.pop(what, None)
 
     def __call__(self, *what: Hashable) -> T:
-        """load(*what), held, under way, or loaded in the caller's thread."""
+        """load(*what): a kept result, one in progress, or loaded in the caller's thread."""
         future, ours = self._place(what)
         if ours:
             self._run(what, future)
         return future.result()
 
     def begin(self, *what: Hashable) -> None:
-        """Load in the background what is neither held nor under way."""
+        """Start loading in the background unless it is kept or in progress."""
         future, ours = self._place(what)
         if ours:
             threads = self.threads or threads_for(what)
@@ -76,8 +76,8 @@ class Ahead(Generic[T]):
             pool.submit(self._run, what, future)
 
     def each(self, places: Sequence[tuple]) -> Iterator[T]:
-        """load(*place) of each of `places` in order, the next ones under way: as many as there are threads,
-        and fewer where no more than that are held beside the one in use and the one before it.
+        """load(*place) for each of `places` in order, with the next ones in progress: as many as there are
+        threads, or fewer if only that many can be kept besides the current and the previous one.
         """
         for number, what in enumerate(places):
             under_way = max(1, min(self.threads or threads_for(what), self.size - 2))
@@ -91,7 +91,7 @@ class Ahead(Generic[T]):
             self._bytes.clear()
 
     def _place(self, what: tuple) -> tuple[Future[T], bool]:
-        """What stands for `what`, and whether the caller is to load it."""
+        """The entry for `what`, and whether the caller must load it."""
         with self._lock:
             if what in self._held:
                 self._held.move_to_end(what)

@@ -1,6 +1,5 @@
-"""Shards and parts → a corpus: a clean folder before, side tables, ledger check and manifest after.
-
-corpus.json is written last, so whatever dies on the way leaves no corpus.
+"""Shards and parts → a corpus: prepares the folder, then writes side tables, checks the ledger and writes the
+manifest. corpus.json is written last, so an interrupted run leaves no corpus.
 """
 
 import math
@@ -22,21 +21,21 @@ _OF_A_KILLED_WRITE = (f".{schema.MANIFEST}.",)
 
 
 def prepare(out: str, force: bool = False) -> dict | None:
-    """Make `out` ready: the manifest of a finished corpus that is there (and stays), else None.
+    """Prepare `out`: returns the manifest of a finished corpus there (which stays), else None.
 
-    Leftovers of an unfinished one are removed; with `force` a finished one is, too. Raises PlethoraError
-    when the folder holds files that are not ours.
+    Removes the leftovers of an unfinished corpus and, with `force`, a finished one. Raises PlethoraError if
+    the folder holds foreign files.
     """
     there = storage.listing(out)
     strange = [name for name in there if not name.startswith(_OURS + _OF_A_KILLED_WRITE)]
     if strange:
         raise PlethoraError(
-            f"{out} is not empty and holds {strange[0]}: choose a folder of its own for the corpus"
+            f"{out} is not empty and holds {strange[0]}: choose an empty folder for the corpus"
         )
     if schema.MANIFEST in there:
         if not force:
             return storage.read_json(storage.join(out, schema.MANIFEST))
-        storage.delete(storage.join(out, schema.MANIFEST))  # first: half of a corpus must not look whole
+        storage.delete(storage.join(out, schema.MANIFEST))  # first: half a corpus must not look complete
     if there or storage.is_remote(out):  # a bucket may hold uploads that no listing shows
         storage.delete(out)
     return None
@@ -46,7 +45,7 @@ def finish(
     out: str, reports: Iterable[ShardReport], about: Mapping[str, Any]
 ) -> tuple[dict, dict[str, list[dict[str, str]]]]:
     """Merge the parts, check the ledger, write corpus.json; returns the manifest, and the problems and notes
-    by record.
+    per record.
 
     `about`: the manifest's descriptive keys (source, licence, …, modalities, key_id, id_space, …).
     """
@@ -106,9 +105,9 @@ def _nothing(out: str, reports: Sequence[ShardReport], shown: int = 10) -> str:
 
 
 def folded(problems: Iterable[Mapping[str, str]]) -> list[str]:
-    """A line for each detail, with the first record that has it and how many more have."""
+    """One line per detail, with the first record that has it and the number of others."""
     causes: dict[str, dict[str, str]] = {}
-    for problem in problems:  # words that differ by the record's name alone are one cause
+    for problem in problems:  # details that differ only by the record's name are one cause
         record, detail = problem["record"], problem["detail"]
         cause = re.sub(rf"(?<!\w){re.escape(record)}(?!\w)", "\0", detail)
         causes.setdefault(cause, {}).setdefault(record, detail)
@@ -134,8 +133,8 @@ def _bridged(reports: Sequence[ShardReport]) -> dict[str, dict[str, float]]:
 
 
 def _moved(reports: Sequence[ShardReport]) -> dict[str, dict[str, float]]:
-    """Modality -> in how many records samples were resampled to keep to their clock, and how far it had
-    drifted."""
+    """Modality -> the number of records in which samples were resampled to follow their clock, and the
+    largest drift."""
     names = sorted({m for r in reports for m in r.moved})
     found = {m: [r.moved[m] for r in reports if m in r.moved] for m in names}
     return {
@@ -145,7 +144,7 @@ def _moved(reports: Sequence[ShardReport]) -> dict[str, dict[str, float]]:
 
 
 def _merge(out: str, file: str, reports: Sequence[ShardReport], columns: pa.Schema) -> dict[str, Any]:
-    """One side table out of its parts; labels get their row groups by name, so that one name reads fast."""
+    """One side table from its parts; labels get row groups by name, so that one name reads fast."""
     by_name = file == schema.LABELS_FILE
     rows: dict[str, int] = {}
     with ParquetFile(storage.join(out, file), columns) as merged:

@@ -1,11 +1,11 @@
-"""The windows of a corpus as an index keeps them: two files that are mapped and not read, so that all
-processes of a machine share what they hold of it.
+"""The windows of a corpus as an index stores them: two memory-mapped files, so that all processes of a
+machine share the pages.
 
-    <folder>/rows.arrow      an entry a run: windows of one corpus row, each a hop after the one before
-    <folder>/windows.arrow   an entry a window, run after run: what it was judged to be
+    <folder>/rows.arrow      one entry per run: windows of one corpus row, each a hop after the previous one
+    <folder>/windows.arrow   one entry per window, run after run: its verdict
     <folder>/index.json      written last: version, counts, the files' SHA-256
 
-Both are Arrow IPC files of one record batch, without compression: a column is one stretch of the file.
+Both are Arrow IPC files of one record batch, uncompressed: each column is contiguous in the file.
 """
 
 import fcntl
@@ -31,12 +31,12 @@ from cluster.scratch import filling
 from datasets.judge import VERDICTS, schema
 from datasets.windows import WindowSpec
 
-VERSION = 3  # of what an index says of a window, and of its files: one of other code is made again
+VERSION = 3  # of an index's content and files; an index of another version is rebuilt
 MARK, FILES = "index.json", ("rows.arrow", "windows.arrow")
 OK = VERDICTS.index("ok")
-CHUNK = 1 << 20  # windows looked at in one go: bounds memory
-UNUSED_S = 7 * 86400.0  # a machine's copy of a bucket's index that nobody opened for so long is removed
-NAMES = pa.dictionary(pa.int32(), pa.large_string())  # offsets of 64 bits: no number of names is too much
+CHUNK = 1 << 20  # windows processed at a time: bounds memory
+UNUSED_S = 7 * 86400.0  # a machine's copy of a bucket's index is removed when unused for so long
+NAMES = pa.dictionary(pa.int32(), pa.large_string())  # 64-bit offsets: no number of names is too large
 RUNS = pa.schema(
     [
         ("shard", pa.int32()),
@@ -52,8 +52,8 @@ RUNS = pa.schema(
 
 
 def columns(spec: WindowSpec) -> pa.Schema:
-    """Of windows.arrow: `judge.schema` without places and names, verdicts as codes (of `VERDICTS`); quality
-    is NaN where it is unknown.
+    """The schema of windows.arrow: `judge.schema` without places and names, verdicts as codes (of
+    `VERDICTS`); quality is NaN if unknown.
     """
     fields = [f for f in schema(spec) if f.name not in RUNS.names]
     return pa.schema([(f.name, pa.int8() if pa.types.is_string(f.type) else f.type) for f in fields])
@@ -61,11 +61,11 @@ def columns(spec: WindowSpec) -> pa.Schema:
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """The windows of one index, in the order of their places. Window k of a run lies `hop_s` · k after the
-    run's first one.
+    """The windows of one index, in order of their places. Window k of a run starts `hop_s` · k after the
+    run's first window.
 
-    runs: as `RUNS`; windows: as `columns`. home, checksums: the folder whose files these are, and what they
-    hold; such a catalogue travels as their names, one in memory as it is.
+    runs: as `RUNS`; windows: as `columns`. home, checksums: the folder of these files, and their content;
+    such a catalogue is pickled as their names, one in memory as its data.
     """
 
     runs: pa.RecordBatch
@@ -83,32 +83,33 @@ class Catalogue:
         return self.windows.num_rows
 
     def run(self, name: str) -> np.ndarray:
-        """(runs,) a column of the runs, of names their codes; not copied."""
+        """(runs,) a column of the runs (for names, their codes); not copied."""
         column = self.runs.column(name)
         return (column.indices if pa.types.is_dictionary(column.type) else column).to_numpy()
 
     def window(self, name: str) -> np.ndarray:
-        """(n,) a column of the windows that holds no bits; not copied."""
+        """(n,) a non-boolean column of the windows; not copied."""
         return self.windows.column(name).to_numpy()
 
     def run_of(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) the run in which each window lies."""
+        """(n,) the run of each window."""
         return np.searchsorted(self.run("first"), rows, "right") - 1
 
     def begin(self, runs: np.ndarray) -> np.ndarray:
-        """(n,) int64 first window of each of these runs; of the one behind the last: how many there are."""
+        """(n,) int64 first window of each of these runs; for the run after the last one, the number of
+        windows."""
         first = self.run("first")
         begin = np.full(len(runs), len(self), np.int64)
         begin[runs < len(first)] = first[runs[runs < len(first)]]
         return begin
 
     def offsets(self, rows: np.ndarray, run: np.ndarray) -> np.ndarray:
-        """(n,) seconds at which windows, in these runs, begin within their corpus rows."""
+        """(n,) start of each window within its corpus row, s, given their runs."""
         return self.run("offset_s")[run] + (rows - self.run("first")[run]) * self.hop_s
 
     @cached_property
     def edges(self) -> np.ndarray:
-        """(row groups + 1,) int32: the run with which each row group of the corpus begins, and their end."""
+        """(row groups + 1,) int32: the first run of each row group of the corpus, and the number of runs."""
         shard, group = self.run("shard"), self.run("group")
         change = (shard[1:] != shard[:-1]) | (group[1:] != group[:-1])
         inner = np.flatnonzero(change) + 1
@@ -116,7 +117,7 @@ class Catalogue:
 
     @property
     def subjects(self) -> list[str]:
-        """Who the codes of subjects are."""
+        """The subject name of each code."""
         return self.runs.column("subject").dictionary.to_pylist()
 
     @cached_property
@@ -125,7 +126,7 @@ class Catalogue:
         return np.array([int(s[:16], 16) for s in self.subjects], np.uint64).view(np.int64)
 
     def part(self, a: int, b: int) -> "Catalogue":
-        """The windows of row groups [a, b), counted from 0; not copied."""
+        """The windows of row groups [a, b); not copied."""
         low, high = self.edges[[a, b]].tolist()
         begin, end = self.begin(self.edges[[a, b]]).tolist()
         at, runs = RUNS.get_field_index("first"), self.runs.slice(low, high - low)
@@ -133,7 +134,7 @@ class Catalogue:
         return Catalogue(runs, self.windows.slice(begin, end - begin), self.hop_s)
 
     def stretches(self) -> Iterator[tuple[int, int]]:
-        """[a, b) of row groups, one after the other, that hold about `CHUNK` windows together."""
+        """Consecutive ranges [a, b) of row groups that hold about `CHUNK` windows each."""
         begin = self.begin(self.edges)
         at = 0
         while at < len(begin) - 1:
@@ -144,19 +145,19 @@ class Catalogue:
 
 
 def from_table(table: pa.Table, spec: WindowSpec) -> Catalogue:
-    """The catalogue, in memory, of a table as `judge.schema`, whose text may be codes."""
+    """The in-memory catalogue of a table as `judge.schema`, whose strings may be codes."""
     hop, n = spec.hop_s or spec.window_s, table.num_rows
     place = [table[c].to_numpy() for c in ("shard", "group", "row")]
     offset, start = table["offset_s"].to_numpy(), table["start_s"].to_numpy()
     names = [_coded(table[c]) for c in ("subject", "record")]
     codes = [c.indices.to_numpy() for c in names]
-    change = np.ones(n, bool)  # a window that begins a run
+    change = np.ones(n, bool)  # a window that starts a run
     change[1:] = np.any([x[1:] != x[:-1] for x in (*place, *codes)], axis=0)
     first = np.flatnonzero(change)
     its = np.cumsum(change) - 1
     later = (np.arange(n) - first[its]) * hop
     odd = (offset != offset[first][its] + later) | (start != start[first][its] + later)
-    change |= np.bincount(its[odd], minlength=len(first))[its] > 0  # one made by hand: a run a window
+    change |= np.bincount(its[odd], minlength=len(first))[its] > 0  # made by hand: each window a run
     first = np.flatnonzero(change)
     runs = [pa.array(x[first]) for x in place]
     runs += [pa.array(x, t) for x, t in ((first, pa.int64()), (offset[first], None), (start[first], None))]
@@ -180,7 +181,7 @@ def from_table(table: pa.Table, spec: WindowSpec) -> Catalogue:
 
 
 def to_table(kept: Catalogue, spec: WindowSpec) -> pa.Table:
-    """As `judge.schema`, text as codes: what `from_table` was given."""
+    """As `judge.schema`, strings as codes: the inverse of `from_table`."""
     n, known = len(kept), kept.runs.num_rows
     lengths = np.diff(kept.begin(np.arange(known + 1))) if n else np.empty(0, int)
     run = np.repeat(np.arange(known), lengths)
@@ -228,11 +229,11 @@ def _verdicts(column: pa.ChunkedArray) -> pa.Array:
 
 
 def opened(home: str, hop_s: float) -> Catalogue:
-    """The index in folder `home` (a URI), whose files are read once to see that they are whole. PlethoraError
-    where they are not.
+    """The index in folder `home` (a URI); reads its files once to verify them. PlethoraError if they are
+    damaged.
     """
     home = storage.normalise(home)
-    corrupt = PlethoraError(f"{home} is corrupt: delete it, the next run makes it again")
+    corrupt = PlethoraError(f"{home} is corrupt: delete it, the next run rebuilds it")
     try:
         told = storage.read_json(storage.join(home, MARK))
         checksums = tuple(str(told["sha256"][name]) for name in FILES)
@@ -241,10 +242,10 @@ def opened(home: str, hop_s: float) -> Catalogue:
         raise corrupt from broken
     folder = _near(home, checksums)
     if checksums_of(folder) != checksums:
-        mapped.cache_clear()  # what this process has mapped may be what was damaged
+        mapped.cache_clear()  # this process may have mapped the damaged file
         if not storage.is_remote(home):
             raise corrupt
-        if checksums_of(_near(home, checksums, again=True)) != checksums:  # not this machine's copy alone
+        if checksums_of(_near(home, checksums, again=True)) != checksums:  # damaged at the source
             raise corrupt
     found = mapped(home, checksums, hop_s)
     if (found.runs.num_rows, len(found)) != counts:
@@ -254,23 +255,23 @@ def opened(home: str, hop_s: float) -> Catalogue:
 
 @functools.lru_cache(maxsize=16)
 def mapped(home: str, checksums: tuple[str, ...], hop_s: float) -> Catalogue:
-    """The files of folder `home`, mapped: once a process, whoever asks."""
+    """The files of folder `home`, mapped: once per process."""
     folder = _near(home, checksums)
     try:
         runs, windows = (pa.ipc.open_file(pa.memory_map(str(folder / f))).get_batch(0) for f in FILES)
     except (pa.ArrowException, OSError) as broken:
-        raise PlethoraError(f"{home} is corrupt: delete it, the next run makes it again") from broken
+        raise PlethoraError(f"{home} is corrupt: delete it, the next run rebuilds it") from broken
     return Catalogue(runs, windows, hop_s, home, checksums)
 
 
 def in_memory(folder: Path, hop_s: float) -> Catalogue:
-    """The files of a local folder, which may go."""
+    """The files of a local folder, which may disappear."""
     runs, windows = (pa.ipc.open_file((folder / name).read_bytes()).get_batch(0) for name in FILES)
     return Catalogue(runs, windows, hop_s)
 
 
 def checksums_of(folder: Path) -> tuple[str, ...]:
-    """SHA-256 of the `FILES` in a local folder; "" of one that is not there."""
+    """SHA-256 of the `FILES` in a local folder; "" for a missing one."""
     found = []
     for name in FILES:
         try:
@@ -282,8 +283,8 @@ def checksums_of(folder: Path) -> tuple[str, ...]:
 
 
 def _near(home: str, checksums: tuple[str, ...], again: bool = False) -> Path:
-    """The folder itself or, of a bucket's, this machine's copy: fetched by one process, shared by all.
-    again: fetched anew where the copy is damaged.
+    """The folder itself or, for a bucket, this machine's copy: fetched by one process, shared by all.
+    again: fetch anew if the copy is damaged.
     """
     if not storage.is_remote(home):
         return Path(home)
@@ -296,7 +297,7 @@ def _near(home: str, checksums: tuple[str, ...], again: bool = False) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in copies.iterdir():
             if left.is_dir() and left != folder and time.time() - left.stat().st_mtime > UNUSED_S:
-                shutil.rmtree(left, ignore_errors=True)  # who has it mapped keeps it
+                shutil.rmtree(left, ignore_errors=True)  # processes that have it mapped keep it
         if again and folder.exists() and checksums_of(folder) != checksums:
             shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():

@@ -1,4 +1,4 @@
-"""What a known set of recordings is: the TOML files in `datasets/corpora/`, strictly checked.
+"""The description of a set of recordings: the TOML files in `datasets/corpora/`, strictly checked.
 
 A file name may use the named groups of `records`: with `records = '(?P<record>bidmc(?P<n>\\d+))\\.hea'`,
 `"bidmc_csv/bidmc_{n}_Fix.txt"` is the record's own text file.
@@ -29,21 +29,23 @@ def _plain(unit: str) -> str:
 
 
 class Signal(Config):
-    """Where a modality comes from in a source record."""
+    """How a modality is read from a source record."""
 
-    channels: tuple[str | tuple[str, ...], ...]  # the first that a record has is taken; a list: all of them,
-    # together, as the channels of this modality (an accelerometer's axes)
-    # Hz that the source promises; another one is refused. A name: the variable, attribute or column of the
-    # record's own file that states it. None: the one that the file states or shows
+    channels: tuple[
+        str | tuple[str, ...], ...
+    ]  # the first choice that a record has is taken; a list: all of them,
+    # together, as this modality's channels (an accelerometer's axes)
+    # Hz that the source promises; a different rate is refused. A name: the variable, attribute or column of
+    # the record's main file that states it. None: the rate that the file states or shows
     rate: float | str | None = None
-    # share by which a record's own rate may differ from `rate`; its own is kept. None: not at all, or 0.1 %
-    # where a column of times shows it
+    # share by which a record's rate may differ from `rate`; the record keeps its rate. None: not at all, or
+    # 0.1 % if a column of times shows it
     rate_tolerance: float | None = pydantic.Field(default=None, ge=0, le=0.1)
     unit: str  # unit in the corpus
     units: dict[str, float]  # unit in the source -> factor to `unit`; a unit not listed is refused
     source_unit: str | None = None  # the source's unit, for formats that state none: one of `units`
     required: bool = False  # a record without it counts its hours as refused (missing_channel)
-    missing: tuple[float | str, ...] = ()  # numbers (as stored) and words that stand for no value
+    missing: tuple[float | str, ...] = ()  # numbers (as stored) and words that mark missing values
 
     @pydantic.model_validator(mode="after")
     def _known_unit(self) -> "Signal":
@@ -53,24 +55,24 @@ class Signal(Config):
 
     @property
     def hz(self) -> float | None:
-        """`rate` where it is a number."""
+        """`rate` if it is a number."""
         return self.rate if isinstance(self.rate, float) else None
 
     def listed(self, unit: str) -> str:
-        """The key of `units` that means `unit`, however its letters are coded (u, µ or μ; Ω or the ohm sign);
-        `unit` itself where none does."""
+        """The key of `units` that means `unit`, regardless of its encoding (u, µ or μ; Ω or the ohm sign);
+        `unit` itself if there is none."""
         if unit in self.units:
             return unit
         return next((key for key in self.units if _plain(key) == _plain(unit)), unit)
 
     @property
     def choices(self) -> tuple[tuple[str, ...], ...]:
-        """`channels`, each choice as the names of its channels."""
+        """`channels`, each choice as a tuple of channel names."""
         return tuple((c,) if isinstance(c, str) else c for c in self.channels)
 
 
 class Lookup(Config):
-    """The cell of `column` in the row of a sheet (see `LabelTable`) whose `key` column says `match`."""
+    """The cell of `column` in the row of a sheet (see `LabelTable`) whose `key` column equals `match`."""
 
     file: str
     key: str
@@ -81,8 +83,8 @@ class Lookup(Config):
 
 
 class SubjectRule(Config):
-    """`pattern`'s group 1, searched in the text file `file`, or in the record's name where there is none; or
-    what the sheet `table` says of the record; or what the group `group` of `records` holds."""
+    """`pattern`'s group 1, searched in the text file `file`, or in the record's name if there is none; or the
+    record's entry in the sheet `table`; or the group `group` of `records`."""
 
     file: str | None = None
     pattern: str = "^(.+)$"
@@ -96,12 +98,12 @@ class FieldRule(Config):
 
     name: str
     pattern: str = r"^\s*(.*\S)"
-    file: str | None = None  # None: the header's comments, one a line
-    variable: str | None = None  # instead: a scalar or word of the record's own file (.mat)
-    text: bool = False  # keep the words; else a number
-    split: str | None = None  # what stands between several words, each a label of its own
-    values: dict[str, float] = {}  # words that stand for numbers
-    missing: tuple[str, ...] = ()  # words that stand for nothing
+    file: str | None = None  # None: the header's comments, one per line
+    variable: str | None = None  # instead: a scalar or string of the record's main file (.mat)
+    text: bool = False  # keep the text; else a number
+    split: str | None = None  # separator of several words, each of which is a label
+    values: dict[str, float] = {}  # words that mean numbers
+    missing: tuple[str, ...] = ()  # words that mean no value
     unit: str | None = None
     _pattern = pydantic.field_validator("pattern")(_compiles)
 
@@ -112,17 +114,17 @@ class Named(Config):
 
 
 class Numerics(Config):
-    """Slow numbers: sample i labels [i/rate, (i+1)/rate); NaN makes no label. A number with a time of its own
-    (.vital) labels the time until the next one, `hold_s` at most."""
+    """Slow numbers: sample i labels [i/rate, (i+1)/rate); NaN gives no label. A number with its own time
+    (.vital) labels the time until the next one, at most `hold_s`."""
 
-    record: str | None = None  # a companion record; None: tracks of the record's own file
+    record: str | None = None  # a companion record; None: tracks of the record's main file
     channels: dict[str, Named]
     hold_s: float = 2.0
     offset_s: float = 0.0  # added to their times
 
 
 class Array(Config):
-    """An array whose channels have no names of their own (.mat, .npz, .hdf5): `channels` names them."""
+    """An array whose channels are unnamed (.mat, .npz, .hdf5): `channels` names them."""
 
     variable: str
     channels: tuple[str, ...]
@@ -130,39 +132,40 @@ class Array(Config):
 
 
 class Trace(Config):
-    """A label a window: value i of `variable` labels [i * step_s, i * step_s + window_s); NaN makes none."""
+    """A label per window: value i of `variable` labels [i * step_s, i * step_s + window_s); NaN gives
+    none."""
 
     name: str
     unit: str
     variable: str
-    file: str | None = None  # None: the record's own file
+    file: str | None = None  # None: the record's main file
     window_s: float = pydantic.Field(gt=0)
     step_s: float = pydantic.Field(gt=0)
     offset_s: float = 0.0  # added to their times
 
 
 class Clocked(Config):
-    """Whose times of labels are whose.
+    """Which clock the times of labels follow.
 
     `clock`: "start" counts from the record's first sample, "record" is the record's own clock (its column of
-    times; seconds since 1970). None: dates and times of day are the record's; numbers are where the record's
-    own clock counts from no date, or where they are so large (1e8 s) that they count from 1970; else they
-    count from the start.
+    times; seconds since 1970). None: dates and times of day follow the record's clock; numbers do so if that
+    clock counts from no date, or if they are so large (1e8 s) that they count from 1970; otherwise they count
+    from the start.
     """
 
     clock: Literal["start", "record"] | None = None
     offset_s: float = 0.0  # added to their times
-    # the line of their file whose first cell says when the file begins, on the record's clock: times count
-    # from there
+    # the line of their file whose first cell gives the file's start on the record's clock: times count from
+    # there
     start_line: int | None = pydantic.Field(default=None, ge=1)
 
 
 class Column(Config):
-    """A label from a column of a sheet. A cell is looked up in `values` (words that stand for numbers) or
-    `words` (words that stand for others) first, then in `missing`; an empty cell is no label.
+    """A label from a column of a sheet. A cell is looked up first in `values` (words that mean numbers) or
+    `words` (words that mean other words), then in `missing`; an empty cell gives no label.
 
-    `split`: what stands between the words of a cell that holds several (of a text), each of which is a label
-    and is looked up by itself; brackets around the cell and quotes around a word go."""
+    `split`: separator of the words in a cell with several; each is a label and is looked up separately;
+    brackets around the cell and quotes around a word are removed."""
 
     name: str
     unit: str | None = None
@@ -180,20 +183,20 @@ class Column(Config):
 
 
 class LabelTable(Clocked):
-    """Labels out of a sheet: CSV, tab-separated text, .xlsx (values as stored, no formula is run), .parquet.
+    """Labels from a sheet: CSV, tab-separated text, .xlsx (values as stored, no formula is run), .parquet.
 
-    `key`: the column that says whose a row is, and `match` what it says; None: every row is the record's.
+    `key`: the column that identifies a row's record, and `match` its value; None: every row is the record's.
     Times are columns `start` and `end` (or start + `window_s`) in `unit_s` seconds, or row i starts at
-    i * `step_s` (or i / what line `rate_line` states in Hz). A row lasts until its `end`, or for `window_s`,
-    or for a step. Cells may be dates or times of day. With no times, the row labels the whole record; of
-    several rows each text is a label, and a number must be the same in all.
+    i * `step_s` (or i / the rate in Hz that line `rate_line` states). A row lasts until its `end`, or for
+    `window_s`, or for a step. Cells may be dates or times of day. Without times, the row labels the whole
+    record; of several rows each text is a label, and a number must be the same in all.
     """
 
     file: str
     columns: dict[str, Column]
     key: str | None = None
     match: str = "{record}"
-    header: int = pydantic.Field(default=1, ge=0)  # line of the columns' names; 0: they are 1, 2, …
+    header: int = pydantic.Field(default=1, ge=0)  # line of the column names; 0: they are 1, 2, …
     skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no labels
     delimiter: str | None = None  # None: a tab in .tsv and .txt, else a comma
     sheet: str | None = None  # of a workbook; None: its first
@@ -206,7 +209,7 @@ class LabelTable(Clocked):
 
     @property
     def timed(self) -> bool:
-        """Whether rows have times."""
+        """Whether the rows have times."""
         return self.start is not None or self.step_s is not None or self.rate_line is not None
 
     @pydantic.model_validator(mode="after")
@@ -221,7 +224,7 @@ class LabelTable(Clocked):
 
 
 class Events(Clocked):
-    """Moments (breaths, beats) as labels with start = end and a text: `text`, else the annotation's own.
+    """Moments (breaths, beats) as labels with start = end and a text: `text`, else the annotation's text.
 
     From a column of sample numbers (or times) in a sheet, or from a WFDB annotation file ({stem}.atr).
     """
@@ -230,33 +233,33 @@ class Events(Clocked):
     file: str
     column: str | None = None  # None: a WFDB annotation file
     text: str | None = None
-    header: int = pydantic.Field(default=1, ge=0)  # line of the columns' names; 0: they are 1, 2, …
+    header: int = pydantic.Field(default=1, ge=0)  # line of the column names; 0: they are 1, 2, …
     skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no events
-    rate: float | None = pydantic.Field(default=None, gt=0)  # units of the numbers a second; None: as stated
+    rate: float | None = pydantic.Field(default=None, gt=0)  # ticks a second; None: as stated
     symbols: tuple[str, ...] = ()  # only annotations of these symbols
 
 
 class Table(Config):
-    """How the files of the reader `table` are laid out: text (also .gz), .parquet, .npy, .npz, HDF5.
+    """The layout of files for the reader `table`: text (also .gz), .parquet, .npy, .npz, HDF5.
 
-    The array of a .npy file is channel 1 where it has one dimension, else `array` in [[arrays]]; the fields
-    of a .npy file of records are channels. Cells like NA, NULL or `-` are missing samples (`marks.NOTHING`).
+    The array of a .npy file is channel 1 if it has one dimension, else `array` in [[arrays]]; the fields of a
+    .npy file of records are channels. Cells like NA, NULL or `-` are missing samples (`marks.NOTHING`).
     """
 
     delimiter: str | None = None  # None: a tab in .tsv and .txt, else a comma, or ; where decimal = ","
-    decimal: Literal[".", ","] = "."  # say "." of lines such as 12,50 without names if they are two numbers
-    header: int = pydantic.Field(default=1, ge=0)  # line that holds the channels' names; 0: they are 1, 2, …
+    decimal: Literal[".", ","] = "."  # set "." if lines such as 12,50 without names are two numbers
+    header: int = pydantic.Field(default=1, ge=0)  # line of the channel names; 0: they are 1, 2, …
     skip: int = pydantic.Field(default=0, ge=0)  # lines after it that hold no samples
     layout: Literal["columns", "row"] = "columns"  # row: all numbers of the file are channel 1
-    # column of times (numbers, ISO 8601, Parquet's own): must rise; says where samples lie, in all files on
-    # one clock; gaps are missing samples
+    # column of times (numbers, ISO 8601, Parquet's types): must rise; places the samples, in all files on one
+    # clock; gaps are missing samples
     time: str | None = None
-    time_unit_s: float = pydantic.Field(default=1.0, gt=0)  # of times that are numbers
-    # instead: the line whose first cell says when a file begins, and the line that states its rate (Hz)
+    time_unit_s: float = pydantic.Field(default=1.0, gt=0)  # of numeric times
+    # instead: the line whose first cell gives a file's start, and the line that states its rate (Hz)
     start_line: int | None = pydantic.Field(default=None, ge=1)
     rate_line: int | None = pydantic.Field(default=None, ge=1)
-    files: dict[str, str] = {}  # modality -> file, where it is not the record's own
-    ids: str | None = None  # .npz, .hdf5 of many records: the variable that names them (numbers or words),
+    files: dict[str, str] = {}  # modality -> file, if it is not the main file
+    ids: str | None = None  # .npz, .hdf5 of many records: the variable of their names (numbers or words),
     # along the first axis of all others; {id} in file names and matches
 
     @pydantic.model_validator(mode="after")
@@ -273,17 +276,17 @@ class Table(Config):
 
 
 class Derive(Config):
-    """Labels to derive (`datasets/labels.py`): each from the modality, or the events, that is named here."""
+    """Labels to derive (`datasets/labels.py`), each from the modality or the events given here."""
 
     hr: Literal["ecg"] | None = None
     bp: Literal["abp"] | None = None
     rr: str | None = None  # the name of [[events]]: breaths
     stretch_s: float = pydantic.Field(default=10.0, gt=0)
-    breath_stretch_s: float = pydantic.Field(default=30.0, gt=0)  # 10 s hold two breaths, which are no rate
+    breath_stretch_s: float = pydantic.Field(default=30.0, gt=0)  # 10 s hold two breaths: too few
 
 
 class Descriptor(Config):
-    """One set of recordings: what it is, what one may do with it, and how its files are read."""
+    """One set of recordings: its source and terms, and how its files are read."""
 
     name: str
     source: str
@@ -291,7 +294,7 @@ class Descriptor(Config):
     terms: str
     citation: str
     access: str
-    models: Audience | None = None  # who may have a model of it; None: anyone where access begins with "open"
+    models: Audience | None = None  # who may have models of it; None: anyone if access begins with "open"
     reader: str
     records: str  # regular expression over paths below the root, with a group `record`
     id_space: str
@@ -301,12 +304,12 @@ class Descriptor(Config):
     fields: tuple[FieldRule, ...] = ()
     numerics: Numerics | None = None
     traces: tuple[Trace, ...] = ()
-    annotations: str | None = None  # keep the file's own annotations (EDF+) as labels of this name
+    annotations: str | None = None  # keep the file's annotations (EDF+) as labels of this name
     arrays: tuple[Array, ...] = ()
-    # .mat: an array whose every part is a record of its own: a struct of an array of structs, a cell of a
-    # cell array, or a row or column of a matrix (see `elements_axis`)
+    # .mat: an array whose every part is a record: a struct of a struct array, a cell of a cell array, or a
+    # row or column of a matrix (see `elements_axis`)
     elements: str | None = None
-    elements_axis: Literal[0, 1] | None = None  # of a matrix: 0, a row is a record; 1, a column is
+    elements_axis: Literal[0, 1] | None = None  # of a matrix: 0, a row is a record; 1, a column
     table: Table = Table()
     tables: tuple[LabelTable, ...] = ()
     events: tuple[Events, ...] = ()

@@ -1,14 +1,14 @@
-"""Raw windows (`datasets.raw`) prepared on the module's device: `signal.prepare` in torch.
+"""Prepares raw windows (`datasets.raw`) on the module's device: `signal.prepare` in torch.
 
 Filter, resampling, scale, polarity and normalisation are as `windows.transform` does them, in float64 up to
 the last cast.
 
 The host never waits for the device: rates, and with them all shapes, are known on the host.
 
-What a window is batched with: all steps run on exactly TOGETHER windows of one native rate, the last of them
-filled up, so that the library sees one shape whatever the batch holds. On the CPU a window's result is then
-the same bit for bit in any company (tests). On CUDA it is so as far as cuFFT and cuBLAS treat the rows of one
-call alike, which they do not promise.
+Batching: all steps run on exactly TOGETHER windows of one native rate, the last call padded, so that the
+library sees one shape whatever the batch holds. On the CPU a window's result is then bit-identical whatever
+it is batched with (tests). On CUDA this holds as far as cuFFT and cuBLAS treat the rows of one call alike,
+which they do not promise.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ from datasets.raw import GAINS
 from datasets.signal import SHORT, Signal, check_band, length, notch, prepare
 from datasets.windows import WindowSpec, passes
 
-TOGETHER = 32  # windows a call: MKL's transforms are slow, and others, for few
+TOGETHER = 32  # windows per call: small batches are slow in MKL's transforms and others
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Cuts:
 def batch_on(
     device: torch.device, spec: WindowSpec, batch: Mapping[str, np.ndarray | Tensor]
 ) -> dict[str, Tensor]:
-    """What `windows.extract` gives, on `device`, of what `raw.gather` gave, or rows of it, on the host.
+    """Equals `windows.extract`, on `device`, for the output of `raw.gather` (or rows of it) on the host.
 
     Returns {modality: (n, channels, window_s · rate) float32, zeros where absent} and for each optional
     modality {"has_" + modality: (n,) bool}. Raises PlethoraError as `signal.prepare` does.
@@ -61,15 +61,16 @@ def prepared(cuts: Cuts, sig: Signal, to: int, device: torch.device) -> Tensor:
 
     The result is that of `transform` to rounding: in float64 the two differ by less than 1e-9 of the window's
     range, in float32 mostly not at all, else in the last place. Windows that need nothing but their gain are
-    equal bit for bit. Two exceptions, both without a meaning in a model: a window of which a filter leaves
-    nothing but rounding, normalised; and an ECG whose polarity (`ecg.inverted`) hangs on a median of zero to
-    rounding, whose sign may differ. Raises PlethoraError when the band does not fit under half a native rate.
+    equal bit for bit. Two exceptions, neither of which matters to a model: a normalised window of which a
+    filter leaves nothing but rounding; and an ECG whose polarity (`ecg.inverted`) depends on a median that is
+    zero to rounding, whose sign may differ. Raises PlethoraError if the band does not fit under half a native
+    rate.
     """
     out = torch.zeros(len(cuts.rate), sig.channels, to, device=device)
     calls = list(_calls(cuts, sig))
     if not calls:
         return out
-    places = np.concatenate([np.resize(which, TOGETHER) for _, which in calls])  # the last ones filled up
+    places = np.concatenate([np.resize(which, TOGETHER) for _, which in calls])  # the last call is padded
     at = _sent(torch.from_numpy(places), device)
     gains = _sent(torch.from_numpy(np.stack([cuts.scale[places], cuts.offset[places]])), device)
     raw = _sent(cuts.raw, device)
@@ -77,7 +78,7 @@ def prepared(cuts: Cuts, sig: Signal, to: int, device: torch.device) -> Tensor:
         here = slice(number * TOGETHER, (number + 1) * TOGETHER)
         size, n = int(length(cuts.window_s, rate)), len(which)
         if size < SHORT and filters(sig, rate):
-            # scipy's padding does not fit and is cut, which `zerophase` does not know: on the host, as always
+            # scipy's padding is too long and is shortened, which `zerophase` does not support: on the host
             x = cuts.raw[torch.from_numpy(which), :, :size].cpu().numpy().astype(np.float64)
             if sig.band is None:
                 x += (cuts.offset / cuts.scale)[which, None, None]
@@ -90,7 +91,8 @@ def prepared(cuts: Cuts, sig: Signal, to: int, device: torch.device) -> Tensor:
 
 
 def _calls(cuts: Cuts, sig: Signal) -> Iterator[tuple[float, np.ndarray]]:
-    """(native rate, which windows): at most TOGETHER of one rate each, none that lacks the signal."""
+    """(native rate, which windows): at most TOGETHER of one rate each, without windows that lack the
+    signal."""
     for rate in np.unique(cuts.rate[cuts.rate > 0]).tolist():
         which = np.flatnonzero(cuts.rate == rate)
         for low in range(0, len(which), TOGETHER):
@@ -103,7 +105,7 @@ def filters(sig: Signal, rate: float) -> bool:
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on `device`, from pinned memory: from other memory the copy would wait for the device's queue."""
+    """`x` on `device`, from pinned memory: a copy from other memory would wait for the device's queue."""
     if device.type != "cuda" or x.device.type == "cuda":
         return x.to(device)
     return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
@@ -122,7 +124,7 @@ def exact(raw: Tensor, rate: float, scale: Tensor, offset: Tensor, sig: Signal, 
     rate: native, in Hz; scale, offset: (n,) float64. `n` should be TOGETHER, see above.
     """
     y = raw.double()
-    if sig.band is None:  # a band is deaf to an offset
+    if sig.band is None:  # a band removes an offset anyway
         y += (offset / scale)[:, None, None]
     if filters(sig, rate):
         check_band(sig.band, rate)
@@ -137,7 +139,7 @@ def exact(raw: Tensor, rate: float, scale: Tensor, offset: Tensor, sig: Signal, 
 
 @dataclass(frozen=True)
 class _ZeroPhase:
-    """A `zerophase.ZeroPhase` whose arrays lie on a device."""
+    """A `zerophase.ZeroPhase` whose arrays are on a device."""
 
     m: int
     gain: Tensor
@@ -173,8 +175,8 @@ def _filter(
 
 
 def _each(x: Tensor, of: Tensor) -> Tensor:
-    """x (n, channels, k) @ of (k, s), one product a row: one of all rows sums in an order that depends on
-    where a row stands.
+    """x (n, channels, k) @ of (k, s), one product per row: a single product of all rows sums in an order that
+    depends on the row's position.
     """
     rows = x.reshape(-1, 1, x.shape[-1])
     return torch.bmm(rows, of.expand(len(rows), -1, -1)).view(*x.shape[:-1], -1)
@@ -193,8 +195,8 @@ def resample(x: Tensor, m: int) -> Tensor:
 
 
 def _inverse(spectrum: Tensor, m: int) -> Tensor:
-    """The real signal (…, m) of a half spectrum (…, bins), which it changes: scipy passes over the imaginary
-    part that a cut leaves at the Nyquist frequency, and cuFFT does not promise to.
+    """The real signal (…, m) of a half spectrum (…, bins), which it modifies: scipy ignores the imaginary
+    part that truncation leaves at the Nyquist frequency, and cuFFT does not promise to.
     """
     if m == 2 * (spectrum.shape[-1] - 1):
         spectrum[..., -1].imag.zero_()
@@ -205,7 +207,7 @@ def normalise(x: Tensor, how: str) -> Tensor:
     """`signal.normalise`: per window and channel, a constant window becomes zeros."""
     if how == "none":
         return x
-    x = x - x[..., :1]  # a constant becomes exact zeros, which the mean of another may miss by rounding
+    x = x - x[..., :1]  # makes a constant exactly zero, which subtracting the mean may miss by rounding
     if how == "minmax":
         low, high = x.aminmax(dim=-1, keepdim=True)
         return (x - low) / _or_one(high - low)
@@ -224,14 +226,14 @@ def inverted(x: Tensor, rate: float) -> Tensor:
     fitted = _each(_each(y, of.line).to(of.lines.dtype), of.lines)
     band = _inverse((torch.fft.rfft(y * of.taper)[..., : of.bins] - fitted) * of.gain, of.m)
     low, high = band[..., : of.blocks * of.size].unflatten(-1, (of.blocks, of.size)).aminmax(dim=-1)
-    # the larger with its sign; `ecg` takes the first of two that are as large, which is chance after a filter
+    # the larger deflection with its sign; of two equal ones `ecg` takes the first, arbitrary after a filter
     found = torch.where(high >= -low, high, low).sort(dim=-1).values
     return found[..., (of.blocks - 1) // 2] + found[..., of.blocks // 2] < 0  # twice the median
 
 
 @dataclass(frozen=True)
 class _Polarity:
-    """What `ecg.inverted` needs for windows of one length: `ecg.tapered` and `ecg.passing`."""
+    """Constants of `ecg.inverted` for windows of one length: `ecg.tapered` and `ecg.passing`."""
 
     taper: Tensor  # (samples,)
     line: Tensor  # (samples, 2)

@@ -1,6 +1,6 @@
-"""What an ECG window needs beyond filters: which way up it is, how much of it is flat, whether it is an ECG.
+"""Checks for ECG windows beyond filtering: polarity, the share that is flat, and whether it is an ECG.
 
-Everything works on many windows at once, (…, samples), in any unit; no loop over windows.
+All functions are vectorised over windows, (…, samples), in any unit; there is no loop over windows.
 """
 
 from collections.abc import Callable
@@ -8,24 +8,24 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # its parts load at first use: processes that only plan or pass windows on start sooner
+import scipy  # its parts load on first use: processes that only plan or pass on windows start sooner
 
-QRS_HZ = (5.0, 20.0)  # where QRS complexes stand out of P, T, drift and muscle
-REACH = 2.5  # times a band's top: what lies above is under a thousandth
-TOP_HZ = REACH * 40.0  # nothing above it is looked at
-BLOCK_S = 1.5  # holds a beat down to 40 a minute
-SLOPE_S = 0.1  # about as long as a QRS complex
+QRS_HZ = (5.0, 20.0)  # where QRS complexes stand out from P, T, drift and muscle
+REACH = 2.5  # multiple of a band's top: the power above is under a thousandth
+TOP_HZ = REACH * 40.0  # nothing above it is used
+BLOCK_S = 1.5  # contains at least one beat down to 40 a minute
+SLOPE_S = 0.1  # about the length of a QRS complex
 TAPER_S = 0.25
-TOGETHER = 16  # windows at a time, so that they stay in the processor's cache
-# A fifth of a second that moves by less than this share of the window's range. Of the CinC windows in which
-# two beat detectors agree 0.1 % are over a quarter flat; with 1 % it would be 2 % (isoelectric lines).
+TOGETHER = 16  # windows per batch, so that they stay in the CPU cache
+# A fifth of a second that moves by less than this share of the window's range is flat. Of the CinC windows in
+# which two beat detectors agree, 0.1 % are over a quarter flat; with 1 % it would be 2 % (isoelectric lines).
 FLAT_S, FLAT_RANGE = 0.2, 0.002
 # The gate's limits, see `sound`.
 QRS_SHARE, KURTOSIS, CONTRAST, BASELINE = 0.35, 3.5, 3.0, 0.7
 
 
 class Spectrum(NamedTuple):
-    """Of windows (…, n) without their straight line, tapered at both ends, up to TOP_HZ."""
+    """Spectra of windows (…, n): straight line removed, tapered at both ends, up to TOP_HZ."""
 
     x: np.ndarray  # (…, bins) complex
     f: np.ndarray  # (bins,) Hz
@@ -38,7 +38,7 @@ class Indices(NamedTuple):
     qrs_share: np.ndarray  # pSQI: power at 5-15 Hz over that at 5-40 Hz
     baseline: np.ndarray  # basSQI: power at 1-40 Hz over that up to 40 Hz
     kurtosis: np.ndarray  # kSQI, of what lies at 1-40 Hz; 3 is a normal distribution's
-    contrast: np.ndarray  # slope energy of the beats over the usual one
+    contrast: np.ndarray  # slope energy of the beats over its usual level
 
 
 def inverted(x: np.ndarray, rate: float) -> np.ndarray:
@@ -117,7 +117,7 @@ def sound(x: np.ndarray, rate: float) -> np.ndarray:
     at least 3.5, share of power above the baseline (basSQI) at least 0.7 (Li, Mark, Clifford, Physiol Meas
     29:15, 2008; Zhao, Zhang, Front Physiol 9:727, 2018, whose optimal ranges are narrower and made for
     resting ECG), and beats whose slope energy is 3 times the usual (as `labels.heart_rate` asks, 2.5 there):
-    the median over blocks of 1.5 s, so that a spike, which any kurtosis loves, does not make an ECG.
+    the median over blocks of 1.5 s, so that a spike, which raises any kurtosis, does not make an ECG.
     The limits are set on BIDMC and CinC 2015 against the agreement of two beat detectors (docs/data.md).
     """
     return _passes(indices(x, rate))
@@ -143,13 +143,13 @@ def looks(x: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spectrum(x: np.ndarray, rate: float) -> Spectrum:
-    """Half spectrum of x (…, n) without its straight line, tapered over TAPER_S at both ends.
+    """Half spectrum of x (…, n), its straight line removed and both ends tapered over TAPER_S.
 
-    Ends that differ would be a step in a circular signal, and a step looks like a beat.
+    Unequal ends would be a step in a circular signal, and a step looks like a beat.
     """
     n = x.shape[-1]
     taper, line, lines = tapered(n, float(rate))
-    y = np.subtract(x, x[..., :1], dtype=np.float64)  # a constant becomes exact zeros
+    y = np.subtract(x, x[..., :1], dtype=np.float64)  # a constant becomes exactly zero
     fitted = (y[..., None, :] @ line) @ lines
     y *= taper
     bins = lines.shape[-1]
@@ -159,7 +159,7 @@ def _spectrum(x: np.ndarray, rate: float) -> Spectrum:
 
 @lru_cache(maxsize=16)
 def tapered(n: int, rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The taper (n,), what fits a mean and a slope to a window (n, 2), and these two tapered, as spectra."""
+    """The taper (n,), the least-squares basis of mean and slope (n, 2), and both tapered, as spectra."""
     t = np.linspace(-1, 1, n)
     edge = np.sin(np.linspace(0, np.pi / 2, max(2, min(round(TAPER_S * rate), n // 4)))) ** 2
     taper = np.ones(n)
@@ -170,14 +170,15 @@ def tapered(n: int, rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _band(spectrum: Spectrum, low: float, high: float) -> tuple[np.ndarray, float]:
-    """What lies between `low` and `high` Hz, zero-phase (…, m), and its rate: the lowest that holds it."""
+    """The band `low` to `high` Hz, zero-phase (…, m), and its sampling rate: the lowest that holds the
+    band."""
     gain, m, rate = passing(spectrum.f, spectrum.n, low, high)
     return scipy.fft.irfft(spectrum.x[..., : len(gain)] * gain, m, axis=-1), rate
 
 
 def passing(f: np.ndarray, n: int, low: float, high: float) -> tuple[np.ndarray, int, float]:
-    """What lets `low` to `high` Hz through, of a spectrum at `f` (bins,) Hz of windows of `n` samples: its
-    gain (bins that are kept,), the samples of the result, and its rate.
+    """The filter for `low` to `high` Hz on a spectrum at `f` (bins,) Hz of windows of `n` samples: its gain
+    (kept bins,), the number of samples of the result, and its rate.
     """
     keep = min(len(f), int(np.searchsorted(f, REACH * high)) + 1)
     gain = np.zeros(keep)
@@ -187,19 +188,19 @@ def passing(f: np.ndarray, n: int, low: float, high: float) -> tuple[np.ndarray,
 
 
 def _blocks(y: np.ndarray, rate: float) -> np.ndarray:
-    """(…, samples) → (…, blocks, samples of about BLOCK_S); a remainder under one sample a block is cut."""
+    """(…, samples) → (…, blocks, samples of about BLOCK_S); drops a remainder under one sample per block."""
     count = block_count(y.shape[-1], rate)
     size = y.shape[-1] // count
     return y[..., : count * size].reshape(*y.shape[:-1], count, size)
 
 
 def block_count(n: int, rate: float) -> int:
-    """How many blocks of BLOCK_S or more `n` samples at `rate` Hz are cut into, at least 1."""
+    """The number of blocks of at least BLOCK_S in `n` samples at `rate` Hz, at least 1."""
     return max(1, int(n / (BLOCK_S * rate)))
 
 
 def _running(x: np.ndarray, size: int, of: Callable[..., np.ndarray]) -> np.ndarray:
-    """`of` (a maximum, a minimum, an or) over every `size` neighbours: (…, n) → (…, n - size + 1)."""
+    """`of` (maximum, minimum, or) over every `size` neighbours: (…, n) → (…, n - size + 1)."""
     width = 1
     while 2 * width <= size:
         x = of(x[..., :-width], x[..., width:])

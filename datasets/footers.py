@@ -1,12 +1,12 @@
-"""The footers of all shards of a corpus in one local file, so that a row group is one request and no more.
+"""The footers of all shards of a corpus in one local file, so that reading a row group is a single request.
 
 A file holds, little-endian:
 
     magic      8 bytes
-    a shard    its footer (Thrift's FileMetaData), then (groups, columns, 2) int64: the first byte and the
-               bytes of every column chunk, -1 and 0 where a shard lacks the column
-    table      a row a shard (`_ROW`): where that lies, its checksum, and how large the shard is
-    about      JSON: the corpus's hash, the columns' names, where the table lies
+    per shard  its footer (Thrift's FileMetaData), then (groups, columns, 2) int64: the first byte and the
+               length of every column chunk, -1 and 0 if the shard lacks the column
+    table      one row per shard (`_ROW`): where its entry lies, its checksum, and the size of the shard
+    about      JSON: the corpus's hash, the column names, where the table lies
     end        bytes and checksum of table and about, magic
 """
 
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
     from datasets.schema import Corpus
 
 MAGIC = b"PLFOOT01"
-TAIL = 64 << 10  # bytes of a shard that are asked for first; ours have footers of 2 to 20 kB
-LONGEST = 64 << 20  # bytes of a footer
-AT_A_TIME, LOCALLY = 16, 2  # shards that are asked for their footer at the same time
-PARSED = 128  # footers held as pyarrow has them, some 0.1 MB each
+TAIL = 64 << 10  # bytes of a shard requested first; ours have footers of 2 to 20 kB
+LONGEST = 64 << 20  # maximum length of a footer, bytes
+AT_A_TIME, LOCALLY = 16, 2  # concurrent footer requests
+PARSED = 128  # number of parsed footers kept, about 0.1 MB each
 _ROW = np.dtype([("at", "<u8"), ("size", "<u8"), ("bytes", "<u4"), ("groups", "<u4"), ("crc", "<u4")])
 _END = struct.Struct("<QII8s")  # bytes of the table, bytes of about, checksum of both, magic
 
 
 class Footers:
-    """The footers in the file at `path`, checked and mapped when first used. Travels as the path alone.
+    """The footers in the file at `path`, checked and mapped on first use. Pickled as the path.
 
-    Raises PlethoraError, one line, for a file that is damaged.
+    Raises PlethoraError, one line, if the file is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -74,17 +74,17 @@ class Footers:
         return len(self._mapped[1])
 
     def size(self, shard: int) -> int:
-        """Bytes of a whole shard."""
+        """Size of a shard in bytes."""
         return int(self._mapped[1][shard]["size"])
 
     def of(self, shard: int) -> pq.FileMetaData:
-        """The footer of a shard. ArrowInvalid when it is not Parquet's."""
+        """The footer of a shard. ArrowInvalid if it is not a Parquet footer."""
         return self._parsed(shard)
 
     def ranges(self, shard: int, group: int, columns: Sequence[str] | None = None) -> list[tuple[int, int]]:
-        """(first byte, bytes) of what has to be read for these columns (None: all) of a row group: one range
-        from the first to the last of them; where they fill less than half of it, it is cut at each gap of
-        more than `cluster.ranges.GAP`. ArrowInvalid when a column is not there, or it would fill the memory.
+        """(first byte, length) of the ranges to read for these columns (None: all) of a row group: one range
+        from the first to the last column; if they fill less than half of it, it is split at each gap of more
+        than `cluster.ranges.GAP`. ArrowInvalid if a column is missing, or the data would fill the memory.
         """
         _, table, about = self._mapped
         row, names = table[shard], about["columns"]
@@ -104,7 +104,7 @@ class Footers:
 
     @functools.cached_property
     def _mapped(self) -> tuple[mmap.mmap, np.ndarray, dict[str, Any]]:
-        """The file, its table and what it says of itself."""
+        """The file, its table and its description."""
         with storage.clear_errors(self.path), builtins.open(self.path, "rb") as file:
             if os.fstat(file.fileno()).st_size < len(MAGIC) + _END.size:
                 raise self._damaged()
@@ -139,11 +139,11 @@ class Footers:
         return pq.read_metadata(pa.BufferReader(whole))
 
     def _damaged(self) -> PlethoraError:
-        return PlethoraError(f"{self.path} is corrupt: delete it, it is made again")
+        return PlethoraError(f"{self.path} is corrupt: delete it, it is rebuilt")
 
 
 def merged(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The ranges that hold all of `places` (first byte, bytes): see `Footers.ranges`."""
+    """The ranges that cover all of `places` (first byte, length): see `Footers.ranges`."""
     places = sorted(place for place in places if place[1])
     if not places:
         return []
@@ -160,11 +160,11 @@ def merged(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class Parts(io.RawIOBase):
-    """A file of `size` bytes of which only some are held: reading any other is an OSError.
+    """A file of `size` bytes of which only some are in memory: reading any other is an OSError.
 
-    For `pa.PythonFile`, which takes what `read_buffer` returns without a copy. Measured on row groups of
-    14 MB, processor time to decode one: 19.5 ms; from the bytes at their places in an anonymous map as large
-    as the shard 28.7 ms, as its fresh pages cost more.
+    For `pa.PythonFile`, which takes the result of `read_buffer` without a copy. Measured on row groups of
+    14 MB, CPU time to decode one: 19.5 ms; from the bytes at their places in an anonymous map as large as the
+    shard 28.7 ms, because its fresh pages cost more.
     """
 
     def __init__(self, parts: Sequence[tuple[int, bytes]], size: int) -> None:
@@ -185,7 +185,7 @@ class Parts(io.RawIOBase):
         return self._at
 
     def read_buffer(self, size: int = -1) -> pa.Buffer:
-        """The next `size` bytes (-1: all), as a part of what is held."""
+        """The next `size` bytes (-1: all), as a slice of the bytes in memory."""
         size = self._size - self._at if size < 0 else min(size, self._size - self._at)
         for first, data in self._parts:
             if first <= self._at and self._at + size <= first + data.size:
@@ -201,15 +201,15 @@ class Parts(io.RawIOBase):
 
 
 def open(path: str | Path) -> Footers:
-    """The footers in the file at `path`. PlethoraError when it is not there or damaged."""
+    """The footers in the file at `path`. PlethoraError if it is missing or damaged."""
     found = Footers(path)
     len(found)
     return found
 
 
 def place(corpus: Corpus) -> Path:
-    """Where this machine keeps the footers of a corpus: by its hash and its URI, below the user's cache or,
-    where that cannot be written to, the temporary folder.
+    """Where this machine keeps the footers of a corpus, by its hash and URI: in the user's cache or, if that
+    is not writable, in the temporary folder.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "plethora", "footers")
     try:
@@ -226,7 +226,7 @@ def place(corpus: Corpus) -> Path:
 
 
 def there(corpus: Corpus, path: str | Path | None = None) -> Footers:
-    """The footers of a corpus at `path` (None: `place`), collected first where this machine lacks them; of
+    """The footers of a corpus at `path` (None: `place`), collected first if this machine lacks them; of
     several processes that ask, one collects.
     """
     path = Path(path or place(corpus))
@@ -238,15 +238,15 @@ def there(corpus: Corpus, path: str | Path | None = None) -> Footers:
                 collect(corpus, path)
     found = open(path)
     if found.corpus != corpus.hash or len(found) != len(corpus.shards):
-        raise PlethoraError(f"{path} holds the footers of another corpus: delete it, it is made again")
+        raise PlethoraError(f"{path} holds the footers of another corpus: delete it, it is rebuilt")
     return found
 
 
 def collect(corpus: Corpus, path: str | Path) -> Footers:
-    """Read the footer of every shard and write them to `path`, whole or not at all.
+    """Read the footer of every shard and write them to `path` atomically.
 
-    From a bucket: a request a shard for its last `TAIL` bytes, another where the footer is longer, 16 under
-    way. PlethoraError, one line, for a shard that is not the one that the manifest vouches for.
+    From a bucket: one request per shard for its last `TAIL` bytes, another if the footer is longer, 16 in
+    flight. PlethoraError, one line, if a shard differs from the manifest.
     """
     names = corpus.column_names
     part = Path(f"{path}.{secrets.token_hex(4)}.part")
@@ -274,11 +274,11 @@ def collect(corpus: Corpus, path: str | Path) -> Footers:
 
 
 def _each(corpus: Corpus) -> Iterator[tuple[bytes, int, thrift.Chunks]]:
-    """Footer, bytes of the shard and places of the column chunks of each shard, in order."""
+    """For each shard, in order: footer, size in bytes and places of the column chunks."""
     threads = AT_A_TIME if storage.is_remote(corpus.uri) else LOCALLY
     with ThreadPoolExecutor(threads, "footers") as pool, contextlib.ExitStack() as last:
-        last.callback(pool.shutdown, wait=False, cancel_futures=True)  # a damaged shard ends the others
-        for low in range(0, len(corpus.shards), 64 * threads):  # no more of them wait to be written
+        last.callback(pool.shutdown, wait=False, cancel_futures=True)  # a damaged shard cancels the others
+        for low in range(0, len(corpus.shards), 64 * threads):  # bounds how many wait to be written
             numbers = range(low, min(low + 64 * threads, len(corpus.shards)))
             yield from pool.map(functools.partial(_footer, corpus), numbers)
 
@@ -293,7 +293,7 @@ def _footer(corpus: Corpus, shard: int) -> tuple[bytes, int, thrift.Chunks]:
         raise trust.replaced(where, size, entry["bytes"])
     try:
         if len(data) < 12 or data[-4:] != b"PAR1":
-            raise pa.ArrowInvalid("it is no Parquet file")
+            raise pa.ArrowInvalid("it is not a Parquet file")
         length = struct.unpack("<I", data[-8:-4])[0]
         if length > min(LONGEST, size - 12):
             raise pa.ArrowInvalid(f"a footer of {length:,} bytes")
@@ -309,7 +309,7 @@ def _footer(corpus: Corpus, shard: int) -> tuple[bytes, int, thrift.Chunks]:
 
 
 def _tail(where: str, size: int) -> tuple[bytes, int]:
-    """The last `size` bytes of a file, and how many it has."""
+    """The last `size` bytes of a file, and its size in bytes."""
     if storage.is_remote(where):
         return ranges.tail(where, size)
     with storage.clear_errors(where), builtins.open(where, "rb") as file:

@@ -1,5 +1,5 @@
-"""Which windows of a corpus pass, and why not the others: judged once by Ray Data, then kept as files that
-corpus and spec hash name (datasets.catalogue).
+"""Which windows of a corpus pass, and why the others do not: judged once by Ray Data, then stored in files
+named by corpus and spec hash (datasets.catalogue).
 """
 
 import logging
@@ -38,7 +38,7 @@ _PLACE = ["shard", "group", "row", "offset_s"]  # a window's place in its corpus
 @dataclass(frozen=True)
 class Index:
     """The windows of one corpus under one spec, sorted by place. `given`: a table (`judge.schema`), or the
-    catalogue that `build` made, which travels to another process as the names of its files.
+    catalogue that `build` made, which is pickled as the names of its files.
     """
 
     corpus: Corpus
@@ -46,20 +46,21 @@ class Index:
     given: pa.Table | Catalogue
 
     def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # what was derived is derived again
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # derived values are derived again
 
     @property
     def windows(self) -> int:
-        """How many there are, accepted or not."""
+        """Number of windows, accepted or not."""
         return len(self.given)
 
     @cached_property
     def table(self) -> pa.Table:
-        """All windows, as `judge.schema`, strings as dictionaries: some 50 bytes a window, for evaluation."""
+        """All windows, as `judge.schema`, strings as dictionaries: about 50 bytes per window, for
+        evaluation."""
         return self.given if isinstance(self.given, pa.Table) else catalogue.to_table(self.given, self.spec)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows of `table`, about `catalogue.CHUNK` at a time: the whole of it is never in memory."""
+        """The rows of `table`, about `catalogue.CHUNK` at a time: never all in memory."""
         if isinstance(self.given, pa.Table) or not len(self.given):
             yield self.table
             return
@@ -68,25 +69,25 @@ class Index:
 
     @cached_property
     def kept(self) -> Catalogue:
-        """All windows, as few bytes."""
+        """All windows, compact."""
         return (
             self.given if isinstance(self.given, Catalogue) else catalogue.from_table(self.given, self.spec)
         )
 
     def select(self, part: str | None, split: Split | None = None) -> np.ndarray:
-        """Row numbers of the accepted windows whose subject `split` puts into `part` (None: all subjects)."""
+        """Row numbers of the accepted windows whose subject is in `part` of `split` (None: all subjects)."""
         choice = Choice(shelf.side(self.kept, part, split or Split()))
         return np.flatnonzero(choice.mask(self.kept, 0, self.windows)) if self.windows else np.empty(0, int)
 
     def shelf(self, part: str | None, split: Split, target: np.ndarray | None = None) -> Shelf:
-        """The windows that `select` finds and, with a `target` (windows, k), that have a label, at no cost a
-        window.
+        """The windows that `select` finds; with a `target` (windows, k), only those with a label. Takes no
+        memory per window.
         """
         choice = Choice(shelf.side(self.kept, part, split), target)
         return shelf.shelf(self.corpus, self.spec, self.kept, choice)
 
     def has(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) uint8: in bit i, whether signal i of the spec is used in these windows."""
+        """(n,) uint8: bit i says whether signal i of the spec is used in these windows."""
         if isinstance(self.given, Catalogue):
             return shelf.has(self.given, self.spec, rows)
         bits = np.zeros(len(rows), np.uint8)
@@ -99,8 +100,8 @@ class Index:
         return bits
 
     def summary(self) -> dict[str, dict[str, int]]:
-        """Windows by verdict: {"windows": …}, of each optional modality {"ecg": …}, and {"inverted ecg": …}
-        over the windows that use it, where a signal is turned upright.
+        """Windows by verdict: {"windows": …}, for each optional modality {"ecg": …}, and {"inverted ecg": …}
+        over the windows that use it, if the signal is turned upright.
         """
         windows = self.kept.windows
 
@@ -120,7 +121,7 @@ class Index:
         return out
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) int64 names of windows, the same in every run over this corpus."""
+        """(n,) int64 window ids, the same in every run over this corpus."""
         return shelf.ids(self.corpus, rows)
 
     def load(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -131,7 +132,7 @@ class Index:
             kept, run = self.given, self.given.run_of(rows)
             shard, group, row = (kept.run(c)[run] for c in _PLACE[:3])
             offset_s = kept.offsets(rows, run)
-        else:  # such a table may say no more than where its windows lie
+        else:  # such a table may hold only the windows' places
             part = self.given.select(_PLACE).take(pa.array(rows))
             shard, group, row, offset_s = (part[c].to_numpy() for c in _PLACE)
         source = np.zeros(len(rows), int)
@@ -150,9 +151,9 @@ def opened(
     spec: WindowSpec,
     read: Ahead[pa.Table],
 ) -> Iterator[Part]:
-    """The row groups of windows at the given places, (n,) each, with those of the windows that each holds.
-    Each is read once, by `read`, however its windows are scattered over the order; bit i of `has` says
-    whether signal i is used.
+    """The row groups of windows at the given places, (n,) each, with the windows that each holds. Each is
+    read once, by `read`, however its windows are scattered over the order; bit i of `has` says whether signal
+    i is used.
     """
     places, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)
     wanted = [(corpora[s], sh, g, spec) for s, sh, g in places.T.tolist()]
@@ -173,8 +174,8 @@ def gather(parts: Iterable[Part], n: int, spec: WindowSpec) -> dict[str, np.ndar
 
 
 def _read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:
-    """The rows of a row group as `spec` sees them: those with all its required modalities and at least one,
-    joined across borders that only other modalities make. The index counts rows of this table.
+    """The rows of a row group that `spec` can use: those with all its required modalities and at least one,
+    joined across boundaries that only other modalities cause. The index counts rows of this table.
     """
     there = [s.modality for s in spec.signals if s.modality in corpus.modalities]
     lacking = [s.modality for s in spec.signals if s.modality not in there]
@@ -183,7 +184,7 @@ def _read(corpus: Corpus, shard: int, group: int, spec: WindowSpec) -> pa.Table:
 
 
 def _spill(table: pa.Table, room: float) -> tuple[pa.Table, int]:
-    """The table in memory, or, where it does not fit there, in a file that has no name and is mapped."""
+    """The table in memory or, if it does not fit, in an unnamed file that is mapped."""
     if table.nbytes <= room:
         return table, table.nbytes
     with tempfile.NamedTemporaryFile(prefix="plethora-", suffix=".arrow") as file:
@@ -192,25 +193,25 @@ def _spill(table: pa.Table, room: float) -> tuple[pa.Table, int]:
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all(), 0
 
 
-# Some 16 MiB each. `few`: the last ones. `held`: what a worker's lanes have open, until `Reader` lets go;
-# beyond `ahead.ROOM` on disk. Two of them, so that neither crowds out the other.
+# About 16 MiB each. `few`: the last ones. `held`: the ones open in a worker's lanes, until `Reader` releases
+# them; beyond `ahead.ROOM` on disk. Two caches, so that neither evicts the other's.
 few = Ahead(_read, 8)
 held = Ahead(_read, MOST_OPEN, _spill)
 
 
 def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
-    """The index of a corpus: from `cache` (a URI) when it is there, else judged by Ray Data and put there. A
-    build that was killed goes on with what it has judged.
+    """The index of a corpus: from `cache` (a URI) if it is there, else judged by Ray Data and stored there. A
+    build that was killed resumes with what it has judged.
     """
     for line in _lacks(corpus, spec):
         log.warning("%s: its windows come without", line)
-    corpus.ranged = True  # whoever reads the windows of the index will read many row groups
+    corpus.ranged = True  # readers of the index's windows will read many row groups
     hop = spec.hop_s or spec.window_s
     home = storage.join(cache, f"{corpus.hash[:16]}-{spec.hash}-v{VERSION}") if cache else ""
     if home and storage.exists(storage.join(home, MARK)):
         if storage.listing(f"{home}-parts"):
-            # Of a build that was killed after it published. One that lives needs them no more: it opens what
-            # is published once it lacks a part.
+            # Parts of a build that was killed after it published. A live one no longer needs them: it opens
+            # the published index once a part is missing.
             storage.delete(f"{home}-parts")
         return Index(corpus, spec, catalogue.opened(home, hop))
     with scratch("index") as temporary:
@@ -228,14 +229,14 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
             storage.publish(merged, home, MARK, storage.json_bytes(told))
         except PlethoraError:
             if not home or not storage.exists(storage.join(home, MARK)):
-                raise  # else another process was first, and its parts are gone
+                raise  # else another process was first and removed the parts
         storage.delete(where)
     return Index(corpus, spec, catalogue.opened(home, hop))
 
 
 def _lacks(corpus: Corpus, spec: WindowSpec) -> list[str]:
-    """A line for each optional modality that the whole corpus lacks or holds too slowly. PlethoraError when
-    one is required, or when none is left.
+    """A line for each optional modality that the corpus lacks, or holds at too low a rate. PlethoraError if
+    one is required, or if none is left.
     """
     lines = []
     for sig in spec.signals:
@@ -253,8 +254,8 @@ def _lacks(corpus: Corpus, spec: WindowSpec) -> list[str]:
 
 
 def _judge_all(corpus: Corpus, spec: WindowSpec, folder: str) -> int:
-    """See that every part of the index is in `folder` (a URI): those that are not are judged. Returns how
-    many there are.
+    """Make sure that every part of the index is in `folder` (a URI): missing ones are judged. Returns the
+    number of parts.
     """
     there = set(storage.listing(folder))
     cuts = parts.cut(len(_groups(corpus)))
@@ -275,7 +276,7 @@ def _judged(corpus: Corpus, spec: WindowSpec, wanted: list[int]) -> Iterator[tup
     from cluster.session import data_context
 
     data_context()
-    judge_part: Any = _judge_part  # Ray's annotation does not know functions with arguments
+    judge_part: Any = _judge_part  # Ray's annotation does not cover functions with arguments
     found = ray.data.from_items([{"part": n} for n in wanted], override_num_blocks=len(wanted)).map_batches(
         judge_part, batch_size=None, fn_kwargs={"corpus": corpus, "spec": spec}
     )
@@ -285,7 +286,7 @@ def _judged(corpus: Corpus, spec: WindowSpec, wanted: list[int]) -> Iterator[tup
 
 
 def _judge_part(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.Table:
-    """A row a part: its table as a file, which Ray Data can neither cut nor put together with another."""
+    """One row per part: its table as a file, which Ray Data can neither split nor merge."""
     groups, data = _groups(corpus), []
     for number in batch["part"].tolist():
         its = parts.cut(len(groups))[number]
@@ -295,7 +296,7 @@ def _judge_part(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) 
 
 
 def _groups(corpus: Corpus) -> list[tuple[int, int]]:
-    """(shard, row group in it) of every row group, in the order of their places."""
+    """(shard, row group in it) of every row group, in order of place."""
     return [(s, g) for s, e in enumerate(corpus.shards) for g in range(len(e["row_groups"]))]
 
 
@@ -305,7 +306,7 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
     found = []
     for shard, group in zip(batch["shard"].tolist(), batch["group"].tolist(), strict=True):
         if group == 0:
-            corpus.check_shard(shard)  # page checksums tell accidents, this tells another file
+            corpus.check_shard(shard)  # page checksums find accidents, this finds a replaced file
         table = few(corpus, shard, group, spec)
         there = present(table, spec)
         required = there[[s.required for s in spec.signals]]
@@ -331,6 +332,6 @@ def _scan(batch: dict[str, np.ndarray], corpus: Corpus, spec: WindowSpec) -> pa.
                 schema=schema(spec),
             )
         )
-    few.clear()  # Ray keeps the process, maybe without work
+    few.clear()  # Ray keeps the process alive, maybe without work
     memory.give_back()
     return pa.concat_tables(found)

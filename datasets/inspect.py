@@ -1,4 +1,4 @@
-"""What is in a corpus: numbers for the terminal, and one picture worth looking at."""
+"""What is in a corpus: numbers for the terminal, and one picture."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ DEFAULT_SHOWN_S = 8.0
 
 
 def describe(uri: str) -> dict[str, Any]:
-    """The corpus at `uri` in numbers, JSON-able: counts, hours and rejects a modality, labels by name."""
+    """The corpus at `uri` in numbers, JSON-able: counts, hours and rejects per modality, labels by name."""
     corpus = open_corpus(uri)
     m = corpus.manifest
     return {
@@ -38,7 +38,7 @@ def describe(uri: str) -> dict[str, Any]:
 
 
 def table(about: dict[str, Any]) -> str:
-    """`describe`'s answer for a terminal."""
+    """`describe`'s result for a terminal."""
     counts = about["counts"]
     lines = [
         f"{about['name']}  {about['uri']}",
@@ -67,25 +67,26 @@ def table(about: dict[str, Any]) -> str:
         f"{m} in {b['records']:,} records, by up to {b['largest_s']:.2f} s"
         for m, b in about.get("moved", {}).items()
     )
-    lines += [f"  resampled to keep to their clock: {moved}"] if moved else []
+    lines += [f"  resampled to follow their clock: {moved}"] if moved else []
     lines += [f"  {agreement.line(found)}" for found in about.get("agreement", [])]
     return "\n".join(redact.lines(line) for line in lines)
 
 
 def _rates(rates: list[float]) -> str:
-    """All of a few; of many (each device its own) the lowest, the highest and how many."""
+    """All rates if there are few; else (each device with its own rate) the lowest, the highest and the
+    count."""
     if len(rates) < 4:
         return ", ".join(f"{r:g}" for r in rates)
     return f"{rates[0]:g}-{rates[-1]:g} ({len(rates)})"
 
 
 def _published(about: dict[str, Any]) -> str:
-    return "by their source's ids" if about["subjects_published"] else "no ids published: one a record"
+    return "by the source's ids" if about["subjects_published"] else "no ids published: one a record"
 
 
 def plot(uri: str, path: str | Path) -> None:
     """Write a picture of the corpus to `path` (PNG): example windows of every modality, each modality along
-    the records with what was refused, hours a subject, signal quality, and hours refused by reason."""
+    the records with its refused parts, hours per subject, signal quality, and hours refused by reason."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,7 +139,7 @@ def _wave(row: dict[str, Any], m: str) -> np.ndarray:
 
 
 def _examples(figure: Any, corpus: Corpus, rows: list[dict[str, Any]]) -> None:
-    """Three people beside each other, the same moment in every modality that they have."""
+    """Three subjects side by side, the same moment in each of their modalities."""
     people: dict[str, dict[str, Any]] = {}
     for row in rows:
         people.setdefault(row["subject"], row)
@@ -226,7 +227,7 @@ def _strings(values: set[str]) -> Any:
 
 
 def _envelope(ax: Any, parts: list[dict[str, Any]], m: str, place: int, columns: int = 900) -> None:
-    """Lowest and highest value along time, in the lane `place` to `place` + 0.94."""
+    """Minimum and maximum along time, in the lane `place` to `place` + 0.94."""
     waves = [(_wave(p, m)[0], p["start_s"], p["duration_s"]) for p in parts]
     if not waves:
         return
@@ -263,7 +264,7 @@ def _hours_a_subject(ax: Any, corpus: Corpus) -> None:
 
 
 def beat_quality(x: np.ndarray, rate: float, window_s: float = 8.0) -> np.ndarray:
-    """How regular a pulsatile or breathing signal (samples,) is, one number a window in [0, 1].
+    """Regularity of a pulsatile or breathing signal (samples,), one number per window in [0, 1].
 
     The highest peak of the normalised autocorrelation after its first zero crossing, at lags of 0.3 s to half
     a window: near 1 for a clean periodic wave, near 0 for noise.
@@ -282,7 +283,7 @@ def beat_quality(x: np.ndarray, rate: float, window_s: float = 8.0) -> np.ndarra
 
 
 def _quality(ax: Any, corpus: Corpus, rows: list[dict[str, Any]]) -> None:
-    """Regularity of a sample of windows, a modality: cumulative, so that modalities compare at a glance."""
+    """Regularity of a sample of windows per modality, as cumulative curves for comparison."""
     for m in corpus.modalities:
         window = 30.0 if m == "resp" else 8.0
         held = [beat_quality(_wave(r, m)[0], r[f"{m}_rate"], window) for r in rows if r[m] is not None]

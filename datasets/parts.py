@@ -48,7 +48,7 @@ def read(folder: str, count: int) -> Iterator[pa.Table]:
             strings = [f.name for f in pq.read_schema(source) if pa.types.is_string(f.type)]
             yield pq.read_table(source, page_checksum_verification=True, read_dictionary=strings)
         except (pa.ArrowException, OSError) as broken:
-            raise PlethoraError(f"{where} is corrupt: delete it, the next run makes it again") from broken
+            raise PlethoraError(f"{where} is corrupt: delete it, the next run rebuilds it") from broken
 
 
 def merge(folder: str, count: int, spec: WindowSpec, into: Path) -> tuple[int, int]:

@@ -210,7 +210,7 @@ def test_a_shard_that_is_not_the_manifests_is_told_when_its_footer_is_read(
     path.write_bytes(whole + b"x")
     assert f"{path} is corrupt, or was replaced ({len(whole) + 1:,} bytes" in line(collect)
     path.write_bytes(whole[:-4] + b"PARE")
-    assert f"{path} is corrupt (it is no Parquet file)" in line(collect)
+    assert f"{path} is corrupt (it is not a Parquet file)" in line(collect)
     path.write_bytes(whole[:-8] + struct.pack("<I", 2**31) + b"PAR1")
     assert f"{path} is corrupt (a footer of" in line(collect)
     assert not list(tmp_path.glob("footers*"))

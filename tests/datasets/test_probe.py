@@ -110,9 +110,9 @@ def test_a_channel_without_a_telling_name_is_asked_for_and_taken_from_the_comman
 def test_a_descriptor_that_is_there_stays_and_a_name_in_a_file_writes_no_toml_of_its_own(tmp_path):
     (tmp_path / "mine.toml").write_text("edited")
     (tmp_path / "r.csv").write_text("ppg\n1\n2\n")
-    with pytest.raises(PlethoraError, match="it is there already"):
+    with pytest.raises(PlethoraError, match="the file exists"):
         main(["probe", str(tmp_path / "r.csv"), "--write", str(tmp_path / "mine.toml")])
-    with pytest.raises(PlethoraError, match="its folder is not there"):
+    with pytest.raises(PlethoraError, match="its folder does not exist"):
         main(["probe", str(tmp_path / "r.csv"), "--write", str(tmp_path / "none" / "mine.toml")])
     hostile = [probe.Channel('ppg"]\nlicence = "open', 10, 50.0, "\x1b[2J")]
     one = probe.Contents(Path("a.edf"), "an EDF file", "edf", hostile)
