@@ -100,8 +100,8 @@ def _nothing(out: str, reports: Sequence[ShardReport], shown: int = 10) -> str:
     causes = folded([problem for report in reports for problem in report.problems])
     more = [f"{len(causes) - shown} other causes"] if len(causes) > shown else []
     records = sum(report.records_in for report in reports)
-    said = f": {'; '.join(causes[:shown] + more)}" if causes else ""
-    return f"nothing to keep for {out}: every record was refused ({records:,} in all){said}"
+    reasons = f": {'; '.join(causes[:shown] + more)}" if causes else ""
+    return f"nothing to keep for {out}: every record was refused ({records:,} in all){reasons}"
 
 
 def folded(problems: Iterable[Mapping[str, str]]) -> list[str]:

@@ -164,18 +164,18 @@ def from_table(table: pa.Table, spec: WindowSpec) -> Catalogue:
     for column, code in zip(names, codes, strict=True):
         words = column.dictionary.cast(pa.large_string())
         runs.append(pa.DictionaryArray.from_arrays(pa.array(code[first], pa.int32()), words))
-    told: list[pa.Array] = []
+    arrays: list[pa.Array] = []
     for field in columns(spec):
         column = table[field.name]
         if field.type == pa.int8():
-            told.append(_verdicts(column))
+            arrays.append(_verdicts(column))
         elif field.type == pa.float32():
-            told.append(pa.array(np.asarray(column.to_numpy(), np.float32)))  # null: NaN
+            arrays.append(pa.array(np.asarray(column.to_numpy(), np.float32)))  # null: NaN
         else:
-            told.append(_one(column))
+            arrays.append(_one(column))
     return Catalogue(
         pa.RecordBatch.from_arrays(runs, schema=RUNS),
-        pa.RecordBatch.from_arrays(told, schema=columns(spec)),
+        pa.RecordBatch.from_arrays(arrays, schema=columns(spec)),
         hop,
     )
 
@@ -235,9 +235,9 @@ def opened(home: str, hop_s: float) -> Catalogue:
     home = storage.normalise(home)
     corrupt = PlethoraError(f"{home} is corrupt: delete it, the next run rebuilds it")
     try:
-        told = storage.read_json(storage.join(home, MARK))
-        checksums = tuple(str(told["sha256"][name]) for name in FILES)
-        counts = int(told["runs"]), int(told["windows"])
+        mark = storage.read_json(storage.join(home, MARK))
+        checksums = tuple(str(mark["sha256"][name]) for name in FILES)
+        counts = int(mark["runs"]), int(mark["windows"])
     except (PlethoraError, KeyError, TypeError, ValueError) as broken:
         raise corrupt from broken
     folder = _near(home, checksums)

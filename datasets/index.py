@@ -225,8 +225,8 @@ def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:
             if not home:
                 return Index(corpus, spec, catalogue.in_memory(merged, hop))
             sums = dict(zip(FILES, catalogue.checksums_of(merged), strict=True))
-            told = {"version": VERSION, "windows": windows, "runs": runs, "sha256": sums}
-            storage.publish(merged, home, MARK, storage.json_bytes(told))
+            mark = {"version": VERSION, "windows": windows, "runs": runs, "sha256": sums}
+            storage.publish(merged, home, MARK, storage.json_bytes(mark))
         except PlethoraError:
             if not home or not storage.exists(storage.join(home, MARK)):
                 raise  # else another process was first and removed the parts

@@ -81,8 +81,8 @@ def summary(
     short["shards"] = len(manifest["shards"])
     short["bytes"] = sum(s["bytes"] for s in manifest["shards"])
     short["labels"] = manifest["labels"]["rows"]
-    said = {kind: list((words or {}).get(kind, [])) for kind in ("problems", "notes")}
-    return {**short, "uri": uri, **said, "already_there": already}
+    messages = {kind: list((words or {}).get(kind, [])) for kind in ("problems", "notes")}
+    return {**short, "uri": uri, **messages, "already_there": already}
 
 
 def plan(
@@ -113,9 +113,9 @@ def plan(
 
 def _about(descriptor: Descriptor, key_id: str, sources: Sequence[RecordFile], root: Root) -> dict[str, Any]:
     """The manifest's descriptive part. `input` is the fingerprint of all that decides the corpus' content."""
-    told = descriptor.model_dump(mode="json")
-    _drop_later(told)
-    seen = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    fields = descriptor.model_dump(mode="json")
+    _drop_later(fields)
+    seen = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     seen.update(key_id.encode())
     for source in sources:
         seen.update(json.dumps([source.record, source.subject, source.files, source.digest]).encode())
@@ -159,11 +159,11 @@ LATER: dict[str, dict[str, Any]] = {
 }
 
 
-def _drop_later(told: dict[str, Any]) -> None:
+def _drop_later(fields: dict[str, Any]) -> None:
     for table, keys in LATER.items():
         first, _, second = table.partition(".")
-        held = told[first] if first else told
-        each = held.values() if first == "signals" else held if isinstance(held, list) else [held]
+        table = fields[first] if first else fields
+        each = table.values() if first == "signals" else table if isinstance(table, list) else [table]
         if second:
             each = [one for part in each for one in part[second].values()]
         for one in each:
@@ -197,9 +197,9 @@ def _entries(root: str, descriptor: Descriptor, task: Task) -> Iterator[Entry]:
     files = Root.reopen(root, {name for source, _ in task.sources for name, _ in source.files})
     with tempfile.TemporaryDirectory() as place:
         common = files.fetch(given.shared(descriptor), Path(place))
-        for _, held in itertools.groupby(task.sources, key=lambda pair: pair[0].files[0]):
+        for _, group in itertools.groupby(task.sources, key=lambda pair: pair[0].files[0]):
             with tempfile.TemporaryDirectory() as scratch:  # one copy of a far file, however many records
-                for source, subject in held:
+                for source, subject in group:
                     yield _entry(reader, source, subject, files, Path(scratch), common, descriptor)
 
 
@@ -248,7 +248,7 @@ def _without(source: RecordFile, why: Refused, descriptor: Descriptor) -> Record
 
 def _refused_detail(source: RecordFile) -> str | None:
     """Each refused modality with its reason, and in words what the file has instead."""
-    told = {
+    reasons = {
         m: f"{reason} ({w})" if (w := source.words.get(m)) else reason for m, reason in source.refused.items()
     }
-    return ", ".join(f"{m}: {words}" for m, words in sorted(told.items())) or None
+    return ", ".join(f"{m}: {words}" for m, words in sorted(reasons.items())) or None

@@ -1,4 +1,4 @@
-"""One shard, one task: in Ray Data, or in this process where starting Ray would take longer than the work."""
+"""One task per shard: in Ray Data, or in this process if starting Ray would take longer than the work."""
 
 import json
 import threading
@@ -45,7 +45,7 @@ class _Count:
 
 
 class _Teller:
-    """A task's tick: tells the actor now and then, not at every record."""
+    """A task's tick: reports to the actor now and then, not at every record."""
 
     def __init__(self, count: Any) -> None:
         self.count, self.untold, self.last = count, 0, time.monotonic()
@@ -88,5 +88,5 @@ def _watch(ray: Any, count: Any, bar: Progress, over: threading.Event) -> None:
     while not over.wait(EVERY_S):
         try:
             bar.set(max(bar.done, ray.get(count.get.remote())))
-        except ray.exceptions.RayError:  # the cluster goes down: whoever waits for the tasks says so
+        except ray.exceptions.RayError:  # cluster shutting down: reported where the tasks are awaited
             return

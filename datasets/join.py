@@ -1,8 +1,8 @@
-"""Rows of one record that a modality runs through → one row.
+"""Merges rows of one record across which a modality continues.
 
-The corpus contract ends a row wherever *any* modality becomes valid or invalid. Who wants only some of them
-must not lose windows at the borders that others make: without joining, 42 % of BIDMC's four-minute PPG
-windows go because its respiration channel saturates for a second here and there.
+The corpus contract ends a row wherever *any* modality becomes valid or invalid. A reader that wants only some
+of them must not lose windows at boundaries that others cause: without joining, 42 % of BIDMC's four-minute
+PPG windows are lost because its respiration channel saturates for a second here and there.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,12 @@ NEAR_S = 1e-6  # start_s and duration_s are rounded to doubles
 
 
 def join(table: pa.Table, modalities: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
-    """Rows of a row group that hold all of `modalities` (but for the `optional` among them) and at least one,
-    with neighbours in time joined into one.
+    """Rows of a row group that hold all of `modalities` (except the `optional` ones) and at least one, with
+    rows adjacent in time joined.
 
     `table` has subject, record, start_s, duration_s and the six columns of each of `modalities`; others are
-    dropped. Joined rows are of one record, touch in time, hold the same modalities and agree in rate, scale,
-    offset, unit and channels.
-    A table in which nothing joins is returned without a copy of its samples.
+    dropped. Joined rows are of one record, adjacent in time, hold the same modalities and agree in rate,
+    scale, offset, unit and channels. If nothing joins, the table is returned without a copy of its samples.
     """
     names = ["subject", "record", "start_s", "duration_s"]
     names += [c for c in table.column_names if c.split("_")[0] in modalities]
@@ -47,7 +46,7 @@ def join(table: pa.Table, modalities: Sequence[str], optional: Sequence[str] = (
 
 
 def _follows(table: pa.Table, same: Sequence[str], optional: Sequence[str]) -> np.ndarray:
-    """Whether each row (n,) continues the one before it: equal in `same`, and with the same of `optional`."""
+    """Whether each row (n,) continues the previous one: equal in `same`, with the same `optional` ones."""
     n = table.num_rows
     if n < 2:
         return np.zeros(n, bool)
@@ -64,9 +63,9 @@ def _follows(table: pa.Table, same: Sequence[str], optional: Sequence[str]) -> n
 
 
 def _concatenated(values: pa.BinaryArray, first: np.ndarray) -> pa.BinaryArray:
-    """The binary values of each run of rows that begins at `first`, end to end; null where they are.
+    """The concatenated binary values of each run of rows that begins at `first`; null where they are null.
 
-    The bytes stay where they are, only the offsets between them go.
+    The bytes stay in place; only the offsets between them are removed.
     """
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], pa.binary())

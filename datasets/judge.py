@@ -1,4 +1,4 @@
-"""Windows of a row group → which of them pass, and why not the others: the columns of an index."""
+"""Windows of a row group → the index columns that say which pass, and why the others do not."""
 
 import numpy as np
 import pyarrow as pa
@@ -8,26 +8,26 @@ from datasets.signal import Signal
 from datasets.windows import WindowSpec, cut, present, transform, verdicts
 
 VERDICTS = ("ok", "absent", "flat", "nan", "quality")
-TOGETHER = 64  # bounds memory: windows prepared at a time, not a row group
+TOGETHER = 64  # bounds memory: windows prepared at a time
 
 SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
         ("group", pa.int32()),  # row group in the shard
-        ("row", pa.int32()),  # row in the row group, as `read` gives it
+        ("row", pa.int32()),  # row in the row group, as `read` returns it
         ("offset_s", pa.float64()),  # of the window within the row
         ("start_s", pa.float64()),  # of the window within the record
         ("subject", pa.string()),
         ("record", pa.string()),
-        ("quality", pa.float32()),  # signal.periodicity of the first signal; null where that is absent
-        ("verdict", pa.string()),  # ok, or why not
+        ("quality", pa.float32()),  # signal.periodicity of the first signal; null if absent
+        ("verdict", pa.string()),  # ok, or the reason
     ]
 )
 
 
 def schema(spec: WindowSpec) -> pa.Schema:
-    """`SCHEMA`, and `verdict_<m>` for each optional modality (ok, absent, or why it is left out of a window
-    that may still be used for others), `inverted_<m>` for each that is turned upright.
+    """`SCHEMA`, and for each optional modality `verdict_<m>` (ok, absent, or why the window is used without
+    it), for each that is turned upright `inverted_<m>`.
     """
     more = [pa.field(f"verdict_{m}", pa.string()) for m in spec.optional]
     more += [pa.field(f"inverted_{s.modality}", pa.bool_()) for s in spec.signals if s.upright]
@@ -36,7 +36,7 @@ def schema(spec: WindowSpec) -> pa.Schema:
 
 def judge(table: pa.Table, row: np.ndarray, offset: np.ndarray, spec: WindowSpec) -> dict[str, pa.Array]:
     """The columns of `schema` from `quality` on. The first required signal that refuses a window gives the
-    reason; an optional one is left out of it; of a window without any, the first that is there says why.
+    reason; a refused optional signal is only left out; if no signal is left, the first one present gives it.
     """
     n, signals = len(row), spec.signals
     quality = np.full(n, np.nan, np.float32)
@@ -61,7 +61,7 @@ def judge(table: pa.Table, row: np.ndarray, offset: np.ndarray, spec: WindowSpec
 
 
 def _flat(cuts: list[np.ndarray], rate: np.ndarray, sig: Signal) -> np.ndarray:
-    """(n,) largest share of a channel that is flat, where the signal asks for it."""
+    """(n,) largest flat share of any channel, if the signal limits it."""
     share = np.zeros(len(cuts))
     if sig.max_flat < 1:
         for native in np.unique(rate):

@@ -1,9 +1,9 @@
-"""Labels that follow from the recordings themselves: heart rate, blood pressure, breathing rate.
+"""Labels derived from the recordings: heart rate, blood pressure, breathing rate.
 
-Pure functions, samples and rate in, `Labels` out. What is derived says so in its name: `hr_derived`,
-`sbp_derived`, `dbp_derived`, `rr_derived`; no given label may end like that. One value a stretch of fixed
-length (10 s; breathing 30 s), counted from the start of the record; a stretch that is not sound from end to
-end has none, since a doubtful label does more harm than a missing one.
+Pure functions: samples and rate in, `Labels` out. Derived labels have their own names: `hr_derived`,
+`sbp_derived`, `dbp_derived`, `rr_derived`; no given label may end like that. One value per stretch of fixed
+length (10 s; breathing 30 s), counted from the start of the record. A stretch that is not valid throughout
+has no value, since a doubtful label does more harm than a missing one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,26 +20,26 @@ from datasets.readers.base import Labels, Recording, Samples
 from datasets.schema import DERIVED
 from datasets.validity import KEPT, Limits
 
-SHORTEST_S = 5.0  # of sound signal, for a beat detector to find its level
+SHORTEST_S = 5.0  # of valid signal, for a beat detector to settle
 HR_RANGE = (25.0, 240.0)  # bpm
-SAME_BEAT_S = 0.15  # two detectors mean the same beat (ANSI/AAMI EC57)
+SAME_BEAT_S = 0.15  # tolerance for two detectors to mean the same beat (ANSI/AAMI EC57)
 AGREE = 0.9  # bSQI: least agreement of two detectors (Li, Mark, Clifford, Physiol Meas 29:15, 2008)
-# Beats' slope over the usual slope between them: above 3.5 in all of BIDMC, below 1.7 in noise of any colour
+# Beat slope over the usual slope between beats: above 3.5 in all of BIDMC, below 1.7 in noise of any colour
 # and in tremor, where two detectors agree by chance at 160 a minute.
 CONTRAST = 2.5
 # Plausible beats, mmHg: the signal abnormality index of Sun, Reisner, Mark, Comput Cardiol 33:13, 2006, its
-# ranges narrowed to what a living adult shows, its 20 mmHg from beat to beat taken from the stretch's median.
+# ranges narrowed to those of a living adult, its 20 mmHg between beats taken from the stretch's median.
 SBP_RANGE, DBP_RANGE, PULSE_RANGE = (40.0, 260.0), (20.0, 160.0), (12.0, 150.0)
 
 JUMP_MMHG = 20.0
 SOUND_BEATS = 0.8  # share of a stretch's beats that must be plausible
 RR_RANGE = (4.0, 60.0)  # breaths a minute
-ANNOTATORS_WITHIN = 2.0  # 1/min: where two people differ by more, the truth is unknown (Pimentel 2017)
+ANNOTATORS_WITHIN = 2.0  # 1/min: if two annotators differ by more, the truth is unknown (Pimentel 2017)
 
 
 @dataclass(frozen=True)
 class Pulses:
-    """Beats of an arterial pressure: when each foot is (s), its systolic and diastolic value (mmHg)."""
+    """Beats of an arterial pressure: time of each foot (s), systolic and diastolic value (mmHg)."""
 
     foot_s: np.ndarray
     sbp: np.ndarray
@@ -49,12 +49,12 @@ class Pulses:
 def _level(envelope: np.ndarray, rate: float) -> np.ndarray:
     """Height of the beats around each sample: maxima of 2-s blocks, the median of five neighbours (10 s).
 
-    A block holds a beat down to 30 a minute; the median lets an artefact in two of five blocks pass.
+    A block contains a beat down to 30 a minute; the median tolerates an artefact in two of five blocks.
     """
     size = max(1, int(2 * rate))
     cuts = np.arange(0, max(1, len(envelope) - size // 2), size)
     tops = ndimage.median_filter(np.maximum.reduceat(envelope, cuts), 5, mode="nearest")
-    # linear between the centres of the blocks: what np.interp gives, in half its time
+    # linear between the block centres: equals np.interp, in half its time
     half = size - size // 2
     after_centre = np.arange(half, half + size) - size / 2
     inner = (np.diff(tops) / size)[:, None] * after_centre + tops[:-1, None]
@@ -63,9 +63,9 @@ def _level(envelope: np.ndarray, rate: float) -> np.ndarray:
 
 
 def _band(x: np.ndarray, rate: float, low: float | None, high: float) -> np.ndarray:
-    """Zero-phase Butterworth band-pass (low-pass where `low` is None); `high` gives way at low rates.
+    """Zero-phase Butterworth band-pass (low-pass if `low` is None); `high` is lowered at low rates.
 
-    Equals `signal.sosfiltfilt`, which solves for the filter's state at every call: a fifth of its time.
+    Equals `signal.sosfiltfilt`, which solves for the filter's state at every call, in a fifth of its time.
     """
     sos, state, pad = _filter(rate, low, min(high, 0.45 * rate))
     if len(x) <= pad:
@@ -78,7 +78,8 @@ def _band(x: np.ndarray, rate: float, low: float | None, high: float) -> np.ndar
 
 @lru_cache(maxsize=64)
 def _filter(rate: float, low: float | None, high: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """Second-order sections, their state in a constant signal of 1, samples to mirror at either end."""
+    """Second-order sections, their state for a constant input of 1, and the samples to mirror at either
+    end."""
     edges, kind = (high, "low") if low is None else ((low, high), "band")
     sos = signal.butter(2, edges, kind, fs=rate, output="sos")
     zeros = min((sos[:, 2] == 0).sum(), (sos[:, 5] == 0).sum())  # of first-order sections
@@ -89,7 +90,7 @@ def qrs_energy(x: np.ndarray, rate: float) -> np.ndarray:
     """Times (s) of the beats of an ECG (samples,), any unit and polarity: Pan and Tompkins's chain.
 
     Band-pass 5–20 Hz, slope, mean square over 0.1 s; peaks above 0.4 of the local level and 0.25 s apart.
-    After IEEE Trans Biomed Eng 32:230, 1985, with a level from both sides instead of running estimates.
+    After IEEE Trans Biomed Eng 32:230, 1985, with a two-sided level instead of running estimates.
     """
     return _peaks(_slope(x, rate), rate, 0.4)
 
@@ -100,10 +101,10 @@ def _slope(x: np.ndarray, rate: float) -> np.ndarray:
 
 
 def qrs_length(x: np.ndarray, rate: float) -> np.ndarray:
-    """Times (s) of the beats of an ECG by another route: the length of the curve over 0.13 s.
+    """Times (s) of the beats of an ECG by a different method: curve length over 0.13 s.
 
-    After Zong, Moody, Jiang, Comput Cardiol 30:737, 2003: 3–16 Hz (T waves are slower), then the length in
-    excess of a horizontal line's. It errs on other signals than `qrs_energy` does, which is what it is for.
+    After Zong, Moody, Jiang, Comput Cardiol 30:737, 2003: 3–16 Hz (T waves are slower), then the curve length
+    in excess of a horizontal line's. Its errors differ from those of `qrs_energy`, which is its purpose.
     """
     y = _band(x, rate, 3, 16)
     step = np.diff(y, prepend=y[:1])
@@ -120,7 +121,7 @@ def _peaks(envelope: np.ndarray, rate: float, share: float) -> np.ndarray:
 
 
 def agreement_of_beats(a: np.ndarray, b: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """How far two detectors agree in each stretch (k,): 2 · matched / (beats of both), 0 where none has any.
+    """Agreement of two detectors per stretch (k,): 2 · matched / (beats of both), 0 if neither has any.
 
     `a`, `b`: ascending times in s. A beat is matched when the other detector has one within 0.15 s.
     """
@@ -139,7 +140,7 @@ def agreement_of_beats(a: np.ndarray, b: np.ndarray, start: np.ndarray, stop: np
 
 
 def rates(events: np.ndarray, start: np.ndarray, stop: np.ndarray, within: tuple[float, float]) -> np.ndarray:
-    """Events a minute (k,) in each stretch: whole intervals between its first and last event; else NaN.
+    """Events a minute (k,) per stretch: whole intervals between its first and last event; else NaN.
 
     NaN: fewer than two intervals, a rate or a single gap (also one to the stretch's border) out of `within`.
     """
@@ -150,7 +151,7 @@ def rates(events: np.ndarray, start: np.ndarray, stop: np.ndarray, within: tuple
         return out
     low, last = low[k], high[k] - 1
     rate = 60 * (last - low) / (events[last] - events[low])
-    gaps = np.append(np.diff(events), 0.0)  # the zero: the last event has a place, too
+    gaps = np.append(np.diff(events), 0.0)  # the zero: the last event needs an entry too
     inside = np.maximum.reduceat(gaps, np.stack([low, last], axis=1).ravel())[::2]
     widest = np.maximum.reduce([inside, events[low] - start[k], stop[k] - events[last]])
     out[k] = np.where((rate >= within[0]) & (rate <= within[1]) & (widest <= 60 / within[0]), rate, np.nan)
@@ -160,7 +161,7 @@ def rates(events: np.ndarray, start: np.ndarray, stop: np.ndarray, within: tuple
 def heart_rate(x: np.ndarray, rate: float, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Beats a minute (k,) of an ECG (samples,) in stretches [start, stop) s.
 
-    NaN: two detectors differ, the beats hardly stand out, or they come at an implausible rate (see `rates`).
+    NaN: two detectors differ, the beats hardly stand out, or their rate is implausible (see `rates`).
     """
     envelope = _slope(x, rate)
     a, b = _peaks(envelope, rate, 0.4), qrs_length(x, rate)
@@ -174,7 +175,7 @@ def heart_rate(x: np.ndarray, rate: float, start: np.ndarray, stop: np.ndarray) 
 
 
 def _medians(x: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Medians of x[start:stop], (k,), those of one length together."""
+    """Medians of x[start:stop], (k,), computed together for equal lengths."""
     out = np.full(len(start), np.nan)
     for size in np.unique(stop - start):
         alike = stop - start == size
@@ -183,7 +184,7 @@ def _medians(x: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
 
 
 def pulses(x: np.ndarray, rate: float) -> Pulses:
-    """The beats of an arterial pressure (samples,) in mmHg, plausible or not.
+    """All beats of an arterial pressure (samples,) in mmHg, plausible or not.
 
     Upstrokes are the peaks of the slope sum function (rise over 0.13 s; Zong et al., Comput Cardiol 30:259,
     2003) above 0.4 of its local level. Around each: the lowest value before, the highest after it, of the
@@ -211,7 +212,8 @@ def _extreme(
     since: np.ndarray,
     until: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where y is highest in [at + low_s, at + high_s], not before `since` nor after `until`; and how high."""
+    """Where y peaks in [at + low_s, at + high_s], not before `since` nor after `until`; and the peak
+    value."""
     reach = np.arange(round(low_s * rate), round(high_s * rate) + 1)
     index = at[:, None] + reach
     inside = (index >= since[:, None]) & (index <= until[:, None]) & (index >= 0) & (index < len(y))
@@ -248,7 +250,7 @@ def blood_pressure(
 
 
 def _medians_by(values: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
-    """Median of the `values` of each group 0 to `groups` - 1, (groups,); NaN where it has none."""
+    """Median of the `values` of each group 0 to `groups` - 1, (groups,); NaN for an empty group."""
     ordered = values[np.lexsort((values, group))]
     counts = np.bincount(group, minlength=groups)
     first, some = np.cumsum(counts) - counts, counts > 0
@@ -280,7 +282,7 @@ def from_signal(
     measure: Callable[..., np.ndarray | tuple[np.ndarray, ...]],
     unit: str,
 ) -> list[Labels]:
-    """Labels `names` that `measure(x, rate, start, stop)` finds in the sound parts of a first channel."""
+    """Labels `names` that `measure(x, rate, start, stop)` finds in the valid parts of the first channel."""
     rate = float(samples.rate)
     x_tc, missing, _, _ = validity.bridge(samples.x_tc, samples.missing, limits.bridge_s * rate)
     sound = validity.verdicts(x_tc, missing, rate, limits) == KEPT
@@ -295,9 +297,9 @@ def from_signal(
 
 
 def breathing_rate(breaths: Mapping[str, np.ndarray], seconds: float, length_s: float) -> Labels:
-    """Breaths a minute out of one or more people's annotations (name -> ascending times in s).
+    """Breaths a minute from the annotations of one or more people (name -> ascending times in s).
 
-    The mean of all who annotated; none where the highest and the lowest differ by more than 2 a minute.
+    The mean over all annotators; no value if the highest and the lowest differ by more than 2 a minute.
     """
     start, stop = stretches(seconds, length_s)
     each = np.array([rates(np.sort(t), start, stop, RR_RANGE) for _, t in sorted(breaths.items())])
@@ -308,13 +310,13 @@ def breathing_rate(breaths: Mapping[str, np.ndarray], seconds: float, length_s: 
 
 
 def _known(name: str, values: np.ndarray, unit: str, start: np.ndarray, stop: np.ndarray) -> Labels:
-    """Only the stretches that have a value; three decimals are far below what a detector knows."""
+    """Only the stretches with a value; three decimals are far below a detector's precision."""
     there = np.isfinite(values)
     return Labels(name, np.round(values[there], 3), unit, start[there], stop[there])
 
 
 def derived(recording: Recording, wanted: Derive, limits: Limits) -> list[Labels]:
-    """All labels that a descriptor's [derive] asks for, of one record."""
+    """All labels of one record that a descriptor's [derive] requests."""
     found: list[Labels] = []
     if wanted.hr and wanted.hr in recording.signals:
         ecg = recording.signals[wanted.hr]

@@ -1,6 +1,6 @@
-"""The ledger: how many windows of each corpus and pass were seen, and the sum of their names.
+"""The ledger: the number of windows seen per corpus and pass, and the sum of their ids.
 
-A run counts what it trains on; at its end this must be what its plan says, or windows were lost or repeated.
+A run counts what it trains on; at its end the ledger must equal the plan's, or windows were lost or repeated.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ def expected(plan: Plan, until: int | None = None) -> dict[tuple[int, int], tupl
         given = plan.given(number, slots, turns)
         n = len(source)
         for pass_ in range(-(-int((given * plan.lanes + slots).max()) // n)):
-            before = -((slots - pass_ * n) // plan.lanes)  # what each slot takes of earlier passes
+            before = -((slots - pass_ * n) // plan.lanes)  # places that each slot takes in earlier passes
             after = -((slots - (pass_ + 1) * n) // plan.lanes)
             taken = np.clip(given, before, after) - before
             if taken.any():
@@ -27,7 +27,7 @@ def expected(plan: Plan, until: int | None = None) -> dict[tuple[int, int], tupl
 
 
 def _sum(plan: Plan, number: int, pass_: int, taken: np.ndarray) -> int:
-    """The sum of the ids of the first `taken` (lanes,) windows that each slot takes of a pass."""
+    """The sum of the ids of the first `taken` (lanes,) windows of a pass, per slot."""
     source = plan.sources[number]
     if taken.sum() == len(source):
         return int(source.sums[-1])
@@ -45,7 +45,7 @@ def _sum(plan: Plan, number: int, pass_: int, taken: np.ndarray) -> int:
 
 
 def _stretch(plan: Plan, number: int, pass_: int, low: int, high: int) -> np.ndarray:
-    """The sum of the ids of windows [low, high) of all, row groups in the order of a pass."""
+    """The sum of the ids of windows [low, high), with row groups in the order of a pass."""
     order, source = plan.order(number, pass_), plan.sources[number]
     total = np.zeros(1, np.uint64)
     first, last = np.searchsorted(order.begin, [low, high], "right") - 1

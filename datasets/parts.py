@@ -1,5 +1,5 @@
-"""An index in the making: tables of some row groups each, kept as they come, and put together without ever
-holding all of them.
+"""An index under construction: tables of some row groups each, stored as they arrive, and merged without ever
+holding all of them in memory.
 """
 
 import os
@@ -14,11 +14,11 @@ from cluster.errors import PlethoraError
 from datasets.catalogue import FILES, NAMES, RUNS, columns, from_table
 from datasets.windows import WindowSpec
 
-MOST, FEWEST = 16, 64  # row groups of a part; parts of a corpus that has as many row groups
+MOST, FEWEST = 16, 64  # row groups per part; minimum number of parts, if there are as many row groups
 
 
 def cut(groups: int) -> list[range]:
-    """The parts of a corpus of so many row groups: which of them each holds."""
+    """The parts of a corpus with this number of row groups: the row groups of each."""
     size = min(MOST, max(1, groups // FEWEST))
     return [range(low, min(low + size, groups)) for low in range(0, groups, size)]
 
@@ -29,7 +29,7 @@ def name(number: int) -> str:
 
 
 def encode(table: pa.Table) -> bytes:
-    """A table as `judge.schema`, as a part's file."""
+    """A table as `judge.schema`, encoded as a part's file."""
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
@@ -38,7 +38,7 @@ def encode(table: pa.Table) -> bytes:
 
 
 def read(folder: str, count: int) -> Iterator[pa.Table]:
-    """The tables of `count` parts in a folder (a URI), in their order; text stays codes."""
+    """The tables of `count` parts in a folder (a URI), in order; strings stay codes."""
     import pyarrow.parquet as pq
 
     for number in range(count):
@@ -52,10 +52,10 @@ def read(folder: str, count: int) -> Iterator[pa.Table]:
 
 
 def merge(folder: str, count: int, spec: WindowSpec, into: Path) -> tuple[int, int]:
-    """Put the `count` parts in `folder` (a URI) together: the `catalogue.FILES` in the empty local folder
-    `into`. Returns how many windows and runs they hold.
+    """Merge the `count` parts in `folder` (a URI): writes the `catalogue.FILES` into the empty local folder
+    `into`. Returns the numbers of windows and runs.
 
-    Column after column grows in a file of its own, from part to part; the whole is written out of their maps.
+    Each column grows in its own file, part by part; the result is written from memory maps of these.
     """
     raw = into / "columns"
     raw.mkdir()
@@ -66,8 +66,8 @@ def merge(folder: str, count: int, spec: WindowSpec, into: Path) -> tuple[int, i
         at = RUNS.get_field_index("first")
         runs.add(part.runs.set_column(at, RUNS.field(at), first))
         windows.add(part.windows)
-    for file, held in zip(FILES, (runs, windows), strict=True):
-        batch = held.whole()
+    for file, table in zip(FILES, (runs, windows), strict=True):
+        batch = table.whole()
         with pa.ipc.new_file(str(into / file), batch.schema) as out:
             out.write_batch(batch)
         del batch
@@ -78,8 +78,8 @@ def merge(folder: str, count: int, spec: WindowSpec, into: Path) -> tuple[int, i
 
 
 class _Columns:
-    """Columns that grow on disk, a file each: numbers as they are, truths a byte each, names as their codes
-    and, in two more files, what the codes stand for.
+    """Columns that grow on disk, one file each: numbers unchanged, booleans one byte each, names as codes
+    with two more files for their dictionary.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
@@ -98,7 +98,7 @@ class _Columns:
         self.rows += batch.num_rows
 
     def _name(self, name: str, words: pa.Array) -> None:
-        """Add what codes stand for: the bytes of all, and where each of them ends."""
+        """Append dictionary entries: their bytes, and where each one ends."""
         offsets = pa.Array.from_buffers(
             pa.int64(), len(words) + 1, [None, words.buffers()[1]], 0, words.offset
         )
@@ -115,7 +115,7 @@ class _Columns:
             values.tofile(file)
 
     def whole(self) -> pa.RecordBatch:
-        """All of it, over maps of the files."""
+        """The complete table, over maps of the files."""
         return pa.RecordBatch.from_arrays([self._column(f) for f in self.schema], schema=self.schema)
 
     def _column(self, field: pa.Field) -> pa.Array:
@@ -137,7 +137,7 @@ class _Columns:
 
 
 def _map(path: Path) -> pa.Buffer:
-    """The bytes of a file, mapped."""
+    """The bytes of a file, memory-mapped."""
     if not path.exists() or not path.stat().st_size:
-        return pa.py_buffer(b"")  # there is no map of nothing
+        return pa.py_buffer(b"")  # an empty file cannot be mapped
     return pa.memory_map(str(path)).read_buffer()

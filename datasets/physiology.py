@@ -1,11 +1,11 @@
-"""A made-up person's heart, vessels and breath: the truth, and the clean waveforms that follow from it.
+"""A synthetic person's heart, vessels and breathing: the truth, and the clean waveforms that follow from it.
 
-What carries what (so that a task on synthetic data is not harder, or easier, than it looks):
+What carries which information (so that a synthetic task is as hard as it looks, no more and no less):
 heart rate and rhythm: the beat times, in every modality (respiration only through its coupling);
 breathing rate: RESP itself, respiratory sinus arrhythmia, and the amplitude and baseline of the others;
-blood pressure: ABP itself; in PPG and ECG together the arrival time (stiffer and fuller vessels conduct
-faster); in PPG alone the timing and height of the diastolic wave, through stiffness, so confounded by age;
-oxygen saturation: the ratio of two wavelengths, and *nothing else*: one PPG wavelength does not hold it.
+blood pressure: ABP itself; PPG and ECG together through the arrival time (stiffer and fuller vessels conduct
+faster); PPG alone through the timing and height of the diastolic wave (stiffness), so confounded by age;
+oxygen saturation: the ratio of two wavelengths, and *nothing else*: one PPG wavelength does not carry it.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Beats:
-    """R-peak times (n,) in s, with what each beat is; `fill` = preceding interval over the expected one."""
+    """R-peak times (n,) in s, with each beat's type; `fill` = preceding interval over the expected one."""
 
     r: np.ndarray
     interval: np.ndarray  # to the next beat, s
@@ -184,7 +184,8 @@ def ecg(t: np.ndarray, who: Person, c: Course, b: Beats) -> np.ndarray:
 
 
 def _arrival(who: Person, c: Course, b: Beats, path_m: float) -> np.ndarray:
-    """When each beat's pulse arrives `path_m` down the arm: pre-ejection time + path / wave velocity."""
+    """When each beat's pulse arrives `path_m` down the arm: pre-ejection time + path / pulse-wave
+    velocity."""
     mean = np.interp(b.r, c.t, (c.sbp + 2 * c.dbp) / 3)
     velocity = np.clip(4.5 + 4.5 * who.stiffness + 0.035 * (mean - 90), 3, 15)
     return b.r + 0.08 + path_m / velocity
@@ -204,7 +205,7 @@ class _Shape:
 def _pulse(t: np.ndarray, foot: np.ndarray, shape: _Shape) -> tuple[np.ndarray, np.ndarray]:
     """Unit pulses (0 at each foot, 1 at the peak) at times `t`, and the index of each sample's beat.
 
-    A gamma-shaped wave and a Gaussian one; a ramp takes off what is left at the next foot: beats join.
+    A gamma-shaped wave and a Gaussian one; a ramp removes the remainder at the next foot, so that beats join.
     """
     length = np.append(np.diff(foot), foot[-1] - foot[-2])
 
@@ -225,7 +226,7 @@ def _pulse(t: np.ndarray, foot: np.ndarray, shape: _Shape) -> tuple[np.ndarray, 
 
 
 def _stroke(who: Person, c: Course, b: Beats) -> np.ndarray:
-    """Relative pulse height a beat: little filling time, small pulse (the deficit of AF and ectopy)."""
+    """Relative pulse height per beat: short filling time, small pulse (the deficit of AF and ectopy)."""
     small = np.where(b.af | b.ectopic, b.fill**1.2, b.fill**0.3)
     return np.clip(small, 0.15, 1.5) * (1 + 0.06 * breath_at(c, b.r)) * np.where(b.ectopic, 0.5, 1)
 
@@ -263,13 +264,13 @@ def abp(t: np.ndarray, who: Person, c: Course, b: Beats) -> np.ndarray:
 
 
 def resp(t: np.ndarray, c: Course) -> np.ndarray:
-    """Chest impedance, arbitrary unit: inspiration up, a second harmonic for its shape."""
+    """Chest impedance, arbitrary unit: rises with inspiration; a second harmonic shapes it."""
     phase = 2 * np.pi * np.interp(t, c.t, c.breath)
     depth = 1 + 0.15 * np.sin(2 * np.pi * t / 47)
     return depth * (np.sin(phase) + 0.2 * np.sin(2 * phase + 0.6))
 
 
 def mean_rate(events: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Events a minute in each interval, counted with fractions: the truth of a heart rate label."""
+    """Events a minute in each interval, counted with fractions: the true value of a heart rate label."""
     at = np.arange(len(events), dtype=float)
     return 60 * (np.interp(stop, events, at) - np.interp(start, events, at)) / (stop - start)

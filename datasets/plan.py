@@ -1,15 +1,15 @@
 """Who reads what in which order: a pure function of (row groups, weights, seed, batch, world size, position).
 
-The sequence of optimizer steps does not know the world size; only its cut into workers does. So two workers
-see, step by step, what one would, and a run resumes on another world size without losing or repeating a
-window. What is held grows with the row groups, not with the windows: an order is computed where it is needed.
+The sequence of optimizer steps does not depend on the world size; only its split among workers does. So two
+workers see, step by step, what one would, and a run resumes on another world size without losing or repeating
+a window. Memory grows with the row groups, not with the windows: an order is computed where it is needed.
 
-    pass       a corpus's row groups in drawn order, cut into `lanes` lanes of equal length (± 1 window)
-    reel       `mixed` row groups of a lane (the first one alone): its windows come in drawn order
-    sequence   all windows of a run, without end: its places go to the lanes in turn, and each lane takes
+    pass       a corpus's row groups in random order, split into `lanes` lanes of equal length (± 1 window)
+    reel       `mixed` row groups of a lane (the first one alone): its windows come in random order
+    sequence   all windows of a run, endless: its places go to the lanes in turn, and each lane takes
                from the corpora by weight
     step       `batch` places of the sequence: the same number from every lane (± 1, in turn)
-    worker     an equal cut of the step's places by lane: whole lanes where the world size divides them
+    worker     an equal share of the step's places by lane: whole lanes if the world size divides them
     block      a number of a worker's windows (one read task, one Ray Data block)
 """
 
@@ -24,16 +24,16 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 
-VERSION = 2  # of the order: another one cannot go on with a run's ledger
+VERSION = 2  # of the order: a run cannot resume with the ledger of another version
 LANES, MIXED = 64, 2
-BLOCK_BYTES = 64e6  # of prepared windows: large enough that what Ray takes for each block does not count
-CHUNK = 1 << 20  # names that are made at a time to be summed
+BLOCK_BYTES = 64e6  # of prepared windows: large enough to make Ray's cost per block negligible
+CHUNK = 1 << 20  # ids generated at a time to be summed
 GOLDEN = (5**0.5 - 1) / 2
 T = TypeVar("T")
 
 
 class Names(Protocol):
-    """Names of windows, (n,) int64, by their positions or a slice of them: an array, or what makes them."""
+    """Window ids, (n,) int64, by position or slice: an array, or an object that computes them."""
 
     def __getitem__(self, at: Any, /) -> np.ndarray: ...
 
@@ -42,8 +42,8 @@ class Names(Protocol):
 class CorpusShare:
     """The accepted training windows of one corpus, row group after row group.
 
-    `counts` (groups,) int64: windows of each row group. `ids`: their names, (n,) int64, or what makes those
-    that it is asked for; only the ledger reads them.
+    `counts` (groups,) int64: windows of each row group. `ids`: their ids, (n,) int64, or an object that
+    computes them on request; only the ledger reads them.
     """
 
     counts: np.ndarray
@@ -55,27 +55,27 @@ class CorpusShare:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """(groups + 1,) where the windows of each row group begin."""
+        """(groups + 1,) the first window of each row group, and the number of windows."""
         return np.concatenate((np.zeros(1, np.int64), np.cumsum(self.counts)))
 
     @cached_property
     def sums(self) -> np.ndarray:
         """(groups + 1,) uint64 sums of ids before each row group, modulo 2**64."""
-        held = np.flatnonzero(self.counts)
-        begin = self.starts[np.append(held, len(self.counts))]
+        filled = np.flatnonzero(self.counts)
+        begin = self.starts[np.append(filled, len(self.counts))]
         each = np.zeros(len(self.counts), np.uint64)
         at = 0
-        while at < len(held):
+        while at < len(filled):
             to = max(at + 1, int(np.searchsorted(begin, begin[at] + CHUNK, "right")) - 1)
             ids = self.ids[begin[at] : begin[to]].view(np.uint64)
-            each[held[at:to]] = np.add.reduceat(ids, begin[at:to] - begin[at])
+            each[filled[at:to]] = np.add.reduceat(ids, begin[at:to] - begin[at])
             at = to
         return np.concatenate((np.zeros(1, np.uint64), np.cumsum(each, dtype=np.uint64)))
 
 
 @dataclass(frozen=True)
 class Block:
-    """Windows [first, last) of all that worker `rank` gets, counted from step 0."""
+    """Windows [first, last) of all that worker `rank` receives, counted from step 0."""
 
     rank: int
     first: int
@@ -97,7 +97,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Part:
-    """Number `number` of `count` parts of a worker's lanes: what one of its transform actors reads."""
+    """Part `number` of `count` of a worker's lanes: what one of its transform actors reads."""
 
     number: int = 0
     count: int = 1
@@ -108,8 +108,8 @@ WHOLE = Part()
 
 @dataclass(frozen=True)
 class _Pass:
-    """The order of one pass: its row groups `turn` (groups,), where the windows of each begin among all
-    windows in that order, and of each lane the borders of its reels."""
+    """The order of one pass: its row groups `turn` (groups,), the first window of each among all windows in
+    that order, and the boundaries of each lane's reels."""
 
     turn: np.ndarray
     begin: np.ndarray
@@ -117,19 +117,19 @@ class _Pass:
 
 
 class _Last:
-    """The last `size` results of a function."""
+    """A cache of the last `size` results of a function."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.held: OrderedDict[Any, Any] = OrderedDict()
+        self.results: OrderedDict[Any, Any] = OrderedDict()
 
     def get(self, key: Any, make: Callable[[], T]) -> T:
-        found = self.held.get(key)
+        found = self.results.get(key)
         if found is None:
             found = make()
-            self.held[key] = found
-            if len(self.held) > self.size:
-                self.held.popitem(last=False)
+            self.results[key] = found
+            if len(self.results) > self.size:
+                self.results.popitem(last=False)
         return found
 
 
@@ -137,9 +137,9 @@ class _Last:
 class Plan:
     """`steps` optimizer steps of `batch` windows over `world` workers, from step `start` on.
 
-    `lanes` (a power of two) is a run's setting and never the world's: row groups that are read at a time, of
-    all workers together. `mixed`: row groups whose windows a lane mixes. `first_rows`: windows of a block
-    within the first step, whose blocks are small so that it comes early (0: as many as in others).
+    `lanes` (a power of two) is a setting of the run, independent of the world size: the row groups read at a
+    time by all workers together. `mixed`: row groups whose windows a lane mixes. `first_rows`: windows per
+    block within the first step, whose blocks are small so that it arrives early (0: same as the others).
     """
 
     sources: tuple[CorpusShare, ...]
@@ -158,7 +158,7 @@ class Plan:
         if self.batch % self.world:
             raise PlethoraError(f"batch = {self.batch} does not divide over workers = {self.world}")
         if self.lanes < 1 or self.lanes & (self.lanes - 1):
-            raise PlethoraError(f"stream.lanes = {self.lanes} is no power of two: 64 is usual")
+            raise PlethoraError(f"stream.lanes = {self.lanes} is not a power of two: 64 is usual")
         for number, source in enumerate(self.sources):
             if not len(source):
                 raise PlethoraError(f"corpus {number + 1} has no window to train on")
@@ -168,24 +168,24 @@ class Plan:
 
     @property
     def pass_windows(self) -> int:
-        """Windows of all corpora together."""
+        """Total number of windows in all corpora."""
         return sum(len(s) for s in self.sources)
 
     @property
     def share(self) -> int:
-        """Windows of a worker in a step."""
+        """Windows per worker and step."""
         return self.batch // self.world
 
     @property
     def block_rows(self) -> int:
-        """Windows of a block: whole steps where one fits, else even parts of one."""
+        """Windows per block: whole steps if one fits, else equal parts of one."""
         fit = max(1, int(BLOCK_BYTES // self.window_bytes))
         if fit >= self.share:
             return fit // self.share * self.share
         return -(-self.share // -(-self.share // fit))
 
     def reads(self, number: int, pass_: int) -> int:
-        """How many row groups of a corpus the lanes open in a pass, all together."""
+        """Number of row groups of a corpus that all lanes together open in a pass."""
         order = self.order(number, pass_)
         return sum(
             int(np.diff(np.searchsorted(order.begin, [borders[0], borders[-1] - 1], "right"))[0]) + 1
@@ -194,12 +194,12 @@ class Plan:
         )
 
     def count(self) -> int:
-        """Blocks of a worker, from `start` on."""
+        """Blocks per worker, from `start` on."""
         rest = (self.steps - self.start) * self.share
         return 0 if rest <= 0 else self._first_blocks - (-(rest - self.share) // self.block_rows)
 
     def block(self, rank: int, number: int) -> Block:
-        """Block `number`, from 0, of a worker."""
+        """Block `number` of a worker, from 0."""
         return Block(rank, self._border(number), self._border(number + 1))
 
     def blocks(self, rank: int | None = None) -> Iterator[Block]:
@@ -235,12 +235,12 @@ class Plan:
         return self._windows(slot[mine], turn[mine], step[mine], mine - low)
 
     def still_open(self, block: Block, part: Part = WHOLE) -> set[tuple[int, int]]:
-        """(source, place in its `counts`) of the row groups that a worker, or a part of its lanes, goes on
-        with after the block.
+        """(source, place in its `counts`) of the row groups that a worker, or a part of its lanes, still uses
+        after the block.
         """
         last, at = divmod(block.last - 1, self.share)
         slot, turn, _ = self._places(np.array([last]), block.rank)
-        places = turn[at] * self.lanes + slot[at] + 1  # that are behind all workers' lanes
+        places = turn[at] * self.lanes + slot[at] + 1  # already passed by the lanes of all workers
         slots = self.slots(block.rank, part)
         turns = -((slots - places) // self.lanes)
         found: set[tuple[int, int]] = set()
@@ -260,11 +260,11 @@ class Plan:
     # ------------------------------------------------------------ places of the sequence
 
     def _places(self, steps: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A worker's places of these steps in order: whose turn it is (`slot`), for which time, the step.
+        """A worker's places of these steps in order: the slot whose turn it is, its turn number, the step.
 
-        A step's places are sorted by lane and cut evenly among the workers. Places go to the slots in turn,
-        and slot and lane are each other's bits backwards: then any stretch of places falls evenly on the
-        lanes' halves, quarters and so on, and cuts between lanes stay where they are from step to step.
+        A step's places are sorted by lane and split evenly among the workers. Places go to the slots in turn,
+        and slot and lane are each other's bit reversal: then any range of places falls evenly on the lanes'
+        halves, quarters and so on, and boundaries between lanes stay the same from step to step.
         """
         slots = backwards(np.arange(self.lanes))  # of each lane
         begin = steps[:, None] * self.batch
@@ -273,7 +273,7 @@ class Plan:
         before = np.cumsum(count, axis=1) - count
         low = np.clip(rank * self.share - before, 0, count)
         high = np.clip((rank + 1) * self.share - before, 0, count)
-        first = -((slots - begin) // self.lanes) + low  # how often the slot had its turn
+        first = -((slots - begin) // self.lanes) + low  # number of turns that the slot has had
         taken = (high - low).ravel()
         slot = np.repeat(np.broadcast_to(slots, count.shape).ravel(), taken)
         turn = np.repeat(first.ravel() - np.cumsum(taken) + taken, taken) + np.arange(taken.sum())
@@ -281,20 +281,20 @@ class Plan:
         return slot[order], turn[order], np.repeat(steps, self.share)
 
     def slots(self, rank: int, part: Part = WHOLE) -> np.ndarray:
-        """The slots of which a worker gets places in one step or another (they repeat after `lanes`), in the
-        order of their lanes: all, or those of a part.
+        """The slots of which a worker gets places in any step (they repeat after `lanes`), in lane order:
+        all, or those of a part.
         """
         last = self._orders.setdefault("slots", _Last(self.world))
-        slots = backwards(np.arange(self.lanes))  # of each lane, and the other way round
+        slots = backwards(np.arange(self.lanes))  # of each lane, and vice versa
         lanes = last.get(rank, lambda: np.unique(slots[self._places(np.arange(self.lanes), rank)[0]]))
         mine = np.arange(len(lanes)) * part.count // len(lanes) == part.number
         return slots[lanes[mine]]
 
     def given(self, number: int, slot: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """How many windows of corpus `number` a slot takes in its first `turns` turns.
+        """The number of windows of corpus `number` that a slot takes in its first `turns` turns.
 
-        Corpus by corpus off what the ones before it left: each count only grows, and they add up exactly. The
-        slots are out of step with each other, so that every step holds the corpora in their shares.
+        Each corpus takes from what the previous ones left: each count only grows, and they add up exactly.
+        The slots are staggered, so that every step holds the corpora in their shares.
         """
         weights = np.array([s.weight for s in self.sources], float)
         left, phase = turns, (slot * GOLDEN) % 1
@@ -320,7 +320,7 @@ class Plan:
     # ------------------------------------------------------------ the order of a pass
 
     def _positions(self, number: int, pass_: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """Positions of the windows that come as number `at` of these passes."""
+        """Positions of the windows with number `at` in these passes."""
         position = np.empty(len(at), np.int64)
         within, lane = divmod(at, self.lanes)
         key = pass_ * self.lanes + lane
@@ -348,17 +348,17 @@ class Plan:
         each, more = divmod(len(source), self.lanes)
         lanes = np.arange(self.lanes + 1)
         ends = lanes * each + np.minimum(lanes, more)
-        held = np.searchsorted(begin, ends, "right") - 1  # the row group in which a lane begins
+        group = np.searchsorted(begin, ends, "right") - 1  # the row group in which a lane begins
         reels = []
-        for low, high, a, b in zip(ends[:-1], ends[1:], held[:-1], held[1:], strict=True):
-            # The first row group of a lane, part of which is another lane's, stands alone: so the first batch
-            # waits for one a lane, and lanes do not all open their next ones at a time.
+        for low, high, a, b in zip(ends[:-1], ends[1:], group[:-1], group[1:], strict=True):
+            # A lane's first row group, shared with another lane, stands alone: so the first batch waits for
+            # one row group per lane, and the lanes do not all open their next ones at the same time.
             borders = np.unique(begin[a + 1 : b + 1 : self.mixed])  # row groups may be empty
             reels.append(np.concatenate(([low], borders[(borders > low) & (borders < high)], [high])))
         return _Pass(turn.astype(np.int32), begin, reels)
 
     def reel(self, number: int, pass_: int, lane: int, reel: int) -> np.ndarray:
-        """Positions of a reel's windows in their order."""
+        """Positions of a reel's windows in order."""
 
         def draw() -> np.ndarray:
             order, source = self.order(number, pass_), self.sources[number]
@@ -373,7 +373,7 @@ class Plan:
 
 
 def backwards(numbers: np.ndarray) -> np.ndarray:
-    """Each of the numbers 0 to n - 1, n a power of two, with its bits in the other order."""
+    """The numbers 0 to n - 1, n a power of two, each with its bits reversed."""
     out = np.zeros_like(numbers)
     for bit in range(max(0, len(numbers).bit_length() - 1)):
         out = out << 1 | numbers >> bit & 1
@@ -381,5 +381,5 @@ def backwards(numbers: np.ndarray) -> np.ndarray:
 
 
 def steps_for(epochs: float, windows: int, batch: int) -> int:
-    """Steps that see `windows` · `epochs` windows; the last batch is filled up from the next pass."""
+    """Steps that see `windows` · `epochs` windows; the last batch is completed from the next pass."""
     return -(-round(windows * epochs) // batch)

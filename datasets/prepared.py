@@ -1,12 +1,12 @@
-"""Materialised windows: those of an index as a recipe gets them, as fixed-shape columns, read without a
+"""Materialised windows: an index's windows as a recipe receives them, as fixed-shape columns, read without a
 transform.
 
     <uri>/<shard>/<group>.parquet   the accepted windows of one row group of the corpus, in the index's order:
-                                    a fixed-size binary column a modality (little-endian float32 samples), and
-                                    what a recipe foresaw of each (token ids)
+                                    a fixed-size binary column per modality (little-endian float32 samples),
+                                    and the columns that a recipe computed ahead (token ids)
     <uri>/windows.json              written last: corpus and spec hash, columns, files with their windows
 
-The index, and with it the plan, stays what it is: the same windows come in the same order.
+The index and the plan are unchanged: the same windows come in the same order.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from datasets.windows import WindowSpec
 
 MANIFEST = "windows.json"
 VERSION = 1
-TOGETHER = 256  # windows prepared, and foreseen, at a time
+TOGETHER = 256  # windows prepared at a time
 Foresee = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Materialised windows that are complete. columns: {name: (dtype, shape of one window)}."""
+    """A complete set of materialised windows. columns: {name: (dtype, shape of one window)}."""
 
     uri: str
     columns: tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -49,15 +49,16 @@ class Prepared:
 
 
 def groups(shelf: Shelf) -> list[tuple[int, int, int]]:
-    """[(shard, group, windows)] of a shelf's row groups: of accepted windows, the files that hold them."""
+    """[(shard, group, windows)] of a shelf's row groups; for accepted windows, the files that hold them."""
     shard, group = shelf.groups()
     return list(zip(shard.tolist(), group.tolist(), np.diff(shelf.starts).tolist(), strict=True))
 
 
 def write(index: Index, uri: str, make: Callable[[], Foresee] | None = None, actors: int = 2) -> Prepared:
-    """Materialise the accepted windows of `index` at `uri`, by Ray Data; what is complete is kept.
+    """Materialise the accepted windows of `index` at `uri` with Ray Data; a complete set is kept.
 
-    make: called once in each actor; its result gives more columns of a batch of windows, {name: (n, …)}.
+    make: called once in each actor; its result computes further columns of a batch of windows, {name: (n,
+    …)}.
     """
     if storage.exists(storage.join(uri, MANIFEST)):
         return open_prepared(uri, index)
@@ -70,7 +71,7 @@ def write(index: Index, uri: str, make: Callable[[], Foresee] | None = None, act
     tasks = [{"task": number} for number in range(len(jobs))]
     if not tasks:
         raise PlethoraError(f"{index.corpus.uri} has no window of {index.spec.window_s:g} s to materialise")
-    told: dict[str, tuple[str, tuple[int, ...]]] = {}
+    columns: dict[str, tuple[str, tuple[int, ...]]] = {}
     written = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _Writer,
         batch_size=None,
@@ -82,12 +83,14 @@ def write(index: Index, uri: str, make: Callable[[], Foresee] | None = None, act
         batch: Any
         for batch in written.iter_batches(batch_size=None):
             bar.update(len(batch["columns"]))
-            told |= {name: (kind, tuple(shape)) for name, kind, shape in json.loads(str(batch["columns"][0]))}
+            columns |= {
+                name: (kind, tuple(shape)) for name, kind, shape in json.loads(str(batch["columns"][0]))
+            }
     manifest = {
         "version": VERSION,
         "corpus": index.corpus.hash,
         "spec": index.spec.hash,
-        "columns": [[name, kind, list(shape)] for name, (kind, shape) in sorted(told.items())],
+        "columns": [[name, kind, list(shape)] for name, (kind, shape) in sorted(columns.items())],
         "groups": [list(job) for job in jobs],
     }
     storage.write_json(storage.join(uri, MANIFEST), manifest)
@@ -105,7 +108,7 @@ class _Writer:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         import pyarrow.parquet as pq
 
-        told: list[Any] = []
+        columns: list[Any] = []
         for task in batch["task"].tolist():
             shard, group, _ = self.jobs[task]
             rows = self.shelf.rows(slice(*self.shelf.starts[task : task + 2]))
@@ -120,8 +123,8 @@ class _Writer:
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
             storage.write_bytes(_file(self.uri, shard, group), sink.getvalue().to_pybytes())
-            told = [[n, v.dtype.newbyteorder("<").str, list(v.shape[1:])] for n, v in whole.items()]
-        return {"columns": np.array([json.dumps(told)] * len(batch["task"]), object)}
+            columns = [[n, v.dtype.newbyteorder("<").str, list(v.shape[1:])] for n, v in whole.items()]
+        return {"columns": np.array([json.dumps(columns)] * len(batch["task"]), object)}
 
 
 def _binary(values: np.ndarray) -> pa.Array:
@@ -136,8 +139,8 @@ def _file(uri: str, shard: int, group: int) -> str:
 
 
 def open_prepared(uri: str, index: Index) -> Prepared:
-    """The materialised windows at `uri`. PlethoraError when there are none, or they are of other windows
-    than `index` holds.
+    """The materialised windows at `uri`. PlethoraError if there are none, or if they are not the windows of
+    `index`.
     """
     where = storage.join(uri, MANIFEST)
     if not storage.exists(where):
@@ -145,20 +148,20 @@ def open_prepared(uri: str, index: Index) -> Prepared:
             f"{uri} holds no materialised windows: run `python -m pretrain materialize` with this run file, "
             "or set stream.materialised = false"
         )
-    told = storage.read_json(where)
+    manifest = storage.read_json(where)
     wanted = {"version": VERSION, "corpus": index.corpus.hash, "spec": index.spec.hash}
     counts = groups(index.shelf(None, Split()))
-    same = told.get("groups") == [list(its) for its in counts]
-    if not same or any(told.get(name) != value for name, value in wanted.items()):
+    same = manifest.get("groups") == [list(its) for its in counts]
+    if not same or any(manifest.get(name) != value for name, value in wanted.items()):
         raise PlethoraError(
             f"{uri} holds windows of another corpus, spec or version: delete it, materialise again"
         )
-    columns = tuple((name, kind, tuple(shape)) for name, kind, shape in told["columns"])
+    columns = tuple((name, kind, tuple(shape)) for name, kind, shape in manifest["columns"])
     return Prepared(storage.normalise(uri), columns, tuple(counts))
 
 
 def _load(prepared: Prepared, shard: int, group: int) -> dict[str, np.ndarray]:
-    """{column: (windows, …)} of one file, without a copy where its samples lie together."""
+    """{column: (windows, …)} of one file, without a copy if its samples are contiguous."""
     import pyarrow.parquet as pq
 
     where = _file(prepared.uri, shard, group)
@@ -182,12 +185,12 @@ def _load(prepared: Prepared, shard: int, group: int) -> dict[str, np.ndarray]:
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """The column as one array; combine_chunks would copy a single chunk, too."""
+    """The column as one array; combine_chunks would copy even a single chunk."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _spill(columns: dict[str, np.ndarray], room: float) -> tuple[dict[str, np.ndarray], int]:
-    """The columns in memory, or, where they do not fit there, in files that have no name and are mapped."""
+    """The columns in memory or, if they do not fit, in unnamed files that are mapped."""
     size = sum(x.nbytes for x in columns.values())
     if size <= room:
         return columns, size
@@ -199,7 +202,7 @@ def _spill(columns: dict[str, np.ndarray], room: float) -> tuple[dict[str, np.nd
     return mapped, 0
 
 
-read = Ahead(_load, MOST_OPEN, _spill)  # of streams, which let go
+read = Ahead(_load, MOST_OPEN, _spill)  # for streams, which release results
 
 
 def gather(
@@ -211,13 +214,14 @@ def gather(
     has: np.ndarray,
     spec: WindowSpec,
 ) -> dict[str, np.ndarray]:
-    """As `datasets.index.gather`, of materialised windows: `place` (n,) is each one's place in its file."""
+    """Like `datasets.index.gather`, for materialised windows: `place` (n,) is each one's place in its
+    file."""
     out = {name: np.empty((len(place), *shape), kind) for name, kind, shape in prepared[0].columns}
     files, inverse = np.unique(np.stack([source, shard, group]), axis=1, return_inverse=True)
-    for number, held in enumerate(read.each([(prepared[s], sh, g) for s, sh, g in files.T.tolist()])):
+    for number, table in enumerate(read.each([(prepared[s], sh, g) for s, sh, g in files.T.tolist()])):
         which = np.flatnonzero(inverse.ravel() == number)
         for name, values in out.items():
-            values[which] = held[name][place[which]]
+            values[which] = table[name][place[which]]
     for bit, signal in enumerate(spec.signals):
         if not signal.required:
             out[f"has_{signal.modality}"] = (has >> bit & 1) == 1

@@ -1,7 +1,7 @@
-"""`python -m datasets probe FILE…`: what recordings hold, and a descriptor to start from.
+"""`python -m datasets probe FILE…`: shows what recordings contain, and writes a first descriptor.
 
-Reads one file of each kind whole, as its reader does, and guesses a channel's modality from its name alone. A
-guess is written down for a person to check; nothing is ingested here.
+Reads one file of each kind whole, as its reader does, and guesses a channel's modality from its name only. A
+person must check the guesses; nothing is ingested here.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from pathlib import Path
 from cluster.errors import PlethoraError
 from datasets.readers.contents import Channel, Contents, contents
 
-# What channels are called, by modality; the first pattern that matches the whole name counts.
+# Channel names by modality; the first pattern that matches the whole name applies.
 NAMES: tuple[tuple[str, str], ...] = (
     ("acc", r"(acc|accel).*|[xyz]"),
     ("ppg", r".*(ppg|pleth|bvp|infrared).*|ir|red|green|spo2.?wave"),
@@ -35,13 +35,13 @@ FACTORS = {
     ("m/s^2", "g"): 0.101972,
     ("m/s²", "g"): 0.101972,
 }
-MOST = 12  # files of a folder that are reported
+MOST = 12  # maximum number of reported files of a folder
 AXES = re.compile(r"(?i)^(.*?)[ _-]?([xyz])$")
 
 
 @dataclass(frozen=True)
 class Guess:
-    """Channels that look like one modality: `choices` as in a descriptor, each with its names."""
+    """Channels that look like one modality: `choices` as in a descriptor, each with its channel names."""
 
     modality: str
     choices: tuple[tuple[str, ...], ...]
@@ -49,14 +49,14 @@ class Guess:
 
 
 def probe(paths: Sequence[str | Path]) -> list[Contents]:
-    """What the files at `paths` hold; of a folder one file of each name, but for its digits, that is read.
+    """The contents of the files at `paths`; of a folder, one readable file of each name (digits ignored).
 
     PlethoraError: there is none.
     """
     files = [Path(p) for p in paths]
     absent = next((p for p in files if not p.exists()), None)
     if absent is not None:
-        raise PlethoraError(f"{absent} is not there: give files, or a folder of them")
+        raise PlethoraError(f"{absent} does not exist: give files, or a folder of them")
     found: dict[str, Path] = {}
     for path in files:
         for one in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
@@ -72,14 +72,14 @@ def probe(paths: Sequence[str | Path]) -> list[Contents]:
         looked.append(held)
         if held.reader and held.channels:
             read.append(held)
-        if len(read) == MOST:  # a file is read whole: no more than are reported
+        if len(read) == MOST:  # each file is read whole: stop at the reported number
             break
     return read or looked[:MOST]
 
 
 def guesses(channels: Iterable[Channel], named: Mapping[str, str] | None = None) -> list[Guess]:
-    """Which modalities the channels' names suggest, and which channels of each; `named`: modality -> the
-    channel that a person says it is.
+    """The modalities that the channel names suggest, and the channels of each; `named`: modality -> the
+    channel that the user assigned to it.
     """
     found: dict[str, list[Channel]] = {}
     there = list(channels)
@@ -124,7 +124,7 @@ def report(found: Sequence[Contents]) -> str:
 
 
 def facts(one: Contents) -> dict[str, object]:
-    """A file's contents as --json prints them."""
+    """A file's contents as printed by --json."""
     channels = [dataclasses.asdict(channel) for channel in one.channels]
     return {
         "path": str(one.path),
@@ -144,10 +144,10 @@ def _moment(start_s: float) -> str:
 
 
 def descriptor(found: Sequence[Contents], name: str, named: Mapping[str, str] | None = None) -> str:
-    """A descriptor to start from, as TOML: of the first file that a reader reads and that holds signals.
+    """A first descriptor, as TOML: from the first file that a reader reads and that holds signals.
 
-    `named`: modality -> channel, where a person knows better than the names. PlethoraError: no channel of any
-    file has a name that suggests a modality, or `named` is of none.
+    `named`: modality -> channel, as assigned by the user. PlethoraError: no channel name in any file suggests
+    a modality, or `named` refers to no channel.
     """
     names = {c.name for one in found for c in one.channels}
     for modality, channel in (named or {}).items():
@@ -162,8 +162,8 @@ def descriptor(found: Sequence[Contents], name: str, named: Mapping[str, str] | 
             return "\n".join(_lines(one, known, name)) + "\n"
     shown = ", ".join(sorted(names))[:300] or "nothing"
     raise PlethoraError(
-        f"no channel is called like a PPG, an ECG, a pressure, a breath or an accelerometer "
-        f"(there is {shown}): say which is which, as in --signal ppg=NAME"
+        f"no channel name suggests PPG, ECG, pressure, respiration or an accelerometer "
+        f"(channels: {shown}): assign them, as in --signal ppg=NAME"
     )
 
 

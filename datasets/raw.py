@@ -1,8 +1,8 @@
-"""Raw windows: int16 as a corpus holds them, with what makes them physical, prepared later and elsewhere.
+"""Raw windows: int16 as stored in a corpus, with the scale to physical values, prepared later and elsewhere.
 
-A process that only carries windows reads and cuts them: half the bytes of float32 at the same rate, and no
-filter. They are plain arrays with a row a window, which may be cut and joined as prepared ones may. Who
-trains on a GPU prepares them there (`datasets.device`), a CPU worker here (`prepared`).
+A process that only passes windows on reads and cuts them: half the bytes of float32 at the same rate, and no
+filter. They are plain arrays with one row per window, which can be split and joined like prepared ones. GPU
+workers prepare them on the device (`datasets.device`), CPU workers here (`prepared`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,17 +16,17 @@ from datasets.windows import WindowSpec, column, empty, present, transform
 GAINS = ("_rate", "_scale", "_offset")
 
 # rows of one row group: its table, each window's row, its start there in seconds, its place in the batch, and
-# which signals to take (signals, n) bool (None: those that the row has)
+# the signals to take (signals, n) bool (None: those present in the row)
 Part = tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
 def gather(parts: Iterable[Part], n: int, spec: WindowSpec) -> dict[str, np.ndarray]:
-    """The raw samples of `n` windows out of the row groups `parts`, which are gone through once.
+    """The raw samples of `n` windows from the row groups `parts`, which are iterated once.
 
     Returns for every signal {modality: (n, channels, longest) "<i2", modality + "_rate", "_scale", "_offset":
-    (n,) float64}, longest being the samples of the longest window, what lies beyond a shorter one zeros; and
-    for each optional modality {"has_" + modality: (n,) bool}. Where a window lacks a signal, samples and rate
-    are 0. Windows are cut as `windows.extract` cuts them. Every place of the batch must be in one part.
+    (n,) float64}, where longest is the length of the longest window and shorter ones are padded with zeros;
+    and for each optional modality {"has_" + modality: (n,) bool}. If a window lacks a signal, its samples and
+    rate are 0. Windows are cut as in `windows.extract`. Every place of the batch must occur in one part.
     """
     out: dict[str, np.ndarray] = {}
     for sig in spec.signals:
@@ -62,7 +62,7 @@ def gather(parts: Iterable[Part], n: int, spec: WindowSpec) -> dict[str, np.ndar
 
 
 def _wide(room: np.ndarray, longest: int) -> np.ndarray:
-    """`room` (n, channels, samples) with `longest` samples at least: a later rate may be higher."""
+    """`room` (n, channels, samples), enlarged to at least `longest` samples: a later rate may be higher."""
     held = room.shape[-1]
     if longest <= held:
         return room
@@ -73,7 +73,7 @@ def _wide(room: np.ndarray, longest: int) -> np.ndarray:
 
 
 def prepared(batch: Mapping[str, np.ndarray], spec: WindowSpec) -> dict[str, np.ndarray]:
-    """What `windows.extract` gives, of what `gather` gave, or rows of it, bit for bit."""
+    """Equals `windows.extract`, bit for bit, for the output of `gather` or rows of it."""
     out = empty(len(batch[spec.signals[0].modality]), spec)
     for sig in spec.signals:
         m = sig.modality

@@ -2,9 +2,9 @@
 
 A corpus is a folder (local or s3) that holds
 
-    corpus.json        what it is, what is in it, its shards with checksums, its content hash; written last
+    corpus.json        description, counts, shards with checksums, content hash; written last
     shards/*.parquet   rows of waveform (`row_schema`)
-    labels.parquet     long-form labels (`LABELS`); ingest itself computed those whose name ends in `_derived`
+    labels.parquet     long-form labels (`LABELS`); ingest computed those whose name ends in `_derived`
     rejects.parquet    every refused stretch and why (`REJECTS`)
 """
 
@@ -33,14 +33,14 @@ from datasets.trust import MODALITIES as MODALITIES
 
 VERSION = 1
 MANIFEST, LABELS_FILE, REJECTS_FILE, SHARDS_DIR = "corpus.json", "labels.parquet", "rejects.parquet", "shards"
-DERIVED = "_derived"  # ends the name of a label that ingest computed from the waveforms or from given events
+DERIVED = "_derived"  # suffix of labels that ingest computed from waveforms or from given events
 KEY_VARIABLE = "PLETHORA_SUBJECT_KEY"
 
 LABELS = pa.schema(
     [
         ("subject", pa.string()),
         ("record", pa.string()),
-        ("start_s", pa.float64()),  # null, like end_s: the label is of the whole record
+        ("start_s", pa.float64()),  # null, like end_s: the label applies to the whole record
         ("end_s", pa.float64()),
         ("name", pa.string()),
         ("value", pa.float64()),  # exactly one of value and text is null
@@ -60,12 +60,12 @@ REJECTS = pa.schema(
 
 
 def row_schema(modalities: Iterable[str]) -> pa.Schema:
-    """Columns of a shard. A modality that a row lacks is null in all of its six columns.
+    """Columns of a shard. A modality that a row lacks is null in all its six columns.
 
     `m` holds little-endian int16, shape (samples, channels) in C order; physical = raw * m_scale + m_offset.
-    Rows end wherever any modality becomes valid or invalid. Rows of one record follow each other in time, lie
-    in one row group where they fit, and a modality has one rate, scale, offset and unit for the whole record:
-    a modality that runs on from one row into the next (start_s + duration_s = next start_s) may be joined.
+    Rows end wherever any modality becomes valid or invalid. Rows of one record follow each other in time and
+    lie in one row group if they fit; a modality has one rate, scale, offset and unit for the whole record: if
+    it continues from one row into the next (start_s + duration_s = next start_s), the two may be joined.
     """
     fields = [("subject", pa.string()), ("record", pa.string())]
     fields += [("start_s", pa.float64()), ("duration_s", pa.float64())]
@@ -91,24 +91,24 @@ def waveform(raw: Any, scale: float, offset: float, channels: int, dtype: Any = 
 def subject_key(remote: bool = False) -> tuple[bytes, str]:
     """The secret that turns source ids into subject names, and its public fingerprint `key_id`.
 
-    From PLETHORA_SUBJECT_KEY, else (local output only) from a 0600 file made once and announced on stderr.
-    Raises PlethoraError when `remote` and no key is given: a key that lives on one machine would make
-    overlap between corpora of one bucket unprovable.
+    From PLETHORA_SUBJECT_KEY, else (local output only) from a 0600 file that is created once and announced on
+    stderr. Raises PlethoraError if `remote` and no key is given: with a key that exists on one machine only,
+    overlap between the corpora of a bucket could not be proven.
     """
     given = os.environ.get(KEY_VARIABLE, "")
     if given:
         return given.encode(), key_id(given.encode())
     if remote:
         raise PlethoraError(
-            f"writing subjects to a shared bucket needs a key of your own: set {KEY_VARIABLE} to a secret "
-            f"that everyone who ingests into it uses"
+            f"writing subjects to a shared bucket needs a shared key: set {KEY_VARIABLE} to a secret "
+            f"that everyone who ingests into the bucket uses"
         )
     path = Path.home() / ".config" / "plethora" / "subject.key"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:  # another process made it between the two calls
+        except FileExistsError:  # another process created it between the two calls
             pass
         else:
             with os.fdopen(handle, "w") as file:
@@ -116,12 +116,12 @@ def subject_key(remote: bool = False) -> tuple[bytes, str]:
             print(f"made a subject key for this machine: {path} (keep it private)", file=sys.stderr)
     key = path.read_text().strip().encode()
     if not key:
-        raise PlethoraError(f"{path} is empty: delete it (a new key is made) or set {KEY_VARIABLE}")
+        raise PlethoraError(f"{path} is empty: delete it (a new key is created) or set {KEY_VARIABLE}")
     return key, key_id(key)
 
 
 def key_id(key: bytes) -> str:
-    """Fingerprint of a key: equal for equal keys, says nothing else about them."""
+    """Fingerprint of a key: equal for equal keys, reveals nothing else about them."""
     return hmac.new(key, b"plethora key id", hashlib.sha256).hexdigest()[:16]
 
 
@@ -131,7 +131,7 @@ def hash_subject(key: bytes, id_space: str, source_id: str) -> str:
 
 
 def content_hash(manifest: dict) -> str:
-    """SHA-256 of the manifest without its own `hash`: shard checksums are in it, times and paths are not."""
+    """SHA-256 of the manifest without its own `hash`: covers shard checksums, but not times and paths."""
     body = {k: v for k, v in manifest.items() if k != "hash"}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -140,14 +140,14 @@ class Corpus:
     """An opened corpus. `manifest` is corpus.json; `hash` its content hash; `shards` its shard entries.
 
     A shard entry: {"path", "rows", "bytes", "sha256", "row_groups": [rows, …], "rates": {modality: [Hz, …]},
-    "hours": {modality: h}}. `ranged`: a row group in a bucket is one ranged request, not three one after the
-    other; each machine then collects the footers of all shards (`datasets.footers`), in a file of its own or
-    the one that `footers` names.
+    "hours": {modality: h}}. `ranged`: a row group in a bucket is one ranged request instead of three in
+    sequence; each machine then collects the footers of all shards (`datasets.footers`), in its own file or in
+    the one given by `footers`.
     """
 
     ranged = False
 
-    _found: "footers.Footers | None" = None  # `footers`, once they are known to be this corpus's
+    _found: "footers.Footers | None" = None  # `footers`, once verified to be this corpus's
 
     def __init__(self, uri: str, manifest: dict[str, Any], footers: "footers.Footers | None" = None) -> None:
         self.uri, self.manifest, self.footers = uri, manifest, footers
@@ -169,7 +169,7 @@ class Corpus:
 
     @property
     def column_names(self) -> list[str]:
-        """Columns of a shard, in their order."""
+        """Columns of a shard, in order."""
         return list(row_schema(self.modalities).names)
 
     @cached_property
@@ -177,18 +177,18 @@ class Corpus:
         return storage.filesystem(self.uri)
 
     def __getstate__(self) -> dict:
-        # an open filesystem does not travel, nor does what another machine has
+        # an open filesystem is not pickled, nor is machine-specific state
         kept = ("uri", "manifest", "footers", "ranged")
         return {name: getattr(self, name) for name in kept}
 
     @property
     def remote(self) -> bool:
-        """Whether it lies in a bucket."""
+        """Whether the corpus is in a bucket."""
         return storage.is_remote(self.uri)
 
-    def _held(self) -> "footers.Footers | None":
-        """The footers where they help: from a disk they save no processor time that could be measured (24 ms
-        a row group of 14 MB with and without).
+    def _usable_footers(self) -> "footers.Footers | None":
+        """The footers if they help: for a local disk they save no measurable CPU time (24 ms per row group of
+        14 MB with and without).
         """
         if self._found is None and self.remote and (self.ranged or self.footers is not None):
             self._found = footers.there(self, self.footers.path if self.footers is not None else None)
@@ -203,8 +203,8 @@ class Corpus:
         rows: int | None,
         opened: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> pa.Table:
-        """What `read` finds in file `name`: `rows` rows of columns of `known`, the `wanted` among them.
-        `opened` opens another source than the whole file.
+        """The content of file `name`: `rows` rows with the columns `known`, only the `wanted` ones. `opened`
+        opens another source than the whole file.
         """
         fs, root = self._filesystem
         where = storage.join(self.uri, name)
@@ -236,7 +236,7 @@ class Corpus:
         )
 
     def _label_rows(self, names: Sequence[str] | None) -> int | None:
-        """How many labels the manifest promises; None when it does not say."""
+        """The number of labels that the manifest states; None if it does not."""
         counts = self.manifest.get("labels", {}).get("rows")
         if counts is None:
             return None
@@ -255,18 +255,18 @@ class Corpus:
     def read_row_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One row group of one shard, only the wanted columns (see `row_schema`).
 
-        From a bucket, with `footers`: one ranged request (several at the same time where the columns lie far
-        apart). PlethoraError, one line, for a shard that is damaged, was replaced, or cannot be reached.
+        From a bucket, with `footers`: one ranged request (several in parallel if the columns lie far apart).
+        PlethoraError, one line, if the shard is damaged, was replaced, or cannot be reached.
         """
         wanted = None if columns is None else list(columns)
-        entry, held = self.shards[shard], self._held()
+        entry, known = self.shards[shard], self._usable_footers()
         where, size = storage.join(self.uri, entry["path"]), entry.get("bytes", 0)
-        if held is not None:
-            size = size or held.size(shard)
+        if known is not None:
+            size = size or known.size(shard)
 
         @contextmanager
-        def ranged(held: footers.Footers) -> Iterator[pa.NativeFile]:
-            places = held.ranges(shard, group, wanted)
+        def ranged(known: footers.Footers) -> Iterator[pa.NativeFile]:
+            places = known.ranges(shard, group, wanted)
             try:
                 data, total = ranges.get(where, places) if places else ([], size)
             except ranges.Missing as short:
@@ -276,11 +276,11 @@ class Corpus:
                 yield source
 
         def read(source: Any) -> pa.Table:
-            if size and source.size() != size:  # known since it was opened: this costs no request
+            if size and source.size() != size:  # known since it was opened: costs no request
                 raise trust.replaced(where, source.size(), size)
             file = pq.ParquetFile(
                 source,
-                metadata=None if held is None else held.of(shard),
+                metadata=None if known is None else known.of(shard),
                 pre_buffer=True,
                 page_checksum_verification=True,
             )
@@ -295,11 +295,11 @@ class Corpus:
             row_schema(MODALITIES),
             row_schema(self.modalities).names if wanted is None else wanted,
             entry["row_groups"][group],
-            None if held is None else partial(ranged, held),
+            None if known is None else partial(ranged, known),
         )
 
     def check_shard(self, shard: int) -> None:
-        """Read every byte of a shard; PlethoraError when they are not those that the manifest vouches for."""
+        """Read every byte of a shard; PlethoraError if its checksum differs from the manifest's."""
         entry = self.shards[shard]
         if entry.get("sha256") is None:
             return
@@ -315,14 +315,14 @@ class Corpus:
 
 
 def _side_table(source: Any, filters: Any) -> pa.Table:
-    """Labels or rejects; ArrowInvalid when they would fill the memory."""
+    """Labels or rejects; ArrowInvalid if they would fill the memory."""
     file = pq.ParquetFile(source, page_checksum_verification=True)
     trust.check_table(file)
     return pq.read_table(source, filters=filters, page_checksum_verification=True)
 
 
 def _check(table: pa.Table, known: pa.Schema, wanted: Iterable[str], rows: int | None) -> None:
-    """ArrowInvalid when a table is not as written: pages have checksums, the footer over them has none."""
+    """ArrowInvalid if a table is not as written: pages have checksums, the footer has none."""
     strange = [f.name for f in table.schema if f.name not in known.names or f != known.field(f.name)]
     strange += sorted(set(wanted) - set(table.column_names))
     if strange or rows not in (None, table.num_rows):
@@ -330,7 +330,7 @@ def _check(table: pa.Table, known: pa.Schema, wanted: Iterable[str], rows: int |
 
 
 def open_corpus(uri: str) -> Corpus:
-    """Open the corpus at `uri`. PlethoraError: none there, unfinished, changed, of another version."""
+    """Open the corpus at `uri`. PlethoraError: missing, unfinished, modified, or of another version."""
     uri = storage.normalise(uri)
     mark = storage.join(uri, MANIFEST)
     if not storage.exists(mark):

@@ -1,9 +1,9 @@
-"""One record's signals → rows of the corpus contract, and the ledger of what did not make it.
+"""One record's signals → rows of the corpus contract, and the ledger of what was refused.
 
-All borders lie on a grid that every modality of the record shares, so that hours add up exactly: the greatest
-common divisor of their rates, so that a row holds a whole number of samples of each. Where that would be
-coarser than a second (62.5 and 256 Hz meet every 2 s, 54.77 and 32.02 Hz every 100 s), borders lie at whole
-seconds, and each modality is cut at its sample nearest to them: at most half a sample off.
+All boundaries lie on a grid that every modality of the record shares, so that hours add up exactly: the
+greatest common divisor of their rates, so that a row holds a whole number of samples of each. If that is
+coarser than a second (62.5 and 256 Hz meet every 2 s, 54.77 and 32.02 Hz every 100 s), boundaries lie at
+whole seconds, and each modality is cut at its nearest sample: at most half a sample off.
 """
 
 import math
@@ -19,18 +19,18 @@ from datasets.readers.base import Samples
 from datasets.validity import KEPT, Limits
 
 INT16 = np.iinfo(np.int16)
-COARSEST_S = 1  # a grid coarser than this would throw seconds away at every border
-COARSE = 50  # steps in a second's usual movement; with fewer, rounding adds a hundredth of it
-LOOKED_AT = 256  # stretches of a second
-# share of a row's range by which a sample may differ from the source's (the corpus contract)
+COARSEST_S = 1  # a coarser grid would waste seconds at every boundary
+COARSE = 50  # quantisation steps in a second's usual movement; with fewer, rounding adds a hundredth of it
+LOOKED_AT = 256  # one-second stretches that are sampled
+# share of a row's range by which a stored sample may differ from the source's (the corpus contract)
 QUANTISED = 1e-4
 
 
 @dataclass
 class Segments:
-    """Rows (dicts of `row_schema` without the subject), rejects (modality, start_s, duration_s, reason),
-    and exact seconds: in, kept and refused by reason, a modality; bridged: (gaps, seconds), a modality;
-    words: what a person should know of a modality that is refused whole."""
+    """Rows (dicts of `row_schema` without the subject), rejects (modality, start_s, duration_s, reason), and
+    exact seconds per modality: in, kept, refused by reason, and bridged: (gaps, seconds);
+    words: explanations for a modality that is refused whole."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     rejects: list[tuple[str, Fraction, Fraction, str]] = field(default_factory=list)
@@ -56,7 +56,8 @@ class Segments:
 
 @dataclass
 class _Track:
-    """A modality on the grid: `codes`, one verdict a cell; cell k holds samples `edges[k]` to `edges[k + 1]`.
+    """A modality on the grid: `codes`, one verdict per cell; cell k holds samples `edges[k]` to `edges[k +
+    1]`.
 
     `known`: its samples with short gaps bridged; `x`, `scale`, `offset`: the same as int16, see `encode`.
     """
@@ -72,7 +73,7 @@ class _Track:
         """The samples of cells start to stop as int16, their scale and offset.
 
         Rows share the record's scale, so that they can be joined, unless a row is so much quieter than the
-        rest of its record that it would lose what the contract promises: then it has a scale of its own.
+        rest of its record that its error would exceed the contract's limit: then it gets its own scale.
         """
         span = slice(int(self.edges[start]), int(self.edges[stop]))
         x = self.x[span]
@@ -133,7 +134,7 @@ def segment(record: str, signals: Mapping[str, Samples], limits: Limits, segment
 
 
 def _grid(rates: Any) -> Fraction:
-    """The greatest rate (Hz) of which all `rates` are whole multiples."""
+    """The highest rate (Hz) of which all `rates` are whole multiples."""
     grid = Fraction(0)
     for rate in rates:
         a, b = grid, rate
@@ -144,14 +145,14 @@ def _grid(rates: Any) -> Fraction:
 
 
 def _usable(signals: Mapping[str, Samples], out: Segments) -> dict[str, Samples]:
-    """The modalities that have samples in every second; slower ones are refused (bad_rate)."""
+    """The modalities with samples in every second; slower ones are refused (bad_rate)."""
     usable: dict[str, Samples] = {}
     for m, s in signals.items():
         out.seconds_in[m] = Fraction(len(s.x_tc)) / s.rate
         if s.rate * COARSEST_S < 1:
             out.refuse(m, Fraction(0), out.seconds_in[m], "bad_rate")
             out.words.append(
-                f"{m}: bad_rate ({float(s.rate):g} Hz is no waveform: make it a label, [numerics])"
+                f"{m}: bad_rate ({float(s.rate):g} Hz is not a waveform: read it as a label, [numerics])"
             )
         elif len(s.x_tc):
             usable[m] = s
@@ -159,7 +160,8 @@ def _usable(signals: Mapping[str, Samples], out: Segments) -> dict[str, Samples]
 
 
 def _edges(rate: Fraction, grid: Fraction, cells: int) -> np.ndarray:
-    """The first sample of each cell and the end of the last, (cells + 1,): those nearest to its border."""
+    """The first sample of each cell and the end of the last, (cells + 1,): the samples nearest to the
+    borders."""
     per_cell = rate / grid
     a, b = per_cell.numerator, per_cell.denominator
     if b == 1:
@@ -174,7 +176,7 @@ def _track(m: str, s: Samples, grid: Fraction, limits: Limits, out: Segments) ->
     codes = validity.verdicts(x, missing, rate, limits)
     cells = math.floor(len(x) / s.rate * grid)
     edges = _edges(s.rate, grid, cells)
-    # one verdict a cell: the gravest of its samples (the code order has no meaning beyond kept = 0)
+    # one verdict per cell: the most severe of its samples (the code order only means kept = 0)
     by_cell = codes[:cells]
     if cells and edges[-1] != cells:
         by_cell = np.maximum.reduceat(codes[: edges[-1]], edges[:-1])
@@ -194,23 +196,23 @@ def _track(m: str, s: Samples, grid: Fraction, limits: Limits, out: Segments) ->
 
 
 def _say_coarse(m: str, track: _Track, out: Segments) -> None:
-    """Outliers share the steps of an int16 with the signal: say so where they leave it too few."""
+    """Outliers share the steps of an int16 with the signal: warn if they leave it too few."""
     step, length = track.scale / track.known.scale, max(2, round(float(track.known.rate)))
     if abs(step) == 1 or len(track.x) < length:
         return
     seconds = len(track.x) // length
-    some = slice(None, None, max(1, seconds // LOOKED_AT))  # enough to know what is usual
+    some = slice(None, None, max(1, seconds // LOOKED_AT))  # enough to estimate the usual movement
 
     def moved(x: np.ndarray) -> float:
         return validity.usual_movement(x[: seconds * length].reshape(-1, length)[some].ravel(), length)
 
     steps = [(moved(track.x[:, c]), moved(track.known.x_tc[:, c])) for c in range(track.x.shape[1])]
-    # of channels that move at all; 0: everything of one fell into a single step
+    # over channels that move at all; 0: each moves within a single step
     moves = max((0.0 if np.isinf(now) else now for now, was in steps if np.isfinite(was)), default=np.inf)
     if moves < COARSE:
         out.words.append(
             f"{m}: rows with outliers are rounded to steps of {abs(track.scale):.3g} {track.known.unit}, and "
-            f"a second usually moves {moves:.0f} of them: give what stands for no value as `missing` in "
+            f"a second usually moves {moves:.0f} of them: list the values that mean missing as `missing` in "
             f"[signals.{m}]"
         )
 

@@ -1,4 +1,4 @@
-"""Which windows of an index a plan orders, and where each of them lies: worked out where it is asked for."""
+"""The windows of an index that a plan orders, and where each of them lies: computed on request."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from datasets.windows import WindowSpec
 if TYPE_CHECKING:
     from datasets.prepared import Prepared
 
-HELD = 256  # row groups whose chosen windows are kept
+HELD = 256  # row groups whose chosen windows are cached
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Where some windows lie; all (n,). `group`: row group of the shard; `row`: in that, as `index` reads it;
-    `offset_s` within the row; `subject`: a 64-bit name; `has` (uint8) tells in bit i whether signal i of the
-    spec is used; `id`: the window's own name. `target` (n, k) float32, NaN where unknown: what a method that
-    learns from labels wants of each. `place`: which of its file's, of materialised windows.
+    """Places of some windows; all (n,). `group`: row group of the shard; `row`: row in it, as `index` reads
+    it; `offset_s` within the row; `subject`: a 64-bit name; `has` (uint8): bit i says whether signal i of the
+    spec is used; `id`: the window's id. `target` (n, k) float32, NaN if unknown: the targets of a supervised
+    method. `place`: its place in its file, for materialised windows.
     """
 
     shard: np.ndarray
@@ -40,8 +40,8 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Windows of an index: accepted, of subjects in `side` (codes,) bool (None: of all), with a label where
-    there is a `target` (index's windows, k).
+    """A selection from an index: accepted windows of subjects in `side` (codes,) bool (None: all), with a
+    label if there is a `target` (index's windows, k).
     """
 
     side: np.ndarray | None = None
@@ -64,8 +64,8 @@ class Shelf:
     """The windows of one corpus that a `plan.CorpusShare` orders, in the same order. Only what grows with the
     row groups is in memory; the rest is looked up in the index's memory map.
 
-    number: (g,) int32, which of the corpus' row groups each of the source's is; starts: (g + 1,) int64, where
-    their windows begin. prepared: read materialised windows (datasets.prepared) in place of the corpus.
+    number: (g,) int32, the corpus row group of each of the share's row groups; starts: (g + 1,) int64, their
+    first windows. prepared: read materialised windows (datasets.prepared) instead of the corpus.
     """
 
     corpus: Corpus
@@ -85,11 +85,11 @@ class Shelf:
 
     @property
     def target(self) -> np.ndarray | None:
-        """(index's windows, k) targets, of a recipe that learns from labels."""
+        """(index's windows, k) targets of a supervised recipe."""
         return self.choice.target
 
     def source(self, weight: float) -> CorpusShare:
-        """What the plan orders."""
+        """The share that the plan orders."""
         return CorpusShare(np.diff(self.starts), Ids(self), weight)
 
     def prepared_as(self, prepared: Prepared | None) -> Shelf:
@@ -97,7 +97,7 @@ class Shelf:
         return replace(self, prepared=prepared, _held=_Last(HELD))
 
     def groups(self) -> tuple[np.ndarray, np.ndarray]:
-        """(g,) shard and (g,) row group in it, of each of the source's row groups."""
+        """(g,) shard and (g,) row group in it, for each of the share's row groups."""
         run = self.kept.edges[self.number]
         return self.kept.run("shard")[run], self.kept.run("group")[run]
 
@@ -114,7 +114,7 @@ class Shelf:
         return found[low - self.starts[first] : high - self.starts[first]]
 
     def windows(self, position: np.ndarray) -> Windows:
-        """Where the windows at these positions of the source, (n,), lie."""
+        """The places of the windows at these positions (n,) of the share."""
         kept, rows = self.kept, self.rows(position)
         run = kept.run_of(rows)
         return Windows(
@@ -130,7 +130,7 @@ class Shelf:
         )
 
     def subjects(self) -> set[str]:
-        """Whose the windows are."""
+        """The subjects of the windows."""
         kept, names = self.kept, self.kept.subjects
         found = np.zeros(len(names), bool)
         code = kept.run("subject")
@@ -142,7 +142,7 @@ class Shelf:
         return {name for name, there in zip(names, found, strict=True) if there}
 
     def _look(self, position: np.ndarray, what: int) -> np.ndarray:
-        """(n,) of the windows at these positions: 0, row numbers; 1, their places among the accepted ones of
+        """(n,) for the windows at these positions: 0, row numbers; 1, places among the accepted windows of
         their row groups.
         """
         out = np.empty(len(position), np.int64)
@@ -162,13 +162,13 @@ class Shelf:
         return low, high
 
     def _chosen(self, group: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of the windows of a row group that are chosen: which of its windows they are, and which of its
-        accepted ones (of materialised windows alone).
+        """The chosen windows of a row group: their numbers among its windows, and (for materialised windows)
+        among its accepted ones.
         """
 
         def find() -> tuple[np.ndarray, np.ndarray]:
             low, high = self._bounds(group)
-            small = np.min_scalar_type(high - low)  # some hundred row groups of these are kept
+            small = np.min_scalar_type(high - low)  # some hundred row groups of these are cached
             within = np.flatnonzero(self.choice.mask(self.kept, low, high))
             place = np.empty(0, small)
             if self.prepared is not None:
@@ -191,14 +191,14 @@ def shelf(corpus: Corpus, spec: WindowSpec, kept: Catalogue, choice: Choice) -> 
 
 
 def side(kept: Catalogue, part: str | None, split: Split) -> np.ndarray | None:
-    """(codes,) bool: whether `split` puts each subject into `part`; None of all subjects."""
+    """(codes,) bool: whether `split` puts each subject into `part`; None for all subjects."""
     if part is None:
         return None
     return np.array([assign(s, split) == part for s in kept.subjects], bool)
 
 
 def has(kept: Catalogue, spec: WindowSpec, rows: np.ndarray) -> np.ndarray:
-    """(n,) uint8: in bit i, whether signal i of the spec is used in these windows."""
+    """(n,) uint8: bit i says whether signal i of the spec is used in these windows."""
     bits = np.zeros(len(rows), np.uint8)
     for number, sig in enumerate(spec.signals):
         used = np.ones(len(rows), bool)
@@ -209,7 +209,7 @@ def has(kept: Catalogue, spec: WindowSpec, rows: np.ndarray) -> np.ndarray:
 
 
 def ids(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """(n,) int64 names of windows, the same in every run over this corpus: splitmix64 of hash and row."""
+    """(n,) int64 window ids, the same in every run over this corpus: splitmix64 of hash and row."""
     x = rows.astype(np.uint64) + np.uint64(int(corpus.hash[:16], 16))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
@@ -218,7 +218,7 @@ def ids(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Ids:
-    """The names of a shelf's windows, made as they are asked for: by positions, or a slice of them."""
+    """The ids of a shelf's windows, computed on request: by positions, or a slice of them."""
 
     shelf: Shelf
 

@@ -1,43 +1,43 @@
-"""Pure, batched signal functions: windows in, the samples that a model sees out."""
+"""Pure, batched signal functions: from raw windows to model input samples."""
 
 from fractions import Fraction
 from typing import Literal
 
 import numpy as np
-import scipy  # its parts load at first use: processes that only plan or pass windows on start sooner
+import scipy  # its parts load on first use: processes that only plan or pass on windows start sooner
 
 from cluster.config import Config
 from cluster.errors import PlethoraError
 from datasets import ecg, zerophase
 
-HALF = 0.5 + 1e-6  # of a sample, and what rounding of a rate and of a length in seconds may add
-SHORT = 100  # samples under which a window is filtered by scipy itself: its padding no longer fits
+HALF = 0.5 + 1e-6  # of a sample, plus rounding of a rate and of a length in seconds
+SHORT = 100  # shorter windows are filtered by scipy itself: its padding no longer fits
 
 
 class Signal(Config):
-    """How one modality is prepared, and what a window must show to be used. Rates and bands in Hz."""
+    """How one modality is prepared, and the checks that a window must pass. Rates and bands in Hz."""
 
     modality: str
     rate: float
     band: zerophase.Band | None = None  # (0.5, None): a high-pass
     order: int = 2
-    channels: int = 1  # the first so many; a row with fewer does not have this signal
+    channels: int = 1  # the first channels; a row with fewer lacks this signal
     normalise: Literal["none", "minmax", "zscore"] = (
-        "none"  # "none" where the network normalises, as SIGMA's does
+        "none"  # "none" if the network normalises, as SIGMA's does
     )
-    required: bool = True  # False: a window may come without it, its samples zeros, its mask False
-    notch: float | None = None  # mains, 50 or 60; in one zero-phase pass with the band
+    required: bool = True  # False: a window may lack it (samples zero, mask False)
+    notch: float | None = None  # mains, 50 or 60; one zero-phase pass together with the band
     upright: bool = False  # turn inverted ECG windows (`ecg.inverted`)
-    min_rate: float = 0.0  # a row with a lower native rate does not have this signal
+    min_rate: float = 0.0  # a row with a lower native rate lacks this signal
     max_flat: float = 1.0  # largest `ecg.flat_share` of the raw samples
     gate: Literal["none", "ecg"] = "none"  # "ecg": `ecg.sound`
 
 
 def length(seconds: np.ndarray | float, rate: np.ndarray | float) -> np.ndarray:
-    """How many samples at `rate` Hz a window of `seconds` has, int64: the nearest number; of two that are as
-    near the lower, so that rounding and cutting off give the same window.
+    """Number of samples in windows of `seconds` at `rate` Hz, int64: the nearest number, and the lower of two
+    equally near ones, so that rounding and truncation give the same window.
 
-    A stretch holds a window where it has so many samples: half a sample is forgiven, at every rate.
+    A stretch holds a window if it has that many samples, give or take half a sample at any rate.
     """
     return np.ceil(np.multiply(seconds, rate) - HALF).astype(np.int64)
 
@@ -49,13 +49,13 @@ def prepare(
     scale: np.ndarray | None = None,
     to: int | None = None,
 ) -> np.ndarray:
-    """Filter at the native rate, then resample, turn upright, normalise: each only as `sig` says.
+    """Filter at the native rate, then resample, turn upright, normalise, each as `sig` requests.
 
-    x: (n, channels, samples) at `native_rate` Hz, any unit, finite; scale: (n,), what the resampled windows
-    are multiplied by; to: samples of the result, where a window's length says more than its raw samples do
-    (30 s at 124.945 Hz are 3748.35 samples), by default round(samples / native_rate * sig.rate). Returns (n,
+    x: (n, channels, samples) at `native_rate` Hz, any unit, finite; scale: (n,), factor for the resampled
+    windows; to: samples of the result, if a window's length is known better than from its raw samples (30 s
+    at 124.945 Hz are 3748.35 samples), by default round(samples / native_rate * sig.rate). Returns (n,
     channels, to) float32, contiguous. The order is SIGMA's (arXiv 2601.21031, released preset): resampling
-    before filtering moves the result by up to 0.19 of its range. Raises PlethoraError when the band does not
+    before filtering changes the result by up to 0.19 of its range. Raises PlethoraError if the band does not
     fit under half the native rate.
     """
     y = np.asarray(x, dtype=np.float64)
@@ -76,7 +76,7 @@ def prepare(
 
 
 def notch(sig: Signal, rate: float) -> float | None:
-    """Where to notch: nowhere in a recording whose rate is too low to hold the mains frequency."""
+    """The notch frequency; None if the recording's rate is too low to contain the mains frequency."""
     return sig.notch if sig.notch is not None and sig.notch < rate / 2 else None
 
 
@@ -86,12 +86,12 @@ def filtered(
     """x (…, samples) through `zerophase.sections`, zero-phase: scipy `sosfiltfilt` with odd padding."""
     check_band(band, rate)
     sos = zerophase.sections(float(rate), band, order, notch)
-    # scipy's default padding length, cut to what a very short window can give
+    # scipy's default padding length, shortened for very short windows
     return scipy.signal.sosfiltfilt(sos, x, axis=-1, padlen=min(zerophase.padding(sos), x.shape[-1] - 1))
 
 
 def check_band(band: zerophase.Band | None, rate: float) -> None:
-    """Raises PlethoraError when `band` does not fit under half of `rate`, in Hz."""
+    """Raises PlethoraError if `band` does not fit under half of `rate`, in Hz."""
     if band is None:
         return
     low, high = band
@@ -119,7 +119,7 @@ def resample(x: np.ndarray, m: int) -> np.ndarray:
 
 
 def samples(n: int, rate: float, to: float) -> int:
-    """How many samples `n` samples at `rate` Hz become at `to` Hz."""
+    """Number of samples that `n` samples at `rate` Hz become at `to` Hz."""
     return round(
         Fraction(n) * Fraction(to).limit_denominator(10**6) / Fraction(rate).limit_denominator(10**6)
     )
@@ -138,22 +138,21 @@ def normalise(x: np.ndarray, how: str) -> np.ndarray:
 
 
 def periodicity(x: np.ndarray, rate: float) -> np.ndarray:
-    """How regular a pulse wave is: the highest normalised autocorrelation at lags of 0.3 to 2 s (200 to 30 a
+    """Regularity of a pulse wave: the highest normalised autocorrelation at lags of 0.3 to 2 s (200 to 30 a
     minute).
 
-    x: (n, samples) at `rate` Hz, band-passed. Returns (n,) in [0, 1]: near 1 for a clean pulse, under some
+    x: (n, samples) at `rate` Hz, band-passed. Returns (n,) in [0, 1]: near 1 for a clean pulse, under about
     0.3 for noise. The unbiased estimate (each lag divided by its overlap) is clipped to 1.
     """
     n = x.shape[-1]
     x = x - x.mean(axis=-1, keepdims=True)
     lags = np.arange(int(0.3 * rate), min(int(2.0 * rate), n - 1) + 1)
-    size = scipy.fft.next_fast_len(n + int(lags.max(initial=0)), real=True)  # no lag that counts wraps round
+    size = scipy.fft.next_fast_len(n + int(lags.max(initial=0)), real=True)  # the used lags do not wrap round
     spectrum = scipy.fft.rfft(x, size, axis=-1)
     r = scipy.fft.irfft(spectrum.real**2 + spectrum.imag**2, size, axis=-1)
     energy = r[..., :1]
     r = r[..., lags] * (n / (n - lags)) / np.where(energy > 0, energy, 1)
-    # A lag counts only where the curve turns there: a slow wave is high at the shortest lag without being
-    # periodic.
+    # Only lags at a local maximum count: a slow wave is high at the shortest lag without being periodic.
     peak = np.zeros(r.shape, bool)
     peak[..., 1:-1] = (r[..., 1:-1] >= r[..., :-2]) & (r[..., 1:-1] >= r[..., 2:])
     return np.clip(np.where(peak, r, 0).max(axis=-1, initial=0), 0, 1)

@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests: a pure function of the subject, and what two corpora share."""
+"""The train, validation and test split, a pure function of the subject; and the overlap of two corpora."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from cluster.config import Config
 from datasets.schema import Corpus
 
 Side = Literal["train", "val", "test", "spare"]
-MADE_UP = "synthetic"  # nobody real lives in this id space
+MADE_UP = "synthetic"  # no real person is in this id space
 
 
 class Split(Config):
@@ -20,7 +20,7 @@ class Split(Config):
     seed: int = 0
     val: float = pydantic.Field(default=0.1, ge=0, lt=1)
     test: float = pydantic.Field(default=0.2, ge=0, lt=1)
-    # of those left to train on; the people of a smaller share are in every larger one, the others "spare"
+    # of the training subjects; the subjects of a smaller share are in every larger one, the rest are "spare"
     train: float = pydantic.Field(default=1.0, gt=0, le=1)
 
     @pydantic.model_validator(mode="after")
@@ -31,7 +31,8 @@ class Split(Config):
 
 
 def assign(subject: str, split: Split) -> Side:
-    """The side of a subject (its 32 hex digits): a hash of (seed, subject), no list, no order, no corpus."""
+    """The side of a subject (its 32 hex digits): a hash of (seed, subject), independent of lists and
+    corpora."""
     digest = hashlib.sha256(f"{split.seed}/{subject}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     if place < split.val:
@@ -44,7 +45,7 @@ def assign(subject: str, split: Split) -> Side:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Whether people of a lineage are in a corpus: `none` and `shared` are proven; why."""
+    """Whether subjects of a lineage are in a corpus (`none` and `shared` are proven), and the reason."""
 
     kind: Literal["none", "shared", "unknown"]
     shared: frozenset[str]
@@ -65,9 +66,9 @@ def overlap(
 ) -> Overlap:
     """Compare the subjects that something was trained on with those of `corpus`.
 
-    Names compare only when made with one key from the ids of one id space, and only where the source
-    publishes who is who. Two different id spaces prove nothing: a person may be in two hospitals' files.
-    The exception is the synthetic space, which holds nobody real.
+    Names are comparable only if made with one key from the ids of one id space, and only if the source
+    publishes subject ids. Two different id spaces prove nothing: a person may be in the files of two
+    hospitals. The exception is the synthetic space, which contains nobody real.
     """
     mine, theirs = dict(id_space=id_space, key_id=key_id), corpus.manifest
     nobody: frozenset[str] = frozenset()

@@ -1,8 +1,8 @@
-"""A corpus of made-up recordings whose truth is known: paired ECG, PPG, RESP and ABP (see physiology.py).
+"""A corpus of synthetic recordings with known truth: paired ECG, PPG, RESP and ABP (see physiology.py).
 
 Everything is drawn from (seed, "synthetic", subject): the same arguments give the same bytes, on any machine
-and with any number of workers. It goes through the same writer and ledger as real recordings, so planted
-gaps, flat lines and clipping turn up as rejects.
+and with any number of workers. It uses the same writer and ledger as real recordings, so planted gaps, flat
+lines and clipping become rejects.
 """
 
 import functools
@@ -23,7 +23,7 @@ from datasets.validity import Limits
 from datasets.write import SHARD_BYTES, Entry, ShardReport, write_shard
 
 ID_SPACE = "synthetic"
-# Nobody is behind these subjects: a public key lets everyone make the same corpus.
+# These subjects are not real: a public key lets everyone make the same corpus.
 KEY = b"plethora synthetic"
 RATES = {"ppg": 125.0, "ecg": 250.0, "abp": 125.0, "resp": 25.0}
 UNITS = {"ppg": "au", "ecg": "mV", "abp": "mmHg", "resp": "au"}
@@ -34,7 +34,7 @@ PURPOSE = int.from_bytes(b"synthetic"[:8], "big")
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the content of a synthetic corpus. Shares are of the recording's time, a modality."""
+    """All parameters of a synthetic corpus. Shares are of the recording's time, per modality."""
 
     hours: float
     subjects: int
@@ -73,12 +73,12 @@ class Recipe:
 
     @property
     def seconds(self) -> int:
-        """Length of each person's recording."""
+        """Length of each person's recording, s."""
         return max(1, round(self.hours * 3600 / self.subjects))
 
     @property
     def records(self) -> int:
-        """Records in all: an hour at most each."""
+        """Total number of records: each lasts at most an hour."""
         return self.subjects * math.ceil(self.seconds / RECORD_S)
 
 
@@ -87,8 +87,8 @@ def synthesize(
 ) -> dict:
     """Make a corpus of `subjects` people, `hours` in all, at `out`; returns its summary (as ingest does).
 
-    `more`: the other fields of `Recipe` (rates, noise, motion, gaps, flats, clips, …). A corpus of the same
-    recipe that is there already is left as it is; another one is an error unless `force`.
+    `more`: the other fields of `Recipe` (rates, noise, motion, gaps, flats, clips, …). An existing corpus of
+    the same recipe is kept; another one is an error unless `force`.
     """
     recipe = Recipe(hours, subjects, seed, **more)
     out = storage.normalise(out)
@@ -126,7 +126,7 @@ def _about(recipe: Recipe) -> dict[str, Any]:
 
 
 def _plan(recipe: Recipe) -> list[tuple[int, tuple[int, ...]]]:
-    """(shard, people in it): in order of their hashed names, shards near the usual size."""
+    """(shard, its people): in order of their hashed names, shards near the usual size."""
     order = sorted(range(recipe.subjects), key=lambda i: _name(recipe, i))
     each = 2 * recipe.seconds * sum(r * _channels(recipe, m) for m, r in recipe.rates.items())
     per_shard = max(1, int(SHARD_BYTES // each))
@@ -150,7 +150,7 @@ def _work(out: str, recipe: Recipe, task: tuple[int, tuple[int, ...]], tick: job
 
 
 def person_entries(recipe: Recipe, person: int) -> Iterator[Entry]:
-    """The records of one person, an hour at most each."""
+    """The records of one person, each at most an hour."""
     rng = np.random.default_rng([recipe.seed, PURPOSE, person])
     who = physiology.person(rng, recipe.af, recipe.ectopy)
     left, part = recipe.seconds, 0
@@ -162,7 +162,7 @@ def person_entries(recipe: Recipe, person: int) -> Iterator[Entry]:
 
 
 def record(recipe: Recipe, who: physiology.Person, rng: np.random.Generator, seconds: int) -> Recording:
-    """One record: clean waveforms, sensor noise, motion, then what a monitor does to them; and the truth."""
+    """One record: clean waveforms, sensor noise, motion, then a monitor's defects; and the truth."""
     c = physiology.course(rng, who, seconds)
     b = physiology.beats(rng, who, c)
     moving = _bouts(rng, seconds, recipe.motion, 5, 20)

@@ -1,8 +1,8 @@
 """Where the column chunks of a Parquet file lie, read from its footer (Thrift's compact protocol).
 
-pyarrow knows it, too, but ends the process over some damaged column metadata (an offset flipped into another
-field), and a corpus may come from a stranger. This takes some 2 ms for a footer of 16 row groups, so it is
-done once, when footers are collected.
+pyarrow provides this too, but aborts the process over some damaged column metadata (an offset flipped into
+another field), and a corpus may come from a stranger. This takes about 2 ms for a footer of 16 row groups, so
+it is done once, when footers are collected.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Compact:
         return (value >> 1) ^ -(value & 1)
 
     def value(self, kind: int) -> Any:
-        """A value of a compact type: a struct is {field id: value}, a list a list, text is bytes."""
+        """A value of a compact type: a struct is {field id: value}, a list is a list, text is bytes."""
         if kind in (1, 2):
             return kind == 1
         if kind == 3:
@@ -72,7 +72,7 @@ class _Compact:
         size = self.varint() if size == 15 else size
         if size > len(self.data) - self.at:
             raise ValueError("a list longer than the footer")
-        if kind in (1, 2):  # in a list each takes a byte
+        if kind in (1, 2):  # in a list each takes one byte
             self.at += size
             return []
         return [self.value(kind) for _ in range(size)]
@@ -92,8 +92,8 @@ class _Compact:
 
 
 def chunks(footer: bytes, size: int) -> tuple[list[int], Chunks]:
-    """Rows of each row group, and {column: (first byte, bytes)} of each, of a file whose footer this is and
-    whose pages end before byte `size`. ArrowInvalid when the footer says what cannot be.
+    """Rows of each row group, and {column: (first byte, length)} of each, from the footer of a file whose
+    pages end before byte `size`. ArrowInvalid if the footer is inconsistent.
     """
     try:
         about = _Compact(footer).struct()
@@ -106,7 +106,7 @@ def chunks(footer: bytes, size: int) -> tuple[list[int], Chunks]:
                     raise ValueError("encrypted, or in another file")
                 meta = chunk[3]
                 name = b".".join(meta[3]).decode()
-                first, more = meta[9], meta.get(11, 0)  # the data pages, a dictionary before them
+                first, more = meta[9], meta.get(11, 0)  # the data pages, preceded by a dictionary
                 first = more if 0 < more < first else first
                 if not (first >= 4 and meta[7] >= 0 and first + meta[7] <= size):
                     raise ValueError(f"column {name!r} lies outside of its file")

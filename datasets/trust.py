@@ -1,7 +1,7 @@
-"""Is a corpus what it says? Its manifest as types, its rows within sense, its row groups within memory.
+"""Validates a corpus: its manifest as types, its rows for plausible values, its row groups for their memory.
 
-A corpus may come from a stranger: what is out of bounds here is a crash, a full memory, or nonsense windows
-later. All checks are on whole columns.
+A corpus may come from a stranger: a value out of bounds would cause a crash, a full memory, or nonsense
+windows later. All checks work on whole columns.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from cluster.errors import PlethoraError
 from cluster.session import memory_bytes
 
 MODALITIES = ("ppg", "ecg", "abp", "resp", "acc")
-MOST_BYTES = 2 * 2**30  # a row group decoded; ours have some 16 MiB
+MOST_BYTES = 2 * 2**30  # of a decoded row group; ours have about 16 MiB
 MOST_ROWS = 10**6  # in a row group
 MOST_CHANNELS = 1024
-LABEL_BYTES = 64  # memory that a row of labels or rejects takes, about
+LABEL_BYTES = 64  # approximate memory per row of labels or rejects
 
 Hertz = Annotated[float, pydantic.Field(gt=0, le=1e6, allow_inf_nan=False)]
 Hours = dict[str, float]
@@ -49,7 +49,7 @@ class Shard(_Part):
 
 
 class Manifest(_Part):
-    """What of corpus.json readers rely on; a key that is missing is told by who asks for it."""
+    """The fields of corpus.json that readers rely on; whoever reads a missing key reports it."""
 
     modalities: tuple[Literal["ppg", "ecg", "abp", "resp", "acc"], ...]
     shards: tuple[Shard, ...]
@@ -76,15 +76,15 @@ class Manifest(_Part):
 
 
 def corrupt(where: str, why: object) -> PlethoraError:
-    """The line for a file of a corpus that is not as written."""
+    """The error line for a file of a corpus that is not as written."""
     return PlethoraError(f"{where} is corrupt ({str(why).splitlines()[0]}): ingest it again, with --force")
 
 
 def replaced(where: str, size: int | None, vouched: int) -> PlethoraError:
-    """The line for a shard of another size (None: unknown) than the manifest says."""
+    """The error line for a shard whose size (None: unknown) differs from the manifest's."""
     found = "another size" if size is None else f"{size:,} bytes"
     return PlethoraError(
-        f"{where} is corrupt, or was replaced ({found} where its corpus.json vouched for {vouched:,}): "
+        f"{where} is corrupt, or was replaced ({found} where corpus.json states {vouched:,}): "
         f"ingest it again, with --force"
     )
 
@@ -93,10 +93,10 @@ def replaced(where: str, size: int | None, vouched: int) -> PlethoraError:
 
 
 def check_group(footer: pq.FileMetaData, group: int, columns: list[str] | None) -> None:
-    """ArrowInvalid for a row group that would not fit into memory, or that is not there.
+    """ArrowInvalid if a row group is missing or would not fit into memory.
 
-    Compressed size says nothing of what comes out: zeros shrink ten thousandfold, and one value in a
-    dictionary can stand in every row.
+    Compressed size says nothing about decoded size: zeros shrink ten thousandfold, and one dictionary value
+    can occur in every row.
     """
     if not 0 <= group < footer.num_row_groups:
         raise pa.ArrowInvalid(f"it has {footer.num_row_groups} row groups, number {group} is asked for")
@@ -104,7 +104,7 @@ def check_group(footer: pq.FileMetaData, group: int, columns: list[str] | None) 
     if about.num_rows > MOST_ROWS:
         raise pa.ArrowInvalid(f"a row group of {about.num_rows:,} rows")
     if about.total_byte_size * max(about.num_rows, 1) <= MOST_BYTES:
-        return  # pyarrow ends the process over some damaged columns' metadata: look at them only where needed
+        return  # pyarrow aborts the process over some damaged column metadata: read it only where needed
     total = 0
     for i in range(about.num_columns):
         column = about.column(i)
@@ -116,12 +116,12 @@ def check_group(footer: pq.FileMetaData, group: int, columns: list[str] | None) 
 
 
 def _heavy(column: Any) -> bool:
-    """Waveforms; a dictionary of words is what we write ourselves."""
+    """Waveforms; only our own writer makes dictionaries of words."""
     return column.path_in_schema in MODALITIES or column.total_uncompressed_size > 2**20
 
 
 def check_table(file: pq.ParquetFile) -> None:
-    """ArrowInvalid for labels or rejects that would take more than half of this machine's memory."""
+    """ArrowInvalid if labels or rejects would take more than half of this machine's memory."""
     rows = file.metadata.num_rows
     if rows * LABEL_BYTES > memory_bytes() / 2:
         raise pa.ArrowInvalid(f"{rows:,} rows, more than this machine's memory can take")
@@ -131,11 +131,11 @@ def check_table(file: pq.ParquetFile) -> None:
 
 
 def check_rows(table: pa.Table) -> None:
-    """ArrowInvalid names the first column of a row group (see `schema.row_schema`) that holds nonsense.
+    """ArrowInvalid names the first column of a row group (see `schema.row_schema`) with invalid values.
 
-    As far as the columns are there: subjects are 16 to 64 hex digits; times are finite; where a modality is
-    there, its rate, scale and offset are finite, rate and scale not 0, and its samples last as long as the
-    row says (to one and a half samples).
+    For the columns present: subjects are 16 to 64 hex digits; times are finite; where a modality is present,
+    its rate, scale and offset are finite, rate and scale not 0, and its samples last as long as the row says
+    (to one and a half samples).
     """
     there = set(table.column_names)
     if "subject" in there:
@@ -186,4 +186,4 @@ def _numbers(table: pa.Table, name: str) -> np.ndarray:
 
 def _all(column: str, good: np.ndarray) -> None:
     if not good.all():
-        raise pa.ArrowInvalid(f"column {column!r} holds what cannot be, in row {int(np.argmin(good))}")
+        raise pa.ArrowInvalid(f"column {column!r} holds an invalid value in row {int(np.argmin(good))}")

@@ -1,6 +1,7 @@
-"""Which samples may be kept, which not, and why: run-length code on whole records, no loop over samples.
+"""Which samples may be kept, and why the others may not: run-length code on whole records, no loop over
+samples.
 
-A verdict is one uint8 code a sample: 0 = keep, else an index into `REASONS`.
+A verdict is one uint8 code per sample: 0 = keep, else an index into `REASONS`.
 """
 
 from dataclasses import dataclass
@@ -9,20 +10,20 @@ import numpy as np
 
 REASONS = ("kept", "nan", "clipped", "flat", "fragment")
 KEPT, NAN, CLIPPED, FLAT, FRAGMENT = range(5)
-FEW = 100  # runs up to which slices are quicker than a sum over all samples
-OUTLYING = 10  # a channel's range beyond so many times its usual movement is that of its outliers
+FEW = 100  # for up to so many runs slices are faster than a sum over all samples
+OUTLYING = 10  # a channel's range beyond this multiple of its usual movement is due to outliers
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds (and a share of the channel's range) that decide what is refused."""
+    """Thresholds in seconds (and a share of the channel's range) that decide what is refused."""
 
     bridge_s: float = 0.1  # missing runs up to this long, inside a signal, are interpolated
-    flat_s: float = 3.0  # exactly constant this long: no signal
-    clipped_s: float = 1.0  # on a rail this long: saturated
+    flat_s: float = 3.0  # exactly constant for so long: no signal
+    clipped_s: float = 1.0  # on a rail for so long: saturated
     rail: float = 0.002  # "on a rail": within this share of the channel's range of its own extreme; the range
     # counts at most `OUTLYING` times what the channel usually moves in `clipped_s`
-    fragment_s: float = 1.0  # kept stretches shorter than this, between refused ones, help nobody
+    fragment_s: float = 1.0  # shorter kept stretches between refused ones are useless
 
 
 def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +36,7 @@ def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mark(length: int, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """Boolean mask (length,) that is True in the given non-overlapping runs: the inverse of `runs`."""
+    """Boolean mask (length,), True in the given non-overlapping runs: the inverse of `runs`."""
     if len(starts) <= FEW:
         found = np.zeros(length, bool)
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
@@ -48,7 +49,7 @@ def mark(length: int, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
 
 
 def long_runs(mask: np.ndarray, shortest: float) -> np.ndarray:
-    """The mask with only those runs of True left that are at least `shortest` samples long."""
+    """The mask with only the runs of True that are at least `shortest` samples long."""
     starts, stops = runs(mask)
     keep = stops - starts >= shortest
     return mark(len(mask), starts[keep], stops[keep])
@@ -57,8 +58,8 @@ def long_runs(mask: np.ndarray, shortest: float) -> np.ndarray:
 def bridge(x_tc: np.ndarray, missing: np.ndarray, longest: float) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Fill missing runs of at most `longest` samples by linear interpolation, channel by channel.
 
-    A run at either end of the signal has nothing to lean on and stays missing. Integers stay integers
-    (rounded). Returns (filled copy, what is still missing, runs bridged, samples bridged).
+    A run at either end of the signal has only one neighbour and stays missing. Integers stay integers
+    (rounded). Returns (filled copy, mask of what is still missing, runs bridged, samples bridged).
     """
     if not missing.any():
         return x_tc, missing, 0, 0
@@ -89,14 +90,14 @@ def constant(x: np.ndarray, valid: np.ndarray, shortest: float) -> np.ndarray:
 
 
 def on_rail(x: np.ndarray, valid: np.ndarray, rail: float, shortest: float) -> np.ndarray:
-    """Mask of the stretches of a channel (T,) that sit on its own highest or lowest value.
+    """Mask of the stretches of a channel (T,) that stay at its highest or lowest value.
 
-    Saturated monitor signals show it in three ways, all found here: exactly at the converter's limit, at a
+    Saturation in monitor signals takes three forms, all found here: exactly at the converter's limit, at a
     lower ceiling of the device, and (after the archive resampled them) with a ripple of a few counts; `rail`
-    is the ripple allowed, a share of the channel's range. A channel of one value has no rails: that is flat.
-    A spike, a marker of a missing sample or a moment off the skin makes the range of a channel thousands of
-    times its pulse, and all of the pulse would lie "on the rail": so the range counts `OUTLYING` times the
-    usual movement at most.
+    is the allowed ripple, a share of the channel's range. A constant channel has no rails: that is flat. A
+    spike, a missing-value marker or a moment off the skin makes a channel's range thousands of times its
+    pulse, and all of the pulse would lie "on the rail": so the range counts at most `OUTLYING` times the
+    usual movement.
     """
     nothing = np.zeros(len(x), bool)
     if not valid.any():
@@ -121,8 +122,8 @@ def _near(
 
 
 def usual_movement(known: np.ndarray, length: int) -> float:
-    """What a channel moves within `length` samples, but for a tenth of them: the upper quartile over all such
-    stretches that move.
+    """The usual movement of a channel within `length` samples: the upper quartile over all such stretches
+    that move, each without a tenth of its samples.
 
     So outliers may lie in any stretch, and saturation with a ripple may fill three quarters of the record.
     """
@@ -133,10 +134,10 @@ def usual_movement(known: np.ndarray, length: int) -> float:
 
 
 def verdicts(x_tc: np.ndarray, missing: np.ndarray, rate: float, limits: Limits) -> np.ndarray:
-    """One code a sample (T,) for a signal (T, C) whose short gaps are bridged already.
+    """One code per sample (T,) for a signal (T, C) whose short gaps are already bridged.
 
-    Missing or clipped in any channel refuses the sample; flat must be flat in every channel (an
-    accelerometer at rest has quiet axes). Missing wins over clipped, clipped over flat.
+    Missing or clipped in any channel refuses the sample; flat must be flat in every channel (an accelerometer
+    at rest has quiet axes). Missing takes precedence over clipped, clipped over flat.
     """
     valid = ~missing
     channels = [np.ascontiguousarray(x_tc[:, c]) for c in range(x_tc.shape[1])]
@@ -151,7 +152,7 @@ def verdicts(x_tc: np.ndarray, missing: np.ndarray, rate: float, limits: Limits)
 
 
 def drop_fragments(codes: np.ndarray, shortest: float) -> np.ndarray:
-    """Refuse kept stretches under `shortest` samples. A signal that is kept whole is no fragment."""
+    """Refuse kept stretches under `shortest` samples. A fully kept signal is not a fragment."""
     if not codes.any():
         return codes
     kept = codes == KEPT
@@ -161,7 +162,7 @@ def drop_fragments(codes: np.ndarray, shortest: float) -> np.ndarray:
 
 
 def stretches(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts, stops and codes of the maximal stretches of one code."""
+    """Starts, stops and codes of the maximal stretches of equal code."""
     if not len(codes):
         return np.zeros(0, int), np.zeros(0, int), codes
     cuts = np.flatnonzero(np.diff(codes)) + 1

@@ -1,4 +1,4 @@
-"""Windows: what a recipe asks for, and corpus rows → the samples it gets."""
+"""Windows: a recipe's request, and how corpus rows become its samples."""
 
 import hashlib
 import json
@@ -15,10 +15,10 @@ from cluster.config import Config
 from datasets import ecg
 from datasets.signal import HALF, Signal, length, periodicity, prepare
 
-TOGETHER = 16  # windows in one call into scipy
+TOGETHER = 16  # windows per call into scipy
 
 PARTS = ("_channels", "_rate", "_scale", "_offset")
-LATER = ("required", "notch", "upright", "min_rate", "max_flat", "gate")  # keys that came after caches did
+LATER = ("required", "notch", "upright", "min_rate", "max_flat", "gate")  # added after caches existed
 
 __all__ = ["Signal", "WindowSpec", "empty", "extract", "grid", "lasts", "present", "transform", "verdicts"]
 
@@ -26,15 +26,15 @@ __all__ = ["Signal", "WindowSpec", "empty", "extract", "grid", "lasts", "present
 class WindowSpec(Config):
     """Time-aligned windows over the modalities in `signals`.
 
-    A row that lacks a required one, or all of them, gives no window.
+    A row that lacks a required modality, or all of them, gives no window.
     """
 
     signals: tuple[Signal, ...]
     window_s: float = Field(gt=0)
     hop_s: float | None = None  # None: no overlap
-    until_s: float | None = None  # one window a record, which ends at this second of it; None: a grid
+    until_s: float | None = None  # one window per record, which ends at this second of it; None: a grid
     min_quality: float = (
-        0.0  # lowest `signal.periodicity` of the first signal; 0: no gate, as in SIGMA's paper
+        0.0  # minimum `signal.periodicity` of the first signal; 0: no gate, as in SIGMA's paper
     )
 
     @model_validator(mode="after")
@@ -49,27 +49,27 @@ class WindowSpec(Config):
 
     @property
     def hash(self) -> str:
-        """Names this spec in caches and lineage. Later keys count only where they are set, so that the
-        caches of specs without them stay valid.
+        """Identifies this spec in caches and lineage. Later keys count only if set, so that the caches of
+        specs without them stay valid.
         """
         plain = {name: field.default for name, field in Signal.model_fields.items() if name in LATER}
-        told = self.model_dump()
+        fields = self.model_dump()
         if self.until_s is None:
-            del told["until_s"]
-        for sig in told["signals"]:
+            del fields["until_s"]
+        for sig in fields["signals"]:
             for name, default in plain.items():
                 if sig[name] == default:
                     del sig[name]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def optional(self) -> list[str]:
-        """Modalities that a window may lack: a batch says in `has_<modality>` where they are there."""
+        """Modalities that a window may lack: `has_<modality>` in a batch says where they are present."""
         return [s.modality for s in self.signals if not s.required]
 
     @property
     def bytes(self) -> int:
-        """Of one prepared window, all signals."""
+        """Size of one prepared window, all signals."""
         return sum(4 * s.channels * round(self.window_s * s.rate) for s in self.signals)
 
     @property
@@ -86,31 +86,31 @@ def grid(duration_s: float, spec: WindowSpec, start_s: float = 0.0) -> np.ndarra
     begins `start_s` into its record.
     """
     hop = spec.hop_s or spec.window_s
-    room = duration_s - spec.window_s + 1e-10  # rounding of sums of seconds
+    room = duration_s - spec.window_s + 1e-10  # allows for rounding in sums of seconds
     if spec.until_s is not None:
         offset = spec.until_s - spec.window_s - start_s
-        # the millisecond forgives a row that begins a sample late
+        # the millisecond allows for a row that begins a sample late
         return np.array([max(offset, 0.0)] if offset >= -1e-3 and max(offset, 0.0) <= room else [])
     return np.arange(max(int(np.floor(room / hop)) + 1, 0)) * hop
 
 
 def lasts(table: pa.Table, spec: WindowSpec) -> np.ndarray:
-    """(rows,) seconds of each row that windows of `spec` may fill: those that every signal that is there
-    fills to half a sample (`signal.length`); 0 where none is.
+    """(rows,) seconds of each row available to windows of `spec`: those that every present signal fills to
+    half a sample (`signal.length`); 0 if none is present.
     """
     found = np.full((len(spec.signals), table.num_rows), np.inf)
     for number, (sig, there) in enumerate(zip(spec.signals, present(table, spec), strict=True)):
         if there.any():
             rate, channels = (table[sig.modality + p].to_numpy() for p in ("_rate", "_channels"))
-            held = pc.binary_length(table[sig.modality]).to_numpy()
-            found[number, there] = (held[there] // (2 * channels[there]) + HALF) / rate[there]
+            size = pc.binary_length(table[sig.modality]).to_numpy()
+            found[number, there] = (size[there] // (2 * channels[there]) + HALF) / rate[there]
     least = found.min(axis=0)
     return np.where(np.isfinite(least), least, 0.0)
 
 
 def empty(n: int, spec: WindowSpec) -> dict[str, np.ndarray]:
-    """Room for `n` prepared windows: {modality: (n, channels, window_s · rate) float32}, and for each
-    optional modality its mask {"has_" + modality: (n,) bool}.
+    """Zeroed buffers for `n` prepared windows: {modality: (n, channels, window_s · rate) float32}, and for
+    each optional modality its mask {"has_" + modality: (n,) bool}.
     """
     room = {
         s.modality: np.empty((n, s.channels, round(spec.window_s * s.rate)), np.float32) for s in spec.signals
@@ -120,12 +120,12 @@ def empty(n: int, spec: WindowSpec) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Column:
-    """One modality of the rows of a row group, ready to be cut: a window's samples lie together, and a view
-    of them is no copy. All but `flat` (rows,).
+    """One modality of a row group's rows, ready to be cut: a window's samples are contiguous, so that it is a
+    view, not a copy. All but `flat` are (rows,).
     """
 
     flat: np.ndarray  # the samples of all rows, (samples · channels,) little-endian int16
-    begin: np.ndarray  # int64: where each row begins in it
+    begin: np.ndarray  # int64: the start of each row in it
     end: np.ndarray
     valid: np.ndarray  # bool
     channels: np.ndarray
@@ -136,7 +136,7 @@ class Column:
     def stretch(
         self, row: np.ndarray, offset_s: np.ndarray, window_s: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where in `flat` windows (n,) of these rows begin, their samples a channel, their rows' channels."""
+        """Where windows (n,) of these rows begin in `flat`, their samples per channel, and their channels."""
         rate, channels = self.rate[row], self.channels[row].astype(np.int64)
         count = length(window_s, rate)
         there = (self.end[row] - self.begin[row]) // channels
@@ -144,17 +144,17 @@ class Column:
         return self.begin[row] + first * channels, count, channels
 
 
-_columns: dict[tuple[int, str], Column] = {}  # of tables that live
+_columns: dict[tuple[int, str], Column] = {}  # of live tables
 
 
 def column(table: pa.Table, modality: str) -> Column:
-    """Made once a table: a batch takes few windows of each of many row groups."""
+    """Made once per table: a batch takes few windows from each of many row groups."""
     key = (id(table), modality)
     found = _columns.get(key)
     if found is None:
         values = table[modality]
         samples = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
-        if isinstance(samples, pa.ChunkedArray):  # of no rows
+        if isinstance(samples, pa.ChunkedArray):  # without rows
             samples = pa.array([], pa.binary())
         _, ends, data = samples.buffers()
         borders = np.zeros(1, np.int64)
@@ -172,8 +172,8 @@ def column(table: pa.Table, modality: str) -> Column:
 
 
 def present(table: pa.Table, spec: WindowSpec) -> np.ndarray:
-    """(signals, rows) bool: whether a row has each signal of `spec`: valid, with enough channels, at a native
-    rate that is high enough. A modality that the table has no columns for is absent.
+    """(signals, rows) bool: whether a row has each signal of `spec`: valid, with enough channels, at a high
+    enough native rate. A modality without columns in the table is absent.
     """
     there = np.zeros((len(spec.signals), table.num_rows), bool)
     for number, sig in enumerate(spec.signals):
@@ -197,12 +197,12 @@ def extract(
 
     table: rows with `spec.columns`; row, offset_s, at: (n,) each window's row, its start within that row in
     seconds, its place; has: (signals, n) bool, which signals to prepare (None: those that the row has).
-    Values are physical: raw · scale + offset, then what the signal asks for; zeros where absent.
+    Values are physical: raw · scale + offset, then prepared as the signal requests; zeros where absent.
 
-    Every modality is cut at its own sample nearest to the window's start (ties to the even one), counted from
-    the row's start, which all modalities share: the shift is at most half a native sample each, and does not
-    grow along a row. Where window_s is no whole number of samples (`signal.length`), the last window of a row
-    may start one sample early, and time in the prepared window is off by up to half a native sample.
+    Every modality is cut at its sample nearest to the window's start (ties to even), counted from the row's
+    start, which all modalities share: the shift is at most half a native sample each, and does not grow along
+    a row. If window_s is not a whole number of samples (`signal.length`), the last window of a row may start
+    one sample early, and time in the prepared window is off by up to half a native sample.
     """
     there = present(table, spec)[:, row]
     if has is not None:
@@ -219,7 +219,7 @@ def extract(
 def cut(
     table: pa.Table, row: np.ndarray, offset_s: np.ndarray, sig: Signal, window_s: float
 ) -> tuple[list[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Raw samples [(T_i, channels) int16] of windows in which `sig` is there; (n,) rate, scale, offset."""
+    """Raw samples [(T_i, channels) int16] of windows that have `sig`; (n,) rate, scale, offset."""
     if not len(row):
         return [], (np.empty(0), np.empty(0), np.empty(0))
     of = column(table, sig.modality)
@@ -240,8 +240,8 @@ def transform(
     """Prepare n windows (T_i, channels) int16, which may differ in native rate, into out[at]: (…, channels,
     T).
 
-    rate, scale, offset: (n,). Windows of one rate are stacked and filtered together, some at a time so that
-    they stay in the processor's cache; a window's result does not depend on its company.
+    rate, scale, offset: (n,). Windows of one rate are stacked and filtered together, a few at a time so that
+    they stay in the CPU cache; a window's result does not depend on what it is batched with.
     """
     for native in np.unique(rate):
         which = np.flatnonzero(rate == native)
@@ -258,12 +258,13 @@ def transform(
             x = np.stack(some, dtype=np.float64).transpose(0, 2, 1)
             if sig.band is None:
                 x = x + (offset / scale)[part, None, None]
-            # a band is deaf to an offset, and everything before the scale is linear
+            # a band removes an offset, and everything before the scale is linear
             out[at[part]] = prepare(x, float(native), sig, scale[part], out.shape[-1])
 
 
 def passes(sig: Signal, native_rate: float, n: int, to: int) -> bool:
-    """Whether windows of `n` samples at `native_rate` Hz need but their gain to become `to` of `sig`."""
+    """Whether windows of `n` samples at `native_rate` Hz need only their gain to become `to` samples of
+    `sig`."""
     plain = sig.band is None and sig.notch is None and not sig.upright and sig.normalise == "none"
     return plain and native_rate == sig.rate and n == to
 
@@ -275,14 +276,15 @@ def verdicts(
     flat_share: np.ndarray | float = 0.0,
     sound: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(quality (n,) float32, verdict (n,) str) of prepared windows (n, channels, samples) of one signal, of
-    whose raw samples `flat_share` (n,) are flat; sound: (n, channels) bool, `ecg.sound` of them where known.
+    """(quality (n,) float32, verdict (n,) str) of prepared windows (n, channels, samples) of one signal,
+    given the flat share `flat_share` (n,) of their raw samples; sound: (n, channels) bool, their `ecg.sound`
+    if known.
 
     Quality is `signal.periodicity` of the spec's first signal, NaN for others. Verdicts: `ok`, `nan` (not
-    finite), `flat` (constant, or more of it flat than `sig.max_flat`), `quality` (not what `sig.gate` wants,
-    or the first signal's periodicity is under `spec.min_quality`).
+    finite), `flat` (constant, or a larger share flat than `sig.max_flat`), `quality` (fails `sig.gate`, or
+    the first signal's periodicity is under `spec.min_quality`).
     """
-    low, high = windows.min(axis=-1), windows.max(axis=-1)  # what is not finite shows in one of them
+    low, high = windows.min(axis=-1), windows.max(axis=-1)  # values that are not finite show in one of them
     finite = (np.isfinite(low) & np.isfinite(high)).all(axis=1)
     flat = (low == high).any(axis=1) | (flat_share > sig.max_flat)
     known = windows if finite.all() else np.where(finite[:, None, None], windows, 0)

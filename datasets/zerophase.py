@@ -1,8 +1,8 @@
 """Zero-phase IIR filtering and Fourier resampling of many windows in two transforms, equal to scipy's.
 
 `sosfiltfilt` runs a recursion over every sample twice. It is linear, and differs from the *circular*
-zero-phase filter (multiply the window's spectrum by |H|²) only through where the recursion starts: the 2k
-state values at each end of a filter of order 2k. So over windows of one length
+zero-phase filter (multiply the window's spectrum by |H|²) only through the initial states of the recursion:
+the 2k state values at each end of a filter of order 2k. So over windows of one length
 
     resample(sosfiltfilt(x)) = irfft(|H|² · rfft(x), cut to the new length) + U (V x)
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import scipy  # its parts load at first use: processes that only plan or pass windows on start sooner
+import scipy  # its parts load on first use: processes that only plan or pass on windows start sooner
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ZeroPhase:
     gain: np.ndarray  # |H|² with the resampling factor, at the kept frequencies
     u: np.ndarray  # (states, m)
     head: np.ndarray  # V without the rows that are zero to rounding: (samples from the start, states)
-    tail: np.ndarray  # and from the end
+    tail: np.ndarray  # the same from the end
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """x: (…, n) float64 → (…, m). A window's result does not depend on what it is batched with, bit for
@@ -50,8 +50,8 @@ Band = tuple[float, float | None]  # Hz; None: no upper end
 
 @lru_cache(maxsize=64)
 def sections(rate: float, band: Band | None, order: int, notch: float | None = None) -> np.ndarray:
-    """Second-order sections of one cascade: a Butterworth of `order` (band-pass, or high-pass where the band
-    has no upper end), then a notch (`scipy.signal.iirnotch`, Q 30) at `notch` Hz.
+    """Second-order sections of one cascade: a Butterworth of `order` (band-pass, or high-pass if the band has
+    no upper end), then a notch (`scipy.signal.iirnotch`, Q 30) at `notch` Hz.
     """
     parts = []
     if band is not None:
@@ -67,15 +67,15 @@ def sections(rate: float, band: Band | None, order: int, notch: float | None = N
 def design(
     rate: float, band: Band | None, order: int, n: int, m: int, notch: float | None = None
 ) -> ZeroPhase:
-    """For windows of `n` samples at `rate` Hz, filtered by `sections`, resampled to `m`."""
+    """The filter for windows of `n` samples at `rate` Hz, with `sections`, resampled to `m`."""
     sos = sections(rate, band, order, notch)
     a, b, c, d = _state_space(sos)
     k = len(b)
     pad = padding(sos)
-    still = np.linalg.solve(np.eye(k) - a, b)  # the state that a constant input of 1 settles in
+    still = np.linalg.solve(np.eye(k) - a, b)  # steady state for a constant input of 1
     powers = _powers(a, n)  # (n + 1, k, k): A^0 … A^n
     reach = powers[:n] @ b  # (n, k): A^j B, what an input j steps ago left in the state
-    loop = np.linalg.inv(np.eye(k) - powers[n])  # sums over endless turns of a circular signal
+    loop = np.linalg.inv(np.eye(k) - powers[n])  # sums over infinitely many turns of a circular signal
 
     # Every quantity below is a linear functional of x, written as its matrix (n, …).
     eye = np.eye(n, pad + 1)
@@ -103,8 +103,8 @@ def design(
     )
     h = h[:, 0] + d
 
-    ring = powers[:n].transpose(0, 2, 1) @ c  # (n, k): what a state sounds like j samples on
-    # what the circular forward output, and the correction of it, put into the circular backward state
+    ring = powers[:n].transpose(0, 2, 1) @ c  # (n, k): a state's output j samples later
+    # what the circular forward output, and its correction, add to the circular backward state
     from_x = scipy.fft.irfft(scipy.fft.rfft(reach, axis=0) * h.conj()[:, None], n, axis=0)
     delta1 = w - (from_x + delta0 @ (ring.T @ reach)) @ loop.T
 
@@ -118,7 +118,7 @@ def design(
     fold *= m / n
     u = scipy.fft.irfft(scipy.fft.rfft(u, axis=-1)[:, :bins] * fold, m, axis=-1)
     v = np.concatenate([delta0, delta1], axis=1)
-    # The slowest pole's ringing is below 1e-17 of its start after so many samples.
+    # After so many samples the slowest pole's ringing is below 1e-17 of its start.
     lasts = pad + int(np.ceil(40 / -np.log(np.abs(np.linalg.eigvals(a)).max())))
     split = lasts if 2 * lasts < n else n
     return ZeroPhase(

@@ -131,7 +131,9 @@ def _read(home: str, batch: int, window_bytes: int) -> dict[str, float]:
         shelf.windows(position)
         took += time.perf_counter() - began
         looked += len(position)
-    kept = len(pickle.dumps((plan, plan._orders, shelf, shelf._held.held, shelf.kept.edges, shelf.kept.keys)))
+    kept = len(
+        pickle.dumps((plan, plan._orders, shelf, shelf._held.results, shelf.kept.edges, shelf.kept.keys))
+    )
     del position
     memory.give_back()
     grown = _memory("RssAnon") - before

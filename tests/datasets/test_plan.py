@@ -260,7 +260,7 @@ def test_the_other_order_of_bits_is_its_own_inverse() -> None:
 
 
 def test_lanes_that_are_no_power_of_two_are_named() -> None:
-    with pytest.raises(PlethoraError, match=r"stream.lanes = 48 is no power of two"):
+    with pytest.raises(PlethoraError, match=r"stream.lanes = 48 is not a power of two"):
         Plan((source(9, 2),), seed=0, batch=10, steps=1, lanes=48)
 
 
