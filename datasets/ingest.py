@@ -162,10 +162,10 @@ LATER: dict[str, dict[str, Any]] = {
 def _drop_later(fields: dict[str, Any]) -> None:
     for table, keys in LATER.items():
         first, _, second = table.partition(".")
-        table = fields[first] if first else fields
-        each = table.values() if first == "signals" else table if isinstance(table, list) else [table]
+        part = fields[first] if first else fields
+        each = part.values() if first == "signals" else part if isinstance(part, list) else [part]
         if second:
-            each = [one for part in each for one in part[second].values()]
+            each = [one for outer in each for one in outer[second].values()]
         for one in each:
             for key, default in keys.items():
                 if one is not None and key in one and one[key] == default:

@@ -1,6 +1,6 @@
-"""One module a source format. Each offers
+"""One module per source format, each with
 
-scan(root, descriptor) -> list[RecordFile]      what there is, from headers alone
+scan(root, descriptor) -> list[RecordFile]        the records, from headers only
 load(source, folder, descriptor) -> Recording     one record's samples and labels; raises Refused
 """
 

@@ -53,7 +53,7 @@ class _Parquet(Columns):
 
 
 class _Text(Columns):
-    """A text file's columns as words, turned into numbers when asked for: most have nothing to do with us."""
+    """A text file's columns as strings, converted to numbers on request: most columns are not needed."""
 
     def __init__(self, table: pa.Table, spec: Table, delimiter: str) -> None:
         super().__init__(table.column_names)
@@ -70,13 +70,13 @@ class _Text(Columns):
 
 
 class _Row(Columns):
-    """A text file whose numbers, line after line, are one channel."""
+    """A text file whose numbers, line after line, form one channel."""
 
     def __init__(self, path: Path, spec: Table) -> None:
         super().__init__(["1"])
         self._spec = spec
         self._cells, self._delimiter = text.row(path, spec)
-        try:  # decimal commas are seen before the file counts as sound; words may be marks
+        try:  # report decimal commas before the file counts as valid; words may be markers
             self.read("1")
         except Refused as why:
             if why.reason == "decimal_comma":
@@ -99,10 +99,10 @@ def opened(
 ) -> Iterator[Columns]:
     """The columns of the file at `path`. Refused: corrupt, unsupported, decimal_comma, missing_file.
 
-    `wanted`: the channels that will be read, which tell two columns without names from one of decimal commas.
+    `wanted`: the channels to read; they distinguish two unnamed columns from one with decimal commas.
     """
     if not path.is_file():
-        raise Refused("missing_file", f"{path.name} is not there")
+        raise Refused("missing_file", f"{path.name} does not exist")
     suffix = path.suffix.lower()
     try:
         words = None
@@ -126,7 +126,7 @@ def opened(
         raise Refused(
             why.reason, why.detail if path.name in why.detail else f"{path.name}: {why.detail}"
         ) from why
-    except Exception as error:  # whatever numpy, h5py and pyarrow run into, here or at `read`
+    except Exception as error:  # any error of numpy, h5py and pyarrow, here or at `read`
         raise Refused("corrupt", f"{path.name} cannot be read ({kinds.said(error)})") from error
 
 
@@ -138,7 +138,7 @@ def _table(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table
 def ids_of(path: Path, name: str) -> list[str]:
     """The names of the records in the file at `path` (see `ids`)."""
     if path.suffix.lower() not in files.SUFFIXES:
-        raise Refused("unsupported", f"{path.name}: `ids` names the records of .npz and .hdf5 files alone")
+        raise Refused("unsupported", f"{path.name}: `ids` names the records of .npz and .hdf5 files only")
     try:
         with files.opened(path) as (file, variables):
             return files.ids(file, variables, name)
@@ -147,8 +147,8 @@ def ids_of(path: Path, name: str) -> list[str]:
 
 
 def rates_vary(path: Path, named: Collection[str]) -> bool:
-    """Whether a file of many records states rates that differ from record to record, under usual names or
-    one of `named`."""
+    """Whether a file of many records states rates that differ between records, under usual names or one of
+    `named`."""
     try:
         with files.opened(path) as (file, variables):
             for variable in variables:
@@ -157,13 +157,13 @@ def rates_vary(path: Path, named: Collection[str]) -> bool:
                     x = np.asarray(file[variable][()]).reshape(-1)
                     if x.size > 1 and not (x == x[0]).all():
                         return True
-    except Exception:  # said where the records themselves are read
+    except Exception:  # reported when the records themselves are read
         return False
     return False
 
 
 def rows(path: Path, spec: Table, names: Collection[str], arrays: Sequence[Array] = ()) -> int:
-    """How many samples of the channels `names` a file that cannot be taken would hold, 0 if nothing tells."""
+    """How many samples of the channels `names` an unusable file would hold, 0 if unknown."""
     suffix = path.suffix.lower()
     if not path.is_file():
         return 0
@@ -177,5 +177,5 @@ def rows(path: Path, spec: Table, names: Collection[str], arrays: Sequence[Array
             of = [name for name in dict.fromkeys(held.get(n, n) for n in names) if name in variables]
             shapes = [tuple(file[name].shape) for name in of]
             return max((max(shape[spec.ids is not None :], default=0) for shape in shapes), default=0)
-    except Exception:  # what cannot be opened tells nothing
+    except Exception:  # a file that cannot be opened has no known length
         return 0

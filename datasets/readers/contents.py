@@ -1,4 +1,4 @@
-"""What one file holds, as its reader sees it: channels, rates, units, lengths, clock. For `probe`."""
+"""What one file contains, as its reader sees it: channels, rates, units, lengths, clock. For `probe`."""
 
 import math
 import re
@@ -32,15 +32,15 @@ from datasets.readers.tracks import Track
 
 TIMES = r"(?i)t|time.*|.*timestamp.*|date.?time|date|elapsed.*|sec(ond)?s?|ms|(unix|epoch).*"
 UNITS_S = ((r"ns|nanosec", 1e-9), (r"us|µs|microsec", 1e-6), (r"ms|millisec", 1e-3))
-LOOKED_AT = 60  # first lines of a text
-WIDE = 200  # numbers in the only line of a file: samples in a row
-SECONDS_1970 = 1e9  # what an epoch time of these decades is like in seconds
+LOOKED_AT = 60  # first lines of a text that are inspected
+WIDE = 200  # more numbers in the only line of a file are samples in a row
+SECONDS_1970 = 1e9  # a typical epoch time of these decades, s
 
 
 @dataclass(frozen=True)
 class Channel:
-    """`samples` at `rate` Hz (None: neither stated nor shown), which stands in the file under `rate_name`;
-    `unit` as the file writes it, "" where it does not.
+    """`samples` at `rate` Hz (None: neither stated nor measurable), stated in the file under `rate_name`;
+    `unit` as written in the file, "" if absent.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Channel:
 
 @dataclass
 class Contents:
-    """`kind`: what the file is; `reader`: who reads it (None: nobody); `start_s`: what its clock says at the
-    first sample; `time`: the column of times; `table`: lines of a descriptor's [table]; `words`: what else a
-    person should know.
+    """`kind`: the type of file; `reader`: the reader for it (None: none); `start_s`: the file's clock at the
+    first sample; `time`: the column of times; `table`: lines of a descriptor's [table]; `words`: further
+    messages for the user.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class Contents:
 
 
 def contents(path: Path) -> Contents:
-    """What the file at `path` holds. What cannot be read stands in `words`."""
+    """The contents of the file at `path`. Errors are listed in `words`."""
     kind = kinds.kind_of(path)
     found = Contents(path, kind.name if kind else "a table of text", kind.reader if kind else "table")
     if kind and not kind.reader:
@@ -187,7 +187,7 @@ def _table(path: Path, found: Contents) -> None:
 
 
 def _layout(path: Path, found: Contents) -> Table:
-    """How a text is laid out, by its first lines; of other files nothing needs to be known."""
+    """The layout of a text, from its first lines; other files need none."""
     if kinds.no_text(path) or path.suffix.lower() in (".parquet", ".npy", ".npz", ".h5", ".hdf5"):
         return Table()
     with text.open_text(path) as file:
@@ -196,7 +196,7 @@ def _layout(path: Path, found: Contents) -> Table:
     counts = {mark: min((line.count(mark) for line in lines if line), default=0) for mark in ",;\t"}
     best = max(counts, key=lambda mark: (counts[mark], mark == usual))
     if best == "," and counts[";"]:
-        best = ";"  # commas beside semicolons are decimal
+        best = ";"  # commas in a file with semicolons are decimal
     delimiter = best if counts[best] and best != usual else None
     spec: dict[str, str | int | None] = {"delimiter": delimiter}
     cells = [_cells(line, delimiter or usual) for line in lines]
@@ -206,7 +206,7 @@ def _layout(path: Path, found: Contents) -> Table:
     first = next(
         (i for i in range(len(cells) - 2) if all(all(map(_numeric, c)) for c in cells[i : i + 3])), 0
     )
-    if first > 1 and len(cells[0]) != len(cells[first]):  # lines that describe the recording stand above
+    if first > 1 and len(cells[0]) != len(cells[first]):  # lines above describe the recording
         named = len(cells[first - 1]) == len(cells[first]) and not all(
             map(_numeric, ["0", *cells[first - 1]])
         )
@@ -237,7 +237,7 @@ def _numeric(cell: str) -> bool:
 
 
 def _times(file: columns.Columns, spec: Table, found: Contents) -> tuple[str, float | None, Table]:
-    """The column of times, the rate in Hz that it shows, and the layout with its unit; ("", None) if none."""
+    """The column of times, the rate in Hz measured from it, and the layout with its unit; else ("", None)."""
     for name in _candidates(file):
         column = file.raw(name)
         if column is None:
@@ -259,7 +259,7 @@ def _candidates(file: columns.Columns) -> Iterator[str]:
 
 
 def _units(name: str, column: object) -> Sequence[float]:
-    """Seconds that one of the column's numbers may be, the likeliest first."""
+    """Possible units of the column's numbers in seconds, the likeliest first."""
     low = name.lower()
     named = [unit for pattern, unit in UNITS_S if re.search(rf"(^|[^a-z])({pattern})", low)]
     first = np.nan

@@ -1,7 +1,7 @@
 """DICOM waveforms (PS3.3 C.10.9), read by pydicom: integers with each channel's sensitivity and baseline.
 
-A channel is named by its group and number (1.1, 1.2, …), or by its lead (I, aVR, V1), else by what the file
-calls it; of a group that is derived from another (median beats), after the group's own label.
+A channel is named by its group and number (1.1, 1.2, …), or by its lead (I, aVR, V1), else by the file's
+label; in a group that is derived from another (median beats), with the group's own label as a prefix.
 """
 
 import re
@@ -37,7 +37,7 @@ _DATE = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\.\d{1,6})?([+-]\d{4}
 
 @dataclass(frozen=True)
 class Lead(Track):
-    """A channel: column `column` of its group's samples, of which the first follows `late` missing ones."""
+    """A channel: column `column` of its group's samples, preceded by `late` missing ones."""
 
     group: int
     column: int
@@ -47,7 +47,7 @@ class Lead(Track):
 
 @dataclass(frozen=True)
 class Waveform:
-    """`begins`: date and time where the first group begins, s since 1970 as if UTC."""
+    """`begins`: date and time of the first group's start, s since 1970 as if UTC."""
 
     data: "Dataset"
     leads: list[Lead]
@@ -90,14 +90,14 @@ def read(path: Path) -> Waveform:
         kind = kinds.kind_of(path)
         known = kind is not None and kind.reader != "dicom"
         raise Refused(
-            "unsupported" if known else "corrupt", f"it is no DICOM file{f' but {kind}' * known}"
+            "unsupported" if known else "corrupt", f"it is not a DICOM file{f' but {kind}' * known}"
         ) from error
-    except Exception as error:  # whatever pydicom runs into
+    except Exception as error:  # any error of pydicom
         raise Refused("corrupt", f"unreadable DICOM file ({type(error).__name__})") from error
 
 
 def _leads(index: int, group: "Dataset", first: float) -> list[Lead]:
-    """The channels of one group; `first`: ms at which the first group begins."""
+    """The channels of one group; `first`: start of the first group, ms."""
     rate = base.fraction(float(group.get("SamplingFrequency") or 0))
     late = (float(group.get("MultiplexGroupTimeOffset") or 0) - first) / 1000
     derived = group.get("WaveformOriginality") == "DERIVED"
@@ -111,7 +111,7 @@ def _leads(index: int, group: "Dataset", first: float) -> list[Lead]:
         skew += float(channel.get("ChannelSampleSkew") or 0) / float(rate or 1)
         flaw = "it states no sensitivity" if sensitivity is None else ""
         if rate and abs(skew) * rate > 0.5:
-            flaw = f"it lags the others of its group by {skew:g} s"
+            flaw = f"it lags the other channels of its group by {skew:g} s"
         units = channel.get("ChannelSensitivityUnitsSequence")
         unit = str(units[0].get("CodeValue") or "") if units else ""
         found.append(
@@ -133,7 +133,7 @@ def _leads(index: int, group: "Dataset", first: float) -> list[Lead]:
 
 
 def _name(channel: "Dataset") -> str:
-    """The lead of a channel by its code, else its label, else what its source means."""
+    """The lead of a channel by its code, else its label, else the meaning of its source code."""
     source = channel.ChannelSourceSequence[0] if channel.get("ChannelSourceSequence") else None
     code = _CODE.get(str(source.get("CodingSchemeDesignator"))) if source else None
     number = code.fullmatch(str(source.get("CodeValue"))) if source and code else None
@@ -149,13 +149,13 @@ def _begins(date: str, first: float) -> float | None:
     try:
         year, month, day, hour, minute, second = (int(part) for part in found.groups()[:6])
         whole = datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
-    except ValueError:  # no such day or hour
+    except ValueError:  # invalid date or time
         return None
     return whole + float(found[7] or 0) + first / 1000
 
 
 def _raw(data: "Dataset", index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Raw samples (samples, channels) of a group, and which are missing. Refused: unsupported, truncated."""
+    """Raw samples (samples, channels) of a group, and a missing mask. Refused: unsupported, truncated."""
     group = data.WaveformSequence[index]
     kind = (group.WaveformBitsAllocated, group.WaveformSampleInterpretation)
     if kind not in _TYPES:
@@ -181,7 +181,7 @@ def _raw(data: "Dataset", index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
-    """Samples (integers of the file) and labels of one record. Raises Refused where the file is broken."""
+    """Samples (integers of the file) and labels of one record. Raises Refused if the file is broken."""
     found = read(folder / source.files[0][0])
     words = {e.keyword: str(e.value) for e in found.data if e.VR not in ("SQ", "OB", "OW", "UN")}
     labels, problems = fields.read(source, folder, descriptor.fields, variables=words)

@@ -1,7 +1,7 @@
-"""EDF, BDF, and their + forms (Kemp, Olivan, Clin Neurophysiol 114:1755, 2003): integers, kept as they are.
+"""EDF, BDF, and their + forms (Kemp, Olivan, Clin Neurophysiol 114:1755, 2003): integers, kept unchanged.
 
-Read here, since pyedflib opens no EDF+D and no file that bends the header's rules; the tests compare with it.
-In EDF+D each data record says when it begins: what lies between two is missing, and counted.
+Read by our own code, since pyedflib opens no EDF+D and no file that bends the header's rules; the tests
+compare with it. In EDF+D each data record states its start: what lies between two is missing, and counted.
 """
 
 from fractions import Fraction
@@ -16,7 +16,7 @@ from datasets.readers.edf_header import TAL, Column, Header, onset, read_header
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
-    """Every record under `root` that the descriptor names; of EDF+D, the times of its data records, too."""
+    """Every record under `root` that the descriptor names; for EDF+D, with the times of its data records."""
     return base.scan(root, descriptor, _look)
 
 
@@ -41,7 +41,7 @@ def _length(column: Column, header: Header, onsets: np.ndarray | None) -> int:
 
 
 def _open(path: Path, header: Header) -> np.ndarray:
-    """Bytes (data records, bytes of each) of the file, not read until used."""
+    """Bytes (data records, bytes of each) of the file, read on use."""
     shape = (header.records, header.width)
     if not header.records:
         return np.zeros(shape, np.uint8)
@@ -53,21 +53,21 @@ def _bytes(raw: np.ndarray, column: Column) -> np.ndarray:
 
 
 def _first_onset(raw: np.ndarray, header: Header) -> float:
-    """When the first data record begins, in s after the header's date and time: parts of a second."""
+    """The start of the first data record, in s after the header's date and time: a fraction of a second."""
     if not header.annotations or not len(raw):
         return 0.0
     return onset(_bytes(raw[:1], header.annotations[0])) or 0.0
 
 
 def _onsets(path: Path, header: Header) -> np.ndarray | None:
-    """When each data record begins (s), from the first annotation of each; None: they follow each other.
+    """The start of each data record (s), from its first annotation; None: they are contiguous.
 
-    An EDF+C whose last data record begins later than it would without a gap has gaps, too. Refused where time
-    runs back, and where it is not stated.
+    An EDF+C whose last data record starts later than it would without a gap has gaps too. Refused if time
+    runs back, or is not stated.
     """
     if not header.annotations:
         if header.broken_up:
-            raise Refused("corrupt", "EDF+D without the annotations that say when its data records begin")
+            raise Refused("corrupt", "EDF+D without annotations of when its data records begin")
         return None
     raw = _bytes(_open(path, header), header.annotations[0])
     if not header.broken_up:
@@ -77,9 +77,9 @@ def _onsets(path: Path, header: Header) -> np.ndarray | None:
     found = [onset(record) for record in raw]
     onsets = np.array([at for at in found if at is not None])
     if len(onsets) < len(found):
-        raise Refused("corrupt", "a data record that does not say when it begins")
+        raise Refused("corrupt", "a data record does not state when it begins")
     if (np.diff(onsets) < 0.999 * header.record_s).any():
-        raise Refused("bad_time", "a data record begins before the one before it ends")
+        raise Refused("bad_time", "a data record begins before the previous one ends")
     if len(onsets):
         check = float(onsets[-1] - onsets[0]) + header.record_s
         base.check_span(check, header.records * header.record_s)
@@ -87,15 +87,15 @@ def _onsets(path: Path, header: Header) -> np.ndarray | None:
 
 
 def _places(onsets: np.ndarray, samples: int, rate: Fraction) -> tuple[np.ndarray, int]:
-    """The sample at which each data record begins, and how many there are in all."""
+    """The first sample of each data record, and the number of samples in all."""
     starts = np.rint((onsets - onsets[0]) * float(rate)).astype(np.int64) if len(onsets) else onsets
-    floor = np.arange(len(starts)) * samples  # records of less than a sample too few must not overlap
+    floor = np.arange(len(starts)) * samples  # records short by a fraction of a sample must not overlap
     starts = np.maximum.accumulate(starts - floor) + floor
     return starts, int(starts[-1]) + samples if len(starts) else 0
 
 
 def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
-    """Samples (integers of the file) and labels of one record. Raises Refused where the file is broken."""
+    """Samples (integers of the file) and labels of one record. Raises Refused if the file is broken."""
     path = folder / source.files[0][0]
     header = read_header(path, source.files[0][1])
     onsets = _onsets(path, header)
@@ -129,7 +129,7 @@ def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
 def _stretch(
     raw: np.ndarray, header: Header, column: Column, onsets: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One column's samples (T,) in time, and which are missing."""
+    """One column's samples (T,) in time, and a missing mask."""
     blocks = _integers(np.ascontiguousarray(_bytes(raw, column)), header.depth)
     if onsets is None or not column.rate:
         return blocks, np.zeros(blocks.size, bool)
@@ -141,16 +141,16 @@ def _stretch(
 
 
 def _integers(data: np.ndarray, depth: int) -> np.ndarray:
-    """Bytes as int16 (EDF) or, of 24 bits, as int32 (BDF), (T,)."""
+    """Bytes as int16 (EDF) or, for 24 bits, as int32 (BDF), (T,)."""
     if depth == 2:
         return data.reshape(-1).view("<i2")
     wide = np.zeros((data.size // depth, 4), np.uint8)
     wide[:, 1:] = data.reshape(-1, depth)
-    return (wide.view("<i4") >> 8).reshape(-1)  # the sign's bits follow from the topmost byte
+    return (wide.view("<i4") >> 8).reshape(-1)  # the top byte's sign bit is extended
 
 
 def _annotations(raw: np.ndarray, header: Header, name: str, first: float) -> list[Labels]:
-    """The file's own annotations; time 0 is where the first data record begins, as it is for the samples."""
+    """The file's annotations; time 0 is the start of the first data record, as for the samples."""
     starts, ends, texts = [], [], []
     for column in header.annotations:
         for row in _bytes(raw, column):

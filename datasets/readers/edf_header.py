@@ -1,4 +1,4 @@
-"""The header of an EDF or BDF file, as the standard has it and as recorders write it all the same."""
+"""The header of an EDF or BDF file, as the standard defines it and as recorders really write it."""
 
 import hashlib
 import math
@@ -14,12 +14,12 @@ from datasets.readers import base, kinds
 from datasets.readers.base import Refused
 from datasets.readers.tracks import Track
 
-FIELDS = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)  # widths of the header's columns, a signal
+FIELDS = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)  # widths of the header's columns, per signal
 # onset, duration, texts: a time-stamped annotation list (EDF+ 2.2.2)
 TAL = re.compile(rb"([+-]\d+(?:\.\d*)?)(?:\x15(\d+(?:\.\d*)?))?\x14((?:[^\x14\x00]*\x14)*)\x00")
 _ANNOTATIONS = re.compile(r"(EDF|BDF) Annotations?", re.I)
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # 1,000 may be one or a thousand
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # 1,000 may mean one or a thousand
 _DATE = re.compile(r"(\d\d?)[.:-](\d\d?)[.:-](\d\d)")
 _LONG_DATE = re.compile(r"Startdate (\d\d?)-([A-Z]{3})-(\d{4})\b", re.I)
 _MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
@@ -27,9 +27,9 @@ _MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT",
 
 @dataclass(frozen=True)
 class Column(Track):
-    """A signal, and the bytes it takes of a data record, from `at`.
+    """A signal, and its bytes in a data record, from `at`.
 
-    Where several have one label, their names are label-0, label-1, …
+    Several with the same label are named label-0, label-1, …
     """
 
     at: int
@@ -40,7 +40,7 @@ class Column(Track):
 @dataclass(frozen=True)
 class Header:
     """`start`: bytes of the header; `width`: bytes of a data record; `depth`: bytes of a sample;
-    `begins`: its date and time (s since 1970 as if UTC); `notes`: what a person should know, in words."""
+    `begins`: date and time (s since 1970 as if UTC); `notes`: messages for the user."""
 
     columns: list[Column]  # without annotations
     annotations: list[Column]
@@ -56,14 +56,14 @@ class Header:
 
 
 def read_header(path: Path, size: int) -> Header:
-    """The header of the EDF or BDF file of `size` bytes. Refused: it is none, or says what cannot be."""
+    """The header of the EDF or BDF file of `size` bytes. Refused: it is not one, or is inconsistent."""
     with open(path, "rb") as file:
         first = file.read(256)
         depth = 3 if first[:8] == b"\xffBIOSEMI" else 2
         if len(first) < 256 or (depth == 2 and first[:8].strip(b" \0") != b"0"):
             kind = kinds.kind_of(path)
             known = kind is not None and kind.reader != "edf"
-            what = f"it is no EDF or BDF file but {kind}" if known else "it is no EDF or BDF file"
+            what = f"it is not an EDF or BDF file but {kind}" if known else "it is not an EDF or BDF file"
             raise Refused("unsupported" if known else "corrupt", what)
         try:
             count = _whole(_text(first[252:256]))
@@ -83,7 +83,7 @@ def read_header(path: Path, size: int) -> Header:
     annotations = [c for c in columns if _ANNOTATIONS.fullmatch(c.label)]
     records, notes = _counted(path, annotations, records, there, start, width)
     if (rest := size - start - records * width) > 0:
-        notes.append(f"{rest:,} bytes after the last data record are left out")
+        notes.append(f"{rest:,} bytes after the last data record are ignored")
     reserved = _text(first[192:236])
     digest = hashlib.sha256(first + more).hexdigest()
     begins = _begins(_text(first[168:176]), _text(first[176:184]), _text(first[88:168]))
@@ -97,10 +97,10 @@ def read_header(path: Path, size: int) -> Header:
 def _counted(
     path: Path, annotations: list[Column], stated: int, there: int, start: int, width: int
 ) -> tuple[int, list[str]]:
-    """Data records to read, and what to say of them where the header counts fewer than there are.
+    """Data records to read, and a note if the header counts fewer than the file holds.
 
-    All are read, as a recorder that was cut off leaves them. Where annotations must say when each begins,
-    what lies after the last that does so is none.
+    All are read, since an interrupted recorder leaves them. If annotations must state the start of each, only
+    those up to the last that does so count.
     """
     if stated >= there:
         return stated, []
@@ -116,13 +116,13 @@ def _counted(
 
 
 def onset(record: np.ndarray) -> float | None:
-    """When a data record begins (s), by its annotations' bytes: the first has no text (EDF+ 2.2.4)."""
+    """The start of a data record (s), from its annotation bytes: the first has no text (EDF+ 2.2.4)."""
     found = TAL.match(np.ascontiguousarray(record).tobytes())
     return float(found.group(1)) if found and found.group(3)[:1] in (b"", b"\x14") else None
 
 
 def _text(cell: bytes) -> str:
-    """A cell's words: UTF-8 where it is, else Latin-1; spaces and NULs after them fill it up."""
+    """A cell's text: UTF-8 if valid, else Latin-1; trailing spaces and NULs are padding."""
     cell = cell.lstrip(b" \0").partition(b"\0")[0]
     try:
         return cell.decode("utf-8").strip()
@@ -131,31 +131,31 @@ def _text(cell: bytes) -> str:
 
 
 def _number(word: str, commas: bool = False) -> float:
-    """`commas`: another number of the header shows that a comma parts decimals. Raises ValueError."""
+    """`commas`: another number of the header proves decimal commas. Raises ValueError."""
     if not _NUMBER.fullmatch(word) or (_THOUSANDS.fullmatch(word) and not commas):
-        raise ValueError(f"{word!r} is not a number" + " beyond doubt" * ("," in word))
+        raise ValueError(f"{word!r} is not a number" + " without doubt" * ("," in word))
     return float(word.replace(",", "."))
 
 
 def _whole(word: str) -> int:
     number = _number(word)
     if not (math.isfinite(number) and number == int(number)):
-        raise ValueError(f"{word!r} is no whole number")
+        raise ValueError(f"{word!r} is not a whole number")
     return int(number)
 
 
 def _start(word: str, usual: int, size: int, data: int) -> int:
-    """Where the data begin: 256 bytes for the file and for each signal, or what the header says instead."""
+    """Where the data begin: 256 bytes for the file and for each signal, or as the header states."""
     stated = _whole(word) if word else usual
     if stated == usual or (data > 0 and size - usual == data):
         return usual
     if data > 0 and stated > usual and size - stated == data:
         return stated
-    raise ValueError(f"it says that it takes {stated:,} bytes, its signals take {usual:,}")
+    raise ValueError(f"it states a length of {stated:,} bytes, its signals take {usual:,}")
 
 
 def _columns(record_s: str, text: bytes, count: int, depth: int) -> tuple[float, list[Column]]:
-    """Seconds of a data record and the signals in it. Raises ValueError where these are not known."""
+    """Seconds per data record and the signals in it. Raises ValueError if these are unknown."""
     table: list[list[str]] = []
     at = 0
     for width in FIELDS:
@@ -188,7 +188,7 @@ def _columns(record_s: str, text: bytes, count: int, depth: int) -> tuple[float,
 
 
 def _scale(low: str, high: str, least: str, most: str, commas: bool, depth: int) -> tuple[float, float, str]:
-    """Scale and offset by a signal's limits, physical and digital; or why there are none, in words."""
+    """Scale and offset from a signal's physical and digital limits; or why there are none."""
     span = 2 ** (8 * depth - 1)
     try:
         first, last = _whole(least), _whole(most)
@@ -198,14 +198,14 @@ def _scale(low: str, high: str, least: str, most: str, commas: bool, depth: int)
     except ValueError:
         nan = float("nan")
         unsure = any(_THOUSANDS.fullmatch(word) for word in (low, high)) and not commas
-        doubt = ", where the comma may part decimals or thousands" if unsure else ""
+        doubt = ", where the comma may mark decimals or thousands" if unsure else ""
         return nan, nan, f"its header gives the limits {low!r} to {high!r} for {least!r} to {most!r}{doubt}"
     scale = (top - bottom) / (last - first)
     return scale, bottom - first * scale, ""
 
 
 def _begins(date: str, clock: str, recording: str) -> float | None:
-    """Date and time in s since 1970 as if in UTC; EDF+ states the whole year in the recording's words."""
+    """Date and time in s since 1970 as if in UTC; EDF+ states the full year in the recording field."""
     long, short, time = _LONG_DATE.search(recording), _DATE.fullmatch(date), _DATE.fullmatch(clock)
     if not time:
         return None
@@ -219,5 +219,5 @@ def _begins(date: str, clock: str, recording: str) -> float | None:
             return None
         hour, minute, second = (int(part) for part in time.groups())
         return datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
-    except ValueError:  # no such month, day or hour
+    except ValueError:  # invalid date or time
         return None

@@ -1,7 +1,8 @@
 """Avro files of Empatica's EmbracePlus (schema 6), read by fastavro.
 
 Channels: bvp, eda, temperature, accelerometer_x, _y, _z. Accelerometer counts become g by the file's limits
-(schemas before 6.5) or its `conversionFactor` (since). It states no unit of the others: `source_unit` does.
+(schemas before 6.5) or its `conversionFactor` (since). The other units are not stated: `source_unit` gives
+them.
 """
 
 from collections.abc import Iterator
@@ -46,7 +47,8 @@ class _Record(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Sensor(Track):
-    """A channel and its samples, of which the first comes `late` samples after the first of any."""
+    """A channel and its samples, the first of which comes `late` samples after the earliest of any
+    channel."""
 
     x: np.ndarray
     late: int
@@ -54,7 +56,7 @@ class Sensor(Track):
 
 @dataclass(frozen=True)
 class Session:
-    """`begins`: when the first sensor begins, s since 1970 in UTC."""
+    """`begins`: the start of the first sensor, s since 1970 in UTC."""
 
     sensors: list[Sensor]
     begins: float | None
@@ -62,7 +64,8 @@ class Session:
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
-    """Every record under `root` that the descriptor names. No header counts the samples: all is read."""
+    """Every record under `root` that the descriptor names. No header counts the samples: files are read
+    whole."""
     return base.scan(root, descriptor, _look)
 
 
@@ -86,16 +89,16 @@ def read(path: Path) -> Session:
                 kind = kinds.kind_of(path)
                 raise Refused(
                     "unsupported" if kind else "corrupt",
-                    f"it is no Avro file{f' but {kind}' if kind else ''}",
+                    f"it is not an Avro file{f' but {kind}' if kind else ''}",
                 )
             file.seek(0)
             records = list(cast(Iterator[_Record], fastavro.reader(file)))
         if len(records) != 1 or "rawData" not in records[0]:
-            raise Refused("unsupported", "an Avro file that is no session of an Empatica EmbracePlus")
+            raise Refused("unsupported", "an Avro file, but not a session of an Empatica EmbracePlus")
         return _session(records[0])
     except Refused:
         raise
-    except Exception as error:  # whatever fastavro runs into
+    except Exception as error:  # any error of fastavro
         raise Refused("corrupt", f"unreadable Avro file ({type(error).__name__})") from error
 
 
@@ -120,7 +123,7 @@ def _session(record: _Record) -> Session:
 
 
 def _scale(sensor: _Stream, version: tuple[int, int]) -> tuple[float, str]:
-    """What one count of an inertial sensor is."""
+    """The value of one count of an inertial sensor."""
     limits = sensor.get("imuParams") or {}
     if version >= (6, 5):
         factor = limits.get("conversionFactor")
@@ -133,7 +136,7 @@ def _scale(sensor: _Stream, version: tuple[int, int]) -> tuple[float, str]:
 
 
 def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
-    """Samples and labels of one record. Raises Refused where the file is broken."""
+    """Samples and labels of one record. Raises Refused if the file is broken."""
     found = read(folder / source.files[0][0])
     labels, problems = fields.read(source, folder, descriptor.fields, variables=found.words)
 

@@ -1,4 +1,4 @@
-"""Labels of a whole record: words out of its text files, comments and variables."""
+"""Labels of a whole record, from its text files, comments and variables."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from datasets.readers.base import Labels, RecordFile
 
 
 def split_words(cell: str, separator: str | None) -> list[str]:
-    """The words of a cell, each once, without the brackets and quotes of a list (of {'NORM': 100.0, …} the
-    quoted words); the cell where there is no `separator`.
+    """The words of a cell without duplicates, and without a list's brackets and quotes (of
+    {'NORM': 100.0, …} the quoted words); the whole cell if there is no `separator`.
     """
     if separator is None:
         return [cell]
@@ -29,7 +29,7 @@ def read(
     comments: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
 ) -> tuple[list[Labels], list[str]]:
-    """Labels of the whole record, and in words which could not be read (see `FieldRule`)."""
+    """Labels of the whole record, and messages about those that could not be read (see `FieldRule`)."""
     labels, problems = [], []
     for rule in rules:
         text = "\n".join(comments)

@@ -1,4 +1,4 @@
-"""Labels and subjects beside the recordings, in sheets and annotation files: the same for all readers."""
+"""Labels and subjects from sheets and annotation files beside the recordings, the same for all readers."""
 
 import dataclasses
 import re
@@ -18,12 +18,12 @@ from datasets.readers.wfdb_header import read_header
 
 
 def names(source: RecordFile) -> dict[str, str]:
-    """What `{…}` in a file name or a match may stand for: the groups of `records`, subject, record, stem."""
+    """Values for `{…}` in a file name or a match: the groups of `records`, subject, record, stem."""
     return {"stem": source.stem, **source.groups, "subject": source.subject, "record": source.record}
 
 
 def shared(descriptor: Descriptor) -> list[str]:
-    """Files that serve all records: those whose name holds no `{…}`."""
+    """Files that serve all records: those without `{…}` in their names."""
     return [
         f for f in _patterns(descriptor) if not any(field for _, field, *_ in string.Formatter().parse(f))
     ]
@@ -36,7 +36,7 @@ def _patterns(descriptor: Descriptor) -> list[str]:
 
 
 def complete(sources: Sequence[RecordFile], root: Root, descriptor: Descriptor) -> list[RecordFile]:
-    """`sources` with their label files among their files, and their subject where a sheet knows it."""
+    """`sources` with their label files added, and with their subject if a sheet gives it."""
     if group := descriptor.subject.group:
         sources = [_grouped(s, group) for s in sources]
     patterns = _patterns(descriptor)
@@ -83,7 +83,7 @@ def _complete(
 
 
 def add(recording: Recording, source: RecordFile, folder: Path, common: Path, descriptor: Descriptor) -> None:
-    """Put the labels of sheets and annotation files into `recording`; what cannot be read into its problems.
+    """Add the labels of sheets and annotation files to `recording`; unreadable ones go to its problems.
 
     `folder` holds the record's own files, `common` those of `shared`.
     """
@@ -157,22 +157,22 @@ def _label(rule: Column, words: list[str], start: Any, end: Any) -> list[Labels]
 
 
 def _whole(label: Labels, rows: str) -> Labels:
-    """A label of the whole record out of several rows: its different texts, or the number that all say.
+    """A label of the whole record from several rows: its distinct texts, or the number in all of them.
 
-    Refused (two_rows): numbers that differ.
+    Refused (two_rows): the numbers differ.
     """
     if isinstance(label.values, list):
         return dataclasses.replace(label, values=list(dict.fromkeys(label.values)))
     different = np.unique(label.values)
     if len(different) > 1:
         shown = ", ".join(f"{v:g}" for v in different[:5])
-        raise Refused("two_rows", f"{rows} say {shown}, and no times say when")
+        raise Refused("two_rows", f"{rows} give {shown}, without times")
     return dataclasses.replace(label, values=different)
 
 
 def readings(sources: Sequence[RecordFile], descriptor: Descriptor) -> dict[str, str]:
-    """{label: "record" or "value"} of the labels of whole records in sheets, where people have several rows:
-    whether each row is of one record, or some serve several, which then share its value.
+    """{label: "record" or "value"} for whole-record labels in sheets in which people have several rows:
+    whether each row is of one record, or some serve several records, which then share its value.
     """
     found: dict[str, str] = {}
     for rule in descriptor.tables:
@@ -218,14 +218,14 @@ def _annotations(rule: Events, path: Path) -> tuple[np.ndarray, list[str]]:
     import wfdb
 
     if not path.is_file():
-        raise Refused("missing_file", "it is not there")
+        raise Refused("missing_file", "it does not exist")
     try:
         found = wfdb.rdann(str(path.with_suffix("")), path.suffix[1:])
-    except Exception as error:  # wfdb raises whatever its parsing runs into
+    except Exception as error:  # wfdb raises any error of its parsing
         raise Refused("corrupt", f"unreadable annotations ({error})") from error
     rate = rule.rate or _annotation_rate(path)
     if not rate:
-        raise Refused("bad_rate", "neither the annotations nor the descriptor say at which rate they count")
+        raise Refused("bad_rate", "neither the annotations nor the descriptor state their rate")
     notes = [note.strip("\0 ") for note in found.aux_note or []]
     words = [rule.text or note or symbol for note, symbol in zip(notes, found.symbol or [], strict=True)]
     kept = [i for i, symbol in enumerate(found.symbol or []) if not rule.symbols or symbol in rule.symbols]
@@ -233,7 +233,7 @@ def _annotations(rule: Events, path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _annotation_rate(path: Path) -> float | None:
-    """How many ticks a second an annotation file counts: its own word on that, else the record's frames."""
+    """Ticks per second of an annotation file: as it states, else the record's frame rate."""
     stated = re.search(rb"## time resolution: ?([0-9.eE+-]+)", path.read_bytes()[:4096])
     try:
         return float(stated[1]) if stated else float(read_header(path.with_suffix(".hea")).rate or 0)

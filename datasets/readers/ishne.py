@@ -1,6 +1,6 @@
-"""ISHNE Holter ECG (Badilini, Ann Noninvasive Electrocardiol 3:263, 1998): int16 samples, kept as they are.
+"""ISHNE Holter ECG (Badilini, Ann Noninvasive Electrocardiol 3:263, 1998): int16 samples, kept unchanged.
 
-A channel is named by its number (1, 2, …) or by its lead. Its unit is mV, by the resolution that is stated.
+A channel is named by its number (1, 2, …) or by its lead. Its unit is mV, from the stated resolution.
 """
 
 import binascii
@@ -19,7 +19,7 @@ from datasets.readers.base import Draft, RecordFile, Recording, Refused, Root
 from datasets.readers.tracks import Track
 
 MAGIC = b"ISHNE1.0"
-FIXED = 522  # bytes of the header before its block of variable length
+FIXED = 522  # bytes of the fixed header, before its variable block
 LEADS = (
     "unknown",
     "generic",
@@ -46,19 +46,19 @@ LEADS = (
 
 @dataclass(frozen=True)
 class Header:
-    """`length`: samples a lead, from byte `start` on; `begins`: date and time, s since 1970 as if UTC."""
+    """`length`: samples per lead, from byte `start`; `begins`: date and time, s since 1970 as if UTC."""
 
     leads: list[Track]
     length: int
     start: int
     begins: float | None
     digest: str
-    missing: int  # bytes that the header counts and the file lacks
+    missing: int  # bytes that the header promises and the file lacks
     notes: list[str] = field(default_factory=list)
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
-    """Every record under `root` that the descriptor names, from headers alone."""
+    """Every record under `root` that the descriptor names, from headers only."""
     return base.scan(root, descriptor, _look)
 
 
@@ -73,12 +73,12 @@ def _look(draft: Draft, descriptor: Descriptor) -> None:
 
 
 def read_header(path: Path, size: int) -> Header:
-    """The header of the ISHNE file of `size` bytes. Refused: it is none, or says what cannot be."""
+    """The header of the ISHNE file of `size` bytes. Refused: it is not one, or is inconsistent."""
     with open(path, "rb") as file:
         head = file.read(FIXED)
         if len(head) < FIXED or head[:8] != MAGIC:
             kind = kinds.kind_of(path)
-            what = f"it is no ISHNE Holter ECG but {kind}" if kind else "it is no ISHNE Holter ECG"
+            what = f"it is not an ISHNE Holter ECG but {kind}" if kind else "it is not an ISHNE Holter ECG"
             raise Refused("unsupported" if kind and kind.reader != "ishne" else "corrupt", what)
         (checksum,) = struct.unpack_from("<H", head, 8)
         _, counted, _, start = struct.unpack_from("<4i", head, 10)
@@ -91,9 +91,9 @@ def read_header(path: Path, size: int) -> Header:
         head += file.read(start - FIXED)
     notes = []
     if checksum != binascii.crc_hqx(head[10:], 0xFFFF):
-        notes.append("its checksum does not fit the header, which was changed since: check leads and rate")
+        notes.append("its checksum does not match the header, which was edited: check leads and rate")
     have = (size - start) // (2 * count)
-    each = counted if size - start != 2 * counted else counted // count  # writers count a lead or all of them
+    each = counted if size - start != 2 * counted else counted // count  # writers count one lead or all
     if each < have:
         notes.append(f"the header counts {each:,} samples a lead, the file holds {have:,}: all are read")
         each = have
@@ -118,12 +118,12 @@ def _begins(head: bytes) -> float | None:
     try:
         hour, minute, second = struct.unpack_from("<3h", head, 150)
         return datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
-    except (ValueError, OverflowError):  # no such day or hour
+    except (ValueError, OverflowError):  # invalid date or time
         return None
 
 
 def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
-    """Samples (integers of the file) and labels of one record. Raises Refused where the file is broken."""
+    """Samples (integers of the file) and labels of one record. Raises Refused if the file is broken."""
     path = folder / source.files[0][0]
     header = read_header(path, source.files[0][1])
     shape = (header.length, len(header.leads))

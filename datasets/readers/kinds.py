@@ -1,4 +1,4 @@
-"""What kind of file lies at a path, by its first bytes, and what to do with it: for messages, for `probe`."""
+"""The type of a file, from its first bytes, and what to do with it: for messages and for `probe`."""
 
 import re
 import zlib
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from cluster.redact import printable
 
-HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes that are inspected
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: `name` with its article; the `reader` that reads it (None: none), else `advice`.
+    """A type of file: `name` with its article; the `reader` for it (None: none), else `advice`.
 
-    `suffix`: by which the reader `table` knows such a file.
+    `suffix`: the file ending by which the reader `table` recognises it.
     """
 
     name: str
@@ -36,7 +36,7 @@ PICKLE = Kind(
     "a Python pickle", None, "it can run code when it is opened: write its arrays as .npz, in a container"
 )
 
-# (place, bytes there, what it is); the first that fits counts
+# (place, bytes there, type); the first match applies
 MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"0       ", Kind("an EDF file", "edf")),
     (0, b"\xffBIOSEMI", Kind("a BDF file", "edf")),
@@ -98,7 +98,7 @@ MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"\xfe\xff", Kind("text in UTF-16", None, "save it as UTF-8")),
 )
 
-# Text that is no table, by what stands near its beginning.
+# Text that is not a table, by a pattern near its beginning.
 TEXTS: tuple[tuple[re.Pattern[str], Kind], ...] = (
     (
         re.compile(r"<HealthData|DOCTYPE HealthData"),
@@ -130,7 +130,7 @@ SAMPLES = Kind(
 
 
 def kind_of(path: Path) -> Kind | None:
-    """The kind of the file at `path`; None: plain text (perhaps a table), an empty file or none at all."""
+    """The type of the file at `path`; None: plain text (perhaps a table), an empty file or none at all."""
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)
@@ -154,13 +154,13 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def describe(path: Path) -> str | None:
-    """What the file at `path` is and what to do with it, without any of its bytes; None as in `kind_of`."""
+    """The type of the file at `path` and what to do with it, without quoting it; None as in `kind_of`."""
     kind = kind_of(path)
     return str(kind) if kind else None
 
 
 def no_text(path: Path) -> str | None:
-    """What a file that should hold a table of text (.gz: compressed) is instead, and what to do."""
+    """The true type of a file that should hold a table of text (.gz: compressed), and what to do."""
     kind = kind_of(path)
     if kind is None or (kind.suffix == ".gz" and path.name.lower().endswith(".gz")):
         return None
@@ -168,7 +168,7 @@ def no_text(path: Path) -> str | None:
 
 
 def other(path: Path, suffix: str) -> str | None:
-    """What a file is that should be of the kind which `suffix` says, where it is known to be another."""
+    """The true type of a file that should be of the type of `suffix`, if it is known to be another."""
     kind = kind_of(path)
     same = kind is None or kind.suffix == suffix or (suffix == ".h5" and kind.reader == "mat")
     return None if same or kind is None else _misnamed(kind)
@@ -179,12 +179,12 @@ def _misnamed(kind: Kind) -> str:
 
 
 def plain(words: str, most: int = 200) -> str:
-    """`words` of a library, which may quote bytes of a file, as one line that a terminal can show."""
+    """A library's message, which may quote bytes of a file, as one printable line."""
     return printable((words.splitlines() or [""])[0], most)
 
 
 def said(error: Exception) -> str:
-    """What a library's exception says, or its kind where it says nothing."""
+    """A library's exception message, or its type if it has none."""
     return plain(str(error)) or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""Times of labels: cells of a sheet → seconds from the record's first sample, whichever clock they are on."""
+"""Times of labels: cells of a sheet → seconds from the record's first sample, whatever clock they use."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def of_rows(
 
 
 def samples(rule: Clocked, cells: Sequence[str], rate: float, path: Path, recording: Recording) -> np.ndarray:
-    """The numbers of samples in `cells`, which count from the record's first, as seconds. Refused."""
+    """Sample numbers in `cells`, counted from the record's first, as seconds. Refused."""
     counted = rule.model_copy(update={"clock": "start", "offset_s": 0.0})
     return placed(counted, cells, 1.0, path, recording) / rate + rule.offset_s
 
@@ -48,7 +48,7 @@ def samples(rule: Clocked, cells: Sequence[str], rate: float, path: Path, record
 def placed(
     rule: Clocked, cells: Sequence[str], unit_s: float, path: Path, recording: Recording, column: str = ""
 ) -> np.ndarray:
-    """The times in `cells` as seconds from the record's first sample; NaN where a cell is empty. Refused."""
+    """The times in `cells` as seconds from the record's first sample; NaN for empty cells. Refused."""
     try:
         found = moments.read(pa.array(cells, pa.string()), unit_s)
     except Refused as why:
@@ -63,7 +63,7 @@ def placed(
 
 
 def _begins(rule: Clocked, path: Path, recording: Recording) -> float | None:
-    """When a label file with a start of its own begins, s from the record's first sample."""
+    """The start of a label file that states one, s from the record's first sample."""
     if rule.start_line is None:
         return None
     delimiter = delimiter_of(path.name, getattr(rule, "delimiter", None))
@@ -85,21 +85,23 @@ def _on_record(rule: Clocked, found: Moments, recording: Recording) -> np.ndarra
     if origin is None:
         raise Refused(
             "bad_time",
-            "the record states no time of its own that these could be on: give times from its start "
+            "the record states no time to which these could refer: give times from its start "
             '(clock = "start")',
         )
     dated = recording.kind == "date" or (recording.kind == "number" and origin >= EPOCH_S)
     if found.kind == "clock":
         if not dated and recording.kind != "clock":
-            raise Refused("bad_time", 'times of day, but the record\'s clock is none: or clock = "start"?')
+            raise Refused(
+                "bad_time", 'times of day, but the record\'s clock shows none: is it clock = "start"?'
+            )
         # a record of a day or less: its labels are within a day of its start
         return np.round((found.s - origin - (recording.zone_s or 0.0)) % DAY_S, 6)
     if found.kind == "date" and not dated:
-        raise Refused("bad_time", "dates, but the record's own clock shows none: give times from its start")
+        raise Refused("bad_time", "dates, but the record's clock shows none: give times from its start")
     at = found.s
     if found.kind == "date" and recording.kind == "date":
         if recording.zone_s is None and found.zone_s is not None:
-            at = at + found.zone_s  # both as the wall clock showed
+            at = at + found.zone_s  # both as shown by the wall clock
         elif recording.zone_s is not None and found.zone_s is None:
             at = at - recording.zone_s
     return np.round(at - origin, 6)
@@ -116,7 +118,7 @@ def shift(labels: Iterable[Labels], descriptor: Descriptor) -> None:
 
 
 def outside(labels: Iterable[Labels], recording: Recording, file: str) -> list[str]:
-    """In words, how many labels lie wholly before the record's first sample or after its last."""
+    """Messages about labels that lie entirely before the record's first sample or after its last."""
     if not recording.signals:
         return []
     whole = max(len(s.x_tc) / float(s.rate) for s in recording.signals.values())

@@ -1,10 +1,10 @@
-"""What stands for no value: words of a text, and numbers that a descriptor or the file itself names."""
+"""Missing-value markers: words in a text, and numbers that a descriptor or the file itself declares."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-# What people and programs write where there is no number, without regard to case.
+# What people and programs write for a missing number, case-insensitive.
 NOTHING = frozenset(
     {
         "",
@@ -49,16 +49,16 @@ NOTHING = frozenset(
     }
 )
 
-ISOLATED = 3  # samples of one extreme value before a note asks whether it marks a missing one
+ISOLATED = 3  # samples with one extreme value from which a note asks whether it marks missing ones
 
 
 def is_nothing(word: str) -> bool:
-    """Whether a word of a column of numbers says that there is none."""
+    """Whether a word in a column of numbers means a missing value."""
     return word.strip().casefold() in NOTHING
 
 
 def marked(x: np.ndarray, marks: Iterable[float | str]) -> np.ndarray | None:
-    """Where `x` is one of the numbers in `marks`, in the type in which `x` is stored; None: nowhere.
+    """Mask of the numbers of `x` that are in `marks`, compared in the type of `x`; None: nowhere.
 
     A float32 sample is compared with the float32 nearest to the mark: -999.9 has no other form there.
     """
@@ -84,7 +84,7 @@ def _fits(mark: float, kind: np.dtype) -> bool:
 
 
 def without(x: np.ndarray, marks: Sequence[float | str]) -> np.ndarray:
-    """`x` with NaN where it is one of `marks`; `x` itself where nothing is."""
+    """`x` with NaN for all of `marks`; `x` itself if there are none."""
     where = marked(x, marks)
     if where is None:
         return x
@@ -94,8 +94,8 @@ def without(x: np.ndarray, marks: Sequence[float | str]) -> np.ndarray:
 
 
 def note(modality: str, x: np.ndarray, missing: np.ndarray) -> str | None:
-    """A line that asks about a value which looks like a mark: an extreme that comes again and again, farther
-    from all other samples than these lie apart. None where there is no such value."""
+    """A question about a value that looks like a marker: a repeated extreme, farther from all other samples
+    than these are from each other. None if there is no such value."""
     sound = x[~missing] if missing.any() else x
     if not sound.size:
         return None
@@ -108,13 +108,13 @@ def note(modality: str, x: np.ndarray, missing: np.ndarray) -> str | None:
         if near > float(others.max()) - float(others.min()) > 0:
             return (
                 f"{modality}: {sound.size - others.size:,} samples are {value:g}, far from all others: if "
-                f"that marks missing ones, say missing = [{value:g}] in [signals.{modality}]"
+                f"that marks missing ones, set missing = [{value:g}] in [signals.{modality}]"
             )
     return None
 
 
 def _rare(x: np.ndarray, value: float, low: float, high: float) -> bool:
-    """A cheap look first: of a sample of `x`, none lies near `value` without being it."""
+    """A cheap first test: in a subset of `x`, no value lies near `value` without being equal."""
     some = x[:: max(1, len(x) // 1000)].astype(np.float64)
     off = np.abs(some - float(value))
     return bool((off[off > 0] > 0.4 * (float(high) - float(low))).all())

@@ -33,7 +33,7 @@ from datasets.readers.mat_open import opened
 def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
     """Every record under `root` that the descriptor names, from the shapes of its variables.
 
-    Raises PlethoraError where the descriptor leaves out what the files cannot say.
+    Raises PlethoraError if the descriptor lacks what the files cannot state.
     """
     for modality, signal in descriptor.signals.items():
         if signal.rate is None or signal.source_unit is None:
@@ -65,7 +65,7 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
             mat.element = element
             try:
                 _promise(one, mat, descriptor)
-            except Refused as why:  # of this record alone
+            except Refused as why:  # of this record only
                 for modality in one.seconds:
                     one.refuse(modality, why.reason, why.detail)
             found.append(one)
@@ -75,7 +75,7 @@ def _look(draft: Draft, descriptor: Descriptor) -> Sequence[Draft] | None:
 
 
 def _count(draft: Draft, mat: MatFile, descriptor: Descriptor) -> int:
-    """How many records the file holds; where that is not known, the hours of all its numbers are."""
+    """Number of records in the file; if unknown, all its numbers count as hours."""
     try:
         return mat.count()
     except Refused:
@@ -87,7 +87,7 @@ def _count(draft: Draft, mat: MatFile, descriptor: Descriptor) -> int:
 
 
 def _promise(draft: Draft, mat: MatFile, descriptor: Descriptor) -> None:
-    """What the file holds of each modality. Refused is raised last, so that the hours of the others count."""
+    """The file's content for each modality. Refused is raised last, so that the other hours are counted."""
     unread: dict[str, Refused] = {}
     picked: dict[str, tuple[tuple[str, ...], int]] = {}
     for modality, signal in descriptor.signals.items():
@@ -122,14 +122,14 @@ def _promise(draft: Draft, mat: MatFile, descriptor: Descriptor) -> None:
     if not picked or any(descriptor.signals[m].required for m in unread):
         for last in list(unread.values())[-1:]:
             raise last
-    for modality, trouble in unread.items():  # the others are sound without it
+    for modality, trouble in unread.items():  # the others are usable without it
         draft.refuse(modality, trouble.reason, trouble.detail)
 
 
 def _rate(
     mat: MatFile, modality: str, descriptor: Descriptor, picked: Mapping[str, tuple[tuple[str, ...], int]]
 ) -> tuple[Fraction | None, str | None]:
-    """The rate of a modality, and in words why it must be refused (`rates.rate_of`)."""
+    """The rate of a modality, and the reason if it must be refused (`rates.rate_of`)."""
     held = {channel: array.variable for array in descriptor.arrays for channel in array.channels}
     paths = [held.get(name, name) for name in picked[modality][0]]
     present = {m: descriptor.signals[m] for m in picked}
@@ -137,7 +137,7 @@ def _rate(
 
 
 def _absent(draft: Draft, mat: MatFile, modality: str, signal: Signal) -> None:
-    """Note that a signal is not there, or what has its name instead."""
+    """Record that a signal is missing, or what has its name instead."""
     names = [name for choice in signal.choices for name in choice]
     name, kind = next(((name, kind) for name in names if (kind := mat.what(name))), ("", ""))
     if not kind or not signal.required:
@@ -147,14 +147,14 @@ def _absent(draft: Draft, mat: MatFile, modality: str, signal: Signal) -> None:
     if kind == "a struct":
         how = f"name a field of it ({', '.join(n for n in mat.names() if n.startswith(f'{name}.'))})"
     elif "array" in kind:
-        how = f'say elements = "{name}" if each part of it is a record'
+        how = f'set elements = "{name}" if each part of it is a record'
     rate = base.fraction(signal.hz)
     draft.seconds[modality] = max(draft.whole, Fraction(mat.total(name)) / rate if rate else Fraction(0))
     draft.refuse(modality, "missing_channel", f"{name} is {kind}: {how}, or name another channel")
 
 
 def _longest(mat: MatFile, signal: Signal, arrays: Sequence[Array]) -> int:
-    """Samples of a signal that cannot be taken: the longer side of the longest of its arrays."""
+    """Length of an unusable signal: the longer side of its longest array."""
     held = {channel: array.variable for array in arrays for channel in array.channels}
     names = {held.get(name, name) for choice in signal.choices for name in choice}
     try:
@@ -176,7 +176,7 @@ def _pick(mat: MatFile, signal: Signal, arrays: Sequence[Array]) -> tuple[tuple[
 
 
 def _length(mat: MatFile, name: str, arrays: Sequence[Array]) -> int | None:
-    """Samples of a channel; None where the file has none of that name."""
+    """Samples of a channel; None if the file has none of that name."""
     for array in arrays:
         if name not in array.channels:
             continue
@@ -196,8 +196,8 @@ def _length(mat: MatFile, name: str, arrays: Sequence[Array]) -> int | None:
     if sum(n != 1 for n in shape) > 1:
         raise Refused(
             "unsupported",
-            f"{name} is {size(shape)}, not one channel: name its channels in [[arrays]], or, where each row "
-            f'(column) is a record of its own, say elements = "{name}" and elements_axis = 0 (1)',
+            f"{name} is {size(shape)}, not one channel: name its channels in [[arrays]], or, if each row "
+            f'(column) is a separate record, set elements = "{name}" and elements_axis = 0 (1)',
         )
     return int(np.prod(shape))
 
@@ -213,7 +213,7 @@ def _channel(mat: MatFile, name: str, arrays: Sequence[Array]) -> np.ndarray:
 
 
 def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
-    """Samples and labels of one record. Raises Refused where the file is broken."""
+    """Samples and labels of one record. Raises Refused if the file is broken."""
     path = folder / source.files[0][0]
     signals, labels, notes, unread = {}, [], [], []
     with opened(path, descriptor.elements, source.element, descriptor.elements_axis) as mat:
@@ -254,7 +254,7 @@ def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
 def _samples(
     mat: MatFile, modality: str, descriptor: Descriptor, every: Mapping[str, tuple[tuple[str, ...], int]]
 ) -> tuple[Samples, str | None]:
-    """A modality's samples, and what a person should know of them."""
+    """A modality's samples, and messages for the user."""
     signal = descriptor.signals[modality]
     factor = signal.units[signal.source_unit or ""]
     channels = []
@@ -282,10 +282,10 @@ def _found(
 
 
 def _numbers(name: str, x: np.ndarray) -> np.ndarray:
-    """Samples that numpy can reckon with: integers as they are where int64 holds them, else float64."""
+    """Samples as a numeric type: integers unchanged if int64 holds them, else float64."""
     if x.dtype.kind not in "biuf":
         kind = "words" if x.dtype.kind in "SUO" else f"of type {x.dtype}"
-        raise Refused("corrupt", f"{name} is {kind}, no numbers: change `channels`")
+        raise Refused("corrupt", f"{name} is {kind}, not numbers: change `channels`")
     if x.dtype.kind == "f" or x.dtype == np.uint64:
         return x.astype(np.float64)
     return x.astype(np.int16) if x.dtype.kind == "b" else x.astype(x.dtype.newbyteorder("="))
@@ -294,7 +294,7 @@ def _numbers(name: str, x: np.ndarray) -> np.ndarray:
 def _trace(trace: Trace, source: RecordFile, folder: Path, descriptor: Descriptor) -> list[Labels]:
     path = folder / (trace.file.format(**source.groups) if trace.file else source.files[0][0])
     if not path.is_file():
-        raise Refused("missing_file", f"{path.name} is not there")
+        raise Refused("missing_file", f"{path.name} does not exist")
     own = trace.file is None
     axis = descriptor.elements_axis
     with opened(path, descriptor.elements if own else None, source.element if own else None, axis) as mat:

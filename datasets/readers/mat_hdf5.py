@@ -26,8 +26,8 @@ class Hdf5(MatFile):
         return None if self.elements is None else self.count()
 
     def _inside(self, at: Any, parts: list[str], mine: bool = True) -> Any:
-        """What lies below a group under the names `parts`, in this record where it is `mine`; links out of
-        the file are not followed."""
+        """The node below a group under the names `parts`, in this record if it is `mine`; links out of the
+        file are not followed."""
         for i, part in enumerate(parts):
             at = self._cell(at) if i and mine else at
             if not isinstance(at, h5py.Group) or isinstance(at.get(part, getlink=True), h5py.ExternalLink):
@@ -36,13 +36,13 @@ class Hdf5(MatFile):
         return at
 
     def _cell(self, node: Any) -> Any:
-        """What belongs to this record: its cell, or its element of a struct array; else the node itself."""
+        """The part of this record: its cell, or its element of a struct array; else the node itself."""
         if isinstance(node, h5py.Dataset) and node.dtype == h5py.ref_dtype:
             return self.h5[node[()].ravel()[self.element or 0]] if node.size == self._count else None
         return node
 
     def _found(self, name: str) -> tuple[Any, bool]:
-        """What a name stands for, and whether it holds many records, of which one is to be taken."""
+        """The node of a name, and whether it holds many records, of which one is to be taken."""
         parts = name.split(".")
         if self.elements is None:
             return self._inside(self.h5, parts), False
@@ -54,7 +54,7 @@ class Hdf5(MatFile):
         return self._cell(found), not _cells(found)
 
     def _node(self, name: str) -> tuple[h5py.Dataset | None, bool]:
-        """The dataset of numbers that `name` stands for, or None; and whether it holds many records."""
+        """The numeric dataset of `name`, or None; and whether it holds many records."""
         at, many = self._found(name)
         if not isinstance(at, h5py.Dataset) or at.dtype.kind not in "biuf" or at.external or at.is_virtual:
             return None, many
@@ -74,7 +74,7 @@ class Hdf5(MatFile):
             return np.asarray(node[()]).T
         shape, axis, at = tuple(reversed(node.shape)), self.axis, self.element or 0
         if axis is not None and len(shape) > axis and shape[axis] == self._count and node.size > self._count:
-            return np.asarray(node[(*[slice(None)] * (len(shape) - 1 - axis), at)]).T  # this record alone
+            return np.asarray(node[(*[slice(None)] * (len(shape) - 1 - axis), at)]).T  # this record only
         return split(np.asarray(node[()]).T, self._count, at, None)
 
     def what(self, name: str) -> str | None:
@@ -131,7 +131,7 @@ def _cells(node: Any) -> bool:
 
 
 def _opaque(node: Any) -> bool:
-    """Whether a dataset holds one of MATLAB's own objects instead of numbers."""
+    """Whether a dataset holds a MATLAB object instead of numbers."""
     kind = node.attrs.get("MATLAB_class", b"") if isinstance(node, h5py.Dataset) else b""
     return "MATLAB_object_decode" in getattr(node, "attrs", {}) or not (
         kind in NUMBERS or kind.startswith((b"int", b"uint"))

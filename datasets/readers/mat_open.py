@@ -14,7 +14,7 @@ from datasets.readers.mat_v5 import V5
 def opened(
     path: Path, elements: str | None = None, element: int | None = None, axis: int | None = None
 ) -> Iterator[MatFile]:
-    """The MATLAB file at `path`. Refused: it is none, or of version 4, or broken."""
+    """The MATLAB file at `path`. Refused: it is not one, or of version 4, or broken."""
     with open(path, "rb") as file:
         start = file.read(520)
     with clear(path):
@@ -32,7 +32,7 @@ def opened(
 
 
 def _other(start: bytes, path: Path) -> str:
-    """What a file without the header of MATLAB 5 or 7.3 is, and what to do."""
+    """The type of a file without a MATLAB 5 or 7.3 header, and what to do."""
     if (found := kinds.kind_of(path)) and found.reader != "mat" and found is not kinds.BINARY:
         return str(found)
     first = int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")
@@ -40,7 +40,7 @@ def _other(start: bytes, path: Path) -> str:
         return "a MATLAB file of version 4: save it again with save(..., '-v7')"
     if start and b"\0" not in start:
         return (
-            'text, as save -ascii writes it, no MATLAB file of version 5 or 7.3: take reader = "table" '
+            'text, as save -ascii writes it, not a MATLAB file of version 5 or 7.3: use reader = "table" '
             "with header = 0, or save it with '-v7'"
         )
-    return "no MATLAB file of version 5 or 7.3"
+    return "not a MATLAB file of version 5 or 7.3"

@@ -42,7 +42,7 @@ class V5(MatFile):
         return _shapes(str(self.path), (about.st_size, about.st_mtime_ns))
 
     def _whole(self, name: str) -> Any:
-        """What a dotted name stands for in the whole file, None where there is none."""
+        """The value of a dotted name in the whole file, None if there is none."""
         first, *parts = name.split(".")
         if self._about.get(first, ((), "unknown"))[1] in OBJECTS:
             return None
@@ -50,7 +50,7 @@ class V5(MatFile):
         return _inside(_loaded(str(self.path), first, (about.st_size, about.st_mtime_ns)), parts)
 
     def _found(self, name: str) -> Any:
-        """What a name stands for, in this record where the file holds many."""
+        """The value of a name, in this record if the file holds many."""
         if not self.elements:
             return self._whole(name)
         mine = self._part(self._whole(self.elements))
@@ -145,7 +145,7 @@ def _fields(found: Any) -> tuple[str, ...]:
 
 
 def _inside(found: Any, parts: list[str]) -> Any:
-    """What lies in a struct under the names `parts`; None where there is no such field, or many structs."""
+    """The value in a struct under the names `parts`; None if there is no such field, or many structs."""
     for part in parts:
         if part not in _fields(found) or found.size != 1:
             return None
@@ -154,7 +154,7 @@ def _inside(found: Any, parts: list[str]) -> Any:
 
 
 def _leaves(found: Any, prefix: str, depth: int) -> list[str]:
-    """Dotted names of the fields of a struct and of those in it."""
+    """Dotted names of the fields of a struct, recursively."""
     names: list[str] = []
     for field in _fields(found)[:MANY] if getattr(found, "size", 0) == 1 else ():
         name, inner = f"{prefix}.{field}" if prefix else field, found[field].ravel()[0]

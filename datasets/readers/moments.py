@@ -1,6 +1,6 @@
-"""Times as people write them, as seconds: numbers, ISO 8601, times of day, and those of Arrow and NumPy.
+"""Times in various notations, as seconds: numbers, ISO 8601, times of day, and Arrow's and NumPy's types.
 
-float64 seconds tell times of this century to 0.3 µs, which no signal here needs.
+float64 seconds resolve times of this century to 0.3 µs, finer than any signal here needs.
 """
 
 import itertools
@@ -20,8 +20,8 @@ from datasets.readers import text
 from datasets.readers.base import Refused
 
 DAY_S = 86_400
-EPOCH_S = 1e8  # seconds: larger numbers count from 1970, as no device runs for three years on end
-NOTHING = ["", "NA", "N/A", "NaN", "nan", "NaT", "null", "None", "-"]  # cells that hold no time and say so
+EPOCH_S = 1e8  # seconds: larger numbers count from 1970, since no device runs for three years
+NOTHING = ["", "NA", "N/A", "NaN", "nan", "NaT", "null", "None", "-"]  # cells for a missing time
 _TIME = r"(?P<h>\d{1,2}):?(?P<m>[0-5]\d)(?::?(?P<s>[0-6]\d(?:[.,]\d*)?))?"
 _ZONE = r"\s*(?P<z>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?"
 _ISO = rf"^(?P<y>\d{{4}})[-/.]?(?P<mo>\d{{2}})[-/.]?(?P<d>\d{{2}})(?:[T ]\s*{_TIME}{_ZONE})?$"
@@ -34,9 +34,9 @@ Kind = Literal["number", "date", "clock"]
 
 @dataclass(frozen=True)
 class Moments:
-    """Times (n,). `s`: float64 seconds, NaN where the cell is empty: numbers as they count (`number`), since
-    1970 in UTC, or as if in UTC where no zone is stated (`date`), or hours, minutes and seconds (`clock`: of
-    a day, or elapsed). `zone_s` (n,): how far the words' zone is ahead of UTC; None: they state none.
+    """Times (n,). `s`: float64 seconds, NaN for empty cells: as the numbers count (`number`), since 1970 in
+    UTC, or as if in UTC if no zone is stated (`date`), or hours, minutes and seconds (`clock`: of a day, or
+    elapsed). `zone_s` (n,): the stated zone's offset from UTC; None: not stated.
     """
 
     s: np.ndarray
@@ -45,7 +45,7 @@ class Moments:
 
     @property
     def basis(self) -> str:
-        """What the times count from, in words: times of two bases cannot be compared."""
+        """What the times count from: times of two bases cannot be compared."""
         if self.kind == "number":
             return "UTC" if len(self.s) and self.s[0] >= EPOCH_S else "numbers of the device's own"
         if self.kind == "clock":
@@ -53,7 +53,7 @@ class Moments:
         return "dates without a zone" if self.zone_s is None else "UTC"
 
     def rising(self) -> np.ndarray:
-        """`s`, times of day carried on past midnight."""
+        """`s`, with times of day continued past midnight."""
         if self.kind != "clock":
             return self.s
         return self.s + DAY_S * np.r_[0, np.cumsum(np.diff(self.s) < -DAY_S / 2)] if len(self.s) else self.s
@@ -61,7 +61,7 @@ class Moments:
 
 def read(column: np.ndarray | pa.Array | pa.ChunkedArray, unit_s: float = 1.0, decimal: str = ".") -> Moments:
     """A column of times. Numbers count in `unit_s` seconds. Refused (bad_time) names the first row that is
-    none."""
+    not a time."""
     if isinstance(column, np.ndarray):
         return _numpy(column, unit_s, decimal)
     if isinstance(column, pa.ChunkedArray):
@@ -90,7 +90,7 @@ def read(column: np.ndarray | pa.Array | pa.ChunkedArray, unit_s: float = 1.0, d
 
 
 def stated(path: Path, line: int, delimiter: str) -> Moments:
-    """The time that the first cell of a text file's line (from 1) states. Refused: bad_time."""
+    """The time in the first cell of a text file's line (from 1). Refused: bad_time."""
     with text.open_text(path) as file:
         words = next(itertools.islice(file, line - 1, None), "").strip().split(delimiter)
     found = read(pa.array([words[0]], pa.string()))
@@ -104,7 +104,7 @@ def _floats(column: pa.Array) -> np.ndarray:
 
 
 def _counts(column: pa.Array, unit: str) -> np.ndarray:
-    """Arrow's whole numbers of `unit` as seconds."""
+    """Arrow's integers of `unit` as seconds."""
     per_s = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[unit]
     return _floats(column.cast(pa.int64()).cast(pa.float64(), safe=False)) / per_s
 
@@ -149,13 +149,13 @@ def _refuse(words: pa.StringArray, odd: np.ndarray) -> None:
         word = str(words[row].as_py())[:40]
         raise Refused(
             "bad_time",
-            f"row {row + 1}: {word!r} is no time like the others: write numbers (`time_unit_s` or `unit_s` "
-            "says of what), or ISO 8601 such as 2024-05-01 09:30:00.125",
+            f"row {row + 1}: {word!r} is not a time like the others: write numbers (in `time_unit_s` or "
+            "`unit_s`), or ISO 8601 such as 2024-05-01 09:30:00.125",
         )
 
 
 def _part(parts: pa.StructArray, name: str) -> np.ndarray:
-    """A group of the pattern as numbers; 0 where it is empty, NaN where the cell is."""
+    """A group of the pattern as numbers; 0 if it is empty, NaN if the cell is."""
     words = pc.replace_substring(pc.struct_field(parts, name), ",", ".")
     return _floats(pc.if_else(pc.equal(words, ""), "0", words).cast(pa.float64()))
 
@@ -186,14 +186,14 @@ def _date(parts: pa.StructArray, words: pa.StringArray) -> Moments:
 
 
 def _by_word(words: pa.StringArray, value: Callable[[str], float]) -> np.ndarray:
-    """`value` of each word, which are few; NaN where there is none."""
+    """`value` of each distinct word; NaN if there is none."""
     coded = words.dictionary_encode()
     table = np.array([*map(value, coded.dictionary.to_pylist()), np.nan])
     return table[pc.fill_null(coded.indices, len(table) - 1).to_numpy()]
 
 
 def _midnight(day: str) -> float:
-    """Seconds from 1970 to the date yyyy-mm-dd; NaN where the calendar has none."""
+    """Seconds from 1970 to the date yyyy-mm-dd; NaN if the date is invalid."""
     try:
         return float((date.fromisoformat(day) - date(1970, 1, 1)).days * DAY_S)
     except ValueError:
@@ -201,7 +201,7 @@ def _midnight(day: str) -> float:
 
 
 def _ahead(zone: str) -> float:
-    """How far a zone as ISO 8601 writes it is ahead of UTC, s."""
+    """The offset from UTC of an ISO 8601 zone, s."""
     found = re.fullmatch(r"([+-])(\d{2}):?(\d{2})?", zone)
     if found is None:
         return 0.0

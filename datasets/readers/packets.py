@@ -1,8 +1,8 @@
-"""Packets of samples, each with the clock of its arrival → samples on one grid.
+"""Packets of samples, each with its arrival time → samples on one grid.
 
-A packet's clock may be late (a busy network) or early, a packet may come twice or repeat the end of the one
-before, and the converter's clock may run some millionths faster or slower than the one that stamps packets.
-What tells them from a gap is the packets that follow: they are on time again, or they are not.
+A packet may be stamped late (a busy network) or early, may arrive twice or repeat the end of the previous
+one, and the converter's clock may run some millionths faster or slower than the one that stamps packets. The
+following packets distinguish this from a gap: they are on time again, or they are not.
 """
 
 from collections.abc import Sequence
@@ -13,36 +13,36 @@ from scipy.interpolate import CubicSpline
 
 from datasets.readers.base import Refused, check_span
 
-JITTER_S = 0.1  # samples lie this close to the clock of their packets, at least
-LATE_S = 0.25  # a last packet, which nothing follows, is late and no gap up to this
-DISORDER_S = 0.5  # clocks are late by less; packets that contradict the file's order by more are out of order
-BACK_S = 1.0  # a clock that is set back by more refuses the track
+JITTER_S = 0.1  # minimum tolerance between samples and the clock of their packets
+LATE_S = 0.25  # a last packet, followed by nothing, may be so late without being a gap
+DISORDER_S = 0.5  # packets that contradict the file's order by more are out of order
+BACK_S = 1.0  # a clock set back by more refuses the track
 CONTESTED = 0.01  # more than this share of samples in conflict refuses the track
 DRIFT = 0.01  # a larger departure from the stated rate is no drift of a converter
-FOLLOW_S = 0.05  # a stretch whose clock departs less from its rate keeps its samples as they are
-BIN_S = 300.0  # a converter's speed changes slowly: its clock is a line between medians of so long
-UNLIKE = 6  # so many values that differ are not the same twice by chance
-LOOK_S, LOOK = 5.0, 7  # how far to look ahead: seconds of samples, and packets at least
-BLOCK = 1_000_000  # samples that are resampled at a time
+FOLLOW_S = 0.05  # a stretch whose clock departs less from its rate keeps its samples unchanged
+BIN_S = 300.0  # spacing of the medians between which a converter's clock is linear: its speed changes slowly
+UNLIKE = 6  # so many distinct values do not repeat by chance
+LOOK_S, LOOK = 5.0, 7  # how far to look ahead: seconds of samples, and minimum packets
+BLOCK = 1_000_000  # samples resampled at a time
 
 
 @dataclass
 class Stretch:
-    """Samples without a gap. `counts` and `clock`: at which of its samples a packet begins, and what the
-    clock says there, in samples since the track's first packet."""
+    """Samples without a gap. `counts` and `clock`: the sample at which each packet begins, and its clock, in
+    samples since the track's first packet."""
 
     parts: list[np.ndarray] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     clock: list[float] = field(default_factory=list)
-    lost: int = 0  # samples at its beginning whose time the stretch before claims, too
+    lost: int = 0  # samples at its beginning whose time the previous stretch claims too
 
     def at(self, count: int, clock: float) -> None:
-        """Note that the clock says `clock` at sample `count`."""
+        """Record that the clock shows `clock` at sample `count`."""
         self.counts.append(count)
         self.clock.append(clock)
 
     def fit(self, rate: float) -> tuple[np.ndarray, np.ndarray]:
-        """Samples' numbers and their fitted times (in samples): points of a line from end to end."""
+        """Sample numbers and their fitted times (in samples): knots of a piecewise line from end to end."""
         last = float(sum(map(len, self.parts)) - 1)
         counts, clock = np.array(self.counts, float), np.array(self.clock)
         off = clock - counts
@@ -60,20 +60,20 @@ class Stretch:
         return at, at + np.concatenate([[first], points[:, 1], [end]])[kept]
 
     def drift(self, rate: float) -> float:
-        """How far the clock departs from the stated rate within the stretch, in samples."""
+        """The largest departure of the clock from the stated rate within the stretch, in samples."""
         at, times = self.fit(rate)
         return float(np.abs(times - at - (times[0] - at[0])).max())
 
 
 @dataclass
 class Stream:
-    """A track's packets in their order, as stretches; the counts say what was mended."""
+    """A track's packets in order, as stretches; the counts report the repairs."""
 
     start: float  # the clock at its first packet, s
     rate: float
     stretches: list[Stretch] = field(default_factory=list)
-    twice: int = 0  # packets received again
-    repeated: int = 0  # samples received again, without those packets
+    twice: int = 0  # packets received twice
+    repeated: int = 0  # repeated samples, without those packets
     late: list[float] = field(default_factory=list)  # by how much packets were late or early, s
     contested: int = 0  # samples whose time two packets claim
     corrected_s: float = 0.0  # largest correction of the converter's clock
@@ -82,20 +82,20 @@ class Stream:
         return any(s.drift(self.rate) > FOLLOW_S * self.rate for s in self.stretches)
 
     def notes(self) -> list[str]:
-        """What was mended, in words."""
+        """Messages about the repairs."""
         words = []
         if n := self.twice:
             words.append(
-                f"{n:,} {'packets received twice were' if n > 1 else 'packet received twice was'} taken once"
+                f"{n:,} {'packets received twice were' if n > 1 else 'packet received twice was'} used once"
             )
         if n := self.repeated:
             words.append(
-                f"{n:,} {'samples that packets repeat were' if n > 1 else 'repeated sample was'} taken once"
+                f"{n:,} {'samples that packets repeat were' if n > 1 else 'repeated sample was'} used once"
             )
         if n := len(self.late):
             words.append(
                 f"{n:,} {'packets' if n > 1 else 'packet'} with a clock up to {max(self.late):.3g} s off "
-                f"stayed beside the neighbours"
+                f"kept their place beside their neighbours"
             )
         if n := self.contested:
             words.append(
@@ -112,7 +112,7 @@ class Stream:
 def read(times: np.ndarray, values: Sequence[np.ndarray], rate: float) -> Stream:
     """The packets that began at `times` (s) in file order, at `rate` Hz, as stretches without gaps.
 
-    Raises Refused (bad_time) where a time is not a number or time runs back.
+    Raises Refused (bad_time) if a time is not a number or time runs back.
     """
     if not np.isfinite(times).all():
         raise Refused("bad_time", "a packet has no time")
@@ -120,7 +120,7 @@ def read(times: np.ndarray, values: Sequence[np.ndarray], rate: float) -> Stream
     if not lengths.any():
         raise Refused("bad_time", "no packet holds a sample")
     once = np.flatnonzero(lengths > 0)
-    once = _without_twins(times, values, once)  # what was sent again says nothing about the order
+    once = _without_twins(times, values, once)  # duplicates say nothing about the order
     order = once[_order(times[once], lengths[once], rate)]
     stream = Stream(float(times[order[0]]), rate, twice=int((lengths > 0).sum()) - len(once))
     clock = (times[order] - stream.start) * rate
@@ -134,9 +134,10 @@ def read(times: np.ndarray, values: Sequence[np.ndarray], rate: float) -> Stream
 
 
 def _order(times: np.ndarray, lengths: np.ndarray, rate: float) -> np.ndarray:
-    """Packets by their clock, or in the file's order where that contradicts it and a clock is but late.
+    """Packets sorted by their clock, or in the file's order if that contradicts the clock and the clock is
+    only late.
 
-    Packets are written out of order where their clocks then leave no jump, or fewer after a long way back.
+    Packets were written out of order if their clocks then leave no jump, or fewer after a long way back.
     """
     order = np.argsort(times, kind="stable")
     if (order == np.arange(len(order))).all():
@@ -154,12 +155,12 @@ def _order(times: np.ndarray, lengths: np.ndarray, rate: float) -> np.ndarray:
 
 
 def _jumps(times: np.ndarray, lengths: np.ndarray, order: np.ndarray, rate: float) -> int:
-    """Steps from packet to packet that differ from the length of the packet by more than half a sample."""
+    """Steps between packets that differ from the packet's length by more than half a sample."""
     return int((np.abs(np.diff(times[order]) * rate - lengths[order][:-1]) > 0.5).sum())
 
 
 def _without_twins(times: np.ndarray, values: Sequence[np.ndarray], packets: np.ndarray) -> np.ndarray:
-    """`packets` without those that have the time and the samples of an earlier one."""
+    """`packets` without those with the time and the samples of an earlier one."""
     order = packets[np.argsort(times[packets], kind="stable")]
     near = np.abs(np.diff(times[order])) < 1e-6
     twins = [
@@ -179,7 +180,7 @@ def _varies(x: np.ndarray) -> bool:
 
 
 def _split(stream: Stream, clock: np.ndarray, values: Sequence[np.ndarray]) -> None:
-    """Put each packet behind the one before, or, where the clock jumps for good, into a new stretch."""
+    """Append each packet to the previous one or, if the clock jumps for good, to a new stretch."""
     rate = stream.rate
     lengths = np.array([len(v) for v in values])
     before = np.concatenate([[0], np.cumsum(lengths)])
@@ -220,9 +221,10 @@ def _split(stream: Stream, clock: np.ndarray, values: Sequence[np.ndarray]) -> N
 
 
 def _level(off: np.ndarray, tolerance: float) -> float:
-    """How late the first of these packets is, or where it is later than others will be, how late they are.
+    """How late the first of these packets is or, if it is later than the following ones, how late they are.
 
-    A value that no other packet shares is a late packet's if lower ones follow, and else a lone one's.
+    A value that no other packet shares belongs to a late packet if lower ones follow, else to an isolated
+    one.
     """
     near = np.abs(off - off[0]) <= tolerance
     if near[1:].any():
@@ -235,7 +237,7 @@ def _level(off: np.ndarray, tolerance: float) -> float:
 
 
 def _usual(off: np.ndarray, lengths: np.ndarray, rate: float) -> tuple[float, float]:
-    """The converter's drift (samples a sample), and how far (samples) a packet's clock is usually off."""
+    """The converter's drift (samples per sample), and the usual error of a packet's clock (samples)."""
     if len(off) < 3:
         return 0.0, max(0.5, JITTER_S * rate)
     steps = np.diff(off)
@@ -248,10 +250,10 @@ def _usual(off: np.ndarray, lengths: np.ndarray, rate: float) -> tuple[float, fl
 def _repeats(
     stretch: Stretch, value: np.ndarray, early: float, tolerance: float, window: float, after: float | None
 ) -> int:
-    """How many of the packet's first samples are there: the clock, they and what follows agree on it.
+    """How many of the packet's first samples are repeated: by the clock, the samples and what follows.
 
-    `early`: by how many samples it begins before the last one's end, give or take `window`; `after`: how late
-    the next packets are if all its samples are new, None where none follow.
+    `early`: by how many samples it begins before the last one's end, within `window`; `after`: how late the
+    next packets are if all its samples are new, None if none follow.
     """
     tail = _tail(stretch.parts, int(early + window) + 1)
     back = np.arange(max(1, int(np.ceil(early - window))), len(tail) + 1)
@@ -260,7 +262,7 @@ def _repeats(
         there = tail[len(tail) - k : len(tail) - k + again]
         if there[0] != value[0] or not _same(there, value[:again]):
             continue
-        if tolerance > 1:  # among trembling clocks a few equal samples prove nothing
+        if tolerance > 1:  # among jittering clocks a few equal samples prove nothing
             sure = len(set(there.tolist())) >= UNLIKE and (after is None or abs(after + again) < abs(after))
         elif after is None:
             sure = abs(k - early) <= tolerance
@@ -272,7 +274,7 @@ def _repeats(
 
 
 def _tail(parts: Sequence[np.ndarray], most: int) -> np.ndarray:
-    """The last `most` samples, or all there are."""
+    """The last `most` samples, or all if there are fewer."""
     end: list[np.ndarray] = []
     for part in reversed(parts):
         if sum(map(len, end)) >= most:
@@ -292,9 +294,9 @@ def _set_back(stream: Stream, stretch: Stretch, samples: int, at_s: float) -> No
 
 
 def lay(stream: Stream, follow: bool) -> tuple[np.ndarray, np.ndarray, float]:
-    """All samples from the first on, which are missing, and the clock at the first (s).
+    """All samples from the first on, a missing mask, and the clock at the first sample (s).
 
-    `follow`: samples are resampled by their packets' clock where it departs from the stated rate.
+    `follow`: resample by the packets' clock where it departs from the stated rate.
     """
     rate = stream.rate
     pieces: list[tuple[int, np.ndarray]] = []
@@ -329,7 +331,7 @@ def lay(stream: Stream, follow: bool) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _resample(x: np.ndarray, at: np.ndarray, times: np.ndarray, first: int) -> np.ndarray:
-    """`x` at the whole numbers of `times` from `first` on; `times` is when the samples `at` were taken."""
+    """`x` at the integers of `times` from `first` on; `times` is when the samples `at` were taken."""
     grid = np.arange(first, int(np.floor(times[-1] + 0.5)) + 1)
     source = np.clip(np.interp(grid, times, at), 0, len(x) - 1)
     out = np.empty(len(grid), np.float32 if x.dtype.itemsize <= 4 else np.float64)

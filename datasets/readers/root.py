@@ -1,4 +1,4 @@
-"""The folder that holds the source files: local, s3, or else where fsspec reaches (https, memory, gs…)."""
+"""The folder of source files: local, s3, or any backend of fsspec (https, memory, gs…)."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ def _foreign(uri: str) -> bool:
 
 
 def _sizes(folder: str) -> dict[str, int]:
-    """Bytes of all files below a local folder, links followed: data managers keep files behind them."""
+    """Bytes of all files below a local folder; follows links, which data managers use."""
     found = {}
     for at, _, names in os.walk(folder, followlinks=True):
         for name in names:
@@ -30,7 +30,7 @@ def _sizes(folder: str) -> dict[str, int]:
 
 
 class Root:
-    """`uri`: where; `sizes`: {path below it: bytes}. Raises PlethoraError where there are no files."""
+    """`uri`: the folder; `sizes`: {path below it: bytes}. Raises PlethoraError if it holds no files."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") if _foreign(uri) else storage.normalise(uri)
@@ -45,7 +45,7 @@ class Root:
 
     @classmethod
     def reopen(cls, uri: str, names: Iterable[str]) -> "Root":
-        """The root at `uri` as far as `names` are concerned, without listing it again."""
+        """The root at `uri`, restricted to `names`, without listing it again."""
         root = cls.__new__(cls)
         root.uri, root.sizes = uri, dict.fromkeys(names, 0)
         return root
@@ -55,7 +55,7 @@ class Root:
         return "://" not in self.uri
 
     def fetch(self, names: Iterable[str], folder: Path) -> Path:
-        """A local folder that holds `names` below it: the root itself when it is local, else copies.
+        """A local folder that holds `names` below it: the root itself if it is local, else copies.
         PlethoraError for a name that leads out of the root; links below it are followed, see `_sizes`.
         """
         names = list(names)
@@ -74,7 +74,7 @@ class Root:
                 fs, path = self._filesystem()
                 try:
                     fs.get_file(f"{path}/{name}", str(target))
-                except Exception as error:  # each of fsspec's many backends raises its own
+                except Exception as error:  # each of fsspec's backends raises its own errors
                     raise self._unreachable(name, error) from error
             else:
                 target.write_bytes(storage.read_bytes(storage.join(self.uri, name)))
@@ -104,16 +104,16 @@ class Root:
         try:
             listed = fs.find(path, detail=True)
             sizes = {full: about.get("size") for full, about in listed.items()}
-            unknown = [full for full, size in sizes.items() if size is None]  # web pages list names alone
+            unknown = [full for full, size in sizes.items() if size is None]  # web pages list only names
             with ThreadPoolExecutor(THREADS) as pool:
                 sizes |= zip(unknown, pool.map(fs.size, unknown), strict=True)
         except FileNotFoundError:
             return {}
-        except Exception as error:  # each of fsspec's many backends raises its own
+        except Exception as error:  # each of fsspec's backends raises its own errors
             raise self._unreachable("", error) from error
         silent = next((full for full, size in sizes.items() if size is None), None)
         if silent is not None:
-            raise PlethoraError(f"{silent}: the server does not say how large it is: copy the files first")
+            raise PlethoraError(f"{silent}: the server does not state its size: copy the files first")
         return {full[len(path) :].lstrip("/"): int(size) for full, size in sorted(sizes.items())}
 
     def _unreachable(self, name: str, error: Exception) -> PlethoraError:

@@ -1,4 +1,4 @@
-"""Small tables beside recordings (CSV, tab-separated text, workbooks, Parquet), as columns of words."""
+"""Small tables beside recordings (CSV, tab-separated text, workbooks, Parquet), as columns of strings."""
 
 import csv
 import functools
@@ -18,13 +18,13 @@ LARGEST = 256 * 2**20  # bytes of XML in a workbook: some million cells
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """`columns`: name -> its cells as words, "" where there is nothing. All columns have the same length."""
+    """`columns`: name -> its cells as strings, "" if empty. All columns have the same length."""
 
     name: str
     columns: dict[str, tuple[str, ...]]
 
     def column(self, name: str) -> tuple[str, ...]:
-        """Cells of a column; Refused (missing_column) names those that are there."""
+        """Cells of a column; Refused (missing_column) lists the existing ones."""
         if name not in self.columns:
             there = ", ".join(list(self.columns)[:20])
             raise Refused("missing_column", f"{self.name} has no column {name!r}; it has {there}")
@@ -41,7 +41,7 @@ def read(
     """The sheet at `path`, its names in line `header` (from 1; 0: they are 1, 2, …), and its cells `skip`
     lines after it. Refused: missing_file, corrupt, unsupported."""
     if not path.is_file():
-        raise Refused("missing_file", f"{path.name} is not there")
+        raise Refused("missing_file", f"{path.name} does not exist")
     stat = path.stat()
     return _read(path, stat.st_mtime_ns, stat.st_size, header, delimiter, sheet, skip)
 
@@ -67,7 +67,7 @@ def _read(
             rows = list(_text(path, delimiter))
     except Refused:
         raise
-    except Exception as error:  # csv, openpyxl and pyarrow raise whatever a broken file makes them run into
+    except Exception as error:  # csv, openpyxl and pyarrow raise any error of a broken file
         raise Refused(
             "corrupt", f"{path.name} cannot be read as a table ({kinds.plain(str(error))})"
         ) from error
@@ -80,7 +80,7 @@ def _read(
         names = [str(i + 1) for i in range(max((len(row) for row in body), default=1))]
     twice = sorted({n for n in names if n and names.count(n) > 1})
     if twice:
-        raise Refused("corrupt", f"{path.name} has two columns called {twice[0]!r}")
+        raise Refused("corrupt", f"{path.name} has two columns named {twice[0]!r}")
     odd = next((i for i, row in enumerate(body) if len(row) > len(names) and any(row[len(names) :])), None)
     if odd is not None:
         commas = "; does it write decimal commas? Then export it again with points"
@@ -93,7 +93,7 @@ def _read(
 
 
 def _check_nameless(file: str, names: list[str], body: list[list[str]]) -> None:
-    """Refused (decimal_comma): a nameless last column of what a decimal comma may have cut off."""
+    """Refused (decimal_comma): an unnamed last column that a decimal comma may have split off."""
     last = len(names) - 1
     if last < 1 or names[last]:
         return
@@ -132,7 +132,7 @@ def _workbook(path: Path, sheet: str | None) -> Iterator[list[str]]:
 
 
 def _word(cell: Any) -> str:
-    """A cell as the word that a person sees: 45.0 is 45, nothing is empty."""
+    """A cell as displayed: 45.0 is 45, an empty cell is ""."""
     if cell is None or (isinstance(cell, float) and cell != cell):
         return ""
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
@@ -142,7 +142,7 @@ def _word(cell: Any) -> str:
 
 @functools.lru_cache(maxsize=8)
 def rows_by_key(sheet: Sheet, key: str) -> dict[str, list[int]]:
-    """Word in column `key` -> its rows."""
+    """Value of column `key` -> its rows."""
     found: dict[str, list[int]] = {}
     for i, word in enumerate(sheet.column(key)):
         found.setdefault(word, []).append(i)
@@ -153,11 +153,11 @@ DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
 
 
 def number(word: str) -> float:
-    """The number that `word` is. ValueError says what to do about a decimal comma."""
+    """The number that `word` is. ValueError tells what to do about a decimal comma."""
     if DECIMAL_COMMA.fullmatch(word):
         raise ValueError(f"{word!r} has a decimal comma: write {word.replace(',', '.')!r}")
     try:
-        if "_" in word:  # Python's own way to group digits, which no table means
+        if "_" in word:  # Python's digit grouping, which no table uses
             raise ValueError
         return float(word)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Channels that a file's header describes one by one: which a descriptor names, and what they hold."""
+"""Channels that a file's header describes: which of them a descriptor names, and what they hold."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from datasets.readers.base import Channel, Draft, Labels, Promise, RecordFile, R
 class Track:
     """One channel: physical = raw * scale + offset, in `unit`.
 
-    `name` is its own in the file; `label` is what the file calls it, which others may be called, too.
-    `rate`: Hz, None where the file states none. `flaw`: in words, why there is no scale.
+    `name` is unique in the file; `label` is the file's own, which several may share.
+    `rate`: Hz, None if the file states none. `flaw`: why there is no scale.
     """
 
     name: str
@@ -37,18 +37,16 @@ T = TypeVar("T", bound=Track)
 
 
 def find(tracks: Sequence[T], name: str) -> T | None:
-    """The track of this name or label. Refused (missing_channel): several have it."""
+    """The track with this name or label. Refused (missing_channel): several have it."""
     found = [t for t in tracks if t.name == name] or [t for t in tracks if t.label == name]
     if len(found) > 1:
         names = " or ".join(t.name for t in found)
-        raise Refused(
-            "missing_channel", f"{len(found)} channels are called {name}: name {names} in `channels`"
-        )
+        raise Refused("missing_channel", f"{len(found)} channels are named {name}: put {names} in `channels`")
     return found[0] if found else None
 
 
 def pick(tracks: Sequence[T], signal: Signal) -> list[T] | None:
-    """The tracks of the first choice that is there whole. Refused (missing_channel) as in `find`."""
+    """The tracks of the first choice that is present in full. Refused (missing_channel) as in `find`."""
     for choice in signal.choices:
         found = [t for name in choice if (t := find(tracks, name)) is not None]
         if len(found) == len(choice):
@@ -57,7 +55,7 @@ def pick(tracks: Sequence[T], signal: Signal) -> list[T] | None:
 
 
 def promise(draft: Draft, descriptor: Descriptor, tracks: Sequence[T], length: Callable[[T], int]) -> None:
-    """Note what the header says of every modality, or why it is refused; `length`: samples of a track."""
+    """Record what the header says of every modality, or why it is refused; `length`: samples of a track."""
     for modality, signal in descriptor.signals.items():
         try:
             found = pick(tracks, signal)
@@ -84,7 +82,7 @@ def promise(draft: Draft, descriptor: Descriptor, tracks: Sequence[T], length: C
 
 
 def unit_of(track: Track, signal: Signal) -> str:
-    """The track's unit as the descriptor writes it, where it knows it."""
+    """The track's unit as written in the descriptor, if listed there."""
     stated = track.unit or signal.source_unit or ""
     return signal.listed(stated)
 
@@ -92,9 +90,9 @@ def unit_of(track: Track, signal: Signal) -> str:
 def samples(
     tracks: Sequence[T], signal: Signal, read: Callable[[T], tuple[np.ndarray, np.ndarray]]
 ) -> Samples:
-    """The modality of some tracks; `read`: a track's raw samples (T,), and which are missing.
+    """The modality of some tracks; `read`: a track's raw samples (T,), and a missing mask.
 
-    Numbers among the signal's `missing` are missing, too.
+    Numbers among the signal's `missing` are missing too.
     """
     rate = tracks[0].rate
     assert rate is not None
@@ -113,8 +111,8 @@ def load(
     read: Callable[[T], tuple[np.ndarray, np.ndarray]],
     called: Callable[[T], str] = lambda track: track.label,
 ) -> tuple[dict[str, Samples], list[Labels]]:
-    """The signals of one record that its header promises, and the label of each that says what the file calls
-    its channels; `read` as in `samples`."""
+    """The signals of one record that its header promises, with a label of each for the file's channel names;
+    `read` as in `samples`."""
     signals, labels = {}, []
     for modality, signal in descriptor.signals.items():
         wanted = modality in source.seconds and modality not in source.refused

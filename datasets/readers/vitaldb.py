@@ -1,9 +1,9 @@
 """VitalDB `.vital` files: waveforms at their native rate, numeric tracks as labels.
 
-The vitaldb package skips what it cannot read and says nothing, so the file is walked through first: the gzip
-checksum, whole packets, and as many records as the package then returns. A recording begins with the first
-sample of its wanted waveforms. Packets carry the clock of their arrival (see `packets`), in seconds UTC; the
-header's time zone changes nothing.
+The vitaldb package silently skips what it cannot read, so the file is checked first: the gzip checksum,
+complete packets, and the number of records that the package then returns. A recording begins with the first
+sample of its wanted waveforms. Packets carry their arrival time (see `packets`), in seconds UTC; the header's
+time zone changes nothing.
 """
 
 import gzip
@@ -38,13 +38,13 @@ from datasets.readers.base import (
 
 WAVE, NUMBER = 1, 2  # track types
 INFO, RECORD = 0, 1  # packet types
-NOTHING = 4e9  # at and beyond this the package, too, reads a number as missing
+NOTHING = 4e9  # from this value on the package, too, treats a number as missing
 _printing = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Track:
-    """A waveform as placed: raw samples from `start` of the file's clock on (s), and which are missing."""
+    """A placed waveform: raw samples from `start` of the file's clock (s), and a missing mask."""
 
     x: np.ndarray
     missing: np.ndarray
@@ -57,9 +57,9 @@ class Track:
 
 @dataclass
 class Case:
-    """The wanted waveforms of a file, by modality: names of tracks, tracks as placed, and why some are not.
+    """The wanted waveforms of a file, by modality: track names, placed tracks, and why some are refused.
 
-    `origin`: what the file's clock says at time 0, in s since 1970, UTC.
+    `origin`: the file's clock at time 0, in s since 1970, UTC.
     """
 
     picked: dict[str, tuple[str, ...]]
@@ -70,7 +70,7 @@ class Case:
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
-    """Every record under `root` that the descriptor names. Files are read: they hold no table of contents."""
+    """Every record under `root` that the descriptor names. Files are read: they have no table of contents."""
     return base.scan(root, descriptor, _look)
 
 
@@ -103,7 +103,7 @@ def _look(draft: Draft, descriptor: Descriptor) -> None:
         draft.promise(modality, signal, found if names else None, has)
         if len(rates[modality]) > 1:
             differ = " and ".join(f"{float(rate):g}" for rate in sorted(rates[modality]))
-            draft.refuse(modality, "bad_rate", f"{differ} Hz differ: name others in `channels`")
+            draft.refuse(modality, "bad_rate", f"{differ} Hz differ: name other channels in `channels`")
         elif modality in case.refused and modality not in draft.refused:
             why = case.refused[modality]
             draft.refuse(modality, why.reason, why.detail)
@@ -147,7 +147,7 @@ def _case(vital: Any, descriptor: Descriptor) -> Case:
         if len(rates) == 1:
             with _refusing(case, m):
                 streams[m] = {name: _stream(vital.trks[name], float(min(rates))) for name in names}
-    # one clock stamps all tracks: what follows it beside what does not would drift apart
+    # one clock stamps all tracks: tracks that follow it and tracks that do not would drift apart
     follow = not vital.packed and any(s.drifts() for tracks in streams.values() for s in tracks.values())
     for m, of_track in streams.items():
         with _refusing(case, m):
@@ -176,7 +176,7 @@ def _refusing(case: Case, modality: str) -> Iterator[None]:
 
 def _stream(track: Any, rate: float) -> packets.Stream:
     values = [record["val"] for record in track.recs]
-    if values[0].dtype.kind == "f":  # NaN is not below it, either
+    if values[0].dtype.kind == "f":  # NaN is not below it either
         values = [v if (there := np.abs(v) < NOTHING).all() else np.where(there, v, np.nan) for v in values]
     try:
         return packets.read(np.array([record["dt"] for record in track.recs]), values, rate)
@@ -190,7 +190,7 @@ def _place(track: Any, stream: packets.Stream, packed: bool, follow: bool) -> Tr
     x, missing, start = packets.lay(stream, follow)
     if x.dtype.kind == "f":
         missing |= np.isnan(x)
-    elif packed:  # packing fills gaps with the format's own missing value
+    elif packed:  # packing fills gaps with the format's missing value
         missing |= x == FMT_NAN[track.fmt]
     rate = base.fraction(track.srate)
     assert rate is not None
@@ -209,7 +209,7 @@ def _shift(track: Track, origin: float) -> int:
 
 
 def read(path: Path) -> tuple[Any, Refused | None]:
-    """The file as the package reads it, and why it may not be used: something of it was skipped."""
+    """The file as the package reads it, and why it is unusable: something was skipped."""
     from vitaldb import VitalFile
 
     vital, said = VitalFile(None), StringIO()
@@ -217,7 +217,7 @@ def read(path: Path) -> tuple[Any, Refused | None]:
         promised = _walk(path)
     except Refused as why:
         with _printing, redirect_stdout(said), suppress(Exception):
-            vital.load_vital(str(path))  # what can be read of it says how many hours are refused
+            vital.load_vital(str(path))  # its readable part determines how many hours are refused
         return vital, why
     with _printing, redirect_stdout(said):
         try:
@@ -233,7 +233,7 @@ def read(path: Path) -> tuple[Any, Refused | None]:
 
 
 def _walk(path: Path) -> int:
-    """Records of waveforms and numbers in the file. Refused: it is none, or ends within a packet."""
+    """Records of waveforms and numbers in the file. Refused: it is not one, or ends within a packet."""
     kinds: dict[int, int] = {}
     count = 0
     try:
@@ -260,7 +260,7 @@ def _walk(path: Path) -> int:
 
 
 def _packets(file: Any) -> Iterator[tuple[int, int, bytes | None]]:
-    """(type, bytes, first bytes or None where the file ends before the packet does) of each packet."""
+    """(type, bytes, first bytes, or None if the file ends within the packet) of each packet."""
     while head := file.read(5):
         kind, size = struct.unpack("<BL", head) if len(head) == 5 else (-1, 0)
         body = file.read(min(size, 64))
@@ -274,7 +274,7 @@ def _packets(file: Any) -> Iterator[tuple[int, int, bytes | None]]:
 
 
 def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
-    """Samples at their native rate and labels of one record. Raises Refused where the file is broken."""
+    """Samples at their native rate and labels of one record. Raises Refused if the file is broken."""
     vital, broken = read(folder / source.files[0][0])
     if broken:
         raise broken
@@ -309,7 +309,7 @@ def _samples(tracks: list[Track], origin: float, signal: Signal) -> Samples:
 
 
 def _numbers(track: Any, known: Named, origin: float, hold_s: float) -> list[Labels]:
-    """A number holds until the next one, `hold_s` at most."""
+    """A number is valid until the next one, at most for `hold_s`."""
     records = sorted(track.recs, key=lambda r: r["dt"])
     factor, offset = _scale(track)
     start = np.array([r["dt"] for r in records], np.float64) - origin

@@ -1,7 +1,7 @@
 """WFDB records (PhysioNet): text headers, signal files of packed integers, FLAC, or MATLAB v4 (`16+24`).
 
-Single-segment and multi-segment records alike (`wfdb_layout`). Samples are the integers in the files, never
-through floats, so that they go into the corpus unchanged; floats only where gains change between segments.
+Single-segment and multi-segment records (`wfdb_layout`). Samples are the integers of the files, never
+converted to floats, so that they enter the corpus unchanged; floats only where gains change between segments.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ INVALID = INVALID_SAMPLE_VALUE | {"508": -(2**7)}
 
 
 def scan(root: Root, descriptor: Descriptor) -> list[RecordFile]:
-    """Every record under `root` that the descriptor names, from headers and text files alone."""
+    """Every record under `root` that the descriptor names, from headers and text files only."""
     return base.scan(root, descriptor, _look)
 
 
@@ -86,20 +86,20 @@ def _trouble(layout: Layout, lines: list[Line], signal: Signal) -> tuple[str, st
     rates = sorted({layout.rate * line.per_frame for line in lines}) if layout.rate else []
     if len(rates) > 1:
         stated = " and ".join(f"{float(rate):g}" for rate in rates)
-        return "bad_rate", f"{stated} Hz in one record: take channels of one rate"
+        return "bad_rate", f"{stated} Hz in one record: use channels of one rate"
     unread = next((line.bad_scale for line in lines if line.bad_scale), None)
     if unread is not None:
-        return "bad_scale", f"a gain of {unread[:40]!r}: correct the header, or take another channel"
+        return "bad_scale", f"a gain of {unread[:40]!r}: correct the header, or use another channel"
     raw = [not line.gain for line in lines]
     if any(raw) and not all(raw):
-        return "bad_scale", "a gain of 0 (uncalibrated) beside others: take other channels"
+        return "bad_scale", "a gain of 0 (uncalibrated) beside others: use other channels"
     if any(raw) and UNCALIBRATED not in signal.units:
-        return "bad_scale", f"a gain of 0 (uncalibrated): to take its counts, add {UNCALIBRATED!r} to `units`"
+        return "bad_scale", f"a gain of 0 (uncalibrated): to use its counts, add {UNCALIBRATED!r} to `units`"
     for line in lines:
         if line.gain and not base.usable(line.gain, line.baseline):
             return (
                 "bad_scale",
-                f"a gain of {line.gain:g} and a baseline of {line.baseline}: take other channels",
+                f"a gain of {line.gain:g} and a baseline of {line.baseline}: use other channels",
             )
     return None
 
@@ -114,12 +114,12 @@ def _numerics_files(draft: Draft, name: str) -> list[str]:
     try:
         layout = read_layout(name, draft.fetch, draft.root.sizes)
     except Refused:
-        return [name]  # load says what is wrong with it, beside the waveforms
+        return [name]  # load reports its error, beside the waveforms
     return [each for each in layout.files if each in draft.root.sizes]
 
 
 def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
-    """Samples (integers of the files) and labels of one record. Raises Refused where a file is broken."""
+    """Samples (integers of the files) and labels of one record. Raises Refused if a file is broken."""
     layout = read_layout(source.files[0][0], lambda _: folder, dict(source.files))
     if layout.broken:
         raise layout.broken
@@ -130,7 +130,7 @@ def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
         if choice is not None:
             choices[m] = choice
     parts: dict[str, list[list[Channel]]] = {m: [] for m in choices}
-    for piece in layout.pieces:  # each file is read once, whatever takes channels out of it
+    for piece in layout.pieces:  # each file is read once, for all its channels
         held = {m: where for m, c in choices.items() if (where := piece.find(c)) is not None}
         wanted = sorted({i for where in held.values() for i in where})
         read = dict(zip(wanted, _read(folder, layout, piece, wanted), strict=True))
@@ -148,7 +148,7 @@ def load(source: RecordFile, folder: Path, descriptor: Descriptor) -> Recording:
 
 
 def _read(folder: Path, layout: Layout, piece: Piece, channels: list[int]) -> list[Channel]:
-    """The channels' raw samples, their checksums checked, from the record's first frame on."""
+    """The channels' raw samples, checksums verified, from the record's first frame on."""
     if not channels:
         return []
     lines = [piece.header.signals[i] for i in channels]
@@ -161,17 +161,17 @@ def _read(folder: Path, layout: Layout, piece: Piece, channels: list[int]) -> li
         raws = _integers(folder, piece, channels)
     except Refused:
         raise
-    except Exception as error:  # wfdb raises whatever its unpacking runs into
+    except Exception as error:  # wfdb raises any error of its unpacking
         raise Refused("corrupt", f"unreadable signal file ({kinds.said(error)})") from error
     for line, raw in zip(lines, raws, strict=True):
-        # a header that does not say how long the record is holds no checksum of it
+        # a header without the record's length holds no checksum of it
         if piece.header.frames and line.checksum is not None and (int(raw.sum()) - line.checksum) % 65536:
-            raise Refused("corrupt", f"the checksum of channel {line.name} does not hold")
+            raise Refused("corrupt", f"the checksum of channel {line.name} does not match")
     return [_from_the_start(line, raw) for line, raw in zip(lines, raws, strict=True)]
 
 
 def _integers(folder: Path, piece: Piece, channels: list[int]) -> list[np.ndarray]:
-    """The channels' samples as they are in the files, (frames * per_frame,) each."""
+    """The channels' samples as stored in the files, (frames * per_frame,) each."""
     signals = piece.header.signals
     raws: list[np.ndarray] = _rd_segment(
         file_name=[line.file for line in signals],
@@ -193,7 +193,7 @@ def _integers(folder: Path, piece: Piece, channels: list[int]) -> list[np.ndarra
 
 
 def _from_the_start(line: Line, raw: np.ndarray) -> Channel:
-    """A channel without the samples that precede the record's first; as many are missing at its end."""
+    """A channel without the samples before the record's first; as many are missing at its end."""
     invalid = INVALID.get(line.fmt)
     missing = raw == invalid if invalid is not None else np.zeros(len(raw), bool)
     if line.skew:
@@ -203,13 +203,13 @@ def _from_the_start(line: Line, raw: np.ndarray) -> Channel:
 
 
 def _without(channel: Channel, missing: Sequence[float | str]) -> Channel:
-    """The channel, its samples that are one of the numbers in `missing` missing."""
+    """The channel, with its samples in `missing` marked as missing."""
     where = marks.marked(channel.x, missing)
     return channel if where is None else Channel(channel.x, channel.missing | where)
 
 
 def _check_flac(path: Path, piece: Piece, line: Line) -> None:
-    """Compare the FLAC stream's own length with the header's: wfdb would allocate what the header says."""
+    """Compare the FLAC stream's length with the header's: wfdb would allocate what the header claims."""
     import soundfile
 
     widest = max(other.per_frame for other in piece.header.signals if other.file == line.file)
@@ -219,7 +219,7 @@ def _check_flac(path: Path, piece: Piece, line: Line) -> None:
 
 
 def _samples(layout: Layout, choice: tuple[str, ...], parts: list[list[Channel]], signal: Signal) -> Samples:
-    """The stretches of one modality at their places; all else is missing."""
+    """The stretches of one modality in place; everything else is missing."""
     channels = []
     for nth in range(len(choice)):
         lines = [(piece, piece.header.signals[where[nth]]) for piece, where in layout.holding(choice)]
@@ -240,7 +240,7 @@ def _samples(layout: Layout, choice: tuple[str, ...], parts: list[list[Channel]]
 
 
 def _scale(line: Line, signal: Signal) -> tuple[float, float]:
-    """(scale, offset) such that value in the corpus' unit = raw * scale + offset."""
+    """(scale, offset) such that value in the corpus's unit = raw * scale + offset."""
     if not line.gain:
         return signal.units[UNCALIBRATED], 0.0
     factor = signal.units[signal.listed(line.unit)]
@@ -250,13 +250,13 @@ def _scale(line: Line, signal: Signal) -> tuple[float, float]:
 def _numerics(
     source: RecordFile, folder: Path, waves: Layout, descriptor: Descriptor
 ) -> tuple[list[Labels], list[str]]:
-    """Labels out of the companion record, placed by its clock beside that of the waveforms."""
+    """Labels from the companion record, placed by its clock relative to that of the waveforms."""
     assert descriptor.numerics and descriptor.numerics.record
     stem = descriptor.numerics.record.format(**source.groups)
     name = _numerics_header(source.files[0][0], stem)
     sizes = dict(source.files)
     if name not in sizes:
-        return [], [f"numerics {stem} are not there"]
+        return [], [f"numerics {stem} do not exist"]
     known = descriptor.numerics.channels
     problems: list[str] = []
     found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}

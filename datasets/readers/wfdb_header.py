@@ -1,7 +1,7 @@
 """WFDB header files, read as header(5) of WFDB 10.7 describes them.
 
-A line is words between blanks. A unit is any word; a description is the rest of its line. Neither need be
-ASCII.
+A line consists of words separated by blanks. A unit is any word; a description is the rest of its line.
+Neither need be ASCII.
 """
 
 import datetime
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets.readers.base import Refused, fraction
 
-UNCALIBRATED = "adu"  # the unit of a signal whose gain is 0 or missing: what the converter counted
+UNCALIBRATED = "adu"  # the unit of a signal whose gain is 0 or missing: the converter's counts
 DAY_S = 86_400
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -31,7 +31,7 @@ _SIGNAL = re.compile(
 
 @dataclass(frozen=True)
 class Line:
-    """One signal of a header. `name`: its description, "signal 0" where it has none.
+    """One signal of a header. `name`: its description, "signal 0" if it has none.
 
     `per_frame`: samples in a frame. `skew`: samples of the file before the record's first. `offset`: bytes
     of the file before them (compressed files: samples). physical = (sample - baseline) / gain in `unit`;
@@ -55,10 +55,10 @@ class Line:
 
 @dataclass
 class Header:
-    """`rate`: frames a second (None: not stated), `frames`: how many (0: not stated).
+    """`rate`: frames per second (None: not stated), `frames`: how many (0: not stated).
 
-    `date` and `time_s`, seconds since midnight: of frame 0, None where not stated, or no date or time.
-    `segments`: (name, frames) of each; None: it has none. `fault`: what is wrong below the first line.
+    `date` and `time_s`, seconds since midnight: of frame 0, None if not stated or invalid.
+    `segments`: (name, frames) of each; None: it has none. `fault`: the error below the first line.
     """
 
     rate: Fraction | None
@@ -79,9 +79,9 @@ class Header:
         return (self.date - datetime.date(1970, 1, 1)).days * DAY_S + self.time_s
 
     def after(self, other: "Header") -> float:
-        """Seconds from the other's frame 0 to this one's, by their clocks; 0 where either has none.
+        """Seconds from the other's frame 0 to this one's, by their clocks; 0 if either has none.
 
-        Where a date is missing, they begin less than 12 hours apart.
+        If a date is missing, they are assumed to begin less than 12 hours apart.
         """
         if self.time_s is None or other.time_s is None:
             return 0.0
@@ -91,7 +91,7 @@ class Header:
 
 
 def decoded(data: bytes) -> str:
-    """A text file's words: UTF-8, else Windows' Western encoding; line ends are newlines."""
+    """A text file's content: UTF-8, else Windows' Western encoding; line ends are newlines."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -100,17 +100,17 @@ def decoded(data: bytes) -> str:
 
 
 def read_header(path: Path) -> Header:
-    """The header at `path`. Raises Refused where it is not there or its first line cannot be read."""
+    """The header at `path`. Raises Refused if it is missing or its first line cannot be read."""
     try:
         return parse(decoded(path.read_bytes()))
     except FileNotFoundError as error:
-        raise Refused("missing_file", f"{path.name} is not there") from error
+        raise Refused("missing_file", f"{path.name} does not exist") from error
     except OSError as error:
         raise Refused("corrupt", f"unreadable header ({error.strerror})") from error
 
 
 def parse(text: str) -> Header:
-    """The header that `text` is. Raises Refused where its first line cannot be read."""
+    """The header in `text`. Raises Refused if its first line cannot be read."""
     lines, comments = [], []
     for line in (each.strip() for each in text.split("\n")):
         if line.startswith("#"):
@@ -159,7 +159,7 @@ def _segment(line: str) -> tuple[str, int]:
 
 
 def _inside(name: str) -> str:
-    """A file's or segment's name, refused where it leads out of the record's folder."""
+    """A file's or segment's name, refused if it leads out of the record's folder."""
     if name.startswith("/") or ".." in name.split("/"):
         raise Refused("corrupt", f"{name[:60]!r} lies outside the record's folder")
     return name
@@ -192,7 +192,7 @@ def _signal(line: str, i: int) -> Line:
 
 
 def _time(word: str) -> float | None:
-    """Seconds since midnight of `H:M:S`, `M:S` or `S`; None for what is no time."""
+    """Seconds since midnight of `H:M:S`, `M:S` or `S`; None if it is not a time."""
     parts = word.strip("[]").split(":")
     if len(parts) > 3 or not all(re.fullmatch(r"\d{1,6}(\.\d*)?", part) for part in parts):
         return None
@@ -201,7 +201,7 @@ def _time(word: str) -> float | None:
 
 
 def _date(word: str) -> datetime.date | None:
-    """The day of `DD/MM/YYYY`; None for what is none."""
+    """The day of `DD/MM/YYYY`; None if it is not a date."""
     found = re.fullmatch(r"(\d{1,2})/(\d{1,2})/(\d{4})\]?", word)
     try:
         return datetime.date(*(int(n) for n in reversed(found.groups()))) if found else None

@@ -1,7 +1,7 @@
-"""WFDB records as one picture: which stretch of a record lies in which signal files.
+"""The layout of a WFDB record: which stretch of it lies in which signal files.
 
 A single-segment record is one piece; a multi-segment record (fixed or variable layout) is many, with gaps
-where its header names the null segment `~`. All is checked against file sizes before a sample is read.
+where its header names the null segment `~`. Everything is checked against file sizes before a sample is read.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from datasets.descriptor import Signal
 from datasets.readers.base import Refused, check_span
 from datasets.readers.wfdb_header import Header, Line, read_header
 
-NULL = "~"  # in place of a segment's name or a signal's file: no samples
+NULL = "~"  # instead of a segment's name or a signal's file: no samples
 EXACT = {fmt: Fraction(width).limit_denominator(3) for fmt, width in BYTES_PER_SAMPLE.items()}  # bytes
 
 
@@ -37,20 +37,20 @@ class Piece:
 
     @cached_property
     def known(self) -> dict[str, int]:
-        """Its channels' places among the signals, by name; of two with one name, the first."""
+        """Its channels' places among the signals, by name; of two with the same name, the first."""
         signals = list(enumerate(self.header.signals))
         return {line.name: i for i, line in reversed(signals) if line.file != NULL}
 
     def find(self, choice: tuple[str, ...]) -> list[int] | None:
-        """Where the channels of `choice` are among its signals; None unless all are there."""
+        """The places of `choice`'s channels among its signals; None unless all are there."""
         return [self.known[name] for name in choice] if all(name in self.known for name in choice) else None
 
 
 @dataclass
 class Layout:
-    """`rate`: frames a second (None: not stated). `files`: all that reading needs. `digest`: of all headers.
+    """`rate`: frames per second (None: not stated). `files`: all files to read. `digest`: of all headers.
 
-    `faults`: what is wrong with a signal file, known from its size; `broken`: with the headers.
+    `faults`: errors of signal files, known from their sizes; `broken`: error of the headers.
     """
 
     header: Header
@@ -64,12 +64,12 @@ class Layout:
 
     @property
     def names(self) -> list[str]:
-        """Of all its channels, each once."""
+        """The names of all its channels, without duplicates."""
         lines = (line for piece in self.pieces for line in piece.header.signals)
         return list(dict.fromkeys(line.name for line in lines if line.file != NULL))
 
     def pick(self, signal: Signal) -> tuple[str, ...] | None:
-        """The channels to take: of the choices that the record has, the first that covers most of it."""
+        """The channels to use: of the choices that the record has, the first that covers most of it."""
         best, most = None, 0
         for choice in signal.choices:
             covered = sum(piece.frames for piece, _ in self.holding(choice))
@@ -78,20 +78,20 @@ class Layout:
         return best
 
     def holding(self, choice: tuple[str, ...]) -> list[tuple[Piece, list[int]]]:
-        """The pieces that hold all channels of `choice`, with where they are in each."""
+        """The pieces that hold all channels of `choice`, with their places in each."""
         found = ((piece, piece.find(choice)) for piece in self.pieces)
         return [(piece, where) for piece, where in found if where is not None]
 
     def fault(self, choice: tuple[str, ...]) -> Refused | None:
-        """What is wrong with the files that hold `choice`: the first."""
+        """The first error of the files that hold `choice`."""
         paths = (p.path(p.header.signals[i]) for p, where in self.holding(choice) for i in where)
         return next((self.faults[path] for path in paths if path in self.faults), None)
 
 
 def read_layout(name: str, fetch: Callable[[Iterable[str]], Path], sizes: Mapping[str, int]) -> Layout:
-    """The layout of the record whose header is `name`; `sizes` of the files that are there.
+    """The layout of the record whose header is `name`; `sizes`: of the existing files.
 
-    Raises Refused for a header whose first line cannot be read; all else is in `broken` and `faults`.
+    Raises Refused if the header's first line cannot be read; other errors go to `broken` and `faults`.
     """
     header = read_header(fetch([name]) / name)
     home = PurePosixPath(name).parent
@@ -119,7 +119,7 @@ def read_layout(name: str, fetch: Callable[[Iterable[str]], Path], sizes: Mappin
 
 
 def _frames_from_size(piece: Piece, sizes: Mapping[str, int]) -> int:
-    """Frames in the first signal file that is there, for a header that does not state how many they are."""
+    """Frames in the first existing signal file, for a header that does not state their number."""
     signals = piece.header.signals
     for first in signals:
         width = EXACT.get(first.fmt, 0) * sum(line.per_frame for line in signals if line.file == first.file)
@@ -130,8 +130,8 @@ def _frames_from_size(piece: Piece, sizes: Mapping[str, int]) -> int:
         raise Refused("unsupported", "a layout without signal files: `records` should name another header")
     absent = next((line.file for line in signals if piece.path(line) not in sizes), None)
     if absent is not None:
-        raise Refused("missing_file", f"{absent} is not there")
-    raise Refused("corrupt", "neither the header nor the signal file says how long the record is")
+        raise Refused("missing_file", f"{absent} does not exist")
+    raise Refused("corrupt", "neither the header nor the signal file states how long the record is")
 
 
 def _add_segments(
@@ -140,7 +140,7 @@ def _add_segments(
     home: PurePosixPath,
     fetch: Callable[[Iterable[str]], Path],
 ) -> list[str]:
-    """Put a multi-segment header's segments into `layout`; returns the texts of their headers."""
+    """Add a multi-segment header's segments to `layout`; returns the texts of their headers."""
     total = sum(frames for _, frames in segments)
     layout.frames = max(layout.frames, total)
     if total != layout.frames:
@@ -157,7 +157,7 @@ def _add_segments(
             try:
                 segment = read_header(folder / described[title])
                 if segment.segments is not None:
-                    raise Refused("unsupported", f"segment {title} has segments of its own")
+                    raise Refused("unsupported", f"segment {title} itself has segments")
                 if segment.frames not in (0, frames) or segment.rate != layout.rate:
                     raise Refused("corrupt", f"segment {title} is not as long or as fast as the record says")
                 layout.pieces.append(Piece(segment, described[title].removesuffix(".hea"), start, frames))
@@ -176,20 +176,20 @@ def _add_segments(
 
 
 def _check_file(piece: Piece, path: str, sizes: Mapping[str, int]) -> None:
-    """Raise Refused unless a signal file is as large as the header promises: nothing is read before that."""
+    """Raise Refused unless a signal file is as large as the header promises, before anything is read."""
     at = [i for i, line in enumerate(piece.header.signals) if piece.path(line) == path]
     inside = [piece.header.signals[i] for i in at]
     first, have = inside[0], sizes.get(path, -1)
     if have < 0:
-        raise Refused("missing_file", f"{first.file} is not there")
+        raise Refused("missing_file", f"{first.file} does not exist")
     if len({line.fmt for line in inside}) > 1 or first.fmt not in EXACT:
         raise Refused("unsupported", f"{first.file} in format {' and '.join({line.fmt for line in inside})}")
     if at != list(range(at[0], at[0] + len(at))):
-        raise Refused("corrupt", f"the signals of {first.file} do not stand together")
+        raise Refused("corrupt", f"the signals of {first.file} are not contiguous")
     if any(line.skew >= piece.frames * line.per_frame for line in inside):
         raise Refused("corrupt", "a skew beyond the record")
     samples = piece.frames * sum(line.per_frame for line in inside)
-    if not EXACT[first.fmt]:  # compressed: even silence takes some bytes a block of 65,535 samples
+    if not EXACT[first.fmt]:  # compressed: even silence takes some bytes per block of 65,535 samples
         need = (samples + first.offset) // 65_536
     else:
         need = first.offset + math.ceil(samples * EXACT[first.fmt])

@@ -1,4 +1,4 @@
-"""What a refused modality is answered with: what the file has, and the key of [signals] to change."""
+"""Messages for a refused modality: what the file has, and the key of [signals] to change."""
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -6,12 +6,12 @@ from fractions import Fraction
 from cluster.redact import printable
 from datasets.descriptor import Signal
 
-MOST_TOLERANCE = 0.1  # of `rate_tolerance`
-NAMES = 20  # names that a message lists
+MOST_TOLERANCE = 0.1  # maximum of `rate_tolerance`
+NAMES = 20  # maximum number of names in a message
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Names out of a file as a message shows them: short, in quotes, `NAMES` of them at most."""
+    """Names from a file for a message: shortened, quoted, at most `NAMES` of them."""
     shown = list(names)
     more = f" and {len(shown) - NAMES:,} more" if len(shown) > NAMES else ""
     return ", ".join(f"'{printable(name, 40)}'" for name in shown[:NAMES]) + more
@@ -26,14 +26,14 @@ def missing(signal: Signal, has: Sequence[str]) -> str:
 def other_unit(unit: str, signal: Signal) -> str:
     known = printable(", ".join(signal.units), 200)
     if not unit:
-        return f"the file states no unit: say which of {known} it is with `source_unit`"
+        return f"the file states no unit: set `source_unit` to one of {known}"
     name = printable(unit, 40)
     return f"the file's unit is '{name}', not {known}: add '{name}' with its factor to `units`"
 
 
 def other_rate(rate: Fraction | None, signal: Signal) -> str:
     if not rate:
-        return "the file states no rate that can be used: change `channels` or `rate`"
+        return "the file states no usable rate: change `channels` or `rate`"
     expected = signal.hz or float(rate)
     near = abs(float(rate) / expected - 1) <= MOST_TOLERANCE
     keys = "change `rate`, or allow it with `rate_tolerance`," if near else "change `rate`"

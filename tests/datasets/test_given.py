@@ -103,7 +103,7 @@ def test_several_rows_of_a_record_give_its_texts_and_the_number_that_all_say(fol
     labels, problems = labels_of(folder, text)
     assert labels["dx"].values == ["I10", "E11"] and labels["dx"].start_s is None
     assert labels["age"].values.tolist() == [61] and set(labels) == {"dx", "age"}
-    assert problems == ["label sbp of s.csv: two_rows (3 rows for rec1 say 120, 140, and no times say when)"]
+    assert problems == ["label sbp of s.csv: two_rows (3 rows for rec1 give 120, 140, without times)"]
 
 
 def test_words_of_a_cell_with_times_keep_its_times(folder):

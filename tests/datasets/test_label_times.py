@@ -112,7 +112,7 @@ def test_labels_on_a_clock_that_the_record_does_not_state_are_a_problem_and_not_
     write(folder, "hr.csv", {"from": ["2024-05-01 09:00:00"], "to": ["2024-05-01 09:00:05"], "hr": [72]})
     one = TWO.replace(ACC, "")
     _, got, labels = read(folder, one + HR)
-    assert "hr" not in labels and "states no time of its own" in got.problems[0]
+    assert "hr" not in labels and "states no time to which" in got.problems[0]
     write(folder, "hr.csv", {"from": [1], "to": [2], "hr": [72]})
     _, got, labels = read(folder, one + HR)
     assert labels["hr"].start_s.tolist() == [1.0] and got.origin is None

@@ -44,11 +44,11 @@ def test_a_missing_channel_is_answered_with_the_names_that_the_file_has():
     ("found", "reason", "said"),
     [
         (Promise(900, Fraction(250), "µV"), "unit_mismatch", "'µV', not mV, V: add 'µV' with"),
-        (Promise(900, Fraction(250), ""), "unit_mismatch", "no unit: say which of mV, V it is"),
+        (Promise(900, Fraction(250), ""), "unit_mismatch", "no unit: set `source_unit` to one of mV, V"),
         (Promise(900, Fraction(256), "mV"), "bad_rate", "256 Hz, not 250: change `rate`, or allow"),
         (Promise(900, Fraction(500), "mV"), "bad_rate", "500 Hz, not 250: change `rate` in [signals.ecg]"),
         (Promise(900, Fraction(100001, 400), "mV"), "bad_rate", "250.0025 Hz, not 250"),
-        (Promise(900, None, "mV"), "bad_rate", "states no rate that can be used"),
+        (Promise(900, None, "mV"), "bad_rate", "states no usable rate"),
     ],
 )
 def test_another_unit_or_rate_is_answered_with_the_files_own_and_the_key(found, reason, said):
@@ -118,10 +118,10 @@ def test_what_a_file_says_moves_no_cursor_and_letters_stay(capsys):
 
 
 def test_notes_are_shown_after_the_problems(capsys):
-    note = {"record": "r1", "detail": "1 packet received twice was taken once"}
+    note = {"record": "r1", "detail": "1 packet received twice was used once"}
     _report(summary(problems=[{"record": "r2", "detail": "truncated"}], notes=[note]))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2:] == ["  r2: truncated", "  r1: 1 packet received twice was taken once"]
+    assert lines[-2:] == ["  r2: truncated", "  r1: 1 packet received twice was used once"]
 
 
 def test_a_record_that_breaks_before_its_channels_are_looked_at_counts_its_length(tmp_path):

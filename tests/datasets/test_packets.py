@@ -62,7 +62,7 @@ def test_a_packet_sent_again_is_taken_once_and_counted(rate, size, later, times)
     stream = assert_whole(sent, x, rate)
     assert (stream.twice, stream.repeated) == (times, 0)
     several = "packets received twice were" if times > 1 else "packet received twice was"
-    assert stream.notes() == [f"{times} {several} taken once"]
+    assert stream.notes() == [f"{times} {several} used once"]
 
 
 def test_a_packet_sent_again_with_a_clock_of_its_own_is_taken_once():

@@ -99,7 +99,7 @@ def test_axes_of_an_accelerometer_are_one_signal_and_the_unit_is_converted():
 
 def test_a_channel_without_a_telling_name_is_asked_for_and_taken_from_the_command_line(tmp_path):
     (tmp_path / "r.csv").write_text("t,sensor4\n" + rows("{},{}", SECONDS))
-    with pytest.raises(PlethoraError, match=r"there is sensor4.*--signal"):
+    with pytest.raises(PlethoraError, match=r"channels: sensor4.*--signal"):
         main(["probe", str(tmp_path / "r.csv"), "--write", str(tmp_path / "mine.toml")])
     with pytest.raises(PlethoraError, match="channels are sensor4"):
         main(["probe", str(tmp_path / "r.csv"), "--write", str(tmp_path / "m.toml"), "--signal", "ppg=x"])
@@ -127,7 +127,7 @@ def test_what_no_reader_reads_is_named_with_what_to_do(tmp_path, capsys):
     assert json.loads(json.dumps(made))["files"][0]["reader"] is None
     main(["probe", str(tmp_path / "a.pdf")])
     assert "a PDF" in capsys.readouterr().out
-    with pytest.raises(PlethoraError, match="is not there"):
+    with pytest.raises(PlethoraError, match="does not exist"):
         main(["probe", str(tmp_path / "none.csv")])
 
 

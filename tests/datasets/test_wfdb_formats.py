@@ -304,7 +304,7 @@ def test_signals_of_one_file_that_do_not_stand_together_are_refused(tmp_path: Pa
     lines = ["a_F.dat 16 200/mV 16 0 0 0 0 II", pressure, "a_F.dat 16"]
     write(tmp_path, "a", lines, {"F": X, "A": Y, "B": Y}, length="500")
     source, _ = scan(tmp_path, ECG + ABP)
-    assert source.refused == {"ecg": "corrupt"} and "do not stand together" in source.words["ecg"]
+    assert source.refused == {"ecg": "corrupt"} and "are not contiguous" in source.words["ecg"]
 
 
 def test_the_record_says_when_it_began(tmp_path: Path) -> None:
