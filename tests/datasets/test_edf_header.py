@@ -117,7 +117,7 @@ def test_a_header_longer_or_shorter_than_it_says_is_read_where_the_bytes_agree(t
     (x,) = write(path, [signal()], start=1024, padding=b" " * 512)
     assert np.array_equal(load(tmp_path).signals["ecg"].x_tc[:, 0], x)
     write(path, [signal()], start=1024, padding=b" " * 300)
-    assert "takes 1,024 bytes, its signals take 512" in scan(tmp_path)[2].broken[1]
+    assert "states a length of 1,024 bytes, its signals take 512" in scan(tmp_path)[2].broken[1]
 
 
 def test_two_signals_of_one_label_are_told_apart_by_number(tmp_path, path):

@@ -96,7 +96,7 @@ def test_counts_without_a_factor_another_avro_and_another_file_are_refused(tmp_p
     with open(path, "wb") as file:
         one = {"type": "record", "name": "R", "fields": [{"name": "a", "type": "int"}]}
         fastavro.writer(file, fastavro.parse_schema(one), [{"a": 1}])
-    assert "no session of an Empatica" in scan(tmp_path)[2].broken[1]
+    assert "not a session of an Empatica" in scan(tmp_path)[2].broken[1]
     path.write_bytes(path.read_bytes()[:40])
     assert scan(tmp_path)[2].broken[0] == "corrupt"
     path.write_bytes(b"PAR1" + bytes(300))

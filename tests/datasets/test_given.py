@@ -177,7 +177,7 @@ def test_keys_that_came_later_leave_the_fingerprint_of_older_descriptors_alone(f
         ("id,sbp\nrec1,1,2,3\n", "more cells"),
         ("id,sbp,sbp\nrec1,1,2\n", "two columns"),
         ("", "0 lines"),
-        (None, "not there"),
+        (None, "does not exist"),
     ],
 )
 def test_what_is_wrong_with_a_sheet_is_said_and_costs_only_its_label(folder, text, said):
