@@ -54,29 +54,29 @@ def diagnose(uri: str) -> Diagnosis:
     """The bottleneck of the run at `uri`, ``<storage>/<name>``. PlethoraError: it has no telemetry, or none
     that says where the time went."""
     home = storage.normalise(uri)
-    told = _read(home)
-    timed = [line for line in told if "train/interval_s" in line]
+    lines = _read(home)
+    timed = [line for line in lines if "train/interval_s" in line]
     if not timed:
         raise PlethoraError(
-            f"{home}: its telemetry does not say where time went ({len(told)} lines): "
+            f"{home}: its telemetry does not say where time went ({len(lines)} lines): "
             "wait for log_every steps, or run it again with this version"
         )
     shares, seconds = _shares(timed)
     phase = _bottleneck(shares)
     windows = sum(_of(line, "train/windows_per_s") * _of(line, "train/interval_s") for line in timed)
     whole = sum(_of(line, "train/interval_s") for line in timed)
-    state, quiet = _state(home, told)
+    state, quiet = _state(home, lines)
     return Diagnosis(
         uri=home,
         state=state,
-        step=int(told[-1]["step"]),
+        step=int(lines[-1]["step"]),
         seconds=whole,
         windows_per_s=windows / whole if whole else 0.0,
         shares=shares,
         bottleneck=_NAMES.get(phase, phase),
         phase=phase,
-        evidence=tuple(_evidence(timed, told, shares, seconds, phase, quiet)),
-        advice=_advice(phase, shares, told),
+        evidence=tuple(_evidence(timed, lines, shares, seconds, phase, quiet)),
+        advice=_advice(phase, shares, lines),
     )
 
 
@@ -122,7 +122,7 @@ def _bottleneck(shares: Mapping[str, float]) -> str:
 
 def _evidence(
     timed: Sequence[dict[str, Any]],
-    told: Sequence[dict[str, Any]],
+    lines: Sequence[dict[str, Any]],
     shares: Mapping[str, float],
     steady: float,
     phase: str,
@@ -139,7 +139,7 @@ def _evidence(
     most = statistics.fmean(_of(line, "train/data_wait_max") for line in timed)
     if most > 2 * mean and most > 0.05:
         out.append(f"one worker waits {most:.0%} of its time for data, all workers on average {mean:.0%}")
-    saved = [_of(line, "train/checkpoint_seconds") for line in told if "train/checkpoint_seconds" in line]
+    saved = [_of(line, "train/checkpoint_seconds") for line in lines if "train/checkpoint_seconds" in line]
     if saved:
         out.append(f"{len(saved)} checkpoints, {statistics.median(saved):.2f} s each (median)")
     if shares.get("exchange", 0.0) > 0.02:
@@ -164,11 +164,11 @@ def _evidence(
     return [*out, quiet] if quiet else out
 
 
-def _state(home: str, told: Sequence[dict[str, Any]]) -> tuple[str, str]:
+def _state(home: str, lines: Sequence[dict[str, Any]]) -> tuple[str, str]:
     """(state, a line about silence or "")."""
     if storage.exists(storage.join(home, "bundle", "_COMPLETE")):
         return "complete", ""
-    silent = time.time() - _of(told[-1], "time")
+    silent = time.time() - _of(lines[-1], "time")
     if silent < QUIET_S:
         return "running", ""
     return (
@@ -177,10 +177,10 @@ def _state(home: str, told: Sequence[dict[str, Any]]) -> tuple[str, str]:
     )
 
 
-def _advice(phase: str, shares: Mapping[str, float], told: Sequence[dict[str, Any]]) -> str:
+def _advice(phase: str, shares: Mapping[str, float], lines: Sequence[dict[str, Any]]) -> str:
     if phase != "checkpoint":
         return _ADVICE[phase]
-    at = [line["step"] for line in told if "train/checkpoint_seconds" in line]
+    at = [line["step"] for line in lines if "train/checkpoint_seconds" in line]
     if len(at) < 2:
         return _ADVICE[phase]
     every = at[1] - at[0]

@@ -64,8 +64,8 @@ def examine(storage_uri: str | None, start_ray: bool) -> Iterator[Check]:
         try:
             yield check()
         except Exception as error:  # a failed check is a finding, and the others still run
-            said = user_message(error) or f"{type(error).__name__}: {error}".splitlines()[0]
-            yield Check(name, "fail", said, "this check could not run: fix what it names and try again")
+            message = user_message(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+            yield Check(name, "fail", message, "this check could not run: fix what it names and try again")
 
 
 # ---------------------------------------------------------------- environment
@@ -127,9 +127,9 @@ def packages(lock: Path, core: set[str]) -> Check:
             "packages", "fail", "plethora is installed", "uninstall it: it runs from the checkout root"
         )
     if missing or other:
-        said = [f"{len(missing)} missing: {_some(missing)}"] if missing else []
-        said += [f"{len(other)} of another version: {_some(other)}"] if other else []
-        return Check("packages", "warn", "; ".join(said), sync)
+        differences = [f"{len(missing)} missing: {_some(missing)}"] if missing else []
+        differences += [f"{len(other)} of another version: {_some(other)}"] if other else []
+        return Check("packages", "warn", "; ".join(differences), sync)
     return Check("packages", "ok", f"all {count} as in {lock.name}")
 
 

@@ -182,15 +182,15 @@ def client(address: str | None) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(where)
     except AuthenticationError as error:
-        said = str(error).splitlines()[0]
+        message = str(error).splitlines()[0]
         raise PlethoraError(
-            f"{where} refuses access ({said}): set RAY_AUTH_TOKEN, or put the cluster's token into "
+            f"{where} refuses access ({message}): set RAY_AUTH_TOKEN, or put the cluster's token into "
             f"{session.token_path()}"
         ) from error
     except (ConnectionError, requests.RequestException, RuntimeError, ValueError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        message = (str(error) or type(error).__name__).splitlines()[0]
         raise PlethoraError(
-            f"{where}: no Ray cluster answers there ({said}): give --address http://HEAD:{PORT}, "
+            f"{where}: no Ray cluster answers there ({message}): give --address http://HEAD:{PORT}, "
             "through a tunnel where it is not this machine"
         ) from error
 
@@ -250,8 +250,8 @@ def submit(at: JobSubmissionClient, what: Command) -> tuple[Job, bool]:
     except RuntimeError as error:
         with contextlib.suppress(PlethoraError):  # another submitter of the same run was first
             return job(at, wanted or ""), False
-        said = str(error).splitlines()[0]
-        raise PlethoraError(f"{at.get_address()} did not take the job: {said}") from error
+        message = str(error).splitlines()[0]
+        raise PlethoraError(f"{at.get_address()} did not take the job: {message}") from error
     return job(at, found), True
 
 

@@ -135,8 +135,8 @@ def _report(made: dict[str, Any]) -> None:
     if made["already_there"]:
         print("already there, made of the same input: left as it is")
     print(table(made))
-    for said in (made["problems"], made["notes"]):
-        lines = folded(said)
+    for messages in (made["problems"], made["notes"]):
+        lines = folded(messages)
         print("".join(f"  {line}\n" for line in lines[:SHOWN]), end="")
         if len(lines) > SHOWN:
             print(f"  … and {len(lines) - SHOWN} more")

@@ -145,7 +145,7 @@ def _about(descriptor: Descriptor, key_id: str, sources: Sequence[RecordFile], r
 
 
 # Keys of a descriptor that came later, by table, with their defaults. A default is left
-# out of the fingerprint then, so that corpora of before stay what they are.
+# out of the fingerprint then, so that older corpora keep their fingerprint.
 LATER: dict[str, dict[str, Any]] = {
     "": {"models": None, "elements_axis": None},
     "signals": {"rate_tolerance": None, "missing": []},

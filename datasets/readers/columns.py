@@ -127,7 +127,7 @@ def opened(
             why.reason, why.detail if path.name in why.detail else f"{path.name}: {why.detail}"
         ) from why
     except Exception as error:  # any error of numpy, h5py and pyarrow, here or at `read`
-        raise Refused("corrupt", f"{path.name} cannot be read ({kinds.said(error)})") from error
+        raise Refused("corrupt", f"{path.name} cannot be read ({kinds.message_of(error)})") from error
 
 
 def _table(path: Path, spec: Table, wanted: Sequence[Choices]) -> tuple[pa.Table, Table, str]:

@@ -183,7 +183,7 @@ def plain(words: str, most: int = 200) -> str:
     return printable((words.splitlines() or [""])[0], most)
 
 
-def said(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """A library's exception message, or its type if it has none."""
     return plain(str(error)) or type(error).__name__
 

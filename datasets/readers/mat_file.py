@@ -31,7 +31,7 @@ def clear(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # scipy and h5py raise any error of their parsing
         raise Refused(
-            "corrupt", f"{path.name} cannot be read as a MATLAB file ({kinds.said(error)})"
+            "corrupt", f"{path.name} cannot be read as a MATLAB file ({kinds.message_of(error)})"
         ) from error
 
 

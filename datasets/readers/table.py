@@ -259,8 +259,8 @@ def _first(parts: Mapping[str, _Part]) -> tuple[float, Moments] | None:
     if not timed:
         return None
     if len({times.basis for _, _, times in timed}) > 1:
-        said = ", ".join(f"{m} has {times.basis}" for m, _, times in timed)
-        raise Refused("bad_time", f"the times share no common clock: {said}")
+        bases = ", ".join(f"{m} has {times.basis}" for m, _, times in timed)
+        raise Refused("bad_time", f"the times share no common clock: {bases}")
     _, first, times = min(timed, key=lambda each: each[1].start_s)
     apart = max(made.start_s for _, made, _ in timed) - first.start_s
     recorded = sum(parts[m].length / float(made.rate) for m, made, _ in timed)

@@ -72,8 +72,8 @@ def promise(draft: Draft, descriptor: Descriptor, tracks: Sequence[T], length: C
         units = {unit_of(t, signal) for t in found}
         unit = min(units - set(signal.units) or units)
         flawed = next((t for t in found if t.flaw or not base.usable(t.scale, t.offset)), None)
-        said = Promise(length(found[0]), found[0].rate, unit, len(found), not flawed)
-        draft.promise(modality, signal, said, [t.shown for t in tracks])
+        promise = Promise(length(found[0]), found[0].rate, unit, len(found), not flawed)
+        draft.promise(modality, signal, promise, [t.shown for t in tracks])
         reason = draft.refused.get(modality)
         if reason == "bad_scale" and flawed and flawed.flaw:
             draft.refuse(modality, reason, f"{flawed.name}: {flawed.flaw}: change `channels`")

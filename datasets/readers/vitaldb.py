@@ -212,14 +212,14 @@ def read(path: Path) -> tuple[Any, Refused | None]:
     """The file as the package reads it, and why it is unusable: something was skipped."""
     from vitaldb import VitalFile
 
-    vital, said = VitalFile(None), StringIO()
+    vital, printed = VitalFile(None), StringIO()
     try:
         promised = _walk(path)
     except Refused as why:
-        with _printing, redirect_stdout(said), suppress(Exception):
+        with _printing, redirect_stdout(printed), suppress(Exception):
             vital.load_vital(str(path))  # its readable part determines how many hours are refused
         return vital, why
-    with _printing, redirect_stdout(said):
+    with _printing, redirect_stdout(printed):
         try:
             whole = vital.load_vital(str(path))
         except Exception as error:  # a file that ends within its first packets
@@ -227,7 +227,7 @@ def read(path: Path) -> tuple[Any, Refused | None]:
     got = sum(len(track.recs) for track in vital.trks.values() if track.type in (WAVE, NUMBER))
     if whole and got == promised:
         return vital, None
-    words = said.getvalue().strip().splitlines()
+    words = printed.getvalue().strip().splitlines()
     lost = words[0] if words else f"{promised - got} of {promised} records cannot be read"
     return vital, Refused("corrupt", f"{path.name}: {lost}")
 

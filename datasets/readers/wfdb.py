@@ -162,7 +162,7 @@ def _read(folder: Path, layout: Layout, piece: Piece, channels: list[int]) -> li
     except Refused:
         raise
     except Exception as error:  # wfdb raises any error of its unpacking
-        raise Refused("corrupt", f"unreadable signal file ({kinds.said(error)})") from error
+        raise Refused("corrupt", f"unreadable signal file ({kinds.message_of(error)})") from error
     for line, raw in zip(lines, raws, strict=True):
         # a header without the record's length holds no checksum of it
         if piece.header.frames and line.checksum is not None and (int(raw.sum()) - line.checksum) % 65536:
