@@ -13,7 +13,7 @@ demo: .venv/.ready
 	infra/demo $(OUT)/demo
 
 test: .venv/.ready
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest
 
 # on the store at PLETHORA_S3_ENDPOINT, else on one that infra/test-s3 starts and stops
 test-s3: .venv/.ready

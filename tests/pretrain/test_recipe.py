@@ -64,7 +64,6 @@ def test_a_wrong_recipe_name_says_what_is_wrong(name, says):
     [
         ({"foresee": None}, 'lacks foreseen of the hook "materialise"'),
         ({"targets": None}, 'lacks told of the hook "labels"'),
-        ({"alone": None}, "lacks weights_alone, figures_alone"),
     ],
 )
 def test_a_hook_that_is_there_in_part_is_refused(parts, says, monkeypatch):

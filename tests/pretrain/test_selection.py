@@ -76,7 +76,7 @@ def test_it_is_off_by_default_and_then_does_nothing() -> None:
 
 
 def test_a_figure_that_validation_lacks_is_named_with_those_it_has() -> None:
-    with pytest.raises(PlethoraError, match=r"select.metric = mae: .* there are loss/net, mae/sbp"):
+    with pytest.raises(PlethoraError, match=r"select.metric = mae: .* choose one of loss/net, mae/sbp"):
         Selection(Select(metric="mae"), {}, None).validated(1, {"loss/net": 1.0, "mae/sbp": 2.0}, dict)
 
 

@@ -152,7 +152,7 @@ def test_a_shard_replaced_by_one_of_another_size_is_told(
         for group in (0, rows_of(away) - 1):
             said = line(lambda group=group: away.read_row_group(0, group, COLUMNS))  # type: ignore[misc]
             assert said.startswith(f"{where} is corrupt, or was replaced (")
-            assert f"vouched for {len(whole):,}): ingest it again" in said
+            assert f"corpus.json states {len(whole):,}): ingest it again" in said
         assert len(proxy.requests) == 2
     s3.remove(where)
     assert f"{where}: no such file" in line(lambda: away.read_row_group(0, 0, COLUMNS))
