@@ -2,7 +2,7 @@
 
 import tempfile
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     own: tuple[str, ...] = ()
     forests: tuple[Forest, ...] = ()
-    groups: tuple[Group, ...] = ()
+    groups: Callable[[], Sequence[Group]] = tuple  # drawn when a page is made
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ def terminal(sheet: Sheet) -> str:
 def _block(section: Section) -> list[str]:
     lines = [section.title]
     warned = [f"WARNING: {line}" for line in section.warnings]
-    for number, table in enumerate(t for t in section.tables if t.printed):
+    printed = [table for table in section.tables if table.printed]
+    for number, table in enumerate(printed):
         if number:
             lines += ["", table.title]
         elif table.title and table.title != section.title:
             lines.append(table.title)
         lines += [*aligned(table), *warned, *table.notes]
-    if not section.tables:
-        lines += warned
+    lines += [] if printed else warned
     lines += section.facts
     return [*lines, "", *section.verdict] if section.verdict else lines
 
@@ -103,14 +103,15 @@ def markdown(sheet: Sheet, private: bool = True) -> str:
         if not alone or section.title != sheet.title:
             parts.append(f"## {section.title}")
         parts.append(section.about)
+        warned = _bullets(f"**WARNING**: {line}" for line in section.warnings)
         says = [_bullets(section.verdict), *_pictures(section.pictures, private)]
         one_main = bool(section.tables) and section.tables[0].title in ("", section.title)
+        parts += [] if section.tables else [warned]
         parts += [] if one_main else says
         for number, table in enumerate(section.tables):
             if number or (table.title and table.title != section.title):
                 parts.append(f"### {table.title}")
-            warned = [f"**WARNING**: {line}" for line in section.warnings]
-            parts += [markdown_table(table), _bullets([*warned, *table.notes])]
+            parts += [markdown_table(table), warned, _bullets(table.notes)]
             parts += says if one_main and not number else []
         how = _bullets([*section.facts, *section.explained])
         parts += ["### How it was done", how] if how else []
@@ -159,10 +160,10 @@ def write(sheet: Sheet) -> dict[str, Any]:
         for file, make in {**sheet.files, **{p.file: p.draw for p in pictures}}.items():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             make(folder / file)
-        (folder / "report.html").write_text(page(sheet, folder), encoding="utf-8")
         (folder / f"{sheet.name}.md").write_text(markdown(sheet), encoding="utf-8")
         (folder / "results.json").write_bytes(storage.json_bytes(sheet.results))
         if sheet.out is not None:
+            (folder / "report.html").write_text(page(sheet, folder), encoding="utf-8")
             storage.upload(folder, sheet.out)
             results["out"] = storage.normalise(sheet.out)
             print(f"\nwritten: {results['out']}")

@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from finetune.evaluation.results import Overlap, TaskResult
 from finetune.evaluation.table import Outcome
@@ -41,7 +42,7 @@ SPOKEN = {
 
 def section(outcome: Outcome, pictures: tuple[Picture, ...] = ()) -> Section:
     """`of_result` with its pictures, those of the page and the PNGs beside the sheet."""
-    return replace(of_result(outcome.result), pictures=pictures, groups=tuple(panels.groups(outcome)))
+    return replace(of_result(outcome.result), pictures=pictures, groups=partial(panels.groups, outcome))
 
 
 def of_result(result: TaskResult) -> Section:

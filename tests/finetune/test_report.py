@@ -11,8 +11,9 @@ import pytest
 
 from finetune.evaluation.results import Counts, LeftOut, Overlap
 from finetune.metrics import Interval
+from finetune.pagekit.parts import Group, Table
 from finetune.reports import figures, plots
-from finetune.reports.sheet import Sheet, markdown, terminal
+from finetune.reports.sheet import Section, Sheet, markdown, terminal, write
 from finetune.reports.task_section import of_result
 from tests.finetune import made
 
@@ -142,3 +143,25 @@ def test_panels_share_the_names_of_their_rows_only_where_these_are_the_same() ->
         assert [each[-1] for each in names] == ["Predict the mean", "Predict the prevalence"]
         _, shared = plots.row_grid(plt, [numbers.rows, numbers.rows], (3.0, 2.0), (0.3, 1.0))
         assert shared.flat[0].get_shared_y_axes().joined(*shared.flat)
+
+
+@pytest.mark.parametrize("tables", [(), (Table("more", ["", "x"], [["a", "1"]], printed=False),)])
+def test_a_warning_is_not_lost_where_no_table_is_printed(tables: tuple[Table, ...]) -> None:
+    section = Section("Nothing to tabulate", warnings=("figures may flatter",), tables=tables)
+    sheet = Sheet("report", "Evaluation", (), (section,), {})
+    assert terminal(sheet).count("WARNING: figures may flatter") == 1
+    assert markdown(sheet).count("**WARNING**: figures may flatter") == 1
+
+
+def test_pictures_of_a_page_are_drawn_only_where_a_page_is_written(tmp_path: Path) -> None:
+    drawn: list[str] = []
+
+    def groups() -> list[Group]:
+        drawn.append("once")
+        return []
+
+    section = Section("Heart rate", groups=groups)
+    write(Sheet("report", "Evaluation", (), (section,), {}))
+    assert not drawn
+    write(Sheet("report", "Evaluation", (), (section,), {}, out=str(tmp_path / "out")))
+    assert drawn == ["once"]
