@@ -82,7 +82,8 @@ def read(path: str, sets: Sequence[str] = ()) -> Plan:
         if key not in RunConfig.model_fields:
             near = difflib.get_close_matches(key, [*Search.model_fields, *RunConfig.model_fields], n=1)
             hint = f", the nearest known one is `{near[0]}`" if near else ""
-            raise PlethoraError(f"{path}: unknown key `{key}`{hint}")
+            where = next((f"--set {each}" for each in sets if re.match(rf"{re.escape(key)}[.=]", each)), path)
+            raise PlethoraError(f"{where}: unknown key `{key}`{hint}")
     fixed = tuple(f"{k}={toml(v)}" for k, v in _run_keys(table))
     plan = Plan(search, path, _base(search.base, path), fixed)
     _check_space(plan)

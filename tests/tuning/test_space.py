@@ -197,6 +197,16 @@ def test_a_wrong_search_is_one_line(plan_of, case: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_an_unknown_key_is_reported_where_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "search.toml"
+    path.write_text(SEARCH + LR)
+    with pytest.raises(PlethoraError, match=r"^--set corpu=/c: unknown key `corpu`, .*`corpus`$"):
+        read(str(path), ["corpu=/c"])
+    path.write_text('corpu = "/c"\n' + SEARCH + LR)
+    with pytest.raises(PlethoraError, match=r"search\.toml: unknown key `corpu`"):
+        read(str(path))
+
+
 def test_a_missing_base_is_reported(tmp_path: Path) -> None:
     (tmp_path / "search.toml").write_text(SEARCH + LR)
     with pytest.raises(PlethoraError, match=r"run\.toml.*no such run file"):
