@@ -165,9 +165,9 @@ class World:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        command = [sys.executable, "-m", "tests.s3.atomic_moto", str(port)]
         with open(self.home / "moto.log", "wb") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=dies_with_us)
+            server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, preexec_fn=dies_with_us)
         self.rest.callback(server.wait)
         self.rest.callback(server.terminate)
 

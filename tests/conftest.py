@@ -64,7 +64,8 @@ def _moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     log = tmp_path_factory.mktemp("moto") / "log"
     with open(log, "wb") as sink:
         server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, "-m", "tests.s3.atomic_moto", str(port)],
+            cwd=ROOT,
             # the three requests that make the user come first; from the fourth on, keys are checked
             env={**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "3"},
             stdout=sink,
