@@ -20,7 +20,8 @@ from datasets.readers.columns import check_zip
 from datasets.schema import Corpus, open_corpus
 from datasets.signal import HALF, Signal, length
 from datasets.windows import WindowSpec, grid
-from finetune.encoder import BundleEncoder
+from finetune.encoders.base import Encoder
+from finetune.encoders.opening import opened
 
 ACTORS = 2
 TASK_WINDOWS = 256  # windows per Ray task: about 10 MB of prepared samples at 240 s
@@ -41,8 +42,8 @@ class Embedded:
     unused_tail_s: float | None = None
 
 
-def _schema(keys: list[tuple[str, Any]], encoder: BundleEncoder, window_s: float, hop_s: float) -> pa.Schema:
-    about = {"bundle": encoder.bundle.uri, "mode": encoder.mode, "window_s": window_s, "hop_s": hop_s}
+def _schema(keys: list[tuple[str, Any]], encoder: Encoder, window_s: float, hop_s: float) -> pa.Schema:
+    about = {"bundle": encoder.uri, "mode": encoder.mode, "window_s": window_s, "hop_s": hop_s}
     return pa.schema(
         [*keys, ("embedding", pa.list_(pa.float32(), encoder.dim))],
         metadata={f"plethora.{name}": str(value) for name, value in about.items()},
@@ -133,7 +134,7 @@ def cut(x: np.ndarray, rate: float, starts: np.ndarray, width: float) -> np.ndar
 
 
 def embed_arrays(
-    encoder: BundleEncoder, input: str, path: Path, window_s: float | None, hop_s: float | None
+    encoder: Encoder, input: str, path: Path, window_s: float | None, hop_s: float | None
 ) -> Embedded:
     """Writes the vectors of all windows of an .npz as Parquet to `path`: row, start_s, embedding."""
     signals = read_signals(input, encoder.modalities)
@@ -174,8 +175,8 @@ def embed_arrays(
 class _Actor:
     """A Ray Data actor: one task (the locations of some windows) → their vectors."""
 
-    def __init__(self, bundle: str, mode: str, corpus: Corpus, spec: WindowSpec) -> None:
-        self.encoder, self.corpus, self.spec = BundleEncoder(bundle, mode, threads=1), corpus, spec
+    def __init__(self, address: str, mode: str, corpus: Corpus, spec: WindowSpec) -> None:
+        self.encoder, self.corpus, self.spec = opened(address, mode, threads=1), corpus, spec
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         task = {name: np.asarray(column[0]) for name, column in batch.items()}
@@ -224,7 +225,7 @@ def by_actors(
 
 
 def embed_corpus(
-    encoder: BundleEncoder, input: str, path: Path, window_s: float | None, hop_s: float | None
+    encoder: Encoder, input: str, path: Path, window_s: float | None, hop_s: float | None
 ) -> Embedded:
     """Writes the vectors of all windows of a corpus as Parquet to `path`: subject, record, start_s,
     embedding.
@@ -249,7 +250,7 @@ def embed_corpus(
         schema = _schema(keys, encoder, window_s, hop_s or window_s)
 
         def parts() -> Iterable[tuple[list[pa.Array], np.ndarray]]:
-            arguments = (encoder.bundle.uri, encoder.mode, corpus, spec)
+            arguments = (encoder.uri, encoder.mode, corpus, spec)
             for batch in by_actors(index, rows, TASK_WINDOWS, _Actor, arguments, ACTORS):
                 table = index.table.take(pa.array(batch["row"]))
                 yield [table[name].combine_chunks() for name, _ in keys], batch["embedding"]

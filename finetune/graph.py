@@ -27,7 +27,17 @@ class Graph:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime raises a class of its own for each kind of failure
+            if "External data path does not exist" in str(error):
+                raise PlethoraError(
+                    f"{where}: the model's weights are in a file of their own, {_last(error)}, which is not "
+                    "there: put it beside the model, or save the model as one file"
+                ) from None
             raise PlethoraError(f"{where}: onnxruntime cannot open this model ({_first(error)})") from None
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of its inputs."""
+        return [given.name for given in self._session.get_inputs()]
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
         """The first output for `feed`."""
@@ -35,6 +45,10 @@ class Graph:
             return np.asarray(self._session.run(None, dict(feed))[0])
         except Exception as error:
             raise PlethoraError(f"{self.where}: this model does not run ({_first(error)})") from None
+
+
+def _last(error: Exception) -> str:
+    return Path(str(error).strip().rpartition(": ")[2].strip('"')).name
 
 
 def _first(error: Exception) -> str:

@@ -21,7 +21,7 @@ from cluster.errors import PlethoraError
 from datasets.schema import Corpus
 from datasets.windows import Signal, WindowSpec
 from finetune import targets
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.networks.backbone import VisionConfig, VisionNet
 from finetune.networks.tuned import Predictor, Tuned
 from finetune.targets import Head

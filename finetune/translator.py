@@ -7,7 +7,8 @@ import numpy as np
 
 from cluster import bundle as bundles
 from cluster.errors import PlethoraError
-from finetune.encoder import BATCH, BundleEncoder, finite
+from finetune.encoders.base import BATCH, finite
+from finetune.encoders.bundle import BundleEncoder
 from finetune.graph import Graph
 
 

@@ -26,7 +26,7 @@ from cluster.errors import PlethoraError
 
 if TYPE_CHECKING:
     from datasets.schema import Corpus
-    from finetune.encoder import BundleEncoder
+    from finetune.encoders.bundle import BundleEncoder
     from finetune.evaluation.choose import Places, Windows
     from finetune.task import Task
     from pretrain.config import RunConfig
@@ -89,7 +89,7 @@ def severities(damage: Mapping[str, Any]) -> dict[str, float]:
 def opened(bundle: str, task: Task) -> BundleEncoder:
     """The bundle's encoder; if it has several modes, that of the task's signal, else PPG."""
     from cluster import bundle as bundles
-    from finetune.encoder import BundleEncoder
+    from finetune.encoders.bundle import BundleEncoder
 
     modes = bundles.open(bundle).config.get("modes", {})
     if not modes:

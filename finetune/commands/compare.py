@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
-from finetune.evaluation.entrant import entrants_of, opened
+from finetune.encoders.opening import opened
+from finetune.evaluation.entrant import entrants_of
 from finetune.evaluation.options import Options
 from finetune.evaluation.study import study
 from finetune.reports import comparison
@@ -16,7 +17,7 @@ from finetune.task import load_task
 
 @dataclass(frozen=True)
 class Compare:
-    """`bundles`: each BUNDLE or BUNDLE#MODE; `out`: a folder."""
+    """`bundles`: addresses of encoders (`opening.ADDRESS`); `out`: a folder."""
 
     bundles: Sequence[str]
     corpus: str

@@ -13,9 +13,9 @@ from cluster.session import session
 from datasets.index import build
 from datasets.schema import Corpus, open_corpus
 from datasets.windows import WindowSpec
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder, opened_bundle
 from finetune.evaluation.compression import TaskLoss, measured, task_loss, unseen_rows
-from finetune.evaluation.entrant import entrants_of, opened
+from finetune.evaluation.entrant import entrants_of
 from finetune.evaluation.options import Options
 from finetune.evaluation.study import study
 from finetune.networks.int8 import publish_int8, split_of
@@ -92,7 +92,7 @@ def _original(name: str) -> BundleEncoder:
             f"{uri} (kind {found.config['kind']}) has no mode that gives vectors, only {holds}: "
             "compress an encoder's bundle"
         )
-    return opened(name)
+    return opened_bundle(name)
 
 
 def _window(encoder: BundleEncoder, window_s: float | None) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster import storage
 from cluster.errors import PlethoraError
 from finetune.embed import Embedded, embed_arrays, embed_corpus
-from finetune.encoder import BundleEncoder
+from finetune.encoders.opening import opened
 from finetune.evaluation.results import to_json
 from finetune.reports.figures import reasons
 from finetune.reports.sheet import Section, Sheet
@@ -39,7 +39,7 @@ def run(options: Embed) -> Sheet:
     for name, value in (("--window-s", options.window_s), ("--hop-s", options.hop_s)):
         if value is not None and not value > 0:
             raise PlethoraError(f"{name} {value:g}: must be above 0 seconds")
-    encoder = BundleEncoder(options.bundle, options.mode)
+    encoder = opened(options.bundle, options.mode)
     with tempfile.TemporaryDirectory(prefix="plethora-embed-") as folder:
         path = Path(folder) / Path(out).name
         write = embed_arrays if options.input.endswith(".npz") else embed_corpus

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from datasets.schema import open_corpus
-from finetune.encoder import BundleEncoder
+from finetune.encoders.opening import opened
 from finetune.evaluation.entrant import Entrant
 from finetune.evaluation.options import Options
 from finetune.evaluation.study import study
@@ -27,7 +27,7 @@ class Evaluate:
 
 def run(options: Evaluate) -> Sheet:
     """report.md and report.html, results.json, tables, predictions and pictures."""
-    task, encoder = load_task(options.task), BundleEncoder(options.bundle, options.mode)
+    task, encoder = load_task(options.task), opened(options.bundle, options.mode)
     source = open_corpus(options.corpus)
     entrant = Entrant(encoder, "encoder", "This encoder", "untrained", "Same encoder, untrained")
     (outcome,) = study([entrant], source, [task], options.how)

@@ -13,7 +13,7 @@ import numpy as np
 from cluster.errors import PlethoraError
 from cluster.session import session
 from datasets.schema import open_corpus
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.evaluation.choose import choose_windows, place
 from finetune.evaluation.priors import Patches, by_label, event_patches, measured, summary
 from finetune.evaluation.priors import Priors as Found

@@ -9,7 +9,7 @@ from cluster.session import session
 from datasets.index import build
 from datasets.schema import open_corpus
 from datasets.windows import WindowSpec
-from finetune.encoder import BundleEncoder
+from finetune.encoders.opening import opened
 from finetune.evaluation import privacy
 from finetune.evaluation.people import seen_by
 from finetune.reports import privacy_report
@@ -41,11 +41,11 @@ def run(options: Privacy) -> Sheet:
     sizes, window_s = gallery_sizes(options.gallery), options.window_s
     if window_s is not None and not window_s > 0:
         raise PlethoraError(f"--window-s {window_s:g}: must be above 0 seconds")
-    encoder, source = BundleEncoder(options.bundle, options.mode), open_corpus(options.corpus)
+    encoder, source = opened(options.bundle, options.mode), open_corpus(options.corpus)
     encoder.check(source)
     width = min(encoder.window_s, WINDOW_S) if window_s is None else window_s
     encoder.pieces(width)  # refuses windows under its minimum
-    seen = seen_by([encoder.bundle], source, options.allow_overlap)
+    seen = seen_by([encoder], source, options.allow_overlap)
     with session(actors=2):
         index = build(source, WindowSpec(signals=encoder.signals, window_s=width))
     found = privacy.outcome(encoder, index, seen, sizes, options.folds, options.seed)

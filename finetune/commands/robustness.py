@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
+from finetune.encoders.opening import opened
 from finetune.evaluation import corrupt
-from finetune.evaluation.entrant import entrants_of, opened
+from finetune.evaluation.entrant import entrants_of
 from finetune.evaluation.options import Options
 from finetune.evaluation.robustness import robustness
 from finetune.reports import robustness_report

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
-from finetune.evaluation.entrant import entrants_of, opened
+from finetune.encoders.opening import opened
+from finetune.evaluation.entrant import entrants_of
 from finetune.evaluation.options import Options
 from finetune.evaluation.shift import shift
 from finetune.reports import shift_report

@@ -15,7 +15,7 @@ from datasets.judge import judge
 from datasets.schema import Corpus
 from datasets.signal import Signal
 from datasets.windows import WindowSpec, lasts
-from finetune.encoder import BundleEncoder
+from finetune.encoders.base import Encoder
 from finetune.evaluation import multilabel
 from finetune.evaluation.people import NOBODY, SeenSubjects
 from finetune.evaluation.readings import reading_names
@@ -77,9 +77,7 @@ class Places:
         return [next((v for v in row if v != "ok"), "ok") for row in zip(*columns, strict=True)]
 
 
-def place(
-    corpus: Corpus, encoders: Mapping[str, BundleEncoder], task: Task, cache: str | None = None
-) -> Places:
+def place(corpus: Corpus, encoders: Mapping[str, Encoder], task: Task, cache: str | None = None) -> Places:
     """Locations of the task's windows, with each encoder's verdict on them. Needs Ray. `cache`: URI of the
     index cache.
 

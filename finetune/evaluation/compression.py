@@ -13,7 +13,7 @@ from cluster.errors import PlethoraError
 from datasets.index import Index
 from datasets.schema import Corpus
 from datasets.split import Split
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.evaluation.people import SeenSubjects, seen_by
 from finetune.evaluation.results import CorpusInfo, Counts, Metrics, Overlap, Result, TaskResult, to_json
 from finetune.evaluation.study import corpus_info

@@ -10,7 +10,7 @@ import pyarrow as pa
 from cluster import storage
 from cluster.errors import PlethoraError
 from datasets.schema import LABELS, Corpus
-from finetune.encoder import Run, untrained
+from finetune.encoders.base import Run
 from finetune.evaluation.choose import (
     Places,
     Windows,
@@ -23,7 +23,7 @@ from finetune.evaluation.lengths import fit, run_fitted
 from finetune.evaluation.options import Options
 from finetune.evaluation.people import SeenSubjects, seen_by
 from finetune.evaluation.results import Counts, Overlap, Target
-from finetune.evaluation.vectors import Source, cache_folder, cached_vectors
+from finetune.evaluation.vectors import VectorSource, cache_folder, cached_vectors
 from finetune.task import Task
 from finetune.task import classes as class_names
 
@@ -76,8 +76,8 @@ def task_data(
     options: Options,
 ) -> list[TaskData]:
     """Every adapted task's windows and vectors, in order. Windows of one placement are embedded once."""
-    bundles = {e.encoder.bundle.uri: e.encoder.bundle for e in entrants}
-    seen, who = seen_by(bundles.values(), source, options.allow_overlap), ", ".join(bundles)
+    encoders = {e.encoder.uri: e.encoder for e in entrants}
+    seen, who = seen_by(encoders.values(), source, options.allow_overlap), ", ".join(encoders)
     cache = options.cache or cache_folder()
     placements: dict[tuple, list[tuple[Task, list[str]]]] = {}
     for task, lines in tasks:
@@ -106,23 +106,17 @@ def _embedded(
     """{row: (n, d)} of these rows of the index, and why a row has none."""
     sources, notes = [], {}
     for e in entrants:
-        bundle, how = e.encoder.bundle, fit(e.encoder, task.window_s)
-        trained = Source(e.name, e.name, bundle.uri, e.encoder.mode, bundle.hash, how)
+        encoder, how = e.encoder, fit(e.encoder, task.window_s)
+        trained = VectorSource(e.name, e.name, encoder.uri, encoder.mode, encoder.hash, how)
         sources.append(trained)
         try:
-            seed = _fresh(e)[1]
-            sources.append(replace(trained, row=e.twin, untrained=True, seed=seed))
+            encoder.untrained(encoder.seed)  # raises where it cannot be built
+            sources.append(replace(trained, row=e.twin, untrained=True, seed=encoder.seed))
         except (PlethoraError, KeyError) as error:
-            notes[e.twin] = f"cannot be rebuilt from config.json: {error}"
+            notes[e.twin] = f"cannot be built: {error}"
     if places.pulses is not None:
-        sources.append(Source("handcrafted"))
+        sources.append(VectorSource("handcrafted"))
     return cached_vectors(places, rows, sources, cache), notes
-
-
-def _fresh(e: Entrant) -> tuple[Run, int]:
-    """The encoder before its training, and the seed of its weights."""
-    seed = int(e.encoder.bundle.config["run"].get("seed", 0))
-    return untrained(e.encoder.bundle.config, e.encoder.mode, seed), seed
 
 
 def runs(data: TaskData, entrants: Sequence[Entrant]) -> dict[str, dict[str, Run]]:
@@ -132,5 +126,5 @@ def runs(data: TaskData, entrants: Sequence[Entrant]) -> dict[str, dict[str, Run
         how = fit(e.encoder, data.task.window_s)
         found[e.name] = {e.name: partial(run_fitted, e.encoder, fit=how)}
         if e.twin in data.vectors:
-            found[e.name][e.twin] = partial(run_fitted, _fresh(e)[0], fit=how)
+            found[e.name][e.twin] = partial(run_fitted, e.encoder.untrained(e.encoder.seed), fit=how)
     return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.errors import PlethoraError
-from finetune.encoder import BundleEncoder
+from finetune.encoders.base import Encoder
 from finetune.evaluation.lengths import fit
 from finetune.evaluation.results import EncoderInfo
 from finetune.task import Task
@@ -15,7 +15,7 @@ from finetune.task import Task
 class Entrant:
     """An encoder, and names and labels of its row and of that of its untrained twin."""
 
-    encoder: BundleEncoder
+    encoder: Encoder
     name: str
     label: str
     twin: str
@@ -23,22 +23,15 @@ class Entrant:
 
     @property
     def info(self) -> EncoderInfo:
-        return EncoderInfo(self.encoder.bundle.uri, self.encoder.mode, self.encoder.dim)
+        return EncoderInfo(self.encoder.uri, self.encoder.mode, self.encoder.dim)
 
 
-def opened(name: str) -> BundleEncoder:
-    """The encoder of BUNDLE or BUNDLE#MODE."""
-    uri, mark, mode = name.rpartition("#")
-    return BundleEncoder(uri, mode) if mark else BundleEncoder(name)
-
-
-def entrants_of(encoders: Sequence[BundleEncoder]) -> list[Entrant]:
+def entrants_of(encoders: Sequence[Encoder]) -> list[Entrant]:
     """Encoders called by their run's name and mode; a number tells equals apart."""
     found: list[Entrant] = []
     count: Counter[str] = Counter()
     for encoder in encoders:
-        run = encoder.bundle.config.get("run", {})
-        name = f"{run.get('name') or encoder.bundle.uri.rstrip('/').rpartition('/')[2]} ({encoder.mode})"
+        name = encoder.name
         count[name] += 1
         name = f"{name} {count[name]}" if count[name] > 1 else name
         found.append(Entrant(encoder, name, name, f"{name}, untrained", f"{name}, untrained"))
@@ -52,6 +45,6 @@ def check_takes(entrants: Sequence[Entrant], task: Task) -> None:
         if task.modality is not None and task.modality not in encoder.modalities:
             raise PlethoraError(
                 f"task {task.name} is about {task.modality} itself, mode {encoder.mode!r} of "
-                f"{encoder.bundle.uri} takes {encoder.modality}: choose another mode"
+                f"{encoder.uri} takes {encoder.modality}: choose another mode"
             )
         fit(encoder, task.window_s)  # refuses windows under its minimum

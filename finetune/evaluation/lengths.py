@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.encoder import BundleEncoder, Run, Samples, pooled
+from finetune.encoders.base import Encoder, Run, Samples, pooled
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Fit:
         return "" if abs(taken - self.window_s) < 1e-6 else f"the first {taken:g} s of {self.window_s:g} s"
 
 
-def fit(encoder: BundleEncoder, window_s: float) -> Fit:
+def fit(encoder: Encoder, window_s: float) -> Fit:
     """Raises PlethoraError when windows are under the encoder's minimum and its bundle refuses short ones."""
     rate, step = encoder.signal.rate, encoder.samples_step
     if window_s < encoder.min_s - 1e-6 and encoder.short in ("reflect", "repeat"):
@@ -48,7 +48,7 @@ def run_fitted(run: Run, prepared: Samples, fit: Fit) -> np.ndarray:
     """(n, dim) vectors of prepared windows.
 
     Short windows are padded after filtering, because corpus windows are filtered as they are read.
-    `BundleEncoder.embed` pads before filtering; the two differ at the seam only.
+    `Encoder.embed` pads before filtering; the two differ at the seam only.
     """
 
     def longer(x: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 out. With it, every table warns that its figures may flatter.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -47,12 +48,22 @@ class SeenSubjects:
 NOBODY = SeenSubjects()
 
 
-def seen_by(found: Iterable[bundles.Bundle], corpus: Corpus, allow_overlap: bool = False) -> SeenSubjects:
+class Pretrained(Protocol):
+    """A bundle or an encoder: its address, and what lineage.json says of its training."""
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def lineage(self) -> Mapping[str, Any]: ...
+
+
+def seen_by(found: Iterable[Pretrained], corpus: Corpus, allow_overlap: bool = False) -> SeenSubjects:
     """Overlap of bundles, their parents included, with a corpus; `allow_overlap`: the user's choice."""
     return replace(seen_by_any([seen_by_pretraining(b, corpus) for b in found]), kept=allow_overlap)
 
 
-def seen_by_pretraining(bundle: bundles.Bundle, corpus: Corpus) -> SeenSubjects:
+def seen_by_pretraining(bundle: Pretrained, corpus: Corpus) -> SeenSubjects:
     """Overlap of the bundle's lineage, parents included, with a corpus."""
     subjects: set[str] = set()
     kinds: list[str] = []
@@ -87,11 +98,11 @@ def _worst(kinds: list[str]) -> str:
     return next((k for k in ("unknown", "shared") if k in kinds), "none")
 
 
-def _lineage(bundle: bundles.Bundle, done: set[str]) -> list[tuple[dict | None, str]]:
+def _lineage(bundle: Pretrained, done: set[str]) -> list[tuple[dict | None, str]]:
     """Corpus entries of a bundle and its parents; (None, why) for a parent that cannot be read."""
     entries: list[tuple[dict | None, str]] = [(entry, "") for entry in bundle.lineage.get("corpora", [])]
     if not entries:  # weights that were imported, or a foreign bundle
-        entries.append((None, f"{bundle.uri}: lineage.json names no corpus"))
+        entries.append((None, f"{bundle.uri}: its lineage names no corpus"))
     for parent in bundle.lineage.get("parents", []):
         uri = parent["uri"]
         if uri in done:

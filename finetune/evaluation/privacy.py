@@ -10,7 +10,7 @@ import numpy as np
 from cluster.errors import PlethoraError
 from datasets.index import Index
 from finetune import metrics, probe
-from finetune.encoder import BundleEncoder
+from finetune.encoders.base import Encoder
 from finetune.evaluation import identify, inversion, privacy_data
 from finetune.evaluation.people import SeenSubjects
 from finetune.evaluation.privacy_data import CardWindows
@@ -88,7 +88,7 @@ class PrivacyOutcome:
 
 
 def outcome(
-    encoder: BundleEncoder,
+    encoder: Encoder,
     index: Index,
     seen: SeenSubjects,
     sizes: Sequence[int],
@@ -112,7 +112,7 @@ def outcome(
         data.vectors["encoder"], data.targets, encoder.signals, chosen.subject, outer, seed
     )
     result = PrivacyResult(
-        bundle=EncoderInfo(encoder.bundle.uri, encoder.mode, encoder.dim),
+        bundle=EncoderInfo(encoder.uri, encoder.mode, encoder.dim),
         corpus=_corpus(index),
         overlap=seen.overlap(chosen.left_out),
         warnings=tuple(seen.warnings()),
@@ -149,7 +149,7 @@ def _counts(chosen: CardWindows) -> PrivacyCounts:
 
 
 def _protocol(
-    chosen: CardWindows, window_s: float, encoder: BundleEncoder, folds: int, seed: int
+    chosen: CardWindows, window_s: float, encoder: Encoder, folds: int, seed: int
 ) -> PrivacyProtocol:
     sides = chosen.sides
     gaps = np.array(list(sides.gap_s.values()) or [np.nan])

@@ -10,7 +10,7 @@ from cluster.cli import progress
 from cluster.errors import PlethoraError
 from datasets.index import Index
 from finetune import probe
-from finetune.encoder import BundleEncoder, Run, pooled, untrained
+from finetune.encoders.base import Encoder, Run, pooled
 from finetune.evaluation import features, identify, inversion
 from finetune.evaluation.choose import HANDCRAFTED
 from finetune.evaluation.people import SeenSubjects
@@ -89,7 +89,7 @@ def choose(index: Index, seen: SeenSubjects, seed: int) -> CardWindows:
     )
 
 
-def embedded(index: Index, rows: np.ndarray, encoder: BundleEncoder) -> CardVectors:
+def embedded(index: Index, rows: np.ndarray, encoder: Encoder) -> CardVectors:
     """Vectors and targets of these rows of the index; memory grows with these only."""
     pieces = encoder.pieces(index.spec.window_s)
     runs, notes = _runs(encoder)
@@ -127,11 +127,10 @@ def embedded(index: Index, rows: np.ndarray, encoder: BundleEncoder) -> CardVect
     return CardVectors(vectors, notes, targets)
 
 
-def _runs(encoder: BundleEncoder) -> tuple[dict[str, Run], dict[str, str]]:
+def _runs(encoder: Encoder) -> tuple[dict[str, Run], dict[str, str]]:
     """{row: what turns prepared windows into vectors}, and {row: why it is missing}."""
-    config = encoder.bundle.config
     try:
-        fresh = untrained(config, encoder.mode, int(config["run"].get("seed", 0)))
+        fresh = encoder.untrained(encoder.seed)
     except (PlethoraError, KeyError) as error:
-        return {"encoder": encoder}, {"untrained": f"cannot be rebuilt from config.json: {error}"}
+        return {"encoder": encoder}, {"untrained": f"cannot be built: {error}"}
     return {"encoder": encoder, "untrained": fresh}, {}

@@ -10,7 +10,7 @@ from cluster.errors import PlethoraError
 from datasets.index import Index
 from finetune import metrics, probe
 from finetune.embed import cut, places, read_signals, same_time
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.evaluation import waveform
 from finetune.evaluation.people import SeenSubjects
 from finetune.evaluation.results import CorpusInfo, Metrics, Overlap, Protocol, Result

@@ -22,7 +22,8 @@ from datasets.index import Index
 from datasets.schema import Corpus
 from datasets.windows import WindowSpec
 from finetune.embed import by_actors
-from finetune.encoder import BundleEncoder, Run, untrained
+from finetune.encoders.base import Run
+from finetune.encoders.opening import opened
 from finetune.evaluation import features
 from finetune.evaluation.choose import HANDCRAFTED, Places
 from finetune.evaluation.lengths import Fit, run_fitted
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CODE = (
     "datasets",
     "pretrain",
-    "finetune/encoder.py",
+    "finetune/encoders",
     *(f"finetune/evaluation/{m}.py" for m in ("features", "lengths")),
 )
 
@@ -41,9 +42,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
-    """How a row's vectors are computed: by a mode of a published bundle, by its network before training, or
-    (without a bundle) as handcrafted features. `view` names the encoder whose windows are used.
+class VectorSource:
+    """How a row's vectors are computed: by an encoder, by its network before training, or (without
+    an address) as handcrafted features. `view` names the encoder whose windows are used.
     """
 
     row: str
@@ -83,14 +84,14 @@ def cache_folder() -> str:
 
 
 def cached_vectors(
-    places: Places, rows: np.ndarray, sources: Sequence[Source], cache: str
+    places: Places, rows: np.ndarray, sources: Sequence[VectorSource], cache: str
 ) -> dict[str, np.ndarray]:
     """{row name: vectors (n, d)} of these index rows; handcrafted features are NaN where a window has no PPG.
     Vectors missing from `cache` (a URI) are computed and added to it.
     """
     record, start = _names(places.index, rows)
     found: dict[str, np.ndarray] = {}
-    groups: dict[str, list[Source]] = {}
+    groups: dict[str, list[VectorSource]] = {}
     kept: dict[str, dict[tuple[str, float], int]] = {}
     files, known = {}, {}
     for source in sources:
@@ -131,7 +132,7 @@ def _names(index: Index, rows: np.ndarray) -> tuple[list[str], list[float]]:
     return part["record"].to_pylist(), np.round(part["start_s"].to_numpy(), 6).tolist()
 
 
-def _view(places: Places, source: Source) -> Index:
+def _view(places: Places, source: VectorSource) -> Index:
     if source.view:
         return places.views[source.view]
     assert places.pulses is not None
@@ -144,7 +145,7 @@ def _view(places: Places, source: Source) -> Index:
 class _Actor:
     """A Ray Data actor: locations of some windows → the vectors of all sources; windows load once."""
 
-    def __init__(self, corpus: Corpus, spec: WindowSpec, sources: Sequence[Source]) -> None:
+    def __init__(self, corpus: Corpus, spec: WindowSpec, sources: Sequence[VectorSource]) -> None:
         self.corpus, self.spec, self.sources = corpus, spec, sources
         self.runs = [_run(source) for source in sources]
 
@@ -161,20 +162,15 @@ class _Actor:
         return found
 
 
-def _run(source: Source) -> Run:
+def _run(source: VectorSource) -> Run:
     """The function from prepared windows to a source's vectors."""
     if not source.uri:
         return lambda x: features.handcrafted(np.asarray(x)[:, 0], HANDCRAFTED.rate)
-    encoder = BundleEncoder(source.uri, source.mode, threads=1)
-    if not source.untrained:
-        return encoder
-    import torch
-
-    torch.set_num_threads(1)
-    return untrained(encoder.bundle.config, source.mode, source.seed)
+    encoder = opened(source.uri, source.mode, threads=1)
+    return encoder.untrained(source.seed) if source.untrained else encoder
 
 
-def _computed(view: Index, rows: np.ndarray, sources: list[Source]) -> dict[str, np.ndarray]:
+def _computed(view: Index, rows: np.ndarray, sources: list[VectorSource]) -> dict[str, np.ndarray]:
     """{row name: vectors (n, d)} from Ray Data actors, in the order of `rows`."""
     parts: dict[str, list[np.ndarray]] = {s.row: [] for s in sources}
     for batch in by_actors(view, rows, CHUNK, _Actor, (view.corpus, view.spec, sources), ACTORS):

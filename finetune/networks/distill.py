@@ -29,7 +29,7 @@ from pretrain.sync_bn import BatchNorm
 from pretrain.trained import open_trained
 
 if TYPE_CHECKING:
-    from finetune.encoder import BundleEncoder
+    from finetune.encoders.bundle import BundleEncoder
 
 
 class DistillConfig(Config):
@@ -127,7 +127,7 @@ class Distill:
     @cached_property
     def teacher(self) -> BundleEncoder:
         """What preprocessing.json and config.json say of the teacher."""
-        from finetune.encoder import BundleEncoder
+        from finetune.encoders.bundle import BundleEncoder
 
         c = self.config
         if not c.teacher:
@@ -151,7 +151,7 @@ class Distill:
         )
 
     def modules(self) -> dict[str, nn.Module]:
-        c, channels = self.config, sum(int(given["channels"]) for given in self.teacher.inputs)
+        c, channels = self.config, sum(given.channels for given in self.teacher.inputs)
         norm = partial(BatchNorm, sync=c.sync_bn, momentum=c.bn_momentum)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -193,7 +193,7 @@ class Distill:
         rate = teacher.signal.rate
         mode = Mode(
             module=Answer(student),
-            inputs=teacher.inputs,
+            inputs=[given.model_dump() for given in teacher.inputs],
             dim=teacher.dim,
             min_samples=round(teacher.min_s * rate),
             step_samples=1,

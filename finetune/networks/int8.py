@@ -17,7 +17,7 @@ from cluster.errors import PlethoraError
 from datasets.index import Index
 from datasets.schema import Corpus
 from datasets.split import Split
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.evaluation.sample import spread
 from finetune.networks.quantize import HOW, OPERATORS, Fidelity, choose, tensors
 from pretrain import card
@@ -70,7 +70,7 @@ def sample(index: Index, encoder: BundleEncoder, rows: np.ndarray, most: int) ->
     """At most so many of these rows of the index, spread."""
     chosen = spread(rows, most)
     loaded = index.load(chosen)
-    feed = {str(i["name"]): loaded[i["modality"]] for i in encoder.inputs}
+    feed = {i.name: loaded[i.modality] for i in encoder.inputs}
     return Sample(feed, sorted(set(index.table["subject"].take(pa.array(chosen)).to_pylist())))
 
 

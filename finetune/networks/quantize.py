@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.encoder import BATCH, BundleEncoder, finite
+from finetune.encoders.base import BATCH, finite
+from finetune.encoders.bundle import BundleEncoder
 from pretrain.export import bare, take_no_rows
 
 ENOUGH = 0.95  # share of the variance kept, each number alike, under which static is not taken unseen
@@ -225,7 +226,7 @@ def _takes_all(graph: Graph, encoder: BundleEncoder) -> None:
     for samples in (shortest, (shortest + longest) // 2, longest):
         for count in (0, 1, 3):
             feed = {
-                str(i["name"]): draw.standard_normal((count, i["channels"], samples)).astype(np.float32)
+                i.name: draw.standard_normal((count, i.channels, samples)).astype(np.float32)
                 for i in encoder.inputs
             }
             found = graph.run(feed)

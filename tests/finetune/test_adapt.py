@@ -9,7 +9,7 @@ import pytest
 
 from cluster.errors import PlethoraError
 from datasets.schema import LABELS
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.evaluation import adapt, lengths
 from finetune.task import load_task
 

@@ -14,7 +14,7 @@ from datasets.index import build
 from datasets.schema import LABELS, open_corpus
 from datasets.split import corpus_subjects
 from datasets.windows import WindowSpec
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.evaluation import choose
 from finetune.evaluation.entrant import Entrant, check_takes
 from finetune.metrics import Difference

@@ -19,7 +19,7 @@ from datasets.schema import open_corpus
 from datasets.split import Split, assign, corpus_subjects
 from datasets.windows import WindowSpec
 from finetune.commands.compress import Compress, run, student_run
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.evaluation import compression
 from finetune.networks import int8, quantize
 from finetune.networks.quantize import Graph, fidelity, quantised

@@ -7,7 +7,7 @@ import pytest
 from scipy.signal import find_peaks
 
 from datasets.schema import open_corpus
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.evaluation import corrupt
 from finetune.evaluation.choose import place
 from finetune.task import load_task

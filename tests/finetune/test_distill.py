@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cluster.errors import PlethoraError
-from finetune.encoder import BundleEncoder, untrained
+from finetune.encoders.bundle import BundleEncoder, untrained
 from finetune.networks.distill import Distill, DistillConfig, Standard
 from pretrain import recipe as contract
 from pretrain.export import export_onnx

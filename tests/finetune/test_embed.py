@@ -12,7 +12,7 @@ from cluster import storage
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus, waveform
 from finetune.commands.embed import Embed, run
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.reports.sheet import write
 from tests.finetune import tiny
 
@@ -117,7 +117,7 @@ def test_a_failing_run_leaves_no_file_and_keeps_the_old_one(bundle: str, tmp_pat
         ({"ppg": np.zeros((2, 3, 4)), "rate": 125}, "must be .samples,. or .n, samples. numbers"),
         ({"ppg": np.array(["a"]), "rate": 125}, "numbers"),
         ({"ppg": np.zeros(500), "rate": 0}, "rate 0 is not a sampling rate"),
-        ({"ppg": np.zeros(500), "rate": 12}, "ppg at 12 Hz cannot hold the encoder's band"),
+        ({"ppg": np.zeros(500), "rate": 12}, "ppg at 12 Hz: the encoder has a band up to 8 Hz"),
     ],
 )
 def test_arrays_that_cannot_be_used_are_one_clear_line(

@@ -9,7 +9,8 @@ from scipy import signal
 
 from cluster.errors import PlethoraError
 from datasets.schema import Corpus, open_corpus
-from finetune.encoder import BundleEncoder, pooled, untrained
+from finetune.encoders.base import pooled
+from finetune.encoders.bundle import BundleEncoder, untrained
 from pretrain import card
 from tests.finetune import tiny
 
@@ -105,7 +106,11 @@ def test_short_input_is_repeated_or_refused_where_the_bundle_says_so(tmp_path: P
 @pytest.mark.parametrize(
     ("x", "rate", "said"),
     [
-        (np.zeros((1, 1, 500)), 15, r"ppg at 15 Hz cannot hold the encoder's band up to 8 Hz.*than 16 Hz"),
+        (
+            np.zeros((1, 1, 500)),
+            15,
+            r"ppg at 15 Hz: the encoder has a band up to 8 Hz and needs more than 16 Hz",
+        ),
         (np.zeros((1, 2, 500)), 50, r"takes \(n, 1, samples\), not \(1, 2, 500\)"),
         (np.full((1, 1, 500), np.nan), 50, "window 0 holds NaN"),
         (np.zeros((1, 1, 3050)), 50, r"61 s are longer than the encoder takes \(60 s\)"),

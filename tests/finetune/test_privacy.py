@@ -22,7 +22,7 @@ from datasets.split import corpus_subjects
 from datasets.windows import WindowSpec
 from finetune.__main__ import main
 from finetune.commands import privacy as command
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.evaluation import identify, inversion, privacy_data
 from finetune.evaluation import privacy as statistics
 from finetune.evaluation.people import NOBODY

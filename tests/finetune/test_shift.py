@@ -17,8 +17,9 @@ from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
 from datasets.synthetic import synthesize
 from finetune.commands.shift import Shift, run
+from finetune.encoders.opening import opened
 from finetune.evaluation.data import TaskData, task_data
-from finetune.evaluation.entrant import entrants_of, opened
+from finetune.evaluation.entrant import entrants_of
 from finetune.evaluation.options import Options
 from finetune.evaluation.results import Counts, Protocol
 from finetune.evaluation.shift import ShiftResult, ShiftRow, Side, outcome

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cluster.errors import PlethoraError
-from finetune.encoder import BundleEncoder, pooled
+from finetune.encoders.base import pooled
+from finetune.encoders.bundle import BundleEncoder
 from finetune.supervised import Tune, TuneConfig, Vision, VisionRunConfig
 from tests.pretrain.group import EPS, together
 

@@ -8,11 +8,11 @@ import pytest
 
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.evaluation import features, vectors
 from finetune.evaluation.choose import Places, place
 from finetune.evaluation.lengths import fit
-from finetune.evaluation.vectors import Source, cached_vectors
+from finetune.evaluation.vectors import VectorSource, cached_vectors
 from finetune.task import load_task
 
 
@@ -24,12 +24,12 @@ def placed(ray_session: Any, bundle: str, corpus: str) -> tuple[Places, BundleEn
     return places, encoder, places.views["a"].select(None)
 
 
-def sources(encoder: BundleEncoder) -> list[Source]:
+def sources(encoder: BundleEncoder) -> list[VectorSource]:
     uri, mode, hash_, how = encoder.bundle.uri, encoder.mode, encoder.bundle.hash, fit(encoder, 10.0)
     return [
-        Source("a", "a", uri, mode, hash_, how),
-        Source("b", "a", uri, mode, hash_, how, untrained=True, seed=3),
-        Source("handcrafted"),
+        VectorSource("a", "a", uri, mode, hash_, how),
+        VectorSource("b", "a", uri, mode, hash_, how, untrained=True, seed=3),
+        VectorSource("handcrafted"),
     ]
 
 
@@ -71,18 +71,18 @@ def test_the_name_of_a_cached_file_follows_all_that_the_vectors_depend_on(
     view = places.views["a"]
     one = sources(encoder)[0]
     changed = [
-        Source("a", "a", one.uri, one.mode, "0" * 64, one.fit),
-        Source("a", "a", one.uri, "ecg", one.hash, one.fit),
-        Source("a", "a", one.uri, one.mode, one.hash, fit(encoder, 30.0)),
-        Source("a", "a", one.uri, one.mode, one.hash, one.fit, untrained=True),
-        Source("a", "a", one.uri, one.mode, one.hash, one.fit, untrained=True, seed=1),
+        VectorSource("a", "a", one.uri, one.mode, "0" * 64, one.fit),
+        VectorSource("a", "a", one.uri, "ecg", one.hash, one.fit),
+        VectorSource("a", "a", one.uri, one.mode, one.hash, fit(encoder, 30.0)),
+        VectorSource("a", "a", one.uri, one.mode, one.hash, one.fit, untrained=True),
+        VectorSource("a", "a", one.uri, one.mode, one.hash, one.fit, untrained=True, seed=1),
     ]
     names = {source.key(view.corpus, view.spec) for source in [one, *changed]}
     names.add(one.key(view.corpus, view.spec.model_copy(update={"hop_s": 5.0})))
     monkeypatch.setattr(vectors, "code", lambda: "another filter")
     names.add(one.key(view.corpus, view.spec))
     assert len(names) == 8
-    moved = Source("z", "a", "/elsewhere/bundle", one.mode, one.hash, one.fit)  # the same bundle's copy
+    moved = VectorSource("z", "a", "/elsewhere/bundle", one.mode, one.hash, one.fit)  # the same bundle's copy
     assert moved.key(view.corpus, view.spec) == one.key(view.corpus, view.spec)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from datasets.schema import row_schema
 from datasets.windows import WindowSpec, empty, extract, grid, lasts
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from pretrain import card
 from pretrain.export import export_onnx
 from tests.finetune import tiny

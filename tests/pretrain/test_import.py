@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from cluster import bundle
 from cluster.errors import PlethoraError
-from finetune.encoder import BundleEncoder, untrained
+from finetune.encoders.bundle import BundleEncoder, untrained
 from finetune.evaluation.people import seen_by_pretraining
 from pretrain.__main__ import main
 from pretrain.importing import sigma

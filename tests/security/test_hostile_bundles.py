@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cluster import bundle, storage
 from cluster.errors import PlethoraError
-from finetune.encoder import BundleEncoder, untrained
+from finetune.encoders.bundle import BundleEncoder, untrained
 from pretrain.trained import open_trained
 from tests.finetune import tiny
 from tests.security import kit

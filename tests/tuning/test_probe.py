@@ -9,7 +9,7 @@ import pytest
 from cluster.errors import PlethoraError
 from datasets.schema import open_corpus
 from datasets.split import Split, assign
-from finetune.encoder import BundleEncoder
+from finetune.encoders.bundle import BundleEncoder
 from finetune.probe import ALPHAS
 from finetune.task import load_task
 from pretrain.config import RunConfig

@@ -1,15 +1,15 @@
-"""A published bundle as a function from raw samples to vectors, and its network with untrained weights."""
+"""An encoder as a function from raw samples to vectors, whatever its origin."""
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from cluster import bundle as bundles
+from cluster.contract import Input
 from cluster.errors import PlethoraError
 from datasets.schema import Corpus
 from datasets.signal import HALF, Signal, length, prepare
-from finetune.graph import Graph
 
 BATCH = 64
 
@@ -17,48 +17,66 @@ Samples = np.ndarray | Mapping[str, np.ndarray]  # (n, channels, T) of a single 
 Run = Callable[[Samples], np.ndarray]
 
 
-class BundleEncoder:
-    """One mode of a bundle, run by onnxruntime; files are verified against the bundle's checksums.
+class Encoder(ABC):
+    """One mode of an encoder, with the preparation that its input needs.
 
-    Lengths, filters and the padding of short input come from preprocessing.json alone, so the snippet on the
-    bundle's card gives the same vectors (a test compares the two). A mode with a single input takes and
-    returns arrays; a mode with several takes and returns dicts by modality.
+    `uri`: how a user names it; `name`: how a table names it; `hash`: changes with the vectors it gives;
+    `lineage`: the corpora that it was trained on, as lineage.json has them ({}: not known). Lengths, filters
+    and the padding of short input come from its declared preprocessing alone. A mode with a single input
+    takes and returns arrays; a mode with several takes and returns dicts by modality.
     """
 
-    def __init__(self, uri: str, mode: str | None = None, threads: int = 0) -> None:
-        self.bundle, mode = bundles.open(uri), mode or None
-        modes = self.bundle.config.get("modes", {})
-        if mode is None and len(modes) != 1:
-            raise PlethoraError(
-                f"{uri} has {len(modes)} modes ({', '.join(modes)}): choose one as BUNDLE#MODE, or with "
-                "--mode where the command has it"
-            )
-        self.mode = mode or next(iter(modes))
-        if self.mode not in modes:
-            raise PlethoraError(f"{uri} has no mode {self.mode!r}: it has {', '.join(modes)}")
-        entry = modes[self.mode]
-        self.inputs: list[dict[str, Any]] = list(entry["inputs"])
-        self.dim = int(entry["dim"])
-        self.modalities: tuple[str, ...] = tuple(i["modality"] for i in self.inputs)
+    def __init__(
+        self, uri: str, mode: str, inputs: Sequence[Input], preprocessing: Mapping[str, Any], dim: int
+    ) -> None:
+        self.uri, self.mode, self.inputs, self.dim = uri, mode, tuple(inputs), dim
+        self.modalities: tuple[str, ...] = tuple(i.modality for i in self.inputs)
         if len(set(self.modalities)) < len(self.modalities):
-            raise PlethoraError(f"mode {self.mode!r} of {uri} takes one modality twice: publish it again")
-        self.signals = tuple(self._signal(modality) for modality in self.modalities)
+            raise PlethoraError(f"mode {mode!r} of {uri} takes one modality twice: publish it again")
+        missing = [m for m in self.modalities if m not in preprocessing]
+        if missing:
+            raise PlethoraError(f"{uri}: its preprocessing says nothing about {missing[0]}: publish it again")
+        self.signals = tuple(signal_of(uri, i, preprocessing[i.modality]) for i in self.inputs)
         if len({s.rate for s in self.signals}) > 1:
             raise PlethoraError(
-                f"mode {self.mode!r} of {uri} takes inputs of different rates, so no single length fits: "
+                f"mode {mode!r} of {uri} takes inputs of different rates, so no single length fits: "
                 "publish it again"
             )
-        known = [self.bundle.preprocessing[m] for m in self.modalities]
+        known = [preprocessing[m] for m in self.modalities]
         self.window_s = min(float(k["window_s"]) for k in known)
         self.min_s = max(float(k["min_s"]) for k in known)
-        self.max_s = min(float(k.get("max_s", k["window_s"])) for k in known)
+        self.max_s = min(float(k.get("max_s") or k["window_s"]) for k in known)
         self.step_s = max(float(k["multiple_s"]) for k in known)
         self.short = "refuse" if any(k["short"] == "refuse" for k in known) else str(known[0]["short"])
-        file = str(entry["file"])
-        # bundles from before 12/2026 may quantise int8 inputs per batch: run each window alone
-        alone = self.bundle.config.get("quantised", {}).get("how") == "dynamic"
-        self._batch = 1 if alone else BATCH
-        self._graph = Graph(self.bundle.path(file), f"{uri}/{file}", threads)
+        self.batch = BATCH
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def hash(self) -> str: ...
+
+    @property
+    def lineage(self) -> Mapping[str, Any]:
+        return {}
+
+    @property
+    def seed(self) -> int:
+        """The seed of the weights that it was trained from."""
+        return 0
+
+    @abstractmethod
+    def run(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
+        """At most `batch` prepared windows by modality, each (n, channels, T') float32 → (n, dim)."""
+
+    def untrained(self, seed: int) -> Run:
+        """The same network before training, with weights drawn from `seed`.
+
+        Raises PlethoraError where it cannot be built.
+        """
+        raise PlethoraError(f"{self.uri} holds no recipe of its network")
 
     @property
     def modality(self) -> str:
@@ -70,31 +88,10 @@ class BundleEncoder:
         """Preprocessing of the first (usually the only) input."""
         return self.signals[0]
 
-    def _signal(self, modality: str) -> Signal:
-        uri = self.bundle.uri
-        if modality not in self.bundle.preprocessing:
-            raise PlethoraError(f"{uri}: preprocessing.json says nothing about {modality}: publish it again")
-        known = self.bundle.preprocessing[modality]
-        if known.get("normalise", "none") not in ("none", "in the model"):
-            raise PlethoraError(
-                f"{uri}: preprocessing.json requires normalisation ({known['normalise']}) outside the "
-                "network, which the bundle contract does not allow: publish it again"
-            )
-        band = known.get("band")
-        return Signal(
-            modality=modality,
-            rate=float(known["rate"]),
-            band=None if band is None else (float(band[0]), None if band[1] is None else float(band[1])),
-            order=int(known.get("order") or 2),
-            notch=known.get("notch"),
-            upright=bool(known.get("upright")),
-            min_rate=float(known.get("min_rate") or 0),
-        )
-
     def check(self, corpus: Corpus) -> None:
         """Raises PlethoraError when the corpus lacks an input of this mode, or its rate is too low."""
         for signal in self.signals:
-            m, who = signal.modality, f"mode {self.mode!r} of {self.bundle.uri}"
+            m, who = signal.modality, f"mode {self.mode!r} of {self.uri}"
             if m not in corpus.modalities:
                 raise PlethoraError(
                     f"{corpus.uri} has no {m} (it has {', '.join(corpus.modalities)}), which {who} takes: "
@@ -183,24 +180,16 @@ class BundleEncoder:
             raise PlethoraError(f"mode {self.mode!r} takes {self.modality} together: give a dict of both")
         return {self.modalities[0]: x}
 
-    def _checked(self, x: np.ndarray, rate: float, entry: dict[str, Any], signal: Signal) -> np.ndarray:
+    def _checked(self, x: np.ndarray, rate: float, entry: Input, signal: Signal) -> np.ndarray:
         """One input's raw windows as float64. Raises PlethoraError where the network cannot take them."""
         x = np.asarray(x, np.float64)
-        if x.ndim != 3 or x.shape[1] != entry["channels"]:
+        if x.ndim != 3 or x.shape[1] != entry.channels:
             raise PlethoraError(
-                f"mode {self.mode!r} takes (n, {entry['channels']}, samples), not {x.shape}: "
+                f"mode {self.mode!r} takes (n, {entry.channels}, samples), not {x.shape}: "
                 f"select the channel first"
             )
-        top = _top(signal)
-        if not rate > 2 * top:
-            raise PlethoraError(
-                f"{signal.modality} at {rate:g} Hz cannot hold the encoder's band up to {top:g} Hz: "
-                f"it needs more than {2 * top:g} Hz"
-            )
-        if rate < signal.min_rate:
-            raise PlethoraError(
-                f"{signal.modality} at {rate:g} Hz: the encoder needs at least {signal.min_rate:g} Hz"
-            )
+        if not _holds(signal, rate):
+            raise PlethoraError(f"{signal.modality} at {rate:g} Hz: the encoder {_need(signal)}")
         bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))
         if len(bad):
             raise PlethoraError(f"window {bad[0]} holds NaN or infinite samples: bridge or drop it first")
@@ -219,20 +208,23 @@ class BundleEncoder:
         return np.pad(x, ((0, 0), (0, 0), (0, missing)), mode=mode)
 
     def __call__(self, prepared: Samples) -> np.ndarray:
-        """Prepared windows (n, channels, T'), or a dict of them by modality → vectors (n, dim) float32."""
+        """Prepared windows (n, channels, T'), or a dict of them by modality → vectors (n, dim) float32.
+
+        Raises PlethoraError for vectors of another shape than stated, and for NaN.
+        """
         given = self._by_modality(prepared)
-        feed = {i["name"]: given[i["modality"]] for i in self.inputs}
-        parts = [
-            self._graph({name: y[i : i + self._batch] for name, y in feed.items()})
-            for i in range(0, len(given[self.modalities[0]]), self._batch)
-        ]
-        found = np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
-        if found.shape != (len(given[self.modalities[0]]), self.dim):
-            raise PlethoraError(
-                f"{self._graph.where}: gives vectors of shape {found.shape[1:]}, but config.json states "
-                f"{self.dim}: publish it again"
-            )
-        return finite(found, self.bundle.uri)
+        n = len(given[self.modalities[0]])
+        found = [np.zeros((0, self.dim), np.float32)]
+        for i in range(0, n, self.batch):
+            part = {m: given[m][i : i + self.batch] for m in self.modalities}
+            vectors, many = self.run(part), len(part[self.modalities[0]])
+            if vectors.shape != (many, self.dim):
+                raise PlethoraError(
+                    f"{self.uri}: gives {vectors.shape} for {many} windows, but it states "
+                    f"{self.dim} numbers a window: publish it again"
+                )
+            found.append(finite(vectors, self.uri))
+        return np.concatenate(found)
 
     def embed(
         self, x: Samples, rate: float | Mapping[str, float], window_s: float | None = None
@@ -252,6 +244,26 @@ class BundleEncoder:
                 "use longer ones"
             )
         return int(np.ceil(window_s / self.max_s - 1e-6))
+
+
+def signal_of(uri: str, given: Input, known: Mapping[str, Any]) -> Signal:
+    """How an input is prepared, as its entry of the preprocessing declares."""
+    if known.get("normalise", "none") not in ("none", "in the model"):
+        raise PlethoraError(
+            f"{uri}: preprocessing.json requires normalisation ({known['normalise']}) outside the "
+            "network, which the bundle contract does not allow: publish it again"
+        )
+    band = known.get("band")
+    return Signal(
+        modality=given.modality,
+        rate=float(known["rate"]),
+        channels=given.channels,
+        band=None if band is None else (float(band[0]), None if band[1] is None else float(band[1])),
+        order=int(known.get("order") or 2),
+        notch=known.get("notch"),
+        upright=bool(known.get("upright")),
+        min_rate=float(known.get("min_rate") or 0),
+    )
 
 
 def finite(vectors: np.ndarray, who: str) -> np.ndarray:
@@ -281,46 +293,15 @@ def pooled(run: Run, prepared: Samples, pieces: int, step: int) -> np.ndarray:
     return vectors.reshape(len(vectors) // pieces, pieces, -1).mean(1)
 
 
-def _top(signal: Signal) -> float:
-    """Highest frequency in Hz that the native rate must represent."""
-    return signal.band[1] or signal.band[0] if signal.band else signal.rate / 2
-
-
 def _holds(signal: Signal, rate: float) -> bool:
-    return rate > 2 * _top(signal) and rate >= signal.min_rate
+    """Whether samples at `rate` Hz hold what the encoder reads: its band, or all that its own rate holds."""
+    top = signal.band[1] or signal.band[0] if signal.band else None
+    return rate >= max(signal.min_rate, 0 if top else signal.rate) and (top is None or rate > 2 * top)
 
 
 def _need(signal: Signal) -> str:
-    if signal.min_rate > 2 * _top(signal):
-        return f"needs at least {signal.min_rate:g} Hz"
-    return f"needs more than {2 * _top(signal):g} Hz"
-
-
-def untrained(config: dict[str, Any], mode: str, seed: int) -> Run:
-    """The bundle's network before training: its recipe rebuilds it from the run config with new weights.
-
-    Returns a function from prepared (n, C, T) float32 (a dict by modality for several inputs) to (n, dim)
-    float32. Raises PlethoraError when the recipe cannot be loaded here.
-    """
-    import torch
-
-    from pretrain.trained import recipe_of
-
-    build = recipe_of(config, "config.json of the bundle")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        recipe = build(seed)
-        found = recipe.encoder(recipe.modules()).modes[mode]
-    module, order = found.module.eval(), [str(given["modality"]) for given in found.inputs]
-
-    def run_module(prepared: Samples) -> np.ndarray:
-        given = prepared if isinstance(prepared, Mapping) else {order[0]: prepared}
-        inputs = [torch.from_numpy(np.ascontiguousarray(given[m])) for m in order]
-        with torch.inference_mode():
-            parts = [
-                module(*(x[i : i + BATCH] for x in inputs)).float().numpy()
-                for i in range(0, len(inputs[0]), BATCH)
-            ]
-        return finite(np.concatenate([np.zeros((0, found.dim), np.float32), *parts]), "untrained encoder")
-
-    return run_module
+    top = signal.band[1] or signal.band[0] if signal.band else None
+    least = max(signal.min_rate, 0 if top else signal.rate)
+    if top is None or least > 2 * top:
+        return f"needs at least {least:g} Hz"
+    return f"has a band up to {top:g} Hz and needs more than {2 * top:g} Hz"

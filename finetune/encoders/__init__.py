@@ -1,0 +1,1 @@
+"""Encoders of every origin behind one class: bundles, classes of other people, ONNX files, model folders."""
