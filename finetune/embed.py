@@ -1,9 +1,10 @@
 """Write one vector per window as Parquet, from a corpus (through Ray Data) or from the arrays of an .npz."""
 
+import io
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from datasets.readers.columns import check_zip
 from datasets.schema import Corpus, open_corpus
 from datasets.signal import HALF, Signal, length
 from datasets.windows import WindowSpec, grid
-from finetune.encoders.base import Encoder
+from finetune.encoders.base import Encoder, Samples
 from finetune.encoders.opening import opened
 
 ACTORS = 2
@@ -171,57 +172,89 @@ def embed_arrays(
 
 # ---------------------------------------------------------------- corpora
 
+Arrays = dict[str, np.ndarray]
+
 
 class _Actor:
-    """A Ray Data actor: one task (the locations of some windows) → their vectors."""
+    """Embeds the windows of one task, in an actor."""
 
     def __init__(self, address: str, mode: str, corpus: Corpus, spec: WindowSpec) -> None:
-        self.encoder, self.corpus, self.spec = opened(address, mode, threads=1), corpus, spec
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        task = {name: np.asarray(column[0]) for name, column in batch.items()}
-        rows = task.pop("rows")
+        self.encoder, self.corpus = opened(address, mode, threads=1), corpus
         # reads whole encoder steps only, as an array is trimmed to whole steps before filtering
-        whole_s = self.encoder.steps(self.spec.window_s) * self.encoder.step_s
-        spec = self.spec.model_copy(update={"window_s": whole_s})
-        prepared = Index(self.corpus, spec, pa.table(task)).load(np.arange(len(rows)))
-        return {"row": rows, "embedding": self.encoder(prepared)}
+        whole_s = self.encoder.steps(spec.window_s) * self.encoder.step_s
+        self.spec = spec.model_copy(update={"window_s": whole_s})
+
+    def __call__(self, job: int, places: Arrays) -> Arrays:
+        index = Index(self.corpus, self.spec, pa.table(places))
+        return {"embedding": self.encoder(loaded(index, np.arange(index.table.num_rows)))}
 
 
-def planned(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
+def loaded(index: Index, rows: np.ndarray) -> Samples:
+    """Prepared windows: (n, C, T), or a dict by modality where the index holds several."""
+    found = index.load(rows)
+    return found[index.spec.signals[0].modality] if len(index.spec.signals) == 1 else found
+
+
+def planned(index: Index, rows: np.ndarray) -> Arrays:
     """Locations of these index rows: all that an actor needs, so that no actor loads the whole index."""
     part = index.table.take(pa.array(rows))
-    return {"rows": rows, **{c: part[c].to_numpy() for c in ("shard", "group", "row", "offset_s")}}
+    return {c: part[c].to_numpy() for c in ("shard", "group", "row", "offset_s")}
+
+
+class _Packed:
+    """Runs `kind(*arguments)` in an actor. Tasks and results are single rows: Ray Data compares the columns
+    of its blocks, and those of different jobs differ.
+    """
+
+    def __init__(self, kind: Callable[..., Callable[[int, Arrays], Arrays]], arguments: tuple) -> None:
+        self.work = kind(*arguments)
+
+    def __call__(self, batch: Arrays) -> Arrays:
+        task = {name: np.asarray(column[0]) for name, column in batch.items()}
+        sink, number, job = io.BytesIO(), task.pop("task"), int(task.pop("job"))
+        made: dict[str, Any] = self.work(job, task)
+        np.savez(sink, **made)
+        return {"task": number[None], "made": np.array([sink.getvalue()], object)}
 
 
 def by_actors(
-    index: Index, rows: np.ndarray, together: int, actor: type, arguments: tuple, actors: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Runs `actor(*arguments)` over these rows of an index, `together` rows at a time, with a progress bar.
-    Yields its batches in the order of `rows`; column "row" names each batch's rows. Ray must be running.
+    jobs: Sequence[tuple[Index, np.ndarray]], together: int, kind: type, arguments: tuple, actors: int
+) -> Iterator[tuple[int, np.ndarray, Arrays]]:
+    """Runs `kind(*arguments)(job number, locations)` over each job's rows of its index, `together` rows at a
+    time, with a progress bar. All jobs share the actors, which start once.
+
+    Yields (job number, rows, result) in the order of jobs and rows. Ray must be running.
     """
     import ray.data
 
     from cluster.session import data_context
 
     data_context()
-    tasks = [planned(index, rows[i : i + together]) for i in range(0, len(rows), together)]
+    parts = [
+        (number, rows[i : i + together])
+        for number, (_, rows) in enumerate(jobs)
+        for i in range(0, len(rows), together)
+    ]
+    if not parts:
+        return
+    tasks = [
+        {"task": np.array(i), "job": np.array(number), **planned(jobs[number][0], rows)}
+        for i, (number, rows) in enumerate(parts)
+    ]
     result = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        actor,
-        fn_constructor_args=arguments,
+        _Packed,
+        fn_constructor_args=(kind, arguments),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(tasks))),
     )
-    done = 0
-    with progress(len(rows), "embed", "windows") as bar:
-        for batch in result.iter_batches(batch_size=None, batch_format="numpy"):
-            if not np.array_equal(batch["row"], rows[done : done + len(batch["row"])]):
+    made = result.iter_batches(batch_size=1, batch_format="numpy")
+    with progress(sum(len(rows) for _, rows in parts), "embed", "windows") as bar:
+        for i, ((number, rows), batch) in enumerate(zip(parts, made, strict=True)):
+            if batch["task"][0] != i:
                 raise RuntimeError("windows came back out of order")
-            done += len(batch["row"])
-            yield batch
-            bar.update(len(batch["row"]))
-    if done != len(rows):
-        raise RuntimeError(f"{len(rows)} windows were planned, {done} came back")
+            with np.load(io.BytesIO(batch["made"][0])) as arrays:
+                yield number, rows, dict(arrays)
+            bar.update(len(rows))
 
 
 def embed_corpus(
@@ -251,9 +284,9 @@ def embed_corpus(
 
         def parts() -> Iterable[tuple[list[pa.Array], np.ndarray]]:
             arguments = (encoder.uri, encoder.mode, corpus, spec)
-            for batch in by_actors(index, rows, TASK_WINDOWS, _Actor, arguments, ACTORS):
-                table = index.table.take(pa.array(batch["row"]))
-                yield [table[name].combine_chunks() for name, _ in keys], batch["embedding"]
+            for _, part, made in by_actors([(index, rows)], TASK_WINDOWS, _Actor, arguments, ACTORS):
+                table = index.table.take(pa.array(part))
+                yield [table[name].combine_chunks() for name, _ in keys], made["embedding"]
 
         windows = _write(path, schema, parts())
     subjects = len(set(index.table["subject"].to_pylist()))

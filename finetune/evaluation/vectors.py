@@ -3,14 +3,14 @@ computed once by Ray Data actors, and cached under a key of all their inputs.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,8 @@ from cluster.errors import PlethoraError
 from datasets.index import Index
 from datasets.schema import Corpus
 from datasets.windows import WindowSpec
-from finetune.embed import by_actors
-from finetune.encoders.base import Run
+from finetune.embed import Arrays, by_actors, loaded
+from finetune.encoders.base import Run, Samples
 from finetune.encoders.opening import opened
 from finetune.evaluation import features
 from finetune.evaluation.choose import HANDCRAFTED, Places
@@ -99,32 +99,38 @@ def cached_vectors(
         files[source.row] = storage.join(cache, f"{source.key(view.corpus, view.spec)}.parquet")
         kept[source.row], known[source.row] = _read(files[source.row])
         groups.setdefault(view.spec.hash + str(source.view == ""), []).append(source)
+    rest = list(zip(record, start, strict=True))
+    jobs: list[Job] = []
     for group in groups.values():
         view = _view(places, group[0])
-        there = view.table["verdict"].take(pa.array(rows)).to_numpy(zero_copy_only=False) == "ok"
-        names = list(zip(record, start, strict=True))
+        there = _usable(view, rows)
         lacking = [
-            s for s in group if any(t and n not in kept[s.row] for n, t in zip(names, there, strict=True))
+            s for s in group if any(t and n not in kept[s.row] for n, t in zip(rest, there, strict=True))
         ]
         if lacking:
-            new = [i for i, n in enumerate(names) if there[i] and any(n not in kept[s.row] for s in lacking)]
-            made = _computed(view, rows[new], lacking)
-            for source in lacking:
-                vectors = (
-                    np.concatenate([known[source.row], made[source.row]])
-                    if kept[source.row]
-                    else made[source.row]
-                )
-                labels = [*kept[source.row], *(names[i] for i in new)]
-                _write(files[source.row], labels, vectors)
-                kept[source.row] = {name: i for i, name in enumerate(labels)}
-                known[source.row] = vectors
-        for source in group:
-            x = np.full((len(rows), known[source.row].shape[1]), np.nan, known[source.row].dtype)
-            at = [kept[source.row][n] for n, t in zip(names, there, strict=True) if t]
-            x[there] = known[source.row][at]
-            found[source.row] = x
-    return {source.row: found[source.row] for source in sources}
+            new = [i for i, n in enumerate(rest) if there[i] and any(n not in kept[s.row] for s in lacking)]
+            jobs.append(Job(view, np.asarray(new), tuple(lacking)))
+    for job, made in zip(jobs, _computed(jobs, rows), strict=True):
+        for source, vectors in zip(job.sources, made, strict=True):
+            labels = [*kept[source.row], *(rest[i] for i in job.new)]
+            if kept[source.row]:
+                vectors = np.concatenate([known[source.row], vectors])
+            _write(files[source.row], labels, vectors)
+            kept[source.row] = {name: i for i, name in enumerate(labels)}
+            known[source.row] = vectors
+    for source in sources:
+        there = _usable(_view(places, source), rows)
+        x = np.full((len(rows), known[source.row].shape[1]), np.nan, known[source.row].dtype)
+        at = [kept[source.row][n] for n, t in zip(rest, there, strict=True) if t]
+        x[there] = known[source.row][at]
+        found[source.row] = x
+    return found
+
+
+def _usable(view: Index, rows: np.ndarray) -> np.ndarray:
+    """(n,) bool: which of these windows hold what the view takes."""
+    verdict = view.table["verdict"].take(pa.array(rows))
+    return verdict.to_numpy(zero_copy_only=False) == "ok"
 
 
 def _names(index: Index, rows: np.ndarray) -> tuple[list[str], list[float]]:
@@ -142,24 +148,32 @@ def _view(places: Places, source: VectorSource) -> Index:
 # ---------------------------------------------------------------- computing
 
 
+@dataclass(frozen=True)
+class Job:
+    """Windows of one view (`new`: which of the asked rows) whose vectors these sources lack."""
+
+    view: Index
+    new: np.ndarray
+    sources: tuple[VectorSource, ...]
+
+
 class _Actor:
-    """A Ray Data actor: locations of some windows → the vectors of all sources; windows load once."""
+    """Embeds the windows of a task for all sources of its job, in an actor; windows load once."""
 
-    def __init__(self, corpus: Corpus, spec: WindowSpec, sources: Sequence[VectorSource]) -> None:
-        self.corpus, self.spec, self.sources = corpus, spec, sources
-        self.runs = [_run(source) for source in sources]
+    def __init__(self, jobs: Sequence[tuple[Corpus, WindowSpec, tuple[VectorSource, ...]]]) -> None:
+        self.jobs = jobs
+        self.runs: dict[int, list[Run]] = {}
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        task = {name: np.asarray(column[0]) for name, column in batch.items()}
-        rows = task.pop("rows")
-        loaded = Index(self.corpus, self.spec, pa.table(task)).load(np.arange(len(rows)))
-        prepared: Any = loaded
-        if len(self.spec.signals) == 1:
-            prepared = loaded[self.spec.signals[0].modality]
-        found = {"row": rows}
-        for number, (source, run) in enumerate(zip(self.sources, self.runs, strict=True)):
-            found[str(number)] = run_fitted(run, prepared, source.fit) if source.fit else run(prepared)
-        return found
+    def __call__(self, job: int, places: Arrays) -> Arrays:
+        corpus, spec, sources = self.jobs[job]
+        if job not in self.runs:
+            self.runs[job] = [_run(source) for source in sources]
+        index = Index(corpus, spec, pa.table(places))
+        prepared = loaded(index, np.arange(index.table.num_rows))
+        return {
+            str(number): run_fitted(run, prepared, source.fit) if source.fit else run(prepared)
+            for number, (source, run) in enumerate(zip(sources, self.runs[job], strict=True))
+        }
 
 
 def _run(source: VectorSource) -> Run:
@@ -170,13 +184,14 @@ def _run(source: VectorSource) -> Run:
     return encoder.untrained(source.seed) if source.untrained else encoder
 
 
-def _computed(view: Index, rows: np.ndarray, sources: list[VectorSource]) -> dict[str, np.ndarray]:
-    """{row name: vectors (n, d)} from Ray Data actors, in the order of `rows`."""
-    parts: dict[str, list[np.ndarray]] = {s.row: [] for s in sources}
-    for batch in by_actors(view, rows, CHUNK, _Actor, (view.corpus, view.spec, sources), ACTORS):
-        for number, source in enumerate(sources):
-            parts[source.row].append(batch[str(number)])
-    return {row: np.concatenate(found) for row, found in parts.items()}
+def _computed(jobs: Sequence[Job], rows: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Vectors (n, d) of each job's windows by each of its sources, job by job, all from the same actors."""
+    arguments = ([(job.view.corpus, job.view.spec, job.sources) for job in jobs],)
+    work = [(job.view, rows[job.new]) for job in jobs]
+    made = by_actors(work, CHUNK, _Actor, arguments, ACTORS)
+    for number, parts in itertools.groupby(made, lambda part: part[0]):
+        vectors = [found for _, _, found in parts]
+        yield [np.concatenate([v[str(i)] for v in vectors]) for i in range(len(jobs[number].sources))]
 
 
 # ---------------------------------------------------------------- the cache
@@ -231,23 +246,17 @@ def vectors_at(
     with progress(len(rows), "embed", "windows") as bar:
         for low in range(0, len(rows), CHUNK):
             part = rows[low : low + CHUNK]
-            loaded: dict[int, Any] = {}
+            prepared: dict[int, Samples] = {}
             for encoder, by_row in runs.items():
                 view = places.views[encoder]
-                if id(view) not in loaded:
-                    loaded[id(view)] = _samples(view, part)
+                if id(view) not in prepared:
+                    prepared[id(view)] = loaded(view, part)
                 for name, run in by_row.items():
-                    found[name].append(run(loaded[id(view)]))
+                    found[name].append(run(prepared[id(view)]))
             if places.pulses is not None:
                 found["handcrafted"].append(_handcrafted(places.pulses, part))
             bar.update(len(part))
     return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def _samples(view: Index, rows: np.ndarray) -> Any:
-    """Prepared windows: (n, C, T), or a dict by modality where the view holds several."""
-    loaded = view.load(rows)
-    return loaded[view.spec.signals[0].modality] if len(view.spec.signals) == 1 else loaded
 
 
 def _handcrafted(pulses: Index, rows: np.ndarray) -> np.ndarray:

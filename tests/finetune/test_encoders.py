@@ -164,7 +164,7 @@ def test_an_onnx_file_with_its_preprocessing_gives_the_bundles_vectors(bundle: s
     x, encoder = raw(5, 60, 125), opened(str(graph))
     np.testing.assert_allclose(encoder.embed(x, 125), BundleEncoder(bundle).embed(x, 125), atol=1e-6)
     assert encoder.name == "net (ppg)"
-    with pytest.raises(PlethoraError, match="holds no recipe|has no `untrained"):
+    with pytest.raises(PlethoraError, match=r"holds no recipe|has no `untrained"):
         encoder.untrained(0)
 
 
@@ -175,7 +175,7 @@ def test_an_onnx_file_that_lacks_something_is_named(graph: Path, tmp_path: Path)
     with pytest.raises(PlethoraError, match=r"the graph takes ppg, preprocessing.json names ppg, ecg"):
         opened(str(graph))
     beside.unlink()
-    with pytest.raises(PlethoraError, match="no preprocessing.json is beside it"):
+    with pytest.raises(PlethoraError, match=r"no preprocessing.json is beside it"):
         opened(str(graph))
 
 
@@ -201,7 +201,7 @@ def test_a_hugging_face_folder_is_an_encoder(tmp_path: Path) -> None:
     )  # fmt: skip
     net = PatchTSTModel(config).eval()
     net.save_pretrained(tmp_path)
-    with pytest.raises(PlethoraError, match="no preprocessing.json is in it"):
+    with pytest.raises(PlethoraError, match=r"no preprocessing.json is in it"):
         opened(str(tmp_path))
     entry = {"rate": 50, "window_s": 10, "min_s": 10, "multiple_s": 10, "short": "repeat"}
     (tmp_path / "preprocessing.json").write_text(json.dumps({"ppg": entry}))

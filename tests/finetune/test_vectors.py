@@ -43,7 +43,7 @@ def test_they_are_the_encoders_own_and_are_computed_once(
     calls: list[int] = []
     plain = vectors._computed
     monkeypatch.setattr(
-        vectors, "_computed", lambda view, new, *more: calls.append(len(new)) or plain(view, new, *more)
+        vectors, "_computed", lambda jobs, at: calls.extend(len(j.new) for j in jobs) or plain(jobs, at)
     )
     cache = str(tmp_path)
     some = cached_vectors(places, rows[:40], sources(encoder), cache)
