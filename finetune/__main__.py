@@ -9,6 +9,10 @@ from typing import Any, get_type_hints
 from cluster.cli import entry
 
 MODE = "the bundle's mode (default: its only one)"
+ENCODER = (
+    "BUNDLE[#MODE], FILE.py:Class, module:Class, FILE.onnx or a Hugging Face folder "
+    "(docs/adding_an_encoder.md)"
+)
 TASK = "a task of finetune/tasks, or a TOML file"
 Parser = argparse.ArgumentParser
 
@@ -50,7 +54,7 @@ def parser() -> Parser:
 
 
 def _evaluate(one: Parser) -> None:
-    one.add_argument("--bundle", required=True, metavar="URI", help="a published bundle")
+    one.add_argument("--bundle", required=True, metavar="ENCODER", help=ENCODER)
     one.add_argument("--corpus", required=True, metavar="URI", help="a corpus with the task's labels")
     one.add_argument("--task", required=True, metavar="NAME", help=TASK)
     one.add_argument("--out", metavar="DIR", help="also write report, results and pictures here")
@@ -60,7 +64,7 @@ def _evaluate(one: Parser) -> None:
 
 
 def _compare(one: Parser) -> None:
-    one.add_argument("bundles", nargs="+", metavar="BUNDLE[#MODE]", help="published bundles")
+    one.add_argument("bundles", nargs="+", metavar="ENCODER", help=ENCODER)
     one.add_argument("--corpus", required=True, metavar="URI", help="a corpus with the tasks' labels")
     _tasks(one)
     one.add_argument("--out", required=True, metavar="DIR", help="page, tables, predictions and picture")
@@ -76,7 +80,7 @@ def _compare(one: Parser) -> None:
 
 
 def _shift(one: Parser) -> None:
-    one.add_argument("bundles", nargs="+", metavar="BUNDLE[#MODE]", help="published bundles")
+    one.add_argument("bundles", nargs="+", metavar="ENCODER", help=ENCODER)
     one.add_argument("--fit", required=True, metavar="URI", help="the corpus that probes are fitted on")
     one.add_argument("--test", required=True, metavar="URI", help="the corpus that they are tested on")
     _tasks(one)
@@ -86,7 +90,7 @@ def _shift(one: Parser) -> None:
 
 
 def _robustness(one: Parser) -> None:
-    one.add_argument("bundles", nargs="+", metavar="BUNDLE[#MODE]", help="published bundles")
+    one.add_argument("bundles", nargs="+", metavar="ENCODER", help=ENCODER)
     one.add_argument("--corpus", required=True, metavar="URI", help="a corpus with the task's labels")
     one.add_argument("--task", required=True, metavar="NAME", help=TASK)
     one.add_argument("--out", required=True, metavar="DIR", help="tables and curves go here")
@@ -132,7 +136,7 @@ def _images(one: Parser) -> None:
 
 
 def _embed(one: Parser) -> None:
-    one.add_argument("--bundle", required=True, metavar="URI", help="a published bundle")
+    one.add_argument("--bundle", required=True, metavar="ENCODER", help=ENCODER)
     one.add_argument(
         "--input",
         required=True,
@@ -185,7 +189,7 @@ def _compress(one: Parser) -> None:
 
 
 def _privacy(one: Parser) -> None:
-    one.add_argument("--bundle", required=True, metavar="URI", help="a published bundle")
+    one.add_argument("--bundle", required=True, metavar="ENCODER", help=ENCODER)
     one.add_argument("--corpus", required=True, metavar="URI", help="a corpus with the encoder's signals")
     one.add_argument("--mode", metavar="NAME", help=MODE)
     one.add_argument(

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.pages import DOCS, PAGES, WORKED
 
-WIDTH, README_LINES, MOST_PAGES = 120, 120, 14
+WIDTH, README_LINES, MOST_PAGES = 120, 120, 16
 REFERENCE = {"glossary", "performance", "results"}  # pages that are looked up, not followed
 BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 FAMILIES = r"(?:AWS|DS|PLETHORA|RAY|TORCH|TUNE|XDG)(?:_[A-Z0-9]+)+"

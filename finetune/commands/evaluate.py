@@ -31,5 +31,5 @@ def run(options: Evaluate) -> Sheet:
     source = open_corpus(options.corpus)
     entrant = Entrant(encoder, "encoder", "This encoder", "untrained", "Same encoder, untrained")
     (outcome,) = study([entrant], source, [task], options.how)
-    bundle = options.bundle if options.publish else None
+    bundle = encoder.published if options.publish else None
     return comparison.of_one(outcome, entrant.info, options.out, bundle)

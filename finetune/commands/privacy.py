@@ -49,7 +49,7 @@ def run(options: Privacy) -> Sheet:
     with session(actors=2):
         index = build(source, WindowSpec(signals=encoder.signals, window_s=width))
     found = privacy.outcome(encoder, index, seen, sizes, options.folds, options.seed)
-    return privacy_report.card(found, options.out, options.bundle if options.publish else None)
+    return privacy_report.card(found, options.out, encoder.published if options.publish else None)
 
 
 def gallery_sizes(text: str | None) -> list[int]:

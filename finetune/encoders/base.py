@@ -63,6 +63,11 @@ class Encoder(ABC):
         return {}
 
     @property
+    def published(self) -> str | None:
+        """The bundle beside which evaluations are published; None where there is none."""
+        return None
+
+    @property
     def seed(self) -> int:
         """The seed of the weights that it was trained from."""
         return 0

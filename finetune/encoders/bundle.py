@@ -49,6 +49,10 @@ class BundleEncoder(Encoder):
         return self.bundle.lineage
 
     @property
+    def published(self) -> str:
+        return self.uri
+
+    @property
     def seed(self) -> int:
         return int(self.bundle.config.get("run", {}).get("seed", 0))
 
