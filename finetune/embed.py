@@ -225,11 +225,6 @@ def by_actors(
 
     Yields (job number, rows, result) in the order of jobs and rows. Ray must be running.
     """
-    import ray.data
-
-    from cluster.session import data_context
-
-    data_context()
     parts = [
         (number, rows[i : i + together])
         for number, (_, rows) in enumerate(jobs)
@@ -237,6 +232,11 @@ def by_actors(
     ]
     if not parts:
         return
+    import ray.data
+
+    from cluster.session import data_context
+
+    data_context()
     tasks = [
         {"task": np.array(i), "job": np.array(number), **planned(jobs[number][0], rows)}
         for i, (number, rows) in enumerate(parts)

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -21,7 +22,7 @@ from cluster.errors import PlethoraError
 from datasets.index import Index
 from datasets.schema import Corpus
 from datasets.windows import WindowSpec
-from finetune.embed import Arrays, by_actors, loaded
+from finetune.embed import Arrays, by_actors, loaded, planned
 from finetune.encoders.base import Run, Samples
 from finetune.encoders.opening import opened
 from finetune.evaluation import features
@@ -30,6 +31,7 @@ from finetune.evaluation.lengths import Fit, run_fitted
 
 CHUNK = 256  # windows in one call of an actor
 ACTORS = 2
+PATIENCE_S = 20.0  # two actors that import torch start in some 10 to 20 s
 ROOT = Path(__file__).resolve().parents[2]
 CODE = (
     "datasets",
@@ -185,13 +187,30 @@ def _run(source: VectorSource) -> Run:
 
 
 def _computed(jobs: Sequence[Job], rows: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """Vectors (n, d) of each job's windows by each of its sources, job by job, all from the same actors."""
-    arguments = ([(job.view.corpus, job.view.spec, job.sources) for job in jobs],)
-    work = [(job.view, rows[job.new]) for job in jobs]
-    made = by_actors(work, CHUNK, _Actor, arguments, ACTORS)
-    for number, parts in itertools.groupby(made, lambda part: part[0]):
-        vectors = [found for _, _, found in parts]
-        yield [np.concatenate([v[str(i)] for v in vectors]) for i in range(len(jobs[number].sources))]
+    """Vectors (n, d) of each job's windows by each of its sources, job by job."""
+    for number, parts in itertools.groupby(_parts(jobs, rows), lambda part: part[0]):
+        made = [found for _, found in parts]
+        yield [np.concatenate([m[str(i)] for m in made]) for i in range(len(jobs[number].sources))]
+
+
+def _parts(jobs: Sequence[Job], rows: np.ndarray) -> Iterator[tuple[int, Arrays]]:
+    """(job number, vectors of some of its windows), in order. This process, which has the networks loaded
+    already, begins; if the rest would take it longer than actors take to start, they do the rest.
+    """
+    arguments = [(job.view.corpus, job.view.spec, job.sources) for job in jobs]
+    here, began, done = _Actor(arguments), time.perf_counter(), 0
+    total = sum(len(job.new) for job in jobs)
+    for number, job in enumerate(jobs):
+        for low in range(0, len(job.new), CHUNK):
+            if done and (time.perf_counter() - began) / done * (total - done) > PATIENCE_S:
+                left = [rows[j.new] if n > number else rows[:0] for n, j in enumerate(jobs)]
+                left[number] = rows[job.new[low:]]
+                work = [(j.view, r) for j, r in zip(jobs, left, strict=True)]
+                yield from ((n, made) for n, _, made in by_actors(work, CHUNK, _Actor, (arguments,), ACTORS))
+                return
+            part = rows[job.new[low : low + CHUNK]]
+            yield number, here(number, planned(job.view, part))
+            done += len(part)
 
 
 # ---------------------------------------------------------------- the cache

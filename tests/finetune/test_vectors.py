@@ -95,3 +95,19 @@ def test_a_corrupt_file_is_one_clear_line(
     (tmp_path / f"{one[0].key(view.corpus, view.spec)}.parquet").write_bytes(b"not parquet")
     with pytest.raises(PlethoraError, match="is corrupt: delete it"):
         cached_vectors(places, rows[:4], one, str(tmp_path))
+
+
+def test_actors_that_take_over_give_the_same_vectors_in_the_same_order(
+    ray_session: Any,
+    placed: tuple[Places, BundleEncoder, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places, encoder, rows = placed
+    alone = cached_vectors(places, rows[:40], sources(encoder), str(tmp_path / "alone"))
+    monkeypatch.setattr(vectors, "CHUNK", 16)
+    monkeypatch.setattr(vectors, "PATIENCE_S", -1.0)  # after the first 16 windows
+    shared = cached_vectors(places, rows[:40], sources(encoder), str(tmp_path / "shared"))
+    assert list(shared) == list(alone)
+    for name, x in alone.items():
+        np.testing.assert_allclose(shared[name], x, rtol=1e-4, atol=1e-5)
