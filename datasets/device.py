@@ -1,7 +1,8 @@
 """Prepares raw windows (`datasets.raw`) on the module's device: `signal.prepare` in torch.
 
 Filter, resampling, scale, polarity and normalisation are as `windows.transform` does them, in float64 up to
-the last cast.
+the last cast. Signals whose steps are not fused (`Signal.fused`) are prepared on the host, by
+`signal.prepare` itself; a stream that may choose leaves them to its actors (`stream.prepare = "auto"`).
 
 The host never waits for the device: rates, and with them all shapes, are known on the host.
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from datasets import ecg, zerophase
 from datasets.raw import GAINS
-from datasets.signal import SHORT, Signal, check_band, length, notch, prepare
+from datasets.signal import Signal, check_band, length, notch, prepare, short
 from datasets.windows import WindowSpec, passes
 
 TOGETHER = 32  # windows per call: small batches are slow in MKL's transforms and others
@@ -77,10 +78,11 @@ def prepared(cuts: Cuts, sig: Signal, to: int, device: torch.device) -> Tensor:
     for number, (rate, which) in enumerate(calls):
         here = slice(number * TOGETHER, (number + 1) * TOGETHER)
         size, n = int(length(cuts.window_s, rate)), len(which)
-        if size < SHORT and filters(sig, rate):
-            # scipy's padding is too long and is shortened, which `zerophase` does not support: on the host
+        host = not sig.fused or (filters(sig, rate) and short(sig, size))
+        if host and not passes(sig, rate, size, to):
+            # where scipy's padding is too long it is shortened, which `zerophase` does not support
             x = cuts.raw[torch.from_numpy(which), :, :size].cpu().numpy().astype(np.float64)
-            if sig.band is None:
+            if not sig.removes_offset:
                 x += (cuts.offset / cuts.scale)[which, None, None]
             done = _sent(torch.from_numpy(prepare(x, rate, sig, cuts.scale[which], to)), device)
         else:
@@ -124,7 +126,7 @@ def exact(raw: Tensor, rate: float, scale: Tensor, offset: Tensor, sig: Signal, 
     rate: native, in Hz; scale, offset: (n,) float64. `n` should be TOGETHER, see above.
     """
     y = raw.double()
-    if sig.band is None:  # a band removes an offset anyway
+    if not sig.removes_offset:
         y += (offset / scale)[:, None, None]
     if filters(sig, rate):
         check_band(sig.band, rate)
@@ -208,9 +210,10 @@ def normalise(x: Tensor, how: str) -> Tensor:
     if how == "none":
         return x
     x = x - x[..., :1]  # makes a constant exactly zero, which subtracting the mean may miss by rounding
-    if how == "minmax":
+    if how != "zscore":
         low, high = x.aminmax(dim=-1, keepdim=True)
-        return (x - low) / _or_one(high - low)
+        span = _or_one(high - low)
+        return (x - low) / span if how == "minmax" else ((x - low) - (high - x)) / span
     x -= x.mean(dim=-1, keepdim=True)
     return x / _or_one(x.square().mean(dim=-1, keepdim=True).sqrt())
 

@@ -18,7 +18,8 @@ from datasets.signal import HALF, Signal, length, periodicity, prepare
 TOGETHER = 16  # windows per call into scipy
 
 PARTS = ("_channels", "_rate", "_scale", "_offset")
-LATER = ("required", "notch", "upright", "min_rate", "max_flat", "gate")  # added after caches existed
+# added after caches existed; a Signal itself leaves out what came still later (`signal.LATEST`)
+LATER = ("required", "notch", "upright", "min_rate", "max_flat", "gate")
 
 __all__ = ["Signal", "WindowSpec", "empty", "extract", "grid", "lasts", "present", "transform", "verdicts"]
 
@@ -256,16 +257,16 @@ def transform(
                 out[at[part]] = raw
                 continue
             x = np.stack(some, dtype=np.float64).transpose(0, 2, 1)
-            if sig.band is None:
+            if not sig.removes_offset:
                 x = x + (offset / scale)[part, None, None]
-            # a band removes an offset, and everything before the scale is linear
             out[at[part]] = prepare(x, float(native), sig, scale[part], out.shape[-1])
 
 
 def passes(sig: Signal, native_rate: float, n: int, to: int) -> bool:
     """Whether windows of `n` samples at `native_rate` Hz need only their gain to become `to` samples of
     `sig`."""
-    plain = sig.band is None and sig.notch is None and not sig.upright and sig.normalise == "none"
+    bare = sig.band is None and sig.notch is None and sig.smooth_s is None and sig.baseline_s is None
+    plain = bare and not sig.upright and sig.normalise == "none"
     return plain and native_rate == sig.rate and n == to
 
 

@@ -49,15 +49,25 @@ Band = tuple[float, float | None]  # Hz; None: no upper end
 
 
 @lru_cache(maxsize=64)
-def sections(rate: float, band: Band | None, order: int, notch: float | None = None) -> np.ndarray:
-    """Second-order sections of one cascade: a Butterworth of `order` (band-pass, or high-pass if the band has
-    no upper end), then a notch (`scipy.signal.iirnotch`, Q 30) at `notch` Hz.
+def sections(
+    rate: float,
+    band: Band | None,
+    order: int,
+    notch: float | None = None,
+    attenuation: float | None = None,
+) -> np.ndarray:
+    """Second-order sections of one cascade: a Butterworth of `order`, or with `attenuation` a Chebyshev II
+    whose stop band that many dB down starts at the edges (band-pass, or high-pass if the band has no upper
+    end), then a notch (`scipy.signal.iirnotch`, Q 30) at `notch` Hz.
     """
     parts = []
     if band is not None:
         low, high = band
         edges, kind = (low, "highpass") if high is None else ((low, high), "bandpass")
-        parts.append(scipy.signal.butter(order, edges, btype=kind, fs=rate, output="sos"))
+        if attenuation is None:
+            parts.append(scipy.signal.butter(order, edges, btype=kind, fs=rate, output="sos"))
+        else:
+            parts.append(scipy.signal.cheby2(order, attenuation, edges, btype=kind, fs=rate, output="sos"))
     if notch is not None:
         parts.append(scipy.signal.tf2sos(*scipy.signal.iirnotch(notch, NOTCH_Q, fs=rate)))
     return np.concatenate(parts)

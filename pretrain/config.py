@@ -1,7 +1,7 @@
 """The run file: the complete configuration of a pretraining run, as frozen models."""
 
 from math import lcm
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -9,6 +9,9 @@ from cluster import storage
 from cluster.config import Config
 from datasets.plan import LANES, MIXED
 from datasets.split import Split
+
+if TYPE_CHECKING:
+    from datasets.windows import WindowSpec
 
 # Folders inside a run's folder: a run with such a name would write into another run's folder.
 RESERVED = ("bundle", "evaluations", "owner", "telemetry")
@@ -57,7 +60,8 @@ class Stream(Config):
     # MB of prepared windows that a worker reads itself while its transform actors start
     self_read_mb: float = Field(default=500, ge=0)
     # where windows are filtered and resampled: in the transform actors (or the thread that replaces them), or
-    # in the worker, on its device, so that int16 samples travel. auto: in the worker if it has a GPU
+    # in the worker, on its device, so that int16 samples travel. auto: in the worker if it has a GPU and that
+    # can do all steps of the signals (`Signal.fused`); "worker" has its host do the others
     prepare: Literal["auto", "actor", "worker"] = "auto"
     # row groups read at the same time, over all workers (a power of two): the number of subjects that a batch
     # mixes, and of decoded row groups in memory
@@ -70,9 +74,9 @@ class Stream(Config):
         """Transform actors per worker. "auto" counts as 1 until the launch replaces it by a number."""
         return 1 if self.actors == "auto" else self.actors
 
-    def sends_raw(self, device: str) -> bool:
-        """Whether windows travel raw to workers on `device` ("cpu", "cuda")."""
-        there = "worker" if device == "cuda" else "actor"
+    def sends_raw(self, device: str, spec: "WindowSpec") -> bool:
+        """Whether windows of `spec` travel raw to workers on `device` ("cpu", "cuda")."""
+        there = "worker" if device == "cuda" and all(s.fused for s in spec.signals) else "actor"
         return not self.materialised and (there if self.prepare == "auto" else self.prepare) == "worker"
 
     @field_validator("lanes")

@@ -83,7 +83,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     with checkpoint.last() as saved:
         state = State(**saved.state if saved else {})
         plan, shelves = data.plan(state.step, world)
-        as_raw = run.stream.sends_raw(device.type)
+        as_raw = run.stream.sends_raw(device.type, data.spec)
         given = batches(  # starts to read while the engines are built
             plan,
             rank,

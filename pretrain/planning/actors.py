@@ -39,7 +39,7 @@ def _on_a_gpu(run: RunConfig) -> int:
     workers, stage = run.most, run.engine.zero_stage
     step = step_time(probe(recipe, bf16, workers), given, bf16, stage, workers, run.micro, run.accumulation)
     native = {s.modality: given[f"native.{s.modality}"].value for s in spec.signals}
-    a_core = local.actor_rate(spec, native, run.stream.sends_raw("cuda"), run.stream.materialised)
+    a_core = local.actor_rate(spec, native, run.stream.sends_raw("cuda", spec), run.stream.materialised)
     return needed(run.batch / workers / step.total, a_core, run.stream.lanes // workers)
 
 

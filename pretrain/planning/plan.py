@@ -104,7 +104,7 @@ def plan(
     work = _work(run, spec, hours, native, given, getattr(recipe, "config", None))
     laid = accelerator != HERE
     raw = run.stream.model_copy(update={"materialised": False})
-    prepare = local.actor_rate(spec, native, raw.sends_raw("cuda" if laid else "cpu"), False)
+    prepare = local.actor_rate(spec, native, raw.sends_raw("cuda" if laid else "cpu", spec), False)
     copy = local.copy_rate(spec)
     if laid:
         room = 1e9 * (given["gpu.memory_gb"].value - given["gpu.reserve_gb"].value)

@@ -5,7 +5,6 @@ the window's largest value, which is what samples near zero may be apart.
 """
 
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,9 @@ from datasets import ecg
 from datasets.raw import Part, gather, prepared
 from datasets.schema import row_schema
 from datasets.signal import Signal, length, normalise, prepare
+from datasets.signal import exact as before_the_cast
 from datasets.windows import WindowSpec, empty, extract
+from pretrain.config import Stream
 from tests.datasets.test_ecg import ANYPPG, beats
 from tests.pretrain.test_syncs import Waits
 
@@ -29,6 +30,7 @@ CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 PPG = Signal(modality="ppg", rate=50.0, band=(0.5, 8.0))
 ECG = ANYPPG.model_copy(update={"upright": True, "required": False, "min_rate": 100.0})
+HOW = ["none", "minmax", "minmax_signed", "zscore"]
 KINDS = {
     "band": {"band": (0.5, 8.0)},
     "high-pass and notch": {"band": (0.5, None), "order": 5, "notch": 50.0},
@@ -92,7 +94,7 @@ def extracted(parts: list[Part], n: int, spec: WindowSpec) -> dict[str, np.ndarr
 @settings(max_examples=15, deadline=None)
 @given(
     kind=st.sampled_from(list(KINDS)),
-    how=st.sampled_from(["none", "minmax", "zscore"]),
+    how=st.sampled_from(HOW),
     to=st.sampled_from([40.0, 50.0, 128.0]),
     window_s=st.sampled_from([10.0, 9.97, 30.0]),
     channels=st.integers(1, 2),
@@ -126,7 +128,7 @@ def test_batches_of_mixed_rates_out_of_many_row_groups_equal_extract(
 @settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from(list(KINDS)),
-    how=st.sampled_from(["none", "minmax", "zscore"]),
+    how=st.sampled_from(HOW),
     upright=st.booleans(),
     rate=st.sampled_from([62.4725, 125.0, 250.0]),
     n=st.sampled_from([100, 625, 1249, 3748]),
@@ -141,8 +143,8 @@ def test_before_the_cast_it_is_prepare_to_1e9_of_the_range(
     x = (8000 * x + 300).astype("<i2")
     sig = Signal(modality="x", rate=to * rate / n, normalise=how, upright=upright, **KINDS[kind])
     scale, offset = rng.uniform(0.1, 2, 3), rng.normal(size=3)
-    given_ = x + (offset / scale)[:, None, None] if sig.band is None else x
-    want = in_float64(given_, rate, sig, scale, to)
+    given_ = x if sig.removes_offset else x + (offset / scale)[:, None, None]
+    want = before_the_cast(given_, rate, sig, scale, to)
     got = on.exact(
         torch.from_numpy(x).to(device),
         rate,
@@ -154,12 +156,6 @@ def test_before_the_cast_it_is_prepare_to_1e9_of_the_range(
     assert (np.abs(got.cpu().numpy() - want) <= 1e-9 * np.ptp(want, axis=-1, keepdims=True)).all()
 
 
-def in_float64(x: np.ndarray, rate: float, sig: Signal, scale: np.ndarray, to: int) -> np.ndarray:
-    """`prepare` without its last cast."""
-    with patch("datasets.signal.np.ascontiguousarray", lambda y, dtype: y):
-        return prepare(x, rate, sig, scale, to)
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_windows_that_need_but_their_gain_and_short_ones_are_equal_bit_for_bit(device) -> None:
     rng = np.random.default_rng(0)
@@ -169,6 +165,40 @@ def test_windows_that_need_but_their_gain_and_short_ones_are_equal_bit_for_bit(d
         parts = drawn(rng, table, 40, spec)
         got = on.batch_on(device, spec, gather(parts, 40, spec))
         np.testing.assert_array_equal(got["ppg"].cpu().numpy(), extracted(parts, 40, spec)["ppg"])
+
+
+UNFUSED: list[dict[str, Any]] = [
+    {"band": (0.5, 12.0), "filter": "chebyshev2", "order": 4, "attenuation": 20.0},
+    {"band": (0.5, 8.0), "filter": "fir", "taps": 101},
+    {"band": (0.5, 8.0), "smooth_s": 0.05},
+    {"baseline_s": 0.4},
+    {"band": (0.5, 8.0), "resample": "polyphase"},
+    {"resample": "linear", "normalise": "zscore"},
+    {"band": (0.5, 8.0), "sequence": ("resample", "filter", "normalise")},
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("told", UNFUSED)
+def test_steps_that_a_device_does_not_do_are_the_hosts_bit_for_bit(device, told: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    spec = WindowSpec(signals=(Signal(modality="ppg", rate=50.0, **told),), window_s=10.0)
+    table = tables(rng, [row(rng, 0, ppg=(50.0, 1), ecg=None), row(rng, 1, ppg=(124.945, 2), ecg=None)])
+    parts = drawn(rng, table, 20, spec)
+    got = on.batch_on(device, spec, gather(parts, 20, spec))
+    np.testing.assert_array_equal(got["ppg"].cpu().numpy(), extracted(parts, 20, spec)["ppg"])
+
+
+def test_a_stream_that_may_choose_leaves_such_steps_to_its_actors() -> None:
+    def sent(prepare: str, device: str, **told: Any) -> bool:
+        spec = WindowSpec(signals=(PPG, Signal(modality="ecg", rate=50.0, **told)), window_s=10.0)
+        return Stream(prepare=prepare).sends_raw(device, spec)
+
+    for told in UNFUSED:
+        assert not sent("auto", "cuda", **told) and not sent("actor", "cuda", **told)
+        assert sent("worker", "cuda", **told) and sent("worker", "cpu", **told)
+    for told in KINDS.values():
+        assert sent("auto", "cuda", **told) and not sent("auto", "cpu", **told)
 
 
 def test_a_signal_that_no_window_has_is_zeros_and_a_later_rate_may_be_higher() -> None:
@@ -192,7 +222,7 @@ def test_an_impossible_band_is_refused_as_prepare_refuses_it() -> None:
         on.prepared(cuts, PPG, 500, CPU)
 
 
-@pytest.mark.parametrize("how", ["minmax", "zscore"])
+@pytest.mark.parametrize("how", HOW[1:])
 @pytest.mark.parametrize("value", [3.0, 0.1])
 def test_a_constant_window_normalises_to_zeros(how: str, value: float) -> None:
     assert (on.normalise(torch.full((1, 1, 9), value, dtype=torch.float64), how) == 0).all()
@@ -200,7 +230,7 @@ def test_a_constant_window_normalises_to_zeros(how: str, value: float) -> None:
 
 def test_normalisation_is_that_of_numpy() -> None:
     x = np.random.default_rng(0).normal(1e3, 2, (3, 2, 500))
-    for how in ("none", "minmax", "zscore"):
+    for how in HOW:
         np.testing.assert_allclose(on.normalise(torch.from_numpy(x), how), normalise(x, how), atol=1e-10)
 
 
@@ -254,7 +284,7 @@ def test_a_window_is_the_same_bit_for_bit_whatever_it_is_batched_with(device, th
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("how", ["none", "minmax", "zscore"])
+@pytest.mark.parametrize("how", HOW)
 def test_on_a_gpu_the_host_waits_for_nothing(kind: str, how: str) -> None:
     """With fake CUDA tensors: once the filters lie there, no operation reads a value or copies."""
     sig = Signal(modality="ecg", rate=128.0, normalise=how, upright=True, **KINDS[kind])
