@@ -1,4 +1,4 @@
-"""The bundle contract, version 1, as files: publish, verify, find, open.
+"""The bundle contract, version 2, as files: publish, verify, find, open.
 
 A bundle is a folder `<storage>/<run>/<bundle>/` of plain files: weights (safetensors), one ONNX model per
 mode, JSON, a card and pictures; `SHA256SUMS` lists them all and `_COMPLETE`, written last, holds its hash. A

@@ -14,7 +14,7 @@ import pydantic
 from cluster import config as configuration
 from cluster.errors import PlethoraError
 
-VERSION = 1
+VERSION = 2  # 2: preprocessing.json may ask for the filters, resamplers and sequences of `datasets.declared`
 MOST_SAMPLES = 10**8  # maximum length of one prepared input, samples
 
 Hertz = Annotated[float, pydantic.Field(gt=0, le=1e6, allow_inf_nan=False)]
@@ -57,7 +57,7 @@ class Decoder(File):
 class Description(_Part):
     """The fields of `config.json` that the contract fixes; the full run configuration lies beside it."""
 
-    version: Literal[1]
+    version: Literal[1, 2]
     kind: Literal["encoder", "tokenizer", "adapter"]
     modes: dict[str, Mode]
     decoders: dict[str, Decoder] = {}

@@ -1,8 +1,8 @@
 """The declaration of a signal's preprocessing, as `preprocessing.json` of a bundle holds it, and the `Signal`
 that it means: the one place that writes it and the one that reads it.
 
-Lengths (`window_s`, `min_s`, …), what happens to shorter input, and the unit lie in the same entry; they
-concern whoever cuts windows, not the signal.
+Lengths (`window_s`, `min_s`, …), what happens to shorter input, the unit and the channels lie in the same
+entry; they concern whoever cuts windows, not the signal.
 """
 
 import difflib
@@ -14,13 +14,25 @@ from cluster.errors import PlethoraError
 from datasets.signal import LATEST, USUAL, Signal, Step
 
 LENGTHS = ("window_s", "min_s", "max_s", "multiple_s", "short", "unit")
+OF_THE_INPUT = ("channels", "required")  # beside a class or an ONNX file; a bundle has them in config.json
 # keys whose values are those of the `Signal`, unless they are null
 _ALIKE = (
     *("rate", "band", "filter", "attenuation", "taps", "taper", "beta"),
     *("notch", "smooth_s", "smooth_from", "baseline_s", "resample"),
 )
 # `kind` repeats `filter` for readers of before; nothing here reads it
-KEYS = (*_ALIKE, "kind", "order", "phase", "sequence", "normalise", "upright", "min_rate", *LENGTHS)
+KEYS = (
+    *_ALIKE,
+    "kind",
+    "order",
+    "phase",
+    "sequence",
+    "normalise",
+    "upright",
+    "min_rate",
+    *LENGTHS,
+    *OF_THE_INPUT,
+)
 IN_THE_MODEL = "in the model"  # the network normalises
 _NATIVE = "filter at the native rate"
 _WORDS: Mapping[str, Step | None] = {  # of `sequence`: what each means
@@ -34,8 +46,8 @@ _WORDS: Mapping[str, Step | None] = {  # of `sequence`: what each means
 }
 
 
-def signal_of(modality: str, entry: Mapping[str, Any], where: str) -> Signal:
-    """The `Signal` that `entry`, the part of preprocessing.json about `modality`, declares.
+def signal_of(modality: str, entry: Mapping[str, Any], where: str, channels: int = 1) -> Signal:
+    """The `Signal` of `channels` that `entry`, the part of preprocessing.json about `modality`, declares.
 
     where: the file, for messages. PlethoraError, one line: a key is unknown, or a value is not one that this
     Plethora can do.
@@ -49,6 +61,7 @@ def signal_of(modality: str, entry: Mapping[str, Any], where: str) -> Signal:
     given: dict[str, Any] = {key: entry[key] for key in _ALIKE if entry.get(key) is not None}
     given |= {
         "modality": modality,
+        "channels": channels,
         "order": entry.get("order") or 2,
         "phase": _phase(entry.get("phase", "zero"), here),
         "upright": entry.get("upright") or False,
@@ -106,7 +119,7 @@ def _sequence(words: Any, here: str) -> tuple[Step, ...]:
     if words is None:
         return USUAL
     known = ", ".join(_WORDS)
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise PlethoraError(f"{here}: `sequence` must be a list of steps: known are {known}")
     if unknown := [word for word in words if word not in _WORDS]:
         raise PlethoraError(f"{here}: `sequence` has an unknown step {unknown[0]!r}: known are {known}")

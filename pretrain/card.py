@@ -6,6 +6,8 @@ Plethora."""
 from collections.abc import Sequence
 from typing import Any
 
+from datasets.declared import signal_of
+from datasets.signal import Signal
 from pretrain.snippet import SHORT, longest, snippet
 
 
@@ -28,29 +30,63 @@ def _figures(metrics: dict[str, Any]) -> str:
     return _table(("figure", "first validation", "last validation"), rows) if rows else ""
 
 
+_SCALED = {
+    "zscore": "scale each window to mean 0 and standard deviation 1",
+    "minmax": "scale each window to [0, 1]",
+    "minmax_signed": "scale each window to [-1, 1]",
+}
+_RESAMPLED = {"fft": "", "polyphase": ", polyphase", "linear": ", linear interpolation"}
+
+
 def _signal(modality: str, known: dict[str, Any]) -> str:
-    band = known.get("band")
+    signal = signal_of(modality, known, "preprocessing.json")
     steps = [
         f"cut a window of {known['min_s']:g} to {longest(known):g} s, a multiple of {known['multiple_s']:g} s"
     ]
-    if band:
-        kind = f"band-pass {band[0]:g}–{band[1]:g} Hz" if band[1] else f"high-pass {band[0]:g} Hz"
-        least = known.get("min_rate") or 2 * (band[1] or band[0])
-        steps.append(
-            f"{known.get('filter', 'butterworth')} {kind}, order {known['order']}, zero-phase, at the native "
-            f"rate ({'at least' if known.get('min_rate') else 'above'} {least:g} Hz)"
+    for step in signal.sequence:
+        if step == "filter":
+            steps += _filter(signal)
+        elif step == "resample":
+            steps.append(f"resample to {signal.rate:g} Hz{_RESAMPLED[signal.resample]}")
+        elif signal.normalise != "none":
+            steps.append(_SCALED[signal.normalise])
+    if signal.upright:
+        steps.insert(
+            len(steps) - (signal.normalise != "none"), "turn windows over whose QRS complexes point down"
         )
-    if known.get("notch"):
-        steps.append(f"in the same pass a notch at {known['notch']:g} Hz (Q 30)")
-    steps.append(f"resample to {known['rate']:g} Hz")
-    if known.get("upright"):
-        steps.append("turn windows over whose QRS complexes point down")
-    steps.append("nothing else: the network normalises")
+    steps.append("nothing else" + (": the network normalises" if signal.normalise == "none" else ""))
     unit, short = known.get("unit", "any"), SHORT[known["short"]]
     return (
         f"- **{modality}**, unit {unit}: {'; then '.join(steps)}. Shorter input is {short}; half a raw "
         "sample is forgiven, for windows that are no whole number of samples."
     )
+
+
+def _filter(signal: Signal) -> list[str]:
+    """The steps of the filter, in words."""
+    steps, band = [], signal.band
+    if band:
+        kind = f"band-pass {band[0]:g}–{band[1]:g} Hz" if band[1] else f"high-pass {band[0]:g} Hz"
+        least = signal.min_rate or 2 * (band[1] or band[0])
+        native = signal.sequence.index("filter") < signal.sequence.index("resample")
+        where = "at the native rate" if native else f"at {signal.rate:g} Hz; the native rate must be"
+        how = f"order {signal.order}, zero-phase"
+        if signal.filter == "chebyshev2":
+            how = f"order {signal.order}, {signal.attenuation:g} dB, zero-phase"
+        elif signal.filter == "fir":
+            phase = "zero-phase" if signal.phase == "zero" else "one pass, delayed by half its taps"
+            how = f"{signal.taps} taps, {signal.taper}, {phase}"
+        name = {"chebyshev2": "Chebyshev II", "fir": "FIR"}.get(signal.filter, signal.filter)
+        at_least = f"{'at least' if signal.min_rate else 'above'} {least:g} Hz"
+        steps.append(f"{name} {kind}, {how}, {where} {f'({at_least})' if native else at_least}")
+    if signal.notch:
+        steps.append(f"in the same pass a notch at {signal.notch:g} Hz (Q 30)")
+    if signal.smooth_s:
+        start = f" from {signal.smooth_from:g} Hz on" if signal.smooth_from else ""
+        steps.append(f"a moving average of {signal.smooth_s:g} s, forward and backward{start}")
+    if signal.baseline_s:
+        steps.append(f"subtract the running median of {signal.baseline_s:g} s")
+    return steps
 
 
 def _corpora(lineage: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import bundle, redact, storage
 from cluster.errors import PlethoraError
+from datasets import declared
 from datasets.windows import WindowSpec
 from pretrain import card, published
 from pretrain.checkpoint import flat
@@ -161,23 +162,17 @@ def write_bundle(
 
 
 def describe(encoder: Encoder) -> dict[str, dict[str, Any]]:
-    """The content of preprocessing.json: what the recipe requires of each modality, and how
-    `datasets.signal.prepare` does it.
+    """The content of preprocessing.json: what the recipe requires of each modality, in the words of
+    `datasets.declared`, and the lengths that its modes take. PlethoraError: nobody can do what it requires.
     """
     out = {}
     for mode in encoder.modes.values():
         for given in mode.inputs:
-            rate = given["rate"]
-            out[given["modality"]] = encoder.preprocessing[given["modality"]] | {
-                "filter": "butterworth",
-                "phase": "zero (sosfiltfilt)",
-                "resample": "fft",
-                "sequence": ["cut", "filter at the native rate", "resample"]
-                + ["turn upright"] * bool(encoder.preprocessing[given["modality"]].get("upright")),
-                "multiple_s": mode.step_samples / rate,
-                "max_s": mode.max_samples / rate,
-                "normalise": "in the model",  # bundle contract, version 1
-            }
+            modality, rate = given["modality"], given["rate"]
+            known = encoder.preprocessing[modality]
+            signal = declared.signal_of(modality, known, "preprocessing of the recipe's encoder")
+            lengths = {"multiple_s": mode.step_samples / rate, "max_s": mode.max_samples / rate}
+            out[modality] = known | declared.entry_of(signal) | lengths
     return out
 
 

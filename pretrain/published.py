@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.errors import PlethoraError
+from datasets import declared
 from datasets.signal import HALF
 from datasets.windows import Signal, WindowSpec
 from pretrain.recipe import Decoder, Encoder, Mode
@@ -70,18 +71,12 @@ def encoder(
     """The published encoder of `modes`, with the preprocessing of every signal that they take.
 
     short: how input shorter than ``min_samples`` is treated; unit: the unit that the network expects ("any"
-    if it normalises). Errors: PlethoraError when windows are normalised outside the network, or two modes
-    have different shortest lengths for one signal.
+    if it normalises). Errors: PlethoraError when two modes have different shortest lengths for one signal.
     """
     preprocessing: dict[str, dict[str, Any]] = {}
     for name, each in modes.items():
         for given in each.inputs:
             signal = signal_of(spec, given["modality"])
-            if signal.normalise != "none":
-                raise PlethoraError(
-                    f"WindowSpec: {signal.modality} has normalise = {signal.normalise!r}, but a published "
-                    'network takes samples that are only filtered: set "none" and normalise in the network'
-                )
             about = prepared(signal, each.min_samples / signal.rate, spec.window_s, short, unit)
             if preprocessing.setdefault(signal.modality, about) != about:
                 raise PlethoraError(
@@ -94,21 +89,9 @@ def encoder(
 def prepared(
     signal: Signal, min_s: float, window_s: float, short: Short = "reflect", unit: str = "any"
 ) -> dict[str, Any]:
-    """The part of preprocessing.json about one signal. Keys that mainly concern ECG are always present for an
-    ECG, and for other signals only if set."""
-    about: dict[str, Any] = {
-        "rate": signal.rate,
-        "band": None if signal.band is None else list(signal.band),
-        "order": signal.order,
-        "kind": "butterworth",
-        "window_s": window_s,
-        "min_s": min_s,
-        "short": short,
-        "normalise": "none",  # the network normalises
-        "unit": unit,
-    }
-    few = {"notch": signal.notch, "upright": signal.upright, "min_rate": signal.min_rate}
-    return about | {key: value for key, value in few.items() if value or signal.modality == "ecg"}
+    """The part of preprocessing.json about one signal: `declared.entry_of`, its lengths and its unit."""
+    lengths = {"window_s": window_s, "min_s": min_s, "short": short, "unit": unit}
+    return declared.entry_of(signal) | lengths
 
 
 def signal_of(spec: WindowSpec, modality: str) -> Signal:
@@ -136,9 +119,12 @@ def differences(found: Encoder, spec: WindowSpec) -> list[str]:
             pairs = {
                 f"rate of {name}": (given["rate"], signal.rate),
                 f"channels of {name}": (given["channels"], signal.channels),
-                "normalise": ("none", signal.normalise),
-            } | _filters(about, signal)
-            out += [f"{m}: {key} is {a}, in training {b}" for key, (a, b) in pairs.items() if a != b]
+            }
+            apart = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+            apart |= declared.differences(
+                declared.signal_of(m, about, "preprocessing of the recipe's encoder"), signal
+            )
+            out += [f"{m}: {key} is {a}, in training {b}" for key, (a, b) in apart.items()]
             if abs(about.get("min_s", 0) * signal.rate - each.min_samples) > HALF:
                 out.append(f"{m}: min_s is {about.get('min_s')}, {name} takes {each.min_samples} samples")
             window = round(spec.window_s * signal.rate) // each.step_samples * each.step_samples
@@ -146,21 +132,6 @@ def differences(found: Encoder, spec: WindowSpec) -> list[str]:
                 span = f"{each.min_samples} to {each.max_samples}"
                 out.append(f"{m}: {name} takes {span} samples, in training a window has {window}")
     return list(dict.fromkeys(out))
-
-
-def _filters(about: Mapping[str, Any], signal: Signal) -> dict[str, tuple[Any, Any]]:
-    """{key: (published, trained)} of a signal's preprocessing, both in the same form."""
-    band = about.get("band")
-    found: dict[str, tuple[Any, Any]] = {
-        "rate": (about.get("rate"), signal.rate),
-        "band": (band and tuple(band), signal.band),
-        "notch": (about.get("notch"), signal.notch),
-        "upright": (bool(about.get("upright")), signal.upright),
-        "min_rate": (about.get("min_rate") or 0.0, signal.min_rate),
-    }
-    if signal.band is not None:  # without a band there is no order
-        found["order"] = (about.get("order") or 2, signal.order)
-    return found
 
 
 def _input(signal: Signal) -> dict[str, Any]:

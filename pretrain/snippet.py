@@ -3,6 +3,9 @@
 import json
 from typing import Any
 
+from datasets.declared import entry_of, signal_of
+from datasets.signal import LATEST, Signal
+
 _SNIPPET = '''\
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from scipy import signal
 
 BUNDLE = Path(".")  # the folder that holds this README
 {constants}
-{upright}
+{functions}
 HALF = 0.5 + 1e-6  # of a sample is forgiven: 30 s at 124.945 Hz are 3748.35 samples
 
 
@@ -40,7 +43,7 @@ def prepare(raw, rate, want, seconds=None):
     top = band[1] or band[0] if band else want["rate"] / 2
     if not np.isfinite(x).all():
         raise ValueError("NaN or infinite samples: bridge or drop them first")
-    if not rate > 2 * top:
+    if rate < 2 * top or (band and rate == 2 * top):
         raise ValueError(f"{{rate}} Hz cannot hold the band up to {{top}} Hz")
     if rate < (want["min_rate"] or 0):
         raise ValueError(f"{{rate}} Hz is under the {{want['min_rate']}} Hz that are needed")
@@ -52,17 +55,7 @@ def prepare(raw, rate, want, seconds=None):
         x = np.pad(x, ((0, 0), (0, missing)), mode="reflect" if want["short"] == "reflect" else "wrap")
     else:  # the end that fills no whole step is cut
         x = x[:, : x.shape[-1] + missing]
-    sections = []  # zero-phase, at the native rate, before resampling
-    if band:
-        edges, kind = (band, "bandpass") if band[1] else (band[0], "highpass")
-        sections.append(signal.butter(want["order"], edges, btype=kind, fs=rate, output="sos"))
-    if want["notch"] and want["notch"] < rate / 2:
-        sections.append(signal.tf2sos(*signal.iirnotch(want["notch"], 30, fs=rate)))
-    if sections:
-        x = signal.sosfiltfilt(np.concatenate(sections), x, axis=-1)
-    n = count * round(want["multiple_s"] * want["rate"])
-    x = signal.resample(x, n, axis=-1) if n != x.shape[-1] else x
-{turned}    return x[:, None].astype(np.float32)
+{steps}    return x[:, None].astype(np.float32)
 
 
 {session}
@@ -100,6 +93,89 @@ _TURNED = """\
         x = upright(x, want["rate"])
 """
 
+# Butterworth and notch, then Fourier resampling; the network normalises
+_USUAL = """\
+    sections = []  # zero-phase, at the native rate, before resampling
+    if band:
+        edges, kind = (band, "bandpass") if band[1] else (band[0], "highpass")
+        sections.append(signal.butter(want["order"], edges, btype=kind, fs=rate, output="sos"))
+    if want["notch"] and want["notch"] < rate / 2:
+        sections.append(signal.tf2sos(*signal.iirnotch(want["notch"], 30, fs=rate)))
+    if sections:
+        x = signal.sosfiltfilt(np.concatenate(sections), x, axis=-1)
+    n = count * round(want["multiple_s"] * want["rate"])
+    x = signal.resample(x, n, axis=-1) if n != x.shape[-1] else x
+"""
+
+_IN_TURN = """\
+    n = count * round(want["multiple_s"] * want["rate"])
+    for step in want["sequence"]:
+        if step.startswith("filter"):
+            x = filtered(x, rate, want)
+        elif step == "resample":
+            x, rate = resampled(x, n, want["resample"]), want["rate"]
+        elif step == "turn upright":
+            x = upright(x, rate)
+        else:
+            x = normalised(x, want["normalise"])
+"""
+
+_FUNCTIONS = '''
+
+def filtered(x, rate, want):
+    """x (windows, samples) at `rate` Hz through the band, the moving average and the running median."""
+    n, band, sections = x.shape[-1], want["band"], []
+    edges, kind = (None, None) if not band else (band, "bandpass") if band[1] else (band[0], "highpass")
+    if band and want["filter"] == "fir":
+        taper = ("kaiser", want["beta"]) if want["taper"] == "kaiser" else want["taper"]
+        taps = signal.firwin(want["taps"], edges, pass_zero=kind, window=taper, fs=rate)
+        if want["phase"] == "delayed":  # by (taps - 1) / 2 samples
+            x = signal.lfilter(taps, 1, x, axis=-1)
+        else:
+            x = signal.filtfilt(taps, 1, x, axis=-1, padlen=min(3 * len(taps), n - 1))
+    elif band and want["filter"] == "chebyshev2":
+        order, attenuation = want["order"], want["attenuation"]
+        sections.append(signal.cheby2(order, attenuation, edges, btype=kind, fs=rate, output="sos"))
+    elif band:
+        sections.append(signal.butter(want["order"], edges, btype=kind, fs=rate, output="sos"))
+    if want["notch"] and want["notch"] < rate / 2:
+        sections.append(signal.tf2sos(*signal.iirnotch(want["notch"], 30, fs=rate)))
+    if sections:
+        x = signal.sosfiltfilt(np.concatenate(sections), x, axis=-1)
+    k = round(want["smooth_s"] * rate) if want["smooth_s"] and rate >= want["smooth_from"] else 1
+    if k > 1:
+        x = signal.filtfilt(np.full(k, 1 / k), 1, x, axis=-1, padlen=min(3 * k, n - 1))
+    if want["baseline_s"]:
+        k = int(want["baseline_s"] * rate) + 1
+        x = x - np.stack([signal.medfilt(row, k + 1 - k % 2) for row in x])
+    return x
+
+
+def resampled(x, n, how):
+    """x (windows, samples) as `n` samples of the same duration."""
+    m = x.shape[-1]
+    if n == m:
+        return x
+    if how == "polyphase":
+        return signal.resample_poly(x, n, m, axis=-1)
+    if how == "linear":
+        return np.stack([np.interp(np.arange(n) * (m / n), np.arange(m), row) for row in x])
+    return signal.resample(x, n, axis=-1)
+
+
+def normalised(x, how):
+    """x (windows, samples) of which each window is scaled; a constant one becomes zeros."""
+    if how == "none":
+        return x
+    if how == "zscore":
+        spread = x.std(axis=-1, keepdims=True)
+        return (x - x.mean(axis=-1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    low, high = x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+    span = np.where(high > low, high - low, 1)
+    return ((x - low) - (high - x)) / span if how == "minmax_signed" else (x - low) / span
+
+'''
+
 _TOGETHER = """\
     wants = {{{wants}}}
     samples = {{name: np.shape(raw[name])[-1] for name in wants}}
@@ -125,9 +201,13 @@ def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) ->
     """
     entry = config["modes"][mode]
     inputs = entry["inputs"]
-    keys = ("rate", "band", "order", "notch", "upright", "min_rate", "min_s", "multiple_s", "short")
     known = {i["name"]: preprocessing[i["modality"]] for i in inputs}
-    wanted = {n: {k: p.get(k) for k in keys} | {"max_s": longest(p)} for n, p in known.items()}
+    signals = {
+        i["name"]: signal_of(i["modality"], preprocessing[i["modality"]], "preprocessing.json")
+        for i in inputs
+    }
+    usual = all(s.fused and s.normalise == "none" for s in signals.values())
+    wanted = {n: _want(signals[n], p, usual) for n, p in known.items()}
     constants = "\n".join(f"{_constant(name)} = {_literal(want)}" for name, want in wanted.items())
     shapes = f"(windows, {entry['dim']}) float32"
     together = ""
@@ -152,14 +232,31 @@ def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) ->
     turns = any(want["upright"] for want in wanted.values())
     return _SNIPPET.format(
         constants=constants,
-        upright=_UPRIGHT if turns else "",
-        turned=_TURNED if turns else "",
+        functions=(_UPRIGHT if turns else "") + ("" if usual else _FUNCTIONS),
+        steps=_USUAL + (_TURNED if turns else "") if usual else _IN_TURN,
         session=f'SESSION = onnxruntime.InferenceSession(str(BUNDLE / "{entry["file"]}"))',
         short=" or ".join(sorted(SHORT[s] for s in shorts)),
         doc=doc,
         together=together,
         feed=feed,
     )
+
+
+def _want(signal: Signal, known: dict[str, Any], usual: bool) -> dict[str, Any]:
+    """What the code's `prepare` has to know of one input."""
+    want = {
+        "rate": signal.rate,
+        "band": None if signal.band is None else list(signal.band),
+        "order": signal.order,
+        "notch": signal.notch,
+        "upright": signal.upright,
+        "min_rate": signal.min_rate,
+    }
+    want |= {key: known.get(key) for key in ("min_s", "multiple_s", "short")} | {"max_s": longest(known)}
+    if usual:
+        return want
+    want |= {key: getattr(signal, key) for key in ("normalise", *LATEST)}
+    return want | {"sequence": [step for step in entry_of(signal)["sequence"] if step != "cut"]}
 
 
 def _constant(name: str) -> str:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from cluster import storage
 from cluster.config import Config
 from cluster.errors import PlethoraError
+from datasets import declared
+from datasets.signal import LATEST
 from datasets.windows import Signal, WindowSpec
 from pretrain import figures, published
 from pretrain.contrastive import Negatives, Scale, held_out, info_nce, metrics, unit
@@ -281,29 +283,34 @@ def open_teacher(uri: str, recipe: AnyPPG) -> nn.Module:
         raise PlethoraError(
             f"method.ecg_teacher = {uri} has no mode ecg (it has {', '.join(names)}): give an ECG encoder"
         )
-    wants = found.preprocessing["ecg"]
-    band = wants.get("band") or (None, None)
+    wants = declared.signal_of("ecg", found.preprocessing["ecg"], f"{uri}/preprocessing.json")
+    gives = recipe.config.signals()[1]
+    low, high = wants.band or (None, None)
     asked = {
-        "ecg_rate": wants.get("rate"),
-        "ecg_low": band[0],
-        "ecg_high": band[1],
-        "ecg_order": wants.get("order"),
-        "ecg_notch": wants.get("notch") or 0.0,
+        "ecg_rate": wants.rate,
+        "ecg_low": low,
+        "ecg_high": high,
+        "ecg_order": wants.order,
+        "ecg_notch": wants.notch or 0.0,
     }
     other = [f"{key} = {value}" for key, value in asked.items() if value != getattr(recipe.config, key)]
     if other:
         raise PlethoraError(f"the teacher {uri} takes other ECG than this run gives: set {', '.join(other)}")
-    if not wants.get("upright"):
+    if not wants.upright:
         raise PlethoraError(f"the teacher {uri} takes ECG as recorded, AnyPPG turns it upright: give another")
+    apart = declared.differences(wants, gives)
+    rest = [f"{key} {a}, not {b}" for key, (a, b) in apart.items() if key in ("normalise", *LATEST)]
+    if rest:
+        raise PlethoraError(f"the teacher {uri} takes ECG with {', '.join(rest)}: give another")
     teacher = open_trained(uri)[1].modes["ecg"]
-    samples, low, high = (
-        round(recipe.config.window_s * wants["rate"]),
+    samples, least, most = (
+        round(recipe.config.window_s * wants.rate),
         teacher.min_samples,
         teacher.max_samples,
     )
-    if not low <= samples <= high:
+    if not least <= samples <= most:
         raise PlethoraError(
-            f"the teacher {uri} takes {low} to {high} samples of ECG, a window has {samples}: "
+            f"the teacher {uri} takes {least} to {most} samples of ECG, a window has {samples}: "
             f"set method.window_s"
         )
     return teacher.module

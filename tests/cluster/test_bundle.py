@@ -201,7 +201,7 @@ def test_a_folder_outside_the_contract_is_not_published(
     ("change", "said"),
     [
         ({"kind": "optimizer"}, "`kind`"),
-        ({"version": 2}, "newer than ours"),
+        ({"version": 3}, "newer than ours"),
         ({"version": "1"}, "`version`"),
         ({"modes": {"ppg": {"file": "ppg.onnx", "inputs": [], "dim": 4}}}, r"`modes\.ppg\.inputs`"),
         ({"modes": {"ppg": {"file": "ppg.onnx", "dim": 4}}}, r"`modes\.ppg\.inputs` is missing"),

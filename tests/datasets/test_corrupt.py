@@ -123,11 +123,11 @@ def test_a_corpus_of_a_newer_version_is_one_line_that_says_what_to_do(corpus: Pa
 def test_a_bundle_of_a_newer_version_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     folder, uri = tmp_path / "made", str(tmp_path / "bundle")
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"version": 2, "kind": "hologram"}))
+    (folder / "config.json").write_text(json.dumps({"version": 3, "kind": "hologram"}))
     for name in ("preprocessing.json", "metrics.json", "lineage.json"):
         (folder / name).write_text("{}")
     bundle._publish(folder, ["config.json", "preprocessing.json", "metrics.json", "lineage.json"], uri)
     for read in (bundle.open, bundle.verify):
-        with pytest.raises(PlethoraError, match=r"bundle version 2 is newer than ours \(1\)") as caught:
+        with pytest.raises(PlethoraError, match=r"bundle version 3 is newer than ours \(2\)") as caught:
             read(uri)
         assert "\n" not in str(caught.value) and "update Plethora" in str(caught.value)

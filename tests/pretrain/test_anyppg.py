@@ -178,6 +178,9 @@ def test_a_jointly_trained_ecg_encoder_is_published_and_can_teach(tmp_path: Path
         recipe(ecg_teacher="s3://somewhere/bundle").modules()
     same = recipe(ecg_teacher="s3://somewhere/bundle", ecg_high=40.0, ecg_order=3, ecg_notch=0.0)
     assert same.modules()["pair"].ecg is None
+    Opened.preprocessing = {"ecg": taken | {"filter": "chebyshev2", "attenuation": 20.0}}
+    with pytest.raises(PlethoraError, match=r"ECG with filter chebyshev2, not butterworth, attenuation 20"):
+        recipe(ecg_teacher="s3://somewhere/bundle").modules()
     Opened.config["modes"] = {"ppg": None}  # as of an imported PPG encoder, which has no ECG weights
     with pytest.raises(PlethoraError, match=r"has no mode ecg \(it has ppg\)"):
         recipe(ecg_teacher="s3://somewhere/bundle").modules()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +16,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from datasets.schema import row_schema
+from datasets.signal import Signal
+from datasets.signal import prepare as ours
 from datasets.windows import WindowSpec, empty, extract, grid, lasts
 from finetune.encoders.bundle import BundleEncoder
 from pretrain import card
 from pretrain.export import export_onnx
+from pretrain.published import prepared
+from tests.datasets.test_published_filters import ECGFOUNDER, FIR, PAPAGEI, PULSEPPG
 from tests.finetune import tiny
 
 # onnxruntime declares more; it runs without, as long as nobody imports its tools
@@ -223,8 +228,6 @@ def test_no_windows_give_no_vectors_in_the_cards_code_too(tmp_path: Path) -> Non
 @pytest.mark.parametrize("rate", [125, 250, 500])
 def test_the_cards_ecg_code_filters_and_turns_as_ours_does(rate: int) -> None:
     """High-pass, notch and inversion, of a mode that asks for them."""
-    from datasets.signal import Signal, prepare
-    from pretrain.published import prepared
     from pretrain.recipes.anyppg import AnyPPGConfig
 
     wanted = AnyPPGConfig().signals()[1]
@@ -241,7 +244,7 @@ def test_the_cards_ecg_code_filters_and_turns_as_ours_does(rate: int) -> None:
     signal = Signal(
         **{k: getattr(wanted, k) for k in ("modality", "rate", "band", "order", "notch", "upright")}
     )
-    expected = prepare(40 * x[:, None] + 900, rate, signal)
+    expected = ours(40 * x[:, None] + 900, rate, signal)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     middle = slice(1000, 3000)  # at the ends filters start
     at = np.interp(np.arange(4000) / 500, t, beats)[middle]
@@ -250,3 +253,91 @@ def test_the_cards_ecg_code_filters_and_turns_as_ours_does(rate: int) -> None:
         names["prepare"](x, 100, names["ECG"])
     assert "high-pass 0.5 Hz, order 5" in card._signal("ecg", known)
     assert "notch at 50 Hz" in card._signal("ecg", known)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "papagei": PAPAGEI,
+    "ecgfounder": ECGFOUNDER | {"upright": True},
+    "pulseppg": PULSEPPG,
+    "fir": FIR | {"normalise": "minmax"},
+    "delayed fir": FIR | {"taper": "kaiser", "beta": 5.0, "phase": "delayed", "normalise": "minmax_signed"},
+    "high-pass fir": FIR | {"band": (0.5, None), "taper": "blackman"},
+    "chebyshev high-pass": {
+        "rate": 100.0,
+        "band": (0.4, None),
+        "filter": "chebyshev2",
+        "order": 3,
+        "attenuation": 40.0,
+        "notch": 50.0,
+    },
+    "resampled first": {"rate": 50.0, "band": (0.5, 8.0), "sequence": ("resample", "filter", "normalise")},
+    "normalised first": {
+        "rate": 50.0,
+        "band": (0.5, 8.0),
+        "normalise": "zscore",
+        "sequence": ("normalise", "filter", "resample"),
+    },
+    "scaled outside": {"rate": 50.0, "band": (0.5, 8.0), "normalise": "zscore"},
+}
+
+
+@pytest.mark.parametrize("rate", [64.0, 125.0, 250.0])
+def test_the_cards_code_alone_prepares_every_declared_kind_as_ours_does(
+    bare: dict[str, str], tmp_path: Path, rate: float
+) -> None:
+    made = {name: Signal(modality="ecg", **told) for name, told in KINDS.items()}
+    signals = {name: s for name, s in made.items() if s.band is None or rate > 2 * max(filter(None, s.band))}
+    x = np.random.default_rng(0).normal(size=(2, round(10 * rate))).cumsum(-1) + 1000
+    np.save(tmp_path / "raw.npy", x)
+    code = ""
+    for name, signal in signals.items():
+        known = prepared(signal, 1.0, 10.0) | {"multiple_s": 1.0, "max_s": 10.0}
+        inputs = [{"name": "ecg", "modality": "ecg", "rate": signal.rate, "channels": 1}]
+        block = card.snippet(
+            "ecg", {"modes": {"ecg": {"file": "e", "inputs": inputs, "dim": 8}}}, {"ecg": known}
+        )
+        code += block[: block.index("SESSION =")]
+        code += f"np.save('{name}.npy', prepare(np.load('raw.npy'), {rate}, ECG))\n"
+    done = run(code, tmp_path, bare)
+    assert done.returncode == 0, done.stderr
+    for name, signal in signals.items():
+        want = ours(x[:, None], rate, signal)
+        got = np.load(tmp_path / f"{name}.npy")
+        assert got.shape == want.shape and got.dtype == want.dtype
+        span = np.ptp(want.astype(float), axis=-1, keepdims=True)
+        assert (np.abs(got.astype(float) - want) <= 1e-6 * span).all(), name  # float32's last places
+
+
+def test_the_card_of_two_inputs_prepares_each_in_its_own_way() -> None:
+    ways = {
+        "ppg": Signal(modality="ppg", **PAPAGEI),
+        "ecg": Signal(modality="ecg", rate=125.0, band=(0.5, 40.0)),
+    }
+    known = {m: prepared(s, 1.0, 10.0) | {"multiple_s": 1.0, "max_s": 10.0} for m, s in ways.items()}
+    inputs = [{"name": m, "modality": m, "rate": 125.0, "channels": 1} for m in ways]
+    code = card.snippet("both", {"modes": {"both": {"file": "b", "inputs": inputs, "dim": 8}}}, known)
+    names: dict = {}
+    exec(code[: code.index("SESSION =")], names)
+    x = np.random.default_rng(0).normal(size=(2, 2500)).cumsum(-1)
+    for m, signal in ways.items():
+        want = ours(x[:, None], 250.0, signal)
+        got = names["prepare"](x, 250.0, names[m.upper()])
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_the_card_says_in_words_what_is_declared() -> None:
+    def said(told: dict[str, Any]) -> str:
+        known = prepared(Signal(modality="ppg", **told), 1.0, 10.0) | {"multiple_s": 1.0, "max_s": 10.0}
+        return card._signal("ppg", known)
+
+    assert (
+        "Chebyshev II band-pass 0.5–12 Hz, order 4, 20 dB, zero-phase, at the native rate "  # noqa: RUF001
+        "(above 24 Hz); then a moving average of 0.05 s, forward and backward from 75 Hz on; then resample "
+        "to 125 Hz, polyphase; then nothing else: the network normalises"
+    ) in said(PAPAGEI)
+    assert "subtract the running median of 0.4 s" in said(ECGFOUNDER)
+    assert "then scale each window to mean 0 and standard deviation 1; then nothing else." in said(ECGFOUNDER)
+    assert "FIR band-pass 0.5–8 Hz, 101 taps, hamming, zero-phase" in said(FIR)  # noqa: RUF001
+    assert "one pass, delayed by half its taps" in said(FIR | {"phase": "delayed"})
+    first = said(KINDS["resampled first"])
+    assert first.index("resample to 50 Hz") < first.index("butterworth") and "at 50 Hz; the native" in first

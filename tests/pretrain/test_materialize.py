@@ -17,6 +17,7 @@ from cluster.errors import PlethoraError
 from datasets import prepared, stream
 from datasets.windows import Signal, WindowSpec
 from pretrain import driver
+from pretrain.config import RunConfig
 from pretrain.data import open_data, where_prepared
 from pretrain.materialize import materialize
 from pretrain.recipe import build
@@ -49,6 +50,18 @@ def test_the_weights_are_bitwise_those_of_a_run_from_raw(both, home) -> None:
 
 def test_every_block_is_that_of_the_raw_stream(both) -> None:
     raw, ready, told = both
+    same_blocks(raw, ready)
+    assert told["corpora"][0]["windows"] > 0
+
+
+def test_filters_that_only_hosts_run_are_materialised_too(ray_session: Any, home: Path) -> None:
+    recipe = {"recipe": "tests.pretrain.toy:Declared", "workers": 1, "steps": 4}
+    raw = run(home, "declared", **recipe)
+    materialize(raw)
+    same_blocks(raw, raw.model_copy(update={"stream": raw.stream.model_copy(update={"materialised": True})}))
+
+
+def same_blocks(raw: RunConfig, ready: RunConfig) -> None:
     streams = []
     for one in (raw, ready):
         one = driver.located(one)
@@ -56,13 +69,12 @@ def test_every_block_is_that_of_the_raw_stream(both) -> None:
         plan, shelves = data.plan(0, 2)
         reader = stream.Reader(plan, 1, shelves, data.spec)
         streams.append([reader.read(number) for number in range(plan.count())])
-        assert (shelves[0].prepared is None) == (one is not ready and not one.stream.materialised)
+        assert (shelves[0].prepared is not None) == one.stream.materialised
     assert len(streams[0]) == len(streams[1]) > 0
     for a, b in zip(*streams, strict=True):
         assert a.keys() == b.keys()
         for name, values in a.items():
             np.testing.assert_array_equal(values, b[name], err_msg=name)
-    assert told["corpora"][0]["windows"] > 0
 
 
 def test_training_on_what_was_not_materialised_is_refused_with_the_command(both) -> None:

@@ -15,7 +15,7 @@ from pretrain import published
 from pretrain import recipe as contract
 from pretrain.config import RunConfig
 from pretrain.export import export_onnx, take_no_rows
-from pretrain.publish import Trained, publish
+from pretrain.publish import Trained, describe, publish
 from pretrain.recipes.sigma import Masked
 from tests.pretrain.kit import Trainer, batch
 from tests.pretrain.recipes import RECIPES
@@ -136,15 +136,20 @@ def test_rate_band_and_lengths_come_from_the_windows():
     common = {
         "rate": 50.0,
         "kind": "butterworth",
+        "filter": "butterworth",
+        "phase": "zero (sosfiltfilt)",
+        "resample": "fft",
+        "sequence": ["cut", "filter at the native rate", "resample"],
         "window_s": 10.0,
         "min_s": 2.0,
         "short": "reflect",
-        "normalise": "none",
+        "normalise": "in the model",
         "unit": "any",
     }
+    turned = {"sequence": [*common["sequence"], "turn upright"], "upright": True}
     assert found.preprocessing == {
         "ppg": common | {"band": [0.5, 8.0], "order": 2},
-        "ecg": common | {"band": [0.5, None], "order": 5, "notch": 60.0, "upright": True, "min_rate": 125.0},
+        "ecg": common | {"band": [0.5, None], "order": 5, "notch": 60.0, "min_rate": 125.0} | turned,
     }
     assert described(short="refuse", unit="mV").preprocessing["ecg"]["unit"] == "mV"
 
@@ -166,6 +171,12 @@ def test_a_notch_on_a_pulse_wave_is_published_too():
         ({"min_rate": 100.0}, "ppg: min_rate is 0.0, in training 100.0"),
         ({"channels": 2}, "ppg: channels of ppg is 1, in training 2"),
         ({"normalise": "zscore"}, "ppg: normalise is none, in training zscore"),
+        ({"smooth_s": 0.05}, "ppg: smooth_s is None, in training 0.05"),
+        ({"resample": "linear"}, "ppg: resample is fft, in training linear"),
+        (
+            {"filter": "chebyshev2", "attenuation": 20.0},
+            "ppg: filter is butterworth, in training chebyshev2",
+        ),
         ({"rate": 40.0}, "ppg: rate is 50.0, in training 40.0"),
         ({"modality": "abp"}, "ppg takes ppg, but no window holds it"),
     ],
@@ -188,10 +199,35 @@ def test_lengths_that_no_window_has_and_a_shortest_one_typed_again_are_told():
     assert "ppg+ecg takes ecg, but preprocessing does not describe it" in published.differences(again, SPEC)
 
 
-def test_what_the_bundle_contract_does_not_allow_is_refused():
+def test_windows_normalised_outside_the_network_are_published_as_such():
     outside = SPEC.model_copy(update={"signals": (PPG.model_copy(update={"normalise": "zscore"}), ECG)})
-    with pytest.raises(PlethoraError, match=r"ppg has normalise = 'zscore'.*in the network"):
-        described(outside)
+    found = described(outside)
+    assert found.preprocessing["ppg"]["normalise"] == "zscore"
+    assert found.preprocessing["ppg"]["sequence"][-1] == "normalise"
+    assert found.preprocessing["ecg"]["normalise"] == "in the model"
+    assert published.differences(found, outside) == []
+    assert describe(found)["ppg"]["normalise"] == "zscore"
+
+
+def test_what_a_recipe_wrote_by_hand_is_completed_or_refused_by_name():
+    by_hand = described()
+    by_hand.preprocessing["ppg"] = {
+        "rate": 50.0,
+        "band": [0.5, 8.0],
+        "order": 2,
+        "window_s": 10.0,
+        "min_s": 2.0,
+    }
+    told = describe(by_hand)["ppg"]
+    assert (told["filter"], told["phase"], told["max_s"]) == ("butterworth", "zero (sosfiltfilt)", 9.6)
+    by_hand.preprocessing["ppg"]["filtre"] = "fir"
+    with pytest.raises(
+        PlethoraError, match=r"the recipe's encoder, ppg: unknown key `filtre`: did you mean `fil"
+    ):
+        describe(by_hand)
+
+
+def test_what_the_bundle_contract_does_not_allow_is_refused():
     mixed = SPEC.model_copy(update={"signals": (PPG, ECG.model_copy(update={"rate": 250.0}))})
     with pytest.raises(PlethoraError, match="ppg has 50 Hz, ecg has 250 Hz"):
         described(mixed)
@@ -218,3 +254,32 @@ def test_a_run_whose_recipe_describes_another_band_publishes_nothing(tmp_path):
     with pytest.raises(PlethoraError, match=r"narrow:Narrow .*ppg: band is \(0.5, 4.0\), in training None"):
         publish(run, recipe, trained)
     assert not (tmp_path / "x" / "bundle").exists()
+
+
+# ---------------------------------------------------------------- preprocessing in a run file
+
+
+class Given(Toy):
+    """A recipe whose run file states the signal."""
+
+    class Config(ToyConfig):
+        signal: Signal
+
+
+def test_a_run_file_may_state_all_of_a_signals_preprocessing(monkeypatch):
+    monkeypatch.setattr(contract, "load", lambda name: Given)
+    fir = {"modality": "ppg", "rate": 50.0, "band": [0.5, 8.0], "filter": "fir", "taps": 101}
+    made = contract.build("x:Given", {"signal": fir | {"resample": "polyphase"}}, 0)
+    assert made.config.signal == Signal(**fir, resample="polyphase")
+    for change, says in (
+        ({"taps": 100}, r"^\[method\]: `signal`: ppg: taps must be odd"),
+        (
+            {"sequence": ["resample", "filter", "normalise"], "band": [0.5, 30.0]},
+            "30 Hz does not fit a signal of 50",
+        ),
+        ({"tapps": 5}, "unknown key `signal.tapps`, the nearest known one is `signal.taps`"),
+        ({"filter": "bessel"}, r"`signal.filter`: input should be 'butterworth', 'chebyshev2' or 'fir'"),
+    ):
+        with pytest.raises(PlethoraError, match=says) as told:
+            contract.build("x:Given", {"signal": fir | change}, 0)
+        assert "\n" not in str(told.value)

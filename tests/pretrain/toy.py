@@ -103,3 +103,21 @@ class Toy:
         return Encoder(
             {"ppg": mode}, "encoder", {"ppg": about | {"short": "refuse", "normalise": "none", "unit": "any"}}
         )
+
+
+class Declared(Toy):
+    """Its windows take steps that only hosts do."""
+
+    def windows(self) -> WindowSpec:
+        given = Signal(
+            modality="ppg",
+            rate=5.0,
+            band=(0.2, 2.0),
+            filter="chebyshev2",
+            order=4,
+            attenuation=20.0,
+            smooth_s=0.3,
+            resample="polyphase",
+            normalise="zscore",
+        )
+        return WindowSpec(signals=(given,), window_s=10.0)
