@@ -8,6 +8,7 @@ import numpy as np
 
 from cluster.contract import Input
 from cluster.errors import PlethoraError
+from datasets.declared import signal_of
 from datasets.schema import Corpus
 from datasets.signal import HALF, Signal, length, prepare
 
@@ -36,7 +37,10 @@ class Encoder(ABC):
         missing = [m for m in self.modalities if m not in preprocessing]
         if missing:
             raise PlethoraError(f"{uri}: its preprocessing says nothing about {missing[0]}: publish it again")
-        self.signals = tuple(signal_of(uri, i, preprocessing[i.modality]) for i in self.inputs)
+        where = f"{uri}: preprocessing"
+        self.signals = tuple(
+            signal_of(i.modality, preprocessing[i.modality], where, i.channels) for i in self.inputs
+        )
         if len({s.rate for s in self.signals}) > 1:
             raise PlethoraError(
                 f"mode {mode!r} of {uri} takes inputs of different rates, so no single length fits: "
@@ -249,26 +253,6 @@ class Encoder(ABC):
                 "use longer ones"
             )
         return int(np.ceil(window_s / self.max_s - 1e-6))
-
-
-def signal_of(uri: str, given: Input, known: Mapping[str, Any]) -> Signal:
-    """How an input is prepared, as its entry of the preprocessing declares."""
-    if known.get("normalise", "none") not in ("none", "in the model"):
-        raise PlethoraError(
-            f"{uri}: preprocessing.json requires normalisation ({known['normalise']}) outside the "
-            "network, which the bundle contract does not allow: publish it again"
-        )
-    band = known.get("band")
-    return Signal(
-        modality=given.modality,
-        rate=float(known["rate"]),
-        channels=given.channels,
-        band=None if band is None else (float(band[0]), None if band[1] is None else float(band[1])),
-        order=int(known.get("order") or 2),
-        notch=known.get("notch"),
-        upright=bool(known.get("upright")),
-        min_rate=float(known.get("min_rate") or 0),
-    )
 
 
 def finite(vectors: np.ndarray, who: str) -> np.ndarray:

@@ -132,11 +132,19 @@ def test_vectors_do_not_depend_on_the_batch_and_equal_torch(encoder: BundleEncod
     np.testing.assert_allclose(together[70:71], encoder(x[70:71]), atol=1e-5)
 
 
-def test_a_bundle_that_leaves_normalisation_to_the_reader_breaks_the_contract(tmp_path: Path) -> None:
-    told = {"ppg": tiny.PREPROCESSING["ppg"] | {"normalise": "zscore"}}
+def test_a_bundles_declared_preprocessing_is_done_and_an_unknown_key_is_named(tmp_path: Path) -> None:
+    more = {"normalise": "zscore", "filter": "chebyshev2", "attenuation": 20.0, "order": 4, "smooth_s": 0.05}
+    told = {"ppg": tiny.PREPROCESSING["ppg"] | more | {"resample": "polyphase"}}
     uri = tiny.make_bundle(tmp_path / "files", str(tmp_path / "bundle"), preprocessing=told)
-    with pytest.raises(PlethoraError, match=r"normalisation \(zscore\) outside the network"):
-        BundleEncoder(uri)
+    x = raw(2, 10, 125)
+    sos = signal.cheby2(4, 20, [0.5, 8], "bandpass", fs=125, output="sos")
+    y = signal.filtfilt(np.full(6, 1 / 6), 1, signal.sosfiltfilt(sos, x, axis=-1), axis=-1)
+    y = signal.resample_poly(y, 2, 5, axis=-1)
+    y = (y - y.mean(-1, keepdims=True)) / y.std(-1, keepdims=True)
+    np.testing.assert_allclose(BundleEncoder(uri).prepare(x, 125), y, atol=1e-5)
+    wrong = {"ppg": told["ppg"] | {"wavelet": "db4"}}
+    with pytest.raises(PlethoraError, match="ppg: unknown key `wavelet`: known are rate, band"):
+        tiny.make_bundle(tmp_path / "other", str(tmp_path / "wrong"), preprocessing=wrong)
 
 
 def test_an_unknown_mode_names_those_that_are_there(bundle: str) -> None:

@@ -255,7 +255,7 @@ def test_a_module_is_imported_once_the_environment_names_its_package(
         (forty_terabytes, "does not run"),
         (
             lambda: graph([mean(), helper.make_node("Identity", ["m"], ["embedding"])], []),
-            "config.json states 24",
+            "it states 24",
         ),
     ],
     ids=[
