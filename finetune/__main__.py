@@ -44,7 +44,7 @@ def parser() -> Parser:
     for name, (about, add) in COMMANDS.items():
         aliases = ["tune"] if name == "vision" else []
         one = commands.add_parser(name, help=about, description=about, aliases=aliases)
-        one.set_defaults(module=name)
+        one.set_defaults(module=name.replace("-", "_"))
         one.add_argument("--json", action="store_true", help="results as one JSON line at the end")
         add(one)
     return top
@@ -135,6 +135,18 @@ def _images(one: Parser) -> None:
     one.add_argument("--seed", type=int, default=0, help="of the draw of windows (default 0)")
 
 
+def _import_vision(one: Parser) -> None:
+    one.add_argument("file", metavar="FILE.onnx", help="a graph with a DINOv2-shaped ViT")
+    one.add_argument(
+        "--as", required=True, dest="name", metavar="NAME", help="timm's name: vit_small_patch14_dinov2"
+    )
+    one.add_argument("--out", required=True, metavar="DIR", help="model.safetensors and origin.json go here")
+    _sets(one, "an option of timm's model, for sizes of your own: embed_dim=96")
+    for name in ("licence", "origin"):
+        about = f"{name} of the weights, as their publisher states it (default: not stated)"
+        one.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="TEXT", help=about)
+
+
 def _embed(one: Parser) -> None:
     one.add_argument("--bundle", required=True, metavar="ENCODER", help=ENCODER)
     one.add_argument(
@@ -210,6 +222,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "priors": ("what SIGMA's priors and masks make of two classes of windows", _priors),
     "vision": ("train on labels: images of PPG, or an encoder under an MLP", _vision),
     "images": ("a picture of what a vision backbone sees of real windows", _images),
+    "import-vision": ("a ViT in an ONNX file as weights for `vision`", _import_vision),
     "embed": ("one vector a window, as Parquet", _embed),
     "reconstruct": ("one signal from another, beside the true one", _reconstruct),
     "compress": ("an int8 bundle and a distilled student, and what they lose", _compress),

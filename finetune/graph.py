@@ -11,21 +11,21 @@ from cluster.errors import PlethoraError
 
 
 class Graph:
-    """The model at `path`, called `where` in messages. Its file is a stranger's: it cannot read beside itself
-    (onnxruntime refuses weights outside the model's folder, and a bundle holds no such files), runs no code
-    of its own, and what it asks for in vain (an operator, more memory than there is) is a PlethoraError.
+    """The model at `path`, or its bytes, called `where` in messages. It is a stranger's: it cannot read
+    beside itself (onnxruntime refuses weights outside the model's folder, and a bundle holds no such files),
+    runs no code of its own, and what it asks for in vain (an operator, more memory than there is) is a
+    PlethoraError.
     """
 
-    def __init__(self, path: Path, where: str, threads: int = 0) -> None:
+    def __init__(self, path: Path | bytes, where: str, threads: int = 0) -> None:
         import onnxruntime
 
         self.where = where
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            model = path if isinstance(path, bytes) else str(path)
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a class of its own for each kind of failure
             if "External data path does not exist" in str(error):
                 raise PlethoraError(

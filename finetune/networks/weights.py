@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cluster.errors import PlethoraError
+from finetune.networks import origin
 from pretrain.importing import checkpoint
 
 LEFT_OUT = ("head", "fc_norm.", "attn_pool.", "classifier", "mask_token")  # what no token passes through
@@ -67,7 +68,10 @@ def fill(vit: nn.Module, name: str, weights: str, seed: int) -> Base:
     else:
         path, source = weights, f"file: {weights}"
     load(vit, name, path)
-    return Base(name, source, checkpoint.digest(path), *tone)
+    digest = checkpoint.digest(path)
+    if known := origin.beside(path, digest):
+        source += f" ({known.line()})"
+    return Base(name, source, digest, *tone)
 
 
 def fetched(name: str, about: dict[str, Any]) -> tuple[str, str]:
@@ -108,13 +112,18 @@ def fetched(name: str, about: dict[str, Any]) -> tuple[str, str]:
 def load(vit: nn.Module, name: str, path: str) -> None:
     """Loads the state dict of a local file into `vit`. Raises PlethoraError unless it holds every
     parameter of the model and nothing of another model."""
-    state = checkpoint.read(path)
+    state, other = checkpoint.read(path), f"{path} holds no weights of {name}"
     convert = getattr(sys.modules[type(vit).__module__], "checkpoint_filter_fn", None)
-    other = f"{path} holds no weights of {name}"
     try:
         state = convert(state, vit) if convert else state
     except Exception as error:
         raise PlethoraError(f"{other}: {type(error).__name__}: {error}") from None
+    put(vit, state, other, "name the model that it is of in backbone.name")
+
+
+def put(vit: nn.Module, state: dict[str, Tensor], other: str, remedy: str) -> None:
+    """Loads `state` into `vit`, strictly. PlethoraError "<other>: it lacks …; <remedy>" unless it holds every
+    parameter of the model and nothing of another model."""
     wanted = vit.state_dict()
     if "norm.weight" in wanted and "norm.weight" not in state:  # models that average tokens, then normalise
         state |= {k.removeprefix("fc_"): v for k, v in state.items() if k.startswith("fc_norm.")}
@@ -124,10 +133,9 @@ def load(vit: nn.Module, name: str, path: str) -> None:
     for what, names in (("lacks", missing), ("has besides", strange), ("has in another shape", shape)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise PlethoraError(
-                f"{other}: it {what} {', '.join(names[:3])}{more}; name the model that "
-                "it is of in backbone.name"
-            )
+            raise PlethoraError(f"{other}: it {what} {', '.join(names[:3])}{more}; {remedy}")
+    if any(tensor.is_meta for tensor in wanted.values()):
+        return  # the driver counts parameters without memory: there is nothing to fill
     vit.load_state_dict({k: v for k, v in state.items() if k in wanted})
 
 

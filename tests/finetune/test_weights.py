@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from cluster.errors import PlethoraError
 from finetune.networks import weights
 from finetune.networks.backbone import Backbone, BackboneConfig, create
+from pretrain.recipe import build
 
 TINY = "vit_tiny_patch16_224"
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 2}
@@ -65,6 +66,17 @@ def test_a_file_fills_every_weight_and_is_recorded_by_its_hash(suffix, tmp_path,
     assert found.base.source == f"file: {path}"
     assert found.base.hash == hashlib.sha256(path.read_bytes()).hexdigest()
     assert "no image" not in found.base.line()
+
+
+def test_counting_the_parameters_of_a_run_fills_nothing_and_warns_of_nothing(file, recwarn):
+    """The driver builds the networks on torch's meta device, where each weight that is read would warn."""
+    table = {"weights": str(file), "name": TINY, "options": SMALL}
+    for mode in ("probe", "lora", "full"):
+        recipe = build("finetune.supervised:Vision", {"tasks": ["sbp"], "mode": mode, "backbone": table}, 0)
+        with torch.device("meta"):
+            net = recipe.modules()["net"]
+        assert all(p.is_meta for p in net.parameters())
+    assert not [str(warning.message) for warning in recwarn if warning.category is UserWarning]
 
 
 def test_a_file_of_another_model_is_refused_by_what_differs(tmp_path, file):
