@@ -19,7 +19,8 @@ from finetune.encoders.port import PortEncoder, code_of
 CLASS = re.compile(r"(?P<module>[^?#:]+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?:\?(?P<arguments>.*))?")
 ADDRESS = (
     "a bundle (BUNDLE or BUNDLE#MODE), a class (FILE.py:Class or module:Class, ?key=value for its "
-    "arguments), an ONNX file beside its preprocessing.json, or a Hugging Face model folder that holds one"
+    "arguments), an ONNX file beside its preprocessing.json, a Hugging Face model folder that holds one, or "
+    "a vision backbone (vision:NAME?image=stft&weights=PATH)"
 )
 
 
@@ -29,6 +30,11 @@ def opened(address: str, mode: str | None = None, threads: int = 0) -> Encoder:
 
     Raises PlethoraError for an address that leads nowhere and for an encoder outside its contract.
     """
+    if address.startswith("vision:"):  # before classes, whose form it has
+        from finetune.encoders.vision import VisionPort
+
+        vision = VisionPort(address)
+        return PortEncoder(address, vision, vision.files)
     found = CLASS.fullmatch(address)
     if found:
         return _class(address, found["module"], found["name"], found["arguments"] or "")

@@ -134,7 +134,7 @@ class VisionNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone = Backbone(config.backbone, seed)
-            self.sizes = self._sizes()
+            self.sizes = sizes(self.backbone, config.imaging)
             dim = self.backbone.dim
             self.pool = AttentionPool(dim)
             # the paper's open question 1: which image to heed is learned, by a score for each
@@ -226,20 +226,23 @@ class VisionNet(nn.Module):
         if self.config.mode == "lora":
             adapters.merge(self.backbone.vit)
 
-    def _sizes(self) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
-        c = self.config.imaging
-        found: list[tuple[str, tuple[int, int], tuple[int, int]]] = []
-        for name, size in zip(c.transforms, checked(c, c.samples), strict=True):
-            fitted = self.backbone.fitted(*size)
-            patches = fitted[0] // self.backbone.patch[0] * (fitted[1] // self.backbone.patch[1])
-            if patches > MAX_PATCHES:
-                more = "stride" if name == "recurrence" else "hop"
-                raise PlethoraError(
-                    f"[imaging] {name} images of {size[0]} x {size[1]} make {patches:,} patches, more than "
-                    f"{MAX_PATCHES:,}: raise {more} (now {getattr(c, more)}) or take shorter windows"
-                )
-            found.append((name, size, fitted))
-        return found
+
+def sizes(backbone: Backbone, c: Imaging) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
+    """(transform, (H, W) of its images of whole windows, (H, W) that the backbone sees). PlethoraError: so
+    large that they make more than MAX_PATCHES.
+    """
+    found: list[tuple[str, tuple[int, int], tuple[int, int]]] = []
+    for name, size in zip(c.transforms, checked(c, c.samples), strict=True):
+        fitted = backbone.fitted(*size)
+        patches = fitted[0] // backbone.patch[0] * (fitted[1] // backbone.patch[1])
+        if patches > MAX_PATCHES:
+            more = "stride" if name == "recurrence" else "hop"
+            raise PlethoraError(
+                f"[imaging] {name} images of {size[0]} x {size[1]} make {patches:,} patches, more than "
+                f"{MAX_PATCHES:,}: raise {more} (now {getattr(c, more)}) or take shorter windows"
+            )
+        found.append((name, size, fitted))
+    return found
 
 
 def _head(dim: int, columns: int, c: HeadConfig) -> nn.Sequential:
