@@ -54,7 +54,7 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
         if module.startswith("tests."):
             assert importlib.util.find_spec(module), f"{page.name}: no module {module}"
             continue
-        verb = rest[:1] if rest and re.fullmatch(r"[a-z]+", rest[0]) else []
+        verb = rest[:1] if rest and re.fullmatch(r"[a-z][a-z-]*", rest[0]) else []
         if verb == [COMMAND_TO_WRITE]:
             continue
         known = help_of(module, *verb)
