@@ -4,6 +4,7 @@ out. With it, every table warns that its figures may flatter.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -111,5 +112,8 @@ def _lineage(bundle: Pretrained, done: set[str]) -> list[tuple[dict | None, str]
         try:
             entries += _lineage(bundles.open(uri), done)
         except PlethoraError as error:
-            entries.append((None, f"parent bundle {uri} cannot be read ({error})"))
+            problem = f"parent bundle {uri} cannot be read ({error})"
+            if Path(uri).is_file():  # of imported weights
+                problem = f"the weights file {uri} names no corpus"
+            entries.append((None, problem))
     return entries

@@ -151,6 +151,12 @@ def test_overlap_follows_parents_and_is_unknown_where_one_cannot_be_read(corpus:
     assert (seen.kind, seen.subjects) == ("unknown", frozenset(people[2:3]))
     assert "cannot be read" in seen.why[0]
 
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"")
+    child = tiny.lineage(found.manifest, people[2:3]) | {"parents": [{"uri": str(weights), "hash": ""}]}
+    seen = seen_by_pretraining(bundles.open(other(tmp_path, "of-weights", child)), found)
+    assert seen.kind == "unknown" and seen.why == (f"the weights file {weights} names no corpus",)
+
 
 def test_other_keys_and_unpublished_ids_make_the_overlap_unknown(corpus: str, tmp_path: Path) -> None:
     found = open_corpus(corpus)
