@@ -16,7 +16,8 @@ from cluster import redact, storage
 from cluster.errors import PlethoraError
 from datasets.ledger import expected
 from datasets.stream import Actors, batches
-from pretrain import checkpoint
+from datasets.windows import WindowSpec
+from pretrain import checkpoint, published
 from pretrain.config import RunConfig
 from pretrain.data import open_data
 from pretrain.engine import Engine, wrap
@@ -63,6 +64,16 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(ended)}
 
 
+def _check_description(name: str, recipe: Recipe, modules: Mapping[str, nn.Module], spec: WindowSpec) -> None:
+    """Ended: the bundle would describe other input than the recipe trains on; told before the first step."""
+    with torch.random.fork_rng(devices=[]):  # training draws as it would without this check
+        found = recipe.encoder(modules)
+    try:
+        published.check(name, found, spec)
+    except PlethoraError as wrong:
+        raise Ended(str(wrong)) from wrong
+
+
 def _train(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
@@ -79,7 +90,9 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     guard.begin(recipe)
     data = open_data(run, recipe)
     guard.read([found.corpus for found in data.indexes])
-    modules, frozen = recipe.modules(), {name: m.to(device) for name, m in recipe.frozen().items()}
+    modules = recipe.modules()
+    _check_description(run.recipe, recipe, modules, data.spec)
+    frozen = {name: m.to(device) for name, m in recipe.frozen().items()}
     with checkpoint.last() as saved:
         state = State(**saved.state if saved else {})
         plan, shelves = data.plan(state.step, world)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import bundle, redact, storage
-from cluster.errors import PlethoraError
 from datasets import declared
 from datasets.windows import WindowSpec
 from pretrain import card, published
@@ -79,11 +78,7 @@ def publish(run: RunConfig, recipe: Recipe, trained: Trained) -> str:
         "inherited": inherited(run),
     }
     encoder = recipe.encoder(modules)
-    if wrong := published.differences(encoder, trained.windows):
-        raise PlethoraError(
-            f"{run.recipe} describes other input than it trained on ({'; '.join(wrong)}): build its encoder "
-            "with pretrain.published, then go on with --resume"
-        )
+    published.check(run.recipe, encoder, trained.windows)
     # figures show windows of held-out subjects: publish them only if all corpora are open
     anyone = all(corpus.get("access") == "open" for corpus in lineage["corpora"])
     write_bundle(

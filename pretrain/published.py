@@ -103,6 +103,15 @@ def signal_of(spec: WindowSpec, modality: str) -> Signal:
     return found
 
 
+def check(recipe: str, found: Encoder, spec: WindowSpec) -> None:
+    """PlethoraError: the recipe's encoder describes other input than the windows of `spec`."""
+    if wrong := differences(found, spec):
+        raise PlethoraError(
+            f"{recipe} describes other input than it trains on ({'; '.join(wrong)}): build its encoder with "
+            "pretrain.published"
+        )
+
+
 def differences(found: Encoder, spec: WindowSpec) -> list[str]:
     """The differences between the description of `found` and the windows of `spec`, one line each."""
     out = []

@@ -195,6 +195,13 @@ def test_resuming_a_finished_run_changes_nothing(unbroken, home) -> None:
     assert driver.launch(run(home, "unbroken"), resume=True)["bundle"] == unbroken["bundle"]
 
 
+def test_a_recipe_that_describes_other_input_is_refused_before_the_first_step(ray_session, home) -> None:
+    wrong = run(home, "misdescribed", recipe="tests.pretrain.toy:Misdescribed")
+    with pytest.raises(PlethoraError, match=r"other input than it trains on \(.*rate of ppg is 20.0"):
+        driver.launch(wrong)
+    assert not list((home / "storage" / "misdescribed").rglob("checkpoint_*"))
+
+
 def test_a_missing_corpus_is_one_clear_line(ray_session, home) -> None:
     with pytest.raises(PlethoraError, match=r"no corpus at .*nowhere"):
         driver.launch(run(home, "x", corpus=str(home / "nowhere")))

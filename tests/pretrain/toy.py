@@ -121,3 +121,12 @@ class Declared(Toy):
             normalise="zscore",
         )
         return WindowSpec(signals=(given,), window_s=10.0)
+
+
+class Misdescribed(Toy):
+    """Its bundle would describe a rate that its windows do not have."""
+
+    def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
+        found = super().encoder(modules)
+        found.modes["ppg"].inputs[0]["rate"] = 20.0
+        return found
