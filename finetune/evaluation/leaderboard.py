@@ -200,7 +200,7 @@ def _missing(group: Group, groups: Sequence[Group], names: Sequence[str]) -> lis
 
 def _notes(group: Group) -> list[Absent]:
     """Notes of the tables on baselines and on untrained twins."""
-    found = {}
+    found: dict[tuple[str, str], None] = {}
     for table in group.tables:
         twins = {e.twin: f"{name}, untrained" for name, e in group.encoders.items() if e.table is table}
         for row in table.result.rows:

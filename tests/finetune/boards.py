@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from finetune import metrics
+from finetune.evaluation.kinds import answer_of
 from finetune.evaluation.leaderboard import Board, leaderboard
-from finetune.evaluation.results import EncoderInfo
+from finetune.evaluation.results import Counts, EncoderInfo
 from finetune.evaluation.table import Outcome, paired_differences, table_rows
 from finetune.evaluation.written import read_folder
 from finetune.reports import comparison
@@ -63,14 +64,60 @@ def scored(outcome: Outcome, encoders: tuple[str, ...]) -> Outcome:
     return replace(outcome, result=result)
 
 
+def several(kind: str) -> Outcome:
+    """Three classes ("multi-class") or labels ("multi-label") of the people of `made.numbers`, records in
+    another order.
+    """
+    outcome = made.numbers()
+    w, rng = outcome.windows, np.random.default_rng(8)
+    hot = np.eye(3)[np.arange(72) % 3] if kind == "multi-class" else rng.integers(0, 2, (72, 3)).astype(float)
+    names = ("x", "y", "z") if kind == "multi-class" else ("I10", "E11", "N18")
+    target = np.argmax(hot, axis=1).astype(float) if kind == "multi-class" else hot
+    predicted = {row: np.clip(0.3 + 0.2 * hot + rng.normal(0, 0.1, (72, 3)), 0.01, 0.99) for row in made.ROWS}
+    predicted["mean"] = np.full((72, 3), 1 / 3)
+    del predicted["demographics"]
+    title = "Rhythm" if kind == "multi-class" else "Diagnoses"
+    task = made.SBP.model_copy(
+        update={
+            "name": title.lower(),
+            "title": title,
+            "kind": kind,
+            "unit": "",
+            "metrics": ("auroc", "auprc"),
+        }
+    )
+    answer, weights = answer_of(task, target, names), metrics.draw_weights(12, 60)
+    drawn = {row: answer.drawn(p, predicted["mean"], w.subject, weights) for row, p in predicted.items()}
+    result = replace(
+        outcome.result,
+        task=task,
+        classes=names if kind == "multi-class" else (),
+        counts=Counts(72, subjects=12, records=12, labels=3),
+        rows=table_rows(made.ROWS, drawn, {}),
+        differences=paired_differences(made.ROWS, made.ENCODERS, drawn, "auroc"),
+        per_label={row: () for row in predicted},
+        above={row: {"0.7": 0, "0.8": 0} for row in predicted},
+    )
+    windows = replace(w, target=target, names=list(names))
+    return shuffled(replace(outcome, result=result, windows=windows, predicted=predicted))
+
+
+def shuffled(outcome: Outcome) -> Outcome:
+    """The same with its windows in another order."""
+    order = np.random.default_rng(9).permutation(len(outcome.windows.subject))
+    predicted = {row: p[order] for row, p in outcome.predicted.items()}
+    return replace(outcome, windows=outcome.windows.at(order), predicted=predicted, fold=outcome.fold[order])
+
+
 def two_folders(tmp_path: Path) -> tuple[str, str]:
-    """Encoders a and b in one folder, c and d in the other, on the same windows: c predicts what a does."""
+    """Encoders a and b in one folder, c and d in the other, on the same windows in another order: c predicts
+    what a does.
+    """
     second = called(made.numbers(), a="c", b="d")
     rng = np.random.default_rng(3)
     moved = second.predicted["d"] + rng.normal(0, 9, len(second.windows.target))
-    second = scored(replace(second, predicted=second.predicted | {"d": moved}), ("c", "d"))
-    first = scored(made.numbers(), ("a", "b"))
+    second = shuffled(replace(second, predicted=second.predicted | {"d": moved}))
     return (
-        folder(tmp_path / "first", first),
-        folder(tmp_path / "second", second, infos=others("c", "d")),
+        folder(tmp_path / "first", scored(made.numbers(), ("a", "b"))),
+        folder(tmp_path / "second", scored(second, ("c", "d")), infos=others("c", "d")),
     )

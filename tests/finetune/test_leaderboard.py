@@ -115,7 +115,8 @@ def test_ranks_are_those_of_a_loop_that_draws_people(two: tuple[str, str]) -> No
     (column,) = found.columns
     names = ["a", "b", "c", "d"]
     frames = [pq.read_table(f"{uri}/predictions.parquet").to_pandas() for uri in two]
-    frame = frames[0].assign(c=frames[1]["c"], d=frames[1]["d"])
+    frame = frames[0].merge(frames[1][["record", "start_s", "c", "d"]], on=["record", "start_s"])
+    assert len(frame) == 72
     people = sorted(set(frame["subject"]))
     of = {one: frame[frame["subject"] == one] for one in people}
 
@@ -150,21 +151,49 @@ def test_a_draw_that_cannot_be_scored_has_no_ranks() -> None:
 
 
 def test_people_whom_columns_share_are_drawn_once_for_all_of_them(tmp_path: Path) -> None:
-    """Two columns of the same people and predictions: the mean rank is as uncertain as one column's."""
+    """Two columns of the same people and predictions: the mean rank is as uncertain as one column's. With
+    other people in the second it is as certain as the mean of two independent columns.
+    """
     again = made.numbers(task=made.SBP.model_copy(update={"name": "again", "title": "Again"}))
     found = board_of(folder(tmp_path / "same", made.numbers(), again))
     assert found.overall.together == (("Systolic pressure, c", "Again, c"),)
     for name in found.encoders:
         assert found.overall.mean_rank[name] == found.columns[0].rows[name].rank
-    windows = again.windows
-    strangers = np.array([f"other {one}" for one in windows.subject])
-    apart = replace(again, windows=replace(windows, subject=strangers))
-    found = board_of(folder(tmp_path / "strangers", made.numbers(), apart))
-    assert [len(group) for group in found.overall.together] == [1, 1]
-    spread = [found.overall.mean_rank["a"], found.columns[0].rows["a"].rank]
-    assert spread[0].value == spread[1].value
-    assert spread[0].high - spread[0].low <= spread[1].high - spread[1].low
-    assert {spread[0].low, spread[0].high} - {1.0, 2.0} or spread[1].low == spread[1].high
+    strangers = np.array([f"other {one}" for one in again.windows.subject])
+    apart = replace(again, windows=replace(again.windows, subject=strangers))
+    uri = folder(tmp_path / "strangers", made.numbers(), apart)
+    found = board_of(uri)
+    assert found.overall.together == (("Systolic pressure, c",), ("Again, c",))
+    first, second = read_folder(uri)
+    drawn = []
+    for table, seed in ((first, 0), (second, 1)):
+        weights = metrics.draw_weights(12, 60, seed)
+        drawn.append(np.stack([table.drawn(name, weights) for name in ("a", "b")]))
+    ranks = np.mean([1 + (one[0] > one[1]) for one in drawn], axis=0)
+    assert found.overall.mean_rank["a"] == metrics.interval(ranks)
+    assert 1.5 in ranks  # a is first in one column and last in the other
+
+
+def test_a_column_without_some_people_takes_its_part_of_the_common_draw(tmp_path: Path) -> None:
+    """Two columns, the second of eight of twelve people: drawn from twelve."""
+    whole = made.numbers()
+    few = made.numbers(subjects=8, task=made.SBP.model_copy(update={"name": "few", "title": "Few"}))
+    few = scored(few, made.ENCODERS)
+    uri = folder(tmp_path / "few", whole, few)
+    found = board_of(uri)
+    assert found.overall.together == (("Systolic pressure, c", "Few, c"),)
+    weights = metrics.draw_weights(12, 60, 0)
+    first, second = read_folder(uri)
+    assert list(second.people) == list(first.people[:8])
+    ranks = [
+        1.0
+        + (
+            table.drawn("a", weights[:, : len(table.people)])
+            > table.drawn("b", weights[:, : len(table.people)])
+        )
+        for table in (first, second)
+    ]
+    assert found.overall.mean_rank["a"] == metrics.interval(np.mean(ranks, axis=0))
 
 
 # ---------------------------------------------------------------- columns and names
@@ -196,6 +225,7 @@ def of(part: str, **changed: Any) -> Callable[[Outcome], Outcome]:
     ("what", "change"),
     [
         ("windows", of("windows", start_s=1 + 10.0 * np.arange(72))),
+        ("windows", of("windows", record=np.array([f"r{i:02}" for i in range(72)]))),
         ("windows", of("counts", windows=73, rows=72)),
         ("windows", lambda outcome: replace(outcome, fold=outcome.fold + 1)),
         ("protocol", of("protocol", folds_asked=6)),

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.errors import PlethoraError
+from finetune import metrics
 from finetune.commands.leaderboard import Leaderboard, run
+from finetune.evaluation.written import read_folder
 from tests.finetune import made
-from tests.finetune.boards import board_of, called, folder, others, two_folders
+from tests.finetune.boards import board_of, called, folder, others, several, two_folders
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -77,3 +80,19 @@ def test_a_folder_is_named_once_and_is_not_written_over(tmp_path: Path) -> None:
         run(Leaderboard([uri, f"{uri}/"], str(tmp_path / "out")))
     with pytest.raises(PlethoraError, match="is one of the folders that are read"):
         run(Leaderboard([uri], uri))
+
+
+def test_probabilities_of_classes_and_of_labels_are_read_back_as_they_were_scored(tmp_path: Path) -> None:
+    """Of one file that holds both tasks, in another order than that of records."""
+    uri = folder(tmp_path / "one", several("multi-class"), several("multi-label"))
+    classes, labels = read_folder(uri)
+    assert classes.scored.names == ("x", "y", "z") and labels.scored.names == ("I10", "E11", "N18")
+    assert classes.scored.target.shape == (72,) and labels.scored.target.shape == (72, 3)
+    for table in (classes, labels):
+        weights = metrics.draw_weights(12, 60)
+        for row in ("a", "b", "handcrafted", "mean"):
+            told = table.figure(row)
+            assert table.scored.predicted[row].shape == (72, 3)
+            again = metrics.interval(table.drawn(row, weights))
+            assert np.allclose([again.value, again.low, again.high], [told.value, told.low, told.high])
+    assert [column.title for column in board_of(uri).columns] == ["Rhythm, c", "Diagnoses, c"]
