@@ -128,7 +128,7 @@ def read_folder(uri: str) -> tuple[TaskTable, ...]:
         told = [flat | {"differences": {"encoder": flat["differences"]}}]
     else:
         keys = ", ".join(sorted(flat)[:6])
-        raise PlethoraError(f"{where}: not of `compare` or `evaluate` (it holds {keys}, …)")
+        raise PlethoraError(f"{where}: not of `compare` or `evaluate` (it holds {keys}, …): leave it out")
     results = [_result(one, where) for one in told]
     names = [result.task.name for result in results]
     twice = next((name for name in names if names.count(name) > 1), None)

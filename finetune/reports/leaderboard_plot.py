@@ -72,7 +72,8 @@ def _column(axis: Any, found: Board, column: Column) -> None:
     unit = f", {task.unit}" if lower_is_better(task) else ""
     arrow = "lower" if lower_is_better(task) else "higher"
     axis.set(
-        title=column.title.replace(", ", "\n", 1), xlabel=f"{NAMES[task.main]}{unit} ({arrow} is better)"
+        title=column.title.replace(", ", "\n", 1).replace(" (", "\n(", 1),
+        xlabel=f"{NAMES[task.main]}{unit} ({arrow} is better)",
     )
 
 
