@@ -79,6 +79,12 @@ def _compare(one: Parser) -> None:
     _table(one)
 
 
+def _leaderboard(one: Parser) -> None:
+    about = "a folder that `compare` or `evaluate` wrote: results.json and predictions.parquet"
+    one.add_argument("folders", nargs="+", metavar="DIR", help=about)
+    one.add_argument("--out", required=True, metavar="DIR", help="page, table and picture go here")
+
+
 def _shift(one: Parser) -> None:
     one.add_argument("bundles", nargs="+", metavar="ENCODER", help=ENCODER)
     one.add_argument("--fit", required=True, metavar="URI", help="the corpus that probes are fitted on")
@@ -217,6 +223,7 @@ def _privacy(one: Parser) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "evaluate": ("a task's table: this encoder beside its baselines", _evaluate),
     "compare": ("encoders on the same windows and folds: a table a task, a page", _compare),
+    "leaderboard": ("many comparisons on one board: ranks with intervals, task by task", _leaderboard),
     "shift": ("probes fitted on one corpus, tested on another", _shift),
     "robustness": ("probes of clean windows, tested on damaged ones", _robustness),
     "priors": ("what SIGMA's priors and masks make of two classes of windows", _priors),

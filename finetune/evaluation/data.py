@@ -1,7 +1,7 @@
 """A task's windows in one corpus with the vectors of every row: what every table starts from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +21,7 @@ from finetune.evaluation.entrant import Entrant
 from finetune.evaluation.groups import pool, several_values
 from finetune.evaluation.lengths import fit, run_fitted
 from finetune.evaluation.options import Options
-from finetune.evaluation.people import SeenSubjects, seen_by
+from finetune.evaluation.people import SeenSubjects, seen_by, seen_by_any
 from finetune.evaluation.results import Counts, Overlap, Target
 from finetune.evaluation.vectors import VectorSource, cache_folder, cached_vectors
 from finetune.task import Task
@@ -30,7 +30,9 @@ from finetune.task import classes as class_names
 
 @dataclass
 class TaskData:
-    """`adapted`: how the task was fitted to the corpus; `notes`: why a row has no vectors."""
+    """`adapted`: how the task was fitted to the corpus; `seen`: by any of the encoders; `notes`: why a row
+    has no vectors; `seen_by`: {encoder: whom it saw itself}.
+    """
 
     source: Corpus
     task: Task
@@ -41,6 +43,7 @@ class TaskData:
     windows: Windows
     vectors: dict[str, np.ndarray]
     notes: dict[str, str]
+    seen_by: dict[str, SeenSubjects] = field(default_factory=dict)
 
     def pooled(self) -> "TaskData":
         """Windows as readings, records or subjects, where the task is about those."""
@@ -76,8 +79,9 @@ def task_data(
     options: Options,
 ) -> list[TaskData]:
     """Every adapted task's windows and vectors, in order. Windows of one placement are embedded once."""
-    encoders = {e.encoder.uri: e.encoder for e in entrants}
-    seen, who = seen_by(encoders.values(), source, options.allow_overlap), ", ".join(encoders)
+    each = {e.name: seen_by([e.encoder], source, options.allow_overlap) for e in entrants}
+    seen = replace(seen_by_any(each.values()), kept=options.allow_overlap)
+    who = ", ".join(dict.fromkeys(e.encoder.uri for e in entrants))
     cache = options.cache or cache_folder()
     placements: dict[tuple, list[tuple[Task, list[str]]]] = {}
     for task, lines in tasks:
@@ -95,7 +99,7 @@ def task_data(
             at = np.searchsorted(rows, windows.rows)
             mine = {name: x[at] for name, x in vectors.items()}
             found[task.name] = TaskData(
-                source, task, lines, seen, places, labels[task.name], windows, mine, dict(notes)
+                source, task, lines, seen, places, labels[task.name], windows, mine, dict(notes), each
             )
     return [found[task.name] for task, _ in tasks]
 

@@ -251,8 +251,8 @@ class PressureCard(Result):
 class TaskResult(Result):
     """One task on one corpus: every row's figures, and paired differences encoder − row of the main metric,
     {encoder: {row: difference}}. `pieces`: into which the longest window is cut for an encoder; `placed`:
-    windows that hold every signal; `refused_by`: {encoder: {reason: windows}}; `adapted`: how the task was
-    fitted to the corpus.
+    windows that hold every signal; `refused_by`: {encoder: {reason: windows}}; `seen_by`: {encoder: its own
+    overlap}, where `overlap` is that of all together; `adapted`: how the task was fitted to the corpus.
     """
 
     task: Task
@@ -274,6 +274,7 @@ class TaskResult(Result):
     published_protocol: Published | None = None
     blood_pressure: Mapping[str, PressureCard] | None = None
     overlap: Overlap | None = None
+    seen_by: Mapping[str, Overlap] = field(default_factory=dict)
     refused_by: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     placed: int = 0
     adapted: tuple[str, ...] = ()

@@ -39,6 +39,7 @@ def _outcome(entrants: Sequence[Entrant], source: Corpus, data: TaskData, option
     result = replace(
         found.result,
         overlap=data.overlap(),
+        seen_by={name: seen.overlap() for name, seen in data.seen_by.items()},
         refused_by=data.places.refused_by(),
         placed=data.places.index.table.num_rows,
         adapted=(*data.adapted, *_lengths(entrants, data.task)),
@@ -50,7 +51,9 @@ def _outcome(entrants: Sequence[Entrant], source: Corpus, data: TaskData, option
 
 def corpus_info(source: Corpus) -> CorpusInfo:
     manifest = source.manifest
-    return CorpusInfo(source.uri, source.hash, manifest["source"], manifest.get("licence", ""))
+    return CorpusInfo(
+        source.uri, source.hash, manifest["source"], manifest.get("licence", ""), manifest["name"]
+    )
 
 
 def _lengths(entrants: Sequence[Entrant], task: Task) -> list[str]:

@@ -112,7 +112,12 @@ def test_whom_any_of_the_encoders_saw_is_left_out_for_all(
     for i, seen in enumerate((people[:3], people[2:5])):
         about = tiny.lineage(found.manifest, seen)
         uris.append(tiny.make_bundle(tmp_path / f"f{i}", str(tmp_path / f"r{i}" / "bundle"), about))
-    compare(uris, corpus, ["heart_rate"], str(tmp_path / "out"))
+    (told,) = compare(uris, corpus, ["heart_rate"], str(tmp_path / "out"))["tasks"]
+    assert told["overlap"]["shared_subjects"] == 5
+    assert {name: own["shared_subjects"] for name, own in told["seen_by"].items()} == {
+        "tiny (ppg)": 3,
+        "tiny (ppg) 2": 3,
+    }
     tested = set(pq.read_table(tmp_path / "out" / "predictions.parquet")["subject"].to_pylist())
     assert tested == set(people[5:])
 
