@@ -61,6 +61,7 @@ class Description(_Part):
     kind: Literal["encoder", "tokenizer", "adapter"]
     modes: dict[str, Mode]
     decoders: dict[str, Decoder] = {}
+    modules: tuple[str, ...] | None = None  # of the recipe, in model.safetensors; None: all
     run: dict[str, Any] = {}
 
     def files(self) -> dict[str, Mode | Decoder]:

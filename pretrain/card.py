@@ -38,7 +38,8 @@ _SCALED = {
 _RESAMPLED = {"fft": "", "polyphase": ", polyphase", "linear": ", linear interpolation"}
 
 
-def _signal(modality: str, known: dict[str, Any]) -> str:
+def _signal(modality: str, known: dict[str, Any], scaled: Sequence[float] | None = None) -> str:
+    """scaled: the range that the network scales a window to, where config.json names one."""
     signal = signal_of(modality, known, "preprocessing.json")
     steps = [
         f"cut a window of {known['min_s']:g} to {longest(known):g} s, a multiple of {known['multiple_s']:g} s"
@@ -54,7 +55,8 @@ def _signal(modality: str, known: dict[str, Any]) -> str:
         steps.insert(
             len(steps) - (signal.normalise != "none"), "turn windows over whose QRS complexes point down"
         )
-    steps.append("nothing else" + (": the network normalises" if signal.normalise == "none" else ""))
+    onto = f", by min-max onto [{scaled[0]:g}, {scaled[1]:g}] (window by window)" if scaled else ""
+    steps.append("nothing else" + (f": the network normalises{onto}" if signal.normalise == "none" else ""))
     unit, short = known.get("unit", "any"), SHORT[known["short"]]
     return (
         f"- **{modality}**, unit {unit}: {'; then '.join(steps)}. Shorter input is {short}; half a raw "
@@ -221,7 +223,8 @@ def render(
             "Input `(batch, 1, samples)`, prepared as above; output `signal` of as many samples, z-scored a "
             "window. `python -m finetune reconstruct` shows how close it comes.",
         ]
-    parts += ["## Preprocessing", "\n".join(_signal(m, known) for m, known in preprocessing.items())]
+    scaled = config.get("input_range")
+    parts += ["## Preprocessing", "\n".join(_signal(m, k, scaled) for m, k in preprocessing.items())]
     parts += ["What is in `preprocessing.json` is binding; other preprocessing gives other vectors."]
     terms = "Terms of the data bind whoever uses what was made from it: read them before you do."
     if lineage.get("corpora"):

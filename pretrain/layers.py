@@ -120,14 +120,17 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def minmax(x_bct: Tensor) -> Tensor:
-    """Min-max scaling of (B, C, T) to [0, 1] per window and channel (SIGMA's code preset). A constant window
-    becomes zeros, so it cannot produce NaN."""
+def minmax(x_bct: Tensor, onto: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """Min-max scaling of (B, C, T) onto a range per window and channel (SIGMA's code preset). A constant
+    window becomes zeros, so it cannot produce NaN."""
     x_bct = x_bct.float()
     low = x_bct.amin(dim=-1, keepdim=True)
     span = x_bct.amax(dim=-1, keepdim=True) - low
     flat = span <= 1e-12
-    return torch.where(flat, torch.zeros_like(x_bct), (x_bct - low) / torch.where(flat, 1.0, span))
+    y = (x_bct - low) / torch.where(flat, 1.0, span)
+    if onto != (0.0, 1.0):
+        y = y * (onto[1] - onto[0]) + onto[0]
+    return torch.where(flat, torch.zeros_like(x_bct), y)
 
 
 def patches(x_bct: Tensor, size: int) -> Tensor:

@@ -106,8 +106,9 @@ def write_bundle(
 ) -> None:
     """Write a bundle's files and publish them at ``uri``. Commit and versions are added to ``lineage``.
 
-    run: what config.json needs to rebuild the network, at least "recipe" and "method"; parameters: trainable
-    parameters by module.
+    weights: by module of the recipe, or by part of one ("pair.ppg") where the bundle holds no more of it; an
+    adapter's are those that trained. parameters: trainable parameters, likewise. run: what config.json needs
+    to rebuild the network, at least "recipe" and "method".
     """
     from safetensors.torch import save_file
 
@@ -129,6 +130,7 @@ def write_bundle(
                 name: {"file": f"{name}.onnx", "inputs": decoder.inputs, "output": decoder.output}
                 for name, decoder in encoder.decoders.items()
             },
+            "modules": list(weights),
             "parameters": dict(parameters),
             "run": dict(run),
             **encoder.about,

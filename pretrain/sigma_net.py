@@ -1,8 +1,8 @@
 """The three networks of SIGMA-PPG (arXiv 2601.21031): tokenizer, student, teacher.
 
 Imports torch and the quantizer's package alone. B windows, T samples, N = T // patch patches, P samples per
-patch, D features, V codes. Inputs are band-passed and resampled signals; each network first scales them to
-[0, 1] by min-max, so the scaling is part of the ONNX file.
+patch, D features, V codes. Inputs are band-passed and resampled signals; each network first scales each
+window by min-max onto its input range, so the scaling is part of the ONNX file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from pretrain.layers import (
 from pretrain.losses import Distance, distance, spectrum
 from pretrain.quantizer import Quantizer
 
+Range = tuple[float, float]  # lowest and highest sample of a window as the network sees it
+UNIT: Range = (0.0, 1.0)
+
 
 class Tokens(Stepped):
     """Encoder -> codebook -> decoder of the spectrum."""
@@ -46,9 +49,10 @@ class Tokens(Stepped):
         noise: float,
         consistency: float,
         stop_gradient: bool,
+        input_range: Range = UNIT,
     ) -> None:
         super().__init__()
-        self.patch, self.kind, self.noise = patch, kind, noise
+        self.patch, self.kind, self.noise, self.input_range = patch, kind, noise, input_range
         self.centre = centre
         self.consistency, self.stop_gradient = consistency, stop_gradient
         self.register_buffer("mean_spectrum", torch.zeros(patch))
@@ -65,7 +69,7 @@ class Tokens(Stepped):
                 head.apply(initialise)
 
     def features(self, x_bnp: Tensor) -> Tensor:
-        """[0, 1] patches (B, N, P) -> continuous codes (B, N, code_dim) float32."""
+        """Scaled patches (B, N, P) -> continuous codes (B, N, code_dim) float32."""
         features = self.encoder(x_bnp)
         with full_precision(features):
             return self.to_code(features.float())
@@ -74,18 +78,18 @@ class Tokens(Stepped):
     def codes(self, x_bct: Tensor) -> Tensor:
         """Windows (B, 1, T) -> code ids (B, N) int64, in full precision; changes no state."""
         with full_precision(x_bct):
-            return self.quantizer.codes(self.features(patches(minmax(x_bct), self.patch)))
+            return self.quantizer.codes(self.features(patches(minmax(x_bct, self.input_range), self.patch)))
 
     def forward(
         self, x_bct: Tensor, scale_b1: Tensor, noise_bt: Tensor, keys_bn: Tensor, quantise: bool = True
     ) -> dict[str, Tensor]:
         """All terms of the loss, and values for monitoring.
 
-        scale_b1, noise_bt: the augmented view is ``scale * x + self.noise * noise`` on the [0, 1] signal.
+        scale_b1, noise_bt: the augmented view is ``scale * x + self.noise * noise`` on the scaled signal.
         keys_bn: keyed uniforms for the quantizer. quantise: false while the features are still too immature
         for a codebook; the decoder then reads the unit features, and the commitment loss is 0.
         """
-        x = minmax(x_bct)
+        x = minmax(x_bct, self.input_range)
         clean = patches(x, self.patch)
         view = patches(x * scale_b1[..., None] + self.noise * noise_bt[:, None], self.patch)
         z, z_view = self.features(torch.cat([clean, view])).chunk(2)
@@ -145,9 +149,11 @@ def _spectral_head(dim: int, patch: int) -> nn.Sequential:
 class Student(nn.Module):
     """Predicts the codes of hidden patches."""
 
-    def __init__(self, encoder: PatchTransformer, patch: int, dim: int, codes: int) -> None:
+    def __init__(
+        self, encoder: PatchTransformer, patch: int, dim: int, codes: int, input_range: Range = UNIT
+    ) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.input_range = patch, input_range
         self.encoder = encoder
         self.head = nn.Linear(dim, codes)
         self.head.apply(initialise)
@@ -155,16 +161,16 @@ class Student(nn.Module):
     def forward(self, x_bct: Tensor, mask_bn: Tensor, at_m: Tensor, start_b: Tensor | None = None) -> Tensor:
         """(B, 1, T), hidden patches (B, N) bool -> logits (M, V) of the patches ``at_m``, int64 flat indices
         among all B * N. start_b (B,): each window's first position."""
-        features = self.encoder(patches(minmax(x_bct), self.patch), mask_bn, start_b)
+        features = self.encoder(patches(minmax(x_bct, self.input_range), self.patch), mask_bn, start_b)
         return self.head(features.flatten(0, 1).index_select(0, at_m))
 
 
 class Teacher(nn.Module):
     """Scores how likely each patch is to be hidden."""
 
-    def __init__(self, encoder: PatchTransformer, patch: int, dim: int) -> None:
+    def __init__(self, encoder: PatchTransformer, patch: int, dim: int, input_range: Range = UNIT) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.input_range = patch, input_range
         self.encoder = encoder
         # no final biases: they would shift all patches equally, which a softmax over patches ignores
         self.encoder.norm = nn.LayerNorm(dim, eps=1e-6, bias=False)
@@ -173,20 +179,26 @@ class Teacher(nn.Module):
 
     def forward(self, x_bct: Tensor) -> Tensor:
         """(B, 1, T) -> logits (B, N)."""
-        return self.head(self.encoder(patches(minmax(x_bct), self.patch)))[..., 0]
+        return self.head(self.encoder(patches(minmax(x_bct, self.input_range), self.patch)))[..., 0]
 
 
 class Pooled(nn.Module):
     """The published encoder: (B, 1, T) -> (B, D), the mean over all patches, none hidden, of the features
     after ``blocks`` blocks (None: after all blocks and the last norm)."""
 
-    def __init__(self, encoder: PatchTransformer, patch: int, blocks: int | None = None) -> None:
+    def __init__(
+        self,
+        encoder: PatchTransformer,
+        patch: int,
+        blocks: int | None = None,
+        input_range: Range = UNIT,
+    ) -> None:
         super().__init__()
-        self.encoder, self.patch, self.blocks = encoder, patch, blocks
+        self.encoder, self.patch, self.blocks, self.input_range = encoder, patch, blocks, input_range
 
     def forward(self, x_bct: Tensor) -> Tensor:
         n = x_bct.shape[-1] // self.patch
-        x_bnp = patches(minmax(x_bct[..., : n * self.patch]), self.patch)
+        x_bnp = patches(minmax(x_bct[..., : n * self.patch], self.input_range), self.patch)
         return self.encoder(x_bnp, blocks=self.blocks).mean(dim=1)
 
 

@@ -10,6 +10,7 @@ from cluster import bundle
 from cluster.config import validate
 from cluster.errors import PlethoraError
 from cluster.session import ROOT, memory_bytes
+from pretrain.held import fill, held
 from pretrain.recipe import Encoder, load
 
 if TYPE_CHECKING:
@@ -18,23 +19,24 @@ if TYPE_CHECKING:
 
 def open_trained(uri: str) -> tuple[bundle.Bundle, Encoder]:
     """The bundle at ``uri`` and its encoder in torch, in eval mode on the CPU (even under the "meta" device,
-    which only counts parameters). Errors: as for `open_modules`.
+    which only counts parameters). Errors: as for `open_modules`, and when the modules that the bundle holds
+    do not give its modes.
     """
     import torch
 
     found, recipe, modules = open_modules(uri)
     with torch.device("cpu"):
-        encoder = recipe.encoder(modules)
+        encoder = encoder_of(recipe, modules, found.config, f"{uri}/config.json")
     for mode in encoder.modes.values():
         mode.module.eval()
     return found, encoder
 
 
 def open_modules(uri: str) -> tuple[bundle.Bundle, Any, dict[str, Any]]:
-    """The bundle at ``uri``, its recipe, and all of the recipe's modules with the trained weights.
+    """The bundle at ``uri``, its recipe, and the modules that it holds with the trained weights.
 
     Errors: PlethoraError when there is no bundle, its recipe cannot be loaded here, or ``model.safetensors``
-    does not hold that recipe's weights (an int8 bundle's, an adapter's).
+    does not hold exactly these modules' weights (an int8 bundle's, an adapter's).
     """
     import torch
 
@@ -46,20 +48,38 @@ def open_modules(uri: str) -> tuple[bundle.Bundle, Any, dict[str, Any]]:
             f"{uri} holds no weights that can be opened in torch (it is {what}): name the bundle it was made "
             "from"
         )
-    build, weights = recipe_of(found.config, f"{uri}/config.json"), weights_of(found)
+    weights = weights_of(found)
     with torch.device("cpu"):
-        recipe = build(run.get("seed", 0))
-        modules = recipe.modules()
-        for name, module in modules.items():
-            state = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
-            try:
-                module.load_state_dict(state)
-            except RuntimeError as error:
-                raise PlethoraError(
-                    f"{uri}: model.safetensors does not fit the networks of {run['recipe']} as this checkout "
-                    f"has them: {' '.join(str(error).split())[:200]}"
-                ) from None
+        recipe, modules = fresh(found.config, f"{uri}/config.json", run.get("seed", 0))
+        what = f"{uri}: model.safetensors does not fit the networks of {run['recipe']} in this checkout"
+        fill(modules, weights, what)
     return found, recipe, modules
+
+
+def fresh(config: Mapping[str, Any], where: str, seed: int) -> tuple[Any, dict[str, Any]]:
+    """The recipe that a bundle's config.json (read from ``where``) names, and the modules that the bundle
+    holds, untrained. Errors: PlethoraError (see ``trusted``, ``recipe_of`` and ``held``).
+    """
+    recipe = recipe_of(config, where)(seed)
+    return recipe, held(recipe.modules(), config.get("modules"), where)
+
+
+def encoder_of(recipe: Any, modules: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Encoder:
+    """The encoder of the modules that a bundle holds. Errors: PlethoraError when they do not give the modes
+    that its config.json names."""
+    try:
+        encoder: Encoder = recipe.encoder(modules)
+        missing = set(config.get("modes", {})) - set(encoder.modes)
+    except KeyError as error:
+        raise PlethoraError(
+            f"{where}: its encoder needs {error}, and modules names only {', '.join(modules)}"
+        ) from None
+    if missing:
+        raise PlethoraError(
+            f"{where}: the modules that it holds ({', '.join(config.get('modules', modules))}) do not give "
+            f"mode {', '.join(sorted(missing))}"
+        )
+    return encoder
 
 
 def weights_of(found: bundle.Bundle) -> dict[str, Tensor]:

@@ -78,13 +78,13 @@ def untrained(config: Mapping[str, Any], mode: str, seed: int) -> Run:
     """
     import torch
 
-    from pretrain.trained import recipe_of
+    from pretrain.trained import encoder_of, fresh
 
-    build = recipe_of(config, "config.json of the bundle")
+    where = "config.json of the bundle"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        recipe = build(seed)
-        found = recipe.encoder(recipe.modules()).modes[mode]
+        recipe, modules = fresh(config, where, seed)
+        found = encoder_of(recipe, modules, config, where).modes[mode]
     module, order = found.module.eval(), [str(given["modality"]) for given in found.inputs]
 
     def run_module(prepared: Samples) -> np.ndarray:

@@ -118,9 +118,9 @@ def measured(x_nct: np.ndarray, recipe: Any, modules: Mapping[str, Any], draws: 
     c, x = recipe.config, torch.from_numpy(np.ascontiguousarray(x_nct, np.float32))
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        prior = masking.priors(cut(minmax(x), c.patch), c.beta)
+        prior = masking.priors(cut(minmax(x, c.input_range), c.patch), c.beta)
         logits = {"random": torch.zeros_like(prior), "prior": c.alpha * masking.zscore(prior)}
-        if recipe.has_teacher:
+        if "teacher" in modules:
             teacher = modules["teacher"].eval()
             logits["trained"] = recipe.alpha * masking.zscore(prior) + teacher(x).float()
         n, total = prior.shape

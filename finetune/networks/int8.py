@@ -134,6 +134,7 @@ def _write(
             mode: int(sum(x.size for x in constants.values() if x.dtype == np.int8 and x.ndim > 1))
         },
         "run": {**run, "name": f"{run.get('name') or 'encoder'}-int8"},
+        **{key: parent.config[key] for key in ("input_range",) if key in parent.config},
         "quantised": asdict(about),
     }
     preprocessing = {m: parent.preprocessing[m] for m in encoder.modalities}

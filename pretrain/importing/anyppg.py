@@ -25,9 +25,14 @@ def anyppg(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, n
     ppg = authors_net(names, "ppg_encoder." if whole else "")
     inferred = _table(ppg, "ppg_encoder")
     if not whole:
+        if "dense.weight" in names.unused:
+            raise PlethoraError(
+                "it has a head (dense.weight), as ECGFounder's ECG encoder; AnyPPG's PPG encoder has none: "
+                "a run takes ECGFounder as method.ecg_teacher"
+            )
         names.finish("AnyPPG's PPG encoder, nor of its CLIP module")
         c = settle(AnyPPGConfig, inferred, given)
-        return c.encoder({"ppg": ppg}), {"pair": nn.ModuleDict({"ppg": ppg})}, c
+        return c.encoder({"ppg": ppg}), {"pair.ppg": ppg}, c
 
     ecg = authors_net(names, "ecg_encoder.")
     other = _table(ecg, "ecg_encoder")

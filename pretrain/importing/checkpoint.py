@@ -65,7 +65,9 @@ def _opened(path: str) -> Any:
                 "save its state dict alone, best as .safetensors"
             ) from None
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        raise PlethoraError(f"{path}: neither .safetensors nor torch weights ({reason})") from None
+        raise PlethoraError(
+            f"{path}: cut off, or neither .safetensors nor torch weights ({reason}): download it again"
+        ) from None
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,26 @@ from cluster import storage
 from cluster.config import table_of
 from cluster.errors import PlethoraError
 
-# the known checkpoints and their sources; corpora as the release names them, since no checkpoint does
+# the known checkpoints and their sources; corpora as the release names them, since no checkpoint does;
+# marks: a checkpoint of this kind, and of no other, has names that begin so
 KINDS: dict[str, dict[str, Any]] = {
     "anyppg": {
         "recipe": "pretrain.recipes.anyppg:AnyPPG",
+        "marks": ("stage_list.", "ppg_encoder.stage_list."),
         "code": "https://github.com/PKUDigitalHealth/AnyPPG",
         "paper": "arXiv 2511.01747",
         "corpora_named": ["PulseDB", "MC-MED", "HSP", "CFS", "MESA"],
     },
     "sigma-tokenizer": {
         "recipe": "pretrain.recipes.sigma:Tokenizer",
+        "marks": ("quantize.", "encode_task_layer."),
         "code": "https://github.com/ZonghengGuo/SigmaPPG",
         "paper": "arXiv 2601.21031",
         "corpora_named": ["MIMIC-III", "MIMIC-IV", "VitalDB"],
     },
     "sigma-student": {
         "recipe": "pretrain.recipes.sigma:Masked",
+        "marks": ("patch_embed_", "student.patch_embed_"),
         "code": "https://github.com/ZonghengGuo/SigmaPPG",
         "paper": "arXiv 2601.21031",
         "corpora_named": ["MIMIC-III", "MIMIC-IV", "VitalDB"],
@@ -50,7 +55,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a key of the recipe's config that shapes do not determine: rate=50, heads=8, window_s=30",
+        help="a key of the recipe's config that shapes do not determine: input_range=[-1,1] or [0,1] (SIGMA, "
+        "must be given), heads=8, window_s=30",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line on stdout"
@@ -75,6 +81,7 @@ def import_weights(kind: str, checkpoint: str, out: str, sets: list[str]) -> dic
     from pretrain.publish import write_bundle
 
     state = read(checkpoint)
+    _check_kind(kind, state, checkpoint)
     names = Names(state)
     mapping: Any = {
         "anyppg": anyppg.anyppg,
@@ -114,3 +121,19 @@ def import_weights(kind: str, checkpoint: str, out: str, sets: list[str]) -> dic
         "sha256": imported["sha256"],
         "unused": names.unused,
     }
+
+
+def _check_kind(kind: str, state: Iterable[str], checkpoint: str) -> None:
+    """Errors: PlethoraError when the names in ``state`` are those of another kind, or of none."""
+    found = [known for known, about in KINDS.items() if any(n.startswith(about["marks"]) for n in state)]
+    if kind in found:
+        return
+    if found:
+        raise PlethoraError(
+            f"{checkpoint} is no {kind}: its names are those of {found[0]}: "
+            f"python -m pretrain import {found[0]} {checkpoint} …"
+        )
+    raise PlethoraError(
+        f"{checkpoint} is no {kind}: no name in it begins with {' or '.join(KINDS[kind]['marks'])} (it has "
+        f"{', '.join(sorted(state)[:3])} …)"
+    )

@@ -22,6 +22,7 @@ from pretrain.recipes.sigma import Masked, MaskedConfig, Tokenizer, TokenizerCon
 from pretrain.sigma_net import Student, conv_encoder
 
 WIDTH = 200  # of the only released tokenizer, which has 10 heads
+RANGES = {(-1, 1): "its first release (b1cc8d9)", (0, 1): "releases from ea1a3de on"}
 
 
 def tokenizer(
@@ -35,6 +36,7 @@ def tokenizer(
     Errors: PlethoraError, ValueError.
     """
     base = validate(TokenizerConfig, dict(given), "--set")
+    _check_range(given)
     dim = names.shape("encoder.cls_token")[-1]
     decoder_dim = names.shape("decoder.cls_token")[-1]
     patch = names.shape("decode_task_layer.2.weight")[0]
@@ -53,6 +55,7 @@ def tokenizer(
         "phase": "decode_task_layer_angle.0.weight" in names.left,
         "centre": False,
         "final_norms": 2 if "encoder.fc_norm.weight" in names.left else 1,
+        "min_patches": 2,
     }
     for key, width in (("heads", dim), ("decoder_heads", decoder_dim)):
         if key not in given and width != WIDTH:
@@ -90,7 +93,7 @@ def tokenizer(
     _codebook(fill, size, code_dim)
     names.finish("the tokenizer")
     fill.load()
-    return Tokenizer(c, 0).encoder({"tokenizer": net}, least=2), {"tokenizer": net}, c
+    return Tokenizer(c, 0).encoder({"tokenizer": net}), {"tokenizer": net}, c
 
 
 def student(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, nn.Module], MaskedConfig]:
@@ -107,6 +110,7 @@ def student(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, 
     for part, other in (("patch_embed_conv", "seq.0"), ("patch_embed_projection", "seq.1")):
         _same(names, f"{at}{part}.", f"{at}patch_embed_{other}.")
     base = validate(MaskedConfig, dict(given), "--set")
+    _check_range(given)
     dim = names.shape(f"{at}cls_token")[-1]
     count = names.shape(f"{at}time_embed")[1]
     channels = names.shape(f"{at}patch_embed_conv.conv1.weight")[0]
@@ -144,7 +148,7 @@ def student(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, 
         layer_scale=c.layer_scale,
         maskable=True,
     )
-    net = Student(inner, c.patch, c.dim, c.codebook_size).eval()
+    net = Student(inner, c.patch, c.dim, c.codebook_size, c.input_range).eval()
 
     fill = Filling(net, names)
     _conv(fill, "encoder.embed", f"{at}patch_embed_conv", f"{at}patch_embed_projection")
@@ -156,6 +160,17 @@ def student(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, 
     names.finish("the student")
     fill.load()
     return Masked(c, 0).encoder({"student": net}), {"student": net}, c
+
+
+def _check_range(given: Mapping[str, Any]) -> None:
+    """Errors: PlethoraError unless ``given`` says which range the weights were trained on. The scaling is in
+    the authors' preprocessing, so neither a tensor nor an option of the trainer tells it."""
+    if tuple(given.get("input_range", ())) not in RANGES:
+        known = ", ".join(f"[{low}, {high}] for {of}" for (low, high), of in RANGES.items())
+        raise PlethoraError(
+            "nothing in a checkpoint tells the range that the authors' preprocessing scaled its windows to: "
+            f'--set "input_range=[LOW,HIGH]" ({known} of their code)'
+        )
 
 
 def _conv(fill: Filling, ours: str, theirs: str, projection: str) -> None:

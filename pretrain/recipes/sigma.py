@@ -59,6 +59,7 @@ class TokenizerConfig(Windows):
     stop_gradient: bool = True  # paper: the clean view is the target; code: false
     aug_scale: float = 0.1  # code: scale U(0.9, 1.1)
     aug_noise: float = 0.05  # code: N(0, 0.05)
+    min_patches: int = Field(1, ge=1)  # shortest input of the published encoder; code: 2
 
 
 class MaskedConfig(Windows):
@@ -143,11 +144,11 @@ class Tokenizer:
             "unigram_rate": float(share.max()),
         }
 
-    def encoder(self, modules: Mapping[str, nn.Module], least: int = 1) -> Encoder:
-        """The published encoder. least: patches of the shortest input."""
+    def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
         c, net = self.config, modules["tokenizer"]
         assert isinstance(net, Tokens)
-        return c.encoder(Pooled(net.encoder, c.patch), c.dim, c.patches, "tokenizer", least)
+        pooled = Pooled(net.encoder, c.patch, input_range=c.input_range)
+        return c.encoder(pooled, c.dim, c.patches, "tokenizer", c.min_patches)
 
 
 class Masked:
@@ -193,12 +194,14 @@ class Masked:
                 drop_path=c.drop_path,
                 maskable=True,
             )
-            modules: dict[str, nn.Module] = {"student": Student(encoder, c.patch, c.dim, c.codebook_size)}
+            modules: dict[str, nn.Module] = {
+                "student": Student(encoder, c.patch, c.dim, c.codebook_size, c.input_range)
+            }
             if self.has_teacher:
                 # in the code, the teacher's convolutions have as many channels as its width
                 d, patches_ = c.teacher_dim, c.patches
                 net = conv_encoder(c.patch, d, d, c.teacher_depth, c.teacher_heads, patches_, bias=True)
-                modules["teacher"] = Teacher(net, c.patch, d)
+                modules["teacher"] = Teacher(net, c.patch, d, c.input_range)
         return modules
 
     def frozen(self) -> dict[str, nn.Module]:
@@ -218,7 +221,9 @@ class Masked:
         """{"codes" (B, N) int32, "prior" (B, N) float32}, which stay the same over training."""
         tokenizer, x = frozen["tokenizer"], batch["ppg"]
         assert isinstance(tokenizer, Tokens)
-        prior = masking.priors(patches(minmax(x), self.config.patch), self.config.beta)
+        prior = masking.priors(
+            patches(minmax(x, self.config.input_range), self.config.patch), self.config.beta
+        )
         return {"codes": tokenizer.codes(x).int(), "prior": prior}
 
     def rehearsal(self) -> Masked:
@@ -317,7 +322,7 @@ class Masked:
     def encoder(self, modules: Mapping[str, nn.Module]) -> Encoder:
         c, net = self.config, modules["student"]
         assert isinstance(net, Student)
-        pooled = Pooled(net.encoder, c.patch, c.pool_blocks)
+        pooled = Pooled(net.encoder, c.patch, c.pool_blocks, c.input_range)
         return c.encoder(pooled, c.dim, c.max_patches, "encoder")
 
 
@@ -343,6 +348,7 @@ def tokens(c: TokenizerConfig) -> Tokens:
         c.aug_noise,
         c.consistency,
         c.stop_gradient,
+        c.input_range,
     )
 
 
@@ -356,7 +362,7 @@ def open_tokenizer(uri: str, needs: MaskedConfig) -> Tokens:
     if (kind := bundle.open(uri).config["kind"]) != "tokenizer":
         raise PlethoraError(f"{uri} is a bundle of kind {kind}: give a tokenizer's")
     _, theirs, modules = open_modules(uri)
-    for name in ("window_s", "rate", "band", "order", "patch", "codebook_size"):
+    for name in ("window_s", "rate", "band", "order", "patch", "input_range", "codebook_size"):
         trained, ours = getattr(theirs.config, name), getattr(needs, name)
         if trained != ours:
             raise PlethoraError(

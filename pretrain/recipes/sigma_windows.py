@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from cluster.config import Config
@@ -22,7 +23,15 @@ class Windows(Config):
     band: tuple[float, float] = (0.5, 8.0)  # code, Hz: Butterworth, zero-phase, at the native rate
     order: int = 2  # code
     patch: int = 100  # paper: 2 s; samples
+    input_range: tuple[float, float] = (0.0, 1.0)  # of the scaled window; code's first release: (-1, 1)
     min_quality: float = 0.0  # ours: lowest periodicity of a window; 0 = no gate, as in the paper
+
+    @model_validator(mode="after")
+    def _rising(self) -> Windows:
+        low, high = self.input_range
+        if not low < high:
+            raise ValueError(f"input_range = [{low:g}, {high:g}]: the second number must be the higher")
+        return self
 
     @property
     def samples(self) -> int:
@@ -45,7 +54,7 @@ class Windows(Config):
         self, module: nn.Module, dim: int, patches: int, kind: Literal["encoder", "tokenizer"], least: int = 1
     ) -> Encoder:
         """The published encoder around ``module``, (B, 1, T) -> (B, dim) for ``least`` to ``patches``
-        patches. The network does the min-max scaling."""
+        patches. The network does the min-max scaling, onto ``input_range``, which config.json names."""
         spec = self.spec()
         mode = published.mode(
             spec,
@@ -55,4 +64,5 @@ class Windows(Config):
             step_samples=self.patch,
             max_samples=patches * self.patch,
         )
-        return published.encoder(spec, {"ppg": mode}, kind)
+        found = published.encoder(spec, {"ppg": mode}, kind)
+        return replace(found, about={"input_range": list(self.input_range)})

@@ -19,12 +19,14 @@ from pretrain.__main__ import main
 from pretrain.importing import sigma
 from pretrain.importing.checkpoint import read
 from pretrain.importing.names import Names
+from pretrain.trained import open_modules
 from tests.pretrain import authors
 from tests.pretrain.test_net1d import authors as net1d
 from tests.pretrain.test_net1d import by_hand
 
 PATCH, COUNT, DIM, CODES, CODE_DIM, HEADS = 24, 5, 12, 16, 6, 3
-SETS = {"heads": HEADS, "decoder_heads": 2}
+SETS = {"heads": HEADS, "decoder_heads": 2, "input_range": [0, 1]}
+UNIT = ("--set", "input_range=[0,1]")
 
 
 def float32(state: dict[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
@@ -97,7 +99,7 @@ def test_a_published_tokenizer_embeds_and_names_codes(tmp_path: Path) -> None:
     state = tokenizer()
     given = {"model": state, "optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=1.0)}
     uri, told = brought_in(
-        tmp_path, "sigma-tokenizer", given, "--set", f"heads={HEADS}", "--set", "decoder_heads=2"
+        tmp_path, "sigma-tokenizer", given, *UNIT, "--set", f"heads={HEADS}", "--set", "decoder_heads=2"
     )
     assert told["kind"] == "tokenizer" and "quantize.embedding.cluster_size" in told["unused"]
     encoder, reference, x = BundleEncoder(uri), authors.Reference(state), signal(PATCH * 4)
@@ -117,7 +119,7 @@ def test_a_published_tokenizer_embeds_and_names_codes(tmp_path: Path) -> None:
 def test_the_student_computes_what_the_reference_does_also_of_hidden_patches() -> None:
     state = student()
     names = Names(state)
-    _, modules, _ = sigma.student(names, {"patch": PATCH})
+    _, modules, _ = sigma.student(names, {"patch": PATCH, "input_range": [0, 1]})
     net, reference = modules["student"], authors.Reference(state)
     x = signal(PATCH * COUNT)
     hidden = np.array([[True, False, True, False, False], [False, False, False, True, True]])
@@ -135,7 +137,7 @@ def test_the_student_computes_what_the_reference_does_also_of_hidden_patches() -
 def test_a_published_student_embeds_can_be_rebuilt_and_says_whose_it_is(tmp_path: Path) -> None:
     state = student()
     uri, told = brought_in(
-        tmp_path, "sigma-student", {"model": state}, "--set", f"window_s={PATCH * COUNT / 50}"
+        tmp_path, "sigma-student", {"model": state}, *UNIT, "--set", f"window_s={PATCH * COUNT / 50}"
     )
     assert told["kind"] == "encoder"
     encoder, reference, x = BundleEncoder(uri), authors.Reference(state), signal(PATCH * 3)
@@ -149,7 +151,7 @@ def test_a_published_student_embeds_can_be_rebuilt_and_says_whose_it_is(tmp_path
 
     found = bundle.open(uri)
     seen = seen_by_pretraining(found, None)  # no corpus is looked at when none is known
-    assert seen.kind == "unknown" and "lineage.json names no corpus" in seen.why[0]
+    assert seen.kind == "unknown" and "names no corpus" in seen.why[0]
     imported = found.lineage["imported"]
     assert imported["file"] == "theirs.pth"
     assert imported["sha256"] == hashlib.sha256((tmp_path / "theirs.pth").read_bytes()).hexdigest()
@@ -157,6 +159,47 @@ def test_a_published_student_embeds_can_be_rebuilt_and_says_whose_it_is(tmp_path
     assert imported["sha256"] in card and "training data are unknown" in card and "MIMIC-III" in card
     with pytest.raises(PlethoraError, match=r"complete bundle, and bundles never change"):
         brought_in(tmp_path, "sigma-student", {"model": state})
+
+
+@pytest.mark.parametrize("low", [0, -1])
+def test_sigmas_input_range_is_that_of_its_release_and_both_twins_and_the_card_have_it(
+    low: int, tmp_path: Path
+) -> None:
+    state, chosen = student(), ("--set", f"input_range=[{low},1]", "--set", f"window_s={PATCH * COUNT / 50}")
+    uri, _ = brought_in(tmp_path, "sigma-student", state, *chosen)
+    encoder, reference, x = BundleEncoder(uri), authors.Reference(state), signal(PATCH * 3)
+    scaled = authors.unit_range(x.astype(float))[:, 0] * (1 - low) + low
+    wanted = [reference.student(w, PATCH, HEADS, np.zeros(3, bool)).mean(0) for w in scaled]
+    np.testing.assert_allclose(encoder(x), wanted, atol=1e-4)
+
+    config = encoder.bundle.config
+    assert config["input_range"] == config["run"]["method"]["input_range"] == [low, 1]
+    assert f"by min-max onto [{low}, 1]" in Path(uri, "README.md").read_text()
+    _, recipe, modules = open_modules(uri)
+    moved = x * 0.001 + 7  # the range does not depend on the unit
+    with torch.no_grad():
+        again = recipe.encoder(modules).modes["ppg"].module.eval()(torch.from_numpy(moved))
+    np.testing.assert_allclose(again, wanted, atol=1e-2)
+    other = config | {
+        "run": config["run"] | {"method": config["run"]["method"] | {"input_range": [-1 - low, 1]}}
+    }
+    assert np.abs(untrained(config, "ppg", 0)(x) - untrained(other, "ppg", 0)(x)).max() > 1e-3
+
+
+def test_sigmas_tokenizer_names_the_codes_of_its_release(tmp_path: Path) -> None:
+    state, x = tokenizer(), signal(PATCH * COUNT, 8)
+    reference, unit = (
+        authors.Reference(state),
+        authors.unit_range(signal(PATCH * COUNT, 8).astype(float))[:, 0],
+    )
+    found = {}
+    for low in (0, -1):
+        net = sigma.tokenizer(Names(state), SETS | {"input_range": [low, 1]})[1]["tokenizer"]
+        found[low] = net.codes(torch.from_numpy(x)).numpy()
+        scaled = unit * (1 - low) + low
+        wanted = [reference.codes(reference.tokens(w, PATCH, HEADS)) for w in scaled]
+        np.testing.assert_array_equal(found[low], wanted)
+    assert (found[0] != found[-1]).mean() > 0.1
 
 
 def test_anyppgs_ppg_encoder_becomes_one_mode(tmp_path: Path) -> None:
@@ -215,7 +258,7 @@ def without(state: dict, *names: str) -> dict:
 
 
 def test_all_that_does_not_match_is_named_at_once(tmp_path: Path) -> None:
-    sets = ("--set", f"patch={PATCH}")
+    sets = (*UNIT, "--set", f"patch={PATCH}")
     state = without(student(), "student.norm.bias", "student.blocks.1.mlp.fc2.bias")
     state |= {"student.mask_token": torch.zeros(1, 1, 3), "student.blocks.0.attn.q_bias": torch.zeros(DIM)}
     said = refusal(tmp_path, "sigma-student", state, *sets)
@@ -225,29 +268,30 @@ def test_all_that_does_not_match_is_named_at_once(tmp_path: Path) -> None:
 
     twice = student() | {"student.patch_embed_seq.1.bias": torch.zeros(DIM)}
     assert "should be one tensor and differ" in refusal(tmp_path, "sigma-student", twice, *sets)
-    said = refusal(tmp_path, "sigma-student", tokenizer())
-    assert "missing: cls_token" in said
     said = refusal(
         tmp_path, "anyppg", without(clip(), "ppg_projector.3.bias") | {"head.weight": torch.zeros(2)}
     )
     assert said.endswith("missing: ppg_projector.3.bias; not part of AnyPPG's CLIP module: head.weight")
-    assert "not the state of a Net1D" in refusal(tmp_path, "anyppg", student())
 
 
 def test_what_no_shape_tells_is_asked_for_and_what_they_tell_cannot_be_set(tmp_path: Path) -> None:
-    said = refusal(tmp_path, "sigma-tokenizer", tokenizer())
+    said = refusal(tmp_path, "sigma-tokenizer", tokenizer(), *UNIT)
     assert "no shape tells the heads at a width of 12: --set heads=N" in said
-    both = ("--set", "heads=3", "--set", "decoder_heads=2")
+    both = (*UNIT, "--set", "heads=3", "--set", "decoder_heads=2")
     said = refusal(tmp_path, "sigma-tokenizer", tokenizer(), *both, "--set", "dim=24")
     assert "--set dim=24: the checkpoint has 12" in said
     assert "nearest known one is `heads`" in refusal(
         tmp_path, "sigma-tokenizer", tokenizer(), "--set", "haeds=3"
     )
-    assert "do not fit patches of 2400 samples" in refusal(tmp_path, "sigma-student", student())
+    for kind, state in (("sigma-tokenizer", tokenizer()), ("sigma-student", student())):
+        for more in ((), ("--set", "input_range=[0,2]")):
+            said = refusal(tmp_path, kind, state, *more)
+            assert '--set "input_range=[LOW,HIGH]" ([-1, 1] for its first release (b1cc8d9), [0, 1]' in said
+    assert "do not fit patches of 2400 samples" in refusal(tmp_path, "sigma-student", student(), *UNIT)
 
 
 def test_a_codebook_that_theirs_would_read_otherwise_is_refused(tmp_path: Path) -> None:
-    sets = ("--set", "heads=3", "--set", "decoder_heads=2")
+    sets = (*UNIT, "--set", "heads=3", "--set", "decoder_heads=2")
     fresh = tokenizer() | {"quantize.embedding.initted": torch.zeros(1)}
     assert "never started" in refusal(tmp_path, "sigma-tokenizer", fresh, *sets)
     long = tokenizer()
@@ -256,6 +300,21 @@ def test_a_codebook_that_theirs_would_read_otherwise_is_refused(tmp_path: Path) 
     broken = tokenizer()
     broken["encoder.norm.bias"][0] = torch.nan
     assert "NaN or infinite values: encoder.norm.bias" in refusal(tmp_path, "sigma-tokenizer", broken, *sets)
+
+
+def test_a_checkpoint_of_another_method_is_told_from_its_names(tmp_path: Path) -> None:
+    kinds = {"anyppg": clip(), "sigma-tokenizer": tokenizer(), "sigma-student": student()}
+    for kind in kinds:
+        for other, state in kinds.items():
+            if other != kind:
+                said = refusal(tmp_path, kind, state)
+                assert (
+                    f"is no {kind}: its names are those of {other}: python -m pretrain import {other}" in said
+                )
+        said = refusal(tmp_path, kind, {"fc.weight": torch.zeros(2)})
+        assert f"is no {kind}: no name in it begins with" in said and "it has fc.weight" in said
+    said = refusal(tmp_path, "anyppg", float32(net1d()) | {"dense.weight": torch.zeros(3, 16)})
+    assert "ECGFounder's ECG encoder" in said and "method.ecg_teacher" in said
 
 
 class Code:
@@ -277,10 +336,17 @@ def test_a_file_without_weights_is_one_line(tmp_path: Path) -> None:
     said = refusal(tmp_path, "anyppg", {"state_dict": {"a": torch.zeros(2), "b": 3}})
     assert "holds more than tensors: b" in said
     (tmp_path / "junk.pth").write_bytes(b"no weights")
+    torch.save(float32(net1d()), tmp_path / "whole.pth")
+    save_file(float32(net1d()), tmp_path / "whole.safetensors")
+    for suffix in ("pth", "safetensors"):
+        whole = (tmp_path / f"whole.{suffix}").read_bytes()
+        (tmp_path / f"half.{suffix}").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "junk.safetensors").write_bytes(b"no weights")
     for name, says in (
-        ("junk.pth", "neither"),
+        ("junk.pth", "cut off, or neither"),
         ("junk.safetensors", "neither"),
+        ("half.pth", "cut off, or neither"),
+        ("half.safetensors", "cut off, or neither"),
         ("absent.pth", "no such file"),
         ("s3://bucket/a.pth", "give a local file"),
     ):
