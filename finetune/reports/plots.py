@@ -22,6 +22,7 @@ from finetune.task import Task
 INK, GREY, BLUE, ORANGE = "#1b1f24", "#9aa4b0", "#1f6feb", "#d9730d"
 LINES = {"encoder": BLUE, "untrained": "#7fb0f5", "handcrafted": ORANGE, "demographics": "#4c9a52"}
 BASELINE_ROWS = ("handcrafted", "demographics", "mean")
+LETTER = 0.075  # inches of a letter of a row's name
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -113,12 +114,14 @@ def row_grid(
     plt: Any, tables: Sequence[Sequence[Row]], wide: tuple[float, float], tall: tuple[float, float]
 ) -> tuple[Any, Any]:
     """`grid` of a panel a table, with a line a row. Panels share the names of the rows only where these are
-    the same in all. `wide`: inches of a panel and of the names; `tall`: of a row and in addition.
+    the same in all. `wide`: inches of a panel, and of the names (longer ones get more); `tall`: of a row and
+    in addition.
     """
     alike = len({tuple(row.label for row in rows) for rows in tables}) == 1
     height = tall[1] + tall[0] * max(map(len, tables))
-    panel = (wide[0] if alike else sum(wide), height)
-    return grid(plt, len(tables), panel, (wide[1] if alike else 0, 0), share=alike)
+    names = max(wide[1], LETTER * max(len(row.label) for rows in tables for row in rows))
+    panel = (wide[0] if alike else wide[0] + names, height)
+    return grid(plt, len(tables), panel, (names if alike else 0, 0), share=alike)
 
 
 def row_colour(row: Row, encoders: Sequence[str]) -> str:
