@@ -295,6 +295,14 @@ def _table(one: Parser) -> None:
     """Of whole tables."""
     _task_windows(one)
     one.add_argument(
+        "--heads",
+        type=names,
+        default=("linear",),
+        metavar="A,B",
+        help="heads on each encoder's vectors and the handcrafted ones, a row each: linear (always there), "
+        "forest, mlp (default linear)",
+    )
+    one.add_argument(
         "--published-protocol",
         action="store_true",
         help="also the leaking window-level folds of many papers, marked as such",

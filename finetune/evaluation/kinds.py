@@ -1,4 +1,4 @@
-"""What a task's kind decides: folds, the linear probe, its neighbours, the baseline and the metrics. A class
+"""What a task's kind decides: folds, the linear probe, other heads, the baseline and the metrics. A class
 for each kind of target, with the same methods, so that tables, curves and subgroups know no kinds.
 """
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from finetune import metrics, probe
-from finetune.evaluation import classes, multilabel, neighbours
+from finetune.evaluation import classes, heads, multilabel, neighbours
 from finetune.probe import Columns, Folds, Probed
 from finetune.task import Task
 
 
 class Answer(Protocol):
     """Targets of windows, and all that is done to predict them and to score it. `who`: (n,) the units that
-    folds keep apart; `base`: the baseline's predictions of the same windows.
+    folds keep apart; `base`: the baseline's predictions of the same windows; `head`: of `heads.HEADS`.
     """
 
     def at(self, rows: np.ndarray) -> "Answer": ...
@@ -32,6 +32,7 @@ class Answer(Protocol):
         subsets: Sequence[Columns] | None = None,
     ) -> Probed: ...
     def nearest(self, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed | None: ...
+    def bent(self, head: str, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed: ...
     def baseline(self, folds: Folds) -> Probed: ...
     def drawn(
         self, predicted: np.ndarray, base: np.ndarray, who: np.ndarray, weights: np.ndarray
@@ -70,6 +71,9 @@ class Numbers:
     def nearest(self, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed | None:
         return neighbours.number_neighbours(x, self.y, who, folds, seed)
 
+    def bent(self, head: str, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed:
+        return heads.head_probe(head, "number", x, self.y[:, None], who, folds, seed)
+
     def baseline(self, folds: Folds) -> Probed:
         return probe.mean_probe(self.y, folds)
 
@@ -107,6 +111,10 @@ class Classes:
 
     def nearest(self, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed | None:
         return neighbours.class_neighbours(x, self.y, who, folds, seed)
+
+    def bent(self, head: str, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed:
+        hot = np.eye(len(self.names))[self.y.astype(int)]
+        return heads.head_probe(head, "class", x, hot, who, folds, seed)
 
     def baseline(self, folds: Folds) -> Probed:
         return probe.prevalence_probe(self.y, folds)
@@ -148,6 +156,9 @@ class Labels:
 
     def nearest(self, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed | None:
         return None
+
+    def bent(self, head: str, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed:
+        return multilabel.probe_together(head, x, self.y, who, folds, seed)
 
     def baseline(self, folds: Folds) -> Probed:
         return multilabel.prevalence(self.y, folds)

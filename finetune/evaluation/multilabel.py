@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from cluster.errors import PlethoraError
 from finetune import metrics, probe
-from finetune.evaluation import classes
+from finetune.evaluation import classes, heads
 from finetune.evaluation.results import LabelScore
 from finetune.probe import Columns, Folds, Probed
 from finetune.task import Task, excluded, named_labels
@@ -125,13 +125,32 @@ def probe_each(
     few subjects with or without the label to choose by, its prevalence.
     """
     found = prevalence(hot_nk, folds).predicted
-    for k in range(hot_nk.shape[1]):
-        for train, test in folds:
-            sides = [len(set(subject_n[train][hot_nk[train, k] == v])) for v in (0, 1)]
-            if min(sides) >= 2:
-                one = probe.logistic_probe(x_nd, hot_nk[:, k], subject_n, [(train, test)], seed, subsets)
-                found[test, k] = one.predicted[test, 0]
+    for train, test in folds:
+        for k in _learnable(hot_nk[train], subject_n[train]):
+            one = probe.logistic_probe(x_nd, hot_nk[:, k], subject_n, [(train, test)], seed, subsets)
+            found[test, k] = one.predicted[test, 0]
     return Probed(found, ())
+
+
+def probe_together(
+    head: str, x_nd: np.ndarray, hot_nk: np.ndarray, subject_n: np.ndarray, folds: Folds, seed: int
+) -> Probed:
+    """The same of a head of `heads.HEADS`, which learns all labels at once."""
+    found = prevalence(hot_nk, folds).predicted
+    chosen: list[float] = []
+    for train, test in folds:
+        labels = _learnable(hot_nk[train], subject_n[train])
+        if len(labels):
+            one = heads.head_probe(head, "labels", x_nd, hot_nk[:, labels], subject_n, [(train, test)], seed)
+            found[np.ix_(test, labels)] = one.predicted[test]
+            chosen += one.alphas
+    return Probed(found, tuple(chosen))
+
+
+def _learnable(hot_nk: np.ndarray, subject_n: np.ndarray) -> np.ndarray:
+    """Labels that two subjects or more have, and two or more have not."""
+    both = [[len(set(subject_n[column == v])) for v in (0, 1)] for column in hot_nk.T]
+    return np.flatnonzero(np.min(both, axis=1) >= 2)
 
 
 def prevalence(hot_nk: np.ndarray, folds: Folds) -> Probed:

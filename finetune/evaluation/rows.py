@@ -1,4 +1,4 @@
-"""Rows of a table: which vectors a probe gets, and which probe."""
+"""Rows of a table: which vectors a head gets, and which head."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,30 +9,42 @@ from finetune.evaluation import features
 from finetune.evaluation.kinds import Answer
 from finetune.probe import Columns, Folds, Probed
 
+NEAREST = "k-NN"
 WEIGHTS = (0.0, 0.1, 1.0)  # of the vectors beside demographics: three columns drown among hundreds of equals
 
 
 @dataclass(frozen=True)
 class Row:
-    """x (n, d): what the probe learns from, NaN where missing; `subsets`: columns to choose among."""
+    """x (n, d): what the head learns from, NaN where missing; `subsets`: columns to choose among; `head`:
+    "linear", NEAREST or one of `heads.HEADS`.
+    """
 
     x: np.ndarray
     subsets: tuple[Columns, ...] | None = None
-    nearest: bool = False
+    head: str = "linear"
 
 
-def rows_of(vectors: Mapping[str, np.ndarray], people: np.ndarray, encoders: Sequence[str]) -> dict[str, Row]:
+def rows_of(
+    vectors: Mapping[str, np.ndarray],
+    people: np.ndarray,
+    encoders: Sequence[str],
+    heads: Sequence[str] = (),
+) -> dict[str, Row]:
     """{row: what it learns from}. `vectors`: of encoders, their twins and "handcrafted", as far as they are
-    there; `people` (n, d) demographics, d = 0 where there are none.
+    there; `people` (n, d) demographics, d = 0 where there are none; `heads`: those beside the linear one.
     """
+    own = [*encoders, *(["handcrafted"] if "handcrafted" in vectors else [])]
     found: dict[str, Row] = {}
     for name, x in vectors.items():
         found[name] = Row(x, features.SUBSETS if name == "handcrafted" else None)
     for name in encoders:
-        found[f"{name}, k-NN"] = Row(vectors[name], nearest=True)
+        found[f"{name}, {NEAREST}"] = Row(vectors[name], head=NEAREST)
+    for head in heads:
+        for name in own:
+            found[f"{name}, {head}"] = Row(vectors[name], head=head)
     if people.shape[1]:
         found["demographics"] = Row(people)
-        for name in [*encoders, *(["handcrafted"] if "handcrafted" in vectors else [])]:
+        for name in own:
             fused = "demographics + handcrafted" if name == "handcrafted" else f"{name} + demographics"
             subsets = features.SUBSETS if name == "handcrafted" else (slice(None),)
             found[fused] = beside(people, vectors[name], subsets)
@@ -59,11 +71,13 @@ def probed(
     """Out-of-fold predictions of every row that its kind of target has a probe for, the baseline last."""
     found: dict[str, Probed] = {}
     for name, row in rows.items():
-        one = (
-            answer.nearest(row.x, who, folds, seed)
-            if row.nearest
-            else answer.linear(row.x, who, folds, seed, row.subsets)
-        )
+        one: Probed | None
+        if row.head == "linear":
+            one = answer.linear(row.x, who, folds, seed, row.subsets)
+        elif row.head == NEAREST:
+            one = answer.nearest(row.x, who, folds, seed)
+        else:
+            one = answer.bent(row.head, row.x, who, folds, seed)
         if one is not None:
             found[name] = one
     return found | {"mean": answer.baseline(folds)}

@@ -18,10 +18,10 @@ from finetune.evaluation.given import given_folds, read_predictions, read_split,
 from finetune.evaluation.groups import level_of, subgroup_tables
 from finetune.evaluation.kinds import Answer, Classes, Labels, Numbers, answer_of
 from finetune.evaluation.lengths import fit
-from finetune.evaluation.options import Options
+from finetune.evaluation.options import HEADS, Options
 from finetune.evaluation.protocol import published
 from finetune.evaluation.results import Counts, Protocol, Readings, Row, TaskResult
-from finetune.evaluation.rows import probed, rows_of
+from finetune.evaluation.rows import NEAREST, probed, rows_of
 from finetune.probe import Folds, Probed
 from finetune.task import Task, demographics
 from finetune.task import classes as class_names
@@ -30,6 +30,8 @@ Drawn = Mapping[str, Mapping[str, np.ndarray]]  # {row: {metric: (1 + draws,)}}
 Notes = Mapping[str, str]  # {row: why it has no figures, or what they lack}
 
 PEOPLE = "\0demographics"  # no row is called so
+BENT = (NEAREST, *HEADS[1:])  # heads that read what no straight line does
+OWN_ONLY = (*(f", {head}" for head in BENT), " + demographics")  # after a name: rows made of a row
 
 BASELINES = {
     "handcrafted": "Handcrafted features",
@@ -65,7 +67,8 @@ def outcome(
     """Probes, metrics, intervals and paired differences of one task."""
     note_handcrafted(vectors, notes)
     names = windows.names or class_names(labels, task)
-    labels_of = row_labels(entrants, options.predictions, bool(names), task)
+    heads = options.more_heads
+    labels_of = row_labels(entrants, options.predictions, bool(names), task, heads)
     warnings = _unlabelled(windows, task)
     pieces = max(fit(e.encoder, task.window_s).pieces for e in entrants)
     if task.kind == "retrieval":
@@ -93,7 +96,8 @@ def outcome(
     else:
         outer = given_folds(answer, who, level.learnt(test.astype(float)) > 0.5, str(options.split))
     encoders = [e.name for e in entrants]
-    rows = rows_of({n: x for n, x in level.vectors.items() if n != PEOPLE}, level.vectors[PEOPLE], encoders)
+    own = {n: x for n, x in level.vectors.items() if n != PEOPLE}
+    rows = rows_of(own, level.vectors[PEOPLE], encoders, heads)
     found = probed(rows, answer, who, outer, options.seed)
     predicted = {n: level.scored(found[n].predicted) for n in labels_of if n in found} | given
     tests = level.tests(outer)
@@ -107,7 +111,7 @@ def outcome(
     drawn = {n: truth.drawn(p, shown["mean"], scored.subject, weights) for n, p in shown.items()}
     curve = None
     if options.few_shot:
-        plain = {n: r for n, r in rows.items() if not r.nearest and " + " not in n}
+        plain = {n: r for n, r in rows.items() if r.head == "linear" and " + " not in n}
         full = {n: drawn[n][task.main] for n in [*plain, "mean"]}
 
         def score(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -123,7 +127,7 @@ def outcome(
         honest = {n: d for n, d in drawn.items() if n not in given}
         one = answer_of(task, windows.target, names)
         leaking = published(
-            rows_of(vectors, people, encoders), one, windows, honest, options.folds, options.seed
+            rows_of(vectors, people, encoders, heads), one, windows, honest, options.folds, options.seed
         )
     result = TaskResult(
         task=task,
@@ -203,15 +207,23 @@ def _unlabelled(windows: Windows, task: Task) -> list[str]:
 
 
 def row_labels(
-    entrants: Sequence[Entrant], predictions: Sequence[str], classed: bool, task: Task
+    entrants: Sequence[Entrant],
+    predictions: Sequence[str],
+    classed: bool,
+    task: Task,
+    heads: Sequence[str] = (),
 ) -> dict[str, str]:
     """{row: what it is called}, in the order of the table; the baselines last."""
     labels = {e.name: e.label for e in entrants} | {e.twin: e.twin_label for e in entrants}
     if task.kind != "retrieval":
-        labels |= {f"{e.name}, k-NN": f"{e.label}, k-NN" for e in entrants}
+        for how in (NEAREST, *heads):
+            labels |= {f"{e.name}, {how}": f"{e.label}, {how}" for e in entrants}
         labels |= {f"{e.name} + demographics": f"{e.label} + demographics" for e in entrants}
     labels |= {row: f"{row} (given predictions)" for row in named(predictions)}
-    labels |= BASELINES
+    for name, label in BASELINES.items():
+        labels[name] = label
+        if name == "handcrafted" and task.kind != "retrieval":
+            labels |= {f"{name}, {head}": f"{label}, {head}" for head in heads}
     if task.kind == "retrieval":
         return {n: v for n, v in labels.items() if "demographics" not in n} | {"mean": "A guess"}
     return labels | ({"mean": "Predict the prevalence"} if classed else {})
@@ -219,7 +231,7 @@ def row_labels(
 
 def table_rows(labels: Mapping[str, str], drawn: Drawn, notes: Notes) -> tuple[Row, ...]:
     """Rows with intervals, in the order of `labels`; those that have no figures with the reason, but for
-    optional ones (k-NN, + demographics), which are left out.
+    optional ones (other heads, + demographics), which are left out.
     """
     return tuple(
         Row(name, label, metrics.each_interval(drawn.get(name, {})), notes.get(name, ""))
@@ -229,19 +241,18 @@ def table_rows(labels: Mapping[str, str], drawn: Drawn, notes: Notes) -> tuple[R
 
 
 def _optional(name: str) -> bool:
-    return name.endswith((", k-NN", " + demographics")) or name == "demographics + handcrafted"
+    return name.endswith(OWN_ONLY) or name == "demographics + handcrafted"
 
 
 def paired_differences(
     labels: Mapping[str, str], encoders: Sequence[str], drawn: Drawn, main: str
 ) -> dict[str, dict[str, metrics.Difference]]:
     """{encoder: {row: encoder − row}} of the main metric; rows are its own probes, other encoders, untrained
-    twins and baselines, not other encoders' k-NN and demographics.
+    twins and baselines, not other encoders' heads and demographics.
     """
-    own_only = (", k-NN", " + demographics")
     found = {}
     for name in encoders:
-        foreign = {f"{other}{how}" for other in encoders for how in own_only if other != name}
+        foreign = {f"{other}{how}" for other in encoders for how in OWN_ONLY if other != name}
         found[name] = {
             n: metrics.difference(drawn[name][main], drawn[n][main])
             for n in labels
@@ -283,7 +294,7 @@ def _with_kind(
 
 
 def nonlinear(labels: Mapping[str, str], encoders: Sequence[str], drawn: Drawn, task: Task) -> list[str]:
-    """A line where neighbours find in an encoder's vectors what its linear probe does not."""
+    """A line where another head finds in an encoder's vectors what its linear probe does not."""
     lower, said = task.kind == "regression", []
 
     def beats(a: str, b: str) -> bool:
@@ -291,11 +302,13 @@ def nonlinear(labels: Mapping[str, str], encoders: Sequence[str], drawn: Drawn, 
         return apart.high < 0 if lower else apart.low > 0
 
     for name in encoders:
-        near = f"{name}, k-NN"
-        if near in drawn and beats(near, "mean") and not beats(name, "mean") and beats(near, name):
+        rows = {head: f"{name}, {head}" for head in BENT if f"{name}, {head}" in drawn}
+        works = [head for head, row in rows.items() if beats(row, "mean") and beats(row, name)]
+        if works and not beats(name, "mean"):
             said.append(
-                f"{labels[name]}: the linear probe fails where a non-linear one (k-NN) works on the same "
-                "vectors: what they know is not linear in them; tune the whole encoder, or read the k-NN row"
+                f"{labels[name]}: the linear probe fails where a non-linear one ({', '.join(works)}) works "
+                "on the same vectors: what they know is not linear in them; tune the whole encoder, or read "
+                f"the {works[0]} row"
             )
     return said
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from finetune.evaluation.results import Agreement, PressureCard, TaskResult
+from finetune.evaluation.table import OWN_ONLY
 from finetune.pagekit.parts import Table
 from finetune.reports.figures import lower_is_better, main_title, number, side, signed, with_interval
 
-VARIANTS = (", untrained", ", k-NN", " + demographics")  # after an encoder's name, in rows made of it
+VARIANTS = (", untrained", *OWN_ONLY)  # after an encoder's name, in rows made of it
 ADDS = {"better": "adds", "level": "cannot be told", "worse": "takes away"}
 PRESSURE_HEAD = [
     "",

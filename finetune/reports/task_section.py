@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+from finetune.evaluation import heads
 from finetune.evaluation.results import Overlap, TaskResult
 from finetune.evaluation.table import Outcome
 from finetune.pagekit.parts import Table
@@ -36,7 +37,19 @@ SPOKEN = {
     "demographics + handcrafted": "demographics with handcrafted features",
     "encoder + demographics": "itself with demographics",
     "encoder, k-NN": "its own nearest neighbours",
+    "encoder, forest": "a forest on its own vectors",
+    "encoder, mlp": "a small network on its own vectors",
+    "handcrafted, forest": "a forest on handcrafted features",
+    "handcrafted, mlp": "a small network on handcrafted features",
     "mean": "predicting the mean",
+}
+HEAD_LINES = {
+    "k-NN": "*k-NN*: the nearest neighbours by distance of standardised vectors, their number by inner "
+    "folds.",
+    "forest": f"*forest*: {heads.TREES} extremely randomised trees on the same vectors, the fewest rows in a "
+    "leaf by inner folds.",
+    "mlp": f"*mlp*: a network with {heads.WIDTH} hidden units on the same vectors, stopped by a fifth of the "
+    "training subjects, its weight decay by inner folds.",
 }
 
 
@@ -248,10 +261,7 @@ def _explained(result: TaskResult) -> list[str]:
             "training part; above 0 counts as positive (balanced accuracy, F1). AUPRC is to be read against "
             "the prevalence."
         )
-    if any(name.endswith(", k-NN") for name in labels):
-        lines.append(
-            "*k-NN*: the nearest neighbours by distance of standardised vectors, their number by inner folds."
-        )
+    lines += [line for head, line in HEAD_LINES.items() if any(n.endswith(f", {head}") for n in labels)]
     if any(" + " in name for name in labels):
         lines.append(
             "*+ demographics*, *+ handcrafted*: one linear probe on the columns of both; inner folds choose "
