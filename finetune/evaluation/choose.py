@@ -16,13 +16,17 @@ from datasets.schema import Corpus
 from datasets.signal import Signal
 from datasets.windows import WindowSpec, lasts
 from finetune.encoders.base import Encoder
-from finetune.evaluation import multilabel
+from finetune.evaluation import multilabel, tracker
 from finetune.evaluation.people import NOBODY, SeenSubjects
 from finetune.evaluation.readings import reading_names
 from finetune.evaluation.results import LeftOut
 from finetune.task import Task, excluded, window_targets
 
 HANDCRAFTED = Signal(modality="ppg", rate=50.0, band=(0.5, 8.0))  # input of features.handcrafted
+TRACKED = (  # inputs of tracker.frames_of; the accelerometer in g
+    Signal(modality="ppg", rate=tracker.RATE, band=tracker.BAND),
+    Signal(modality="acc", rate=tracker.RATE, band=tracker.BAND, channels=3, required=False),
+)
 
 
 @dataclass
