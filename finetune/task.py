@@ -19,6 +19,7 @@ Kind = Literal["regression", "binary", "multi-class", "multi-label", "retrieval"
 CLASSES = ("binary", "multi-class")  # every window has exactly one class
 SEVERAL = "several values"  # the group of a record whose labels of the whole record differ
 SEVERAL_LABELS = "several values of the label"  # why its windows have no target
+SAME_S = 1e-3  # times that differ by less are the same
 METRICS = {  # of each kind, the main one first
     "regression": ("mae", "rmse", "r2", "pearson"),
     "binary": ("auroc", "auprc", "balanced_accuracy", "f1"),
@@ -253,6 +254,7 @@ def window_targets(
     refused ones are NaN.
 
     A label counts by the seconds that it shares with the window; one without times covers its whole record.
+    Where labels have the window's own times, they alone count.
     Refusals: "" (fine), those of `excluded`, "no label", "label without a value" (NaN), "label coverage"
     (valid labels over too little of the window), "implausible label" (there are labels, none of them in the
     plausible range), "several values of the label" (labels of the whole record that contradict each other).
@@ -280,6 +282,9 @@ def window_targets(
         at = rows.get(record, np.array([], int))
         shared = np.minimum(end[at], window_start + task.window_s) - np.maximum(start[at], window_start)
         at, shared = at[shared > 1e-9], shared[shared > 1e-9]
+        same = np.abs(start[at] - window_start) + np.abs(end[at] - window_start - task.window_s) < SAME_S
+        if same.any():  # of labels that overlap each other, as of a grid of 2 s
+            at, shared = at[same], shared[same]
         good = np.isfinite(value[at]) & (value[at] >= low) & (value[at] <= high)
         if not len(at):
             refusal[i] = "no label"

@@ -14,7 +14,7 @@ from datasets.index import Index, build, few
 from datasets.judge import judge
 from datasets.schema import Corpus
 from datasets.signal import Signal
-from datasets.windows import WindowSpec, lasts
+from datasets.windows import WindowSpec, lasts, present
 from finetune.encoders.base import Encoder
 from finetune.evaluation import multilabel, tracker
 from finetune.evaluation.people import NOBODY, SeenSubjects
@@ -109,13 +109,15 @@ def place(corpus: Corpus, encoders: Mapping[str, Encoder], task: Task, cache: st
 
 def relocated(index: Index, spec: WindowSpec, judged: bool) -> Index:
     """The same windows, row by row, under `spec`: their location among its rows, and its verdicts ("absent"
-    where no row of it contains the window; without `judged` all others are "ok").
+    where no row of it contains the window; without `judged` all others are "ok"), also `verdict_<m>` of each
+    optional modality.
     """
     table, modalities = index.table, [s.modality for s in spec.signals]
     shard, group, record = (table[c].to_numpy(zero_copy_only=False) for c in ("shard", "group", "record"))
     start, n = table["start_s"].to_numpy(), table.num_rows
     row, offset, verdict = np.zeros(n, np.int32), np.zeros(n), np.full(n, "absent", object)
-    if modalities == [s.modality for s in index.spec.signals]:
+    optional = {m: np.full(n, "absent", object) for m in spec.optional}
+    if modalities == [s.modality for s in index.spec.signals] and not optional:
         row, offset = table["row"].to_numpy().copy(), table["offset_s"].to_numpy().copy()
         verdict[:] = "ok"
         if not judged:
@@ -128,9 +130,20 @@ def relocated(index: Index, spec: WindowSpec, judged: bool) -> Index:
         there = at >= 0
         verdict[which] = np.where(there, "ok", "absent")
         if judged and there.any():
-            said = judge(rows, at[there], shift[there], spec)["verdict"]
-            verdict[which[there]] = said.to_numpy(zero_copy_only=False)
-    return Index(index.corpus, spec, _with(table, row, offset, verdict))
+            said = judge(rows, at[there], shift[there], spec)
+            verdict[which[there]] = said["verdict"].to_numpy(zero_copy_only=False)
+            for m, values in optional.items():
+                values[which[there]] = said[f"verdict_{m}"].to_numpy(zero_copy_only=False)
+        elif there.any():
+            for m, has in zip(modalities, present(rows, spec), strict=True):
+                if m in optional:
+                    optional[m][which[there]] = np.where(has[at[there]], "ok", "absent")
+    table = _with(table, row, offset, verdict)
+    for m, values in optional.items():
+        name = f"verdict_{m}"
+        table = table.drop_columns([name] if name in table.column_names else [])
+        table = table.append_column(name, pa.array(values.tolist(), pa.string()))
+    return Index(index.corpus, spec, table)
 
 
 def _within(

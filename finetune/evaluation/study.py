@@ -16,6 +16,7 @@ from finetune.evaluation.lengths import fit
 from finetune.evaluation.options import Options
 from finetune.evaluation.results import CorpusInfo
 from finetune.evaluation.table import Outcome, outcome
+from finetune.evaluation.tracked import tracked
 from finetune.task import Task
 
 
@@ -35,7 +36,8 @@ def study(
 
 
 def _outcome(entrants: Sequence[Entrant], source: Corpus, data: TaskData, options: Options) -> Outcome:
-    found = outcome(entrants, data.task, data.labels, data.windows, data.vectors, data.notes, options)
+    direct = tracked(data.places.index, data.windows, data.task)
+    found = outcome(entrants, data.task, data.labels, data.windows, data.vectors, data.notes, options, direct)
     result = replace(
         found.result,
         overlap=data.overlap(),

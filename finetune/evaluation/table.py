@@ -22,6 +22,7 @@ from finetune.evaluation.options import HEADS, Options
 from finetune.evaluation.protocol import published
 from finetune.evaluation.results import Counts, Protocol, Readings, Row, TaskResult
 from finetune.evaluation.rows import NEAREST, probed, rows_of
+from finetune.evaluation.tracked import Direct
 from finetune.probe import Folds, Probed
 from finetune.task import Task, demographics
 from finetune.task import classes as class_names
@@ -35,6 +36,7 @@ OWN_ONLY = (*(f", {head}" for head in BENT), " + demographics")  # after a name:
 
 BASELINES = {
     "handcrafted": "Handcrafted features",
+    "tracker": "Spectral tracker",
     "demographics": "Demographics only",
     "demographics + handcrafted": "Demographics + handcrafted",
     "mean": "Predict the mean",
@@ -63,8 +65,11 @@ def outcome(
     vectors: dict[str, np.ndarray],
     notes: dict[str, str],
     options: Options,
+    direct: Direct | None = None,
 ) -> Outcome:
-    """Probes, metrics, intervals and paired differences of one task."""
+    """Probes, metrics, intervals and paired differences of one task. `direct`: the tracker's answers, if
+    it has any.
+    """
     note_handcrafted(vectors, notes)
     names = windows.names or class_names(labels, task)
     heads = options.more_heads
@@ -79,6 +84,7 @@ def outcome(
         windows, test = split_windows(windows, read_split(options.split), options.split)
         kept = np.isin(whole.rows, windows.rows)
         vectors = {name: x[kept] for name, x in vectors.items()}
+        direct = direct and direct.at(kept)
     refused = dict(windows.refused)
     people, people_names = demographics(labels, windows.record.tolist(), task.demographics)
     if not people_names:
@@ -100,6 +106,10 @@ def outcome(
     rows = rows_of(own, level.vectors[PEOPLE], encoders, heads)
     found = probed(rows, answer, who, outer, options.seed)
     predicted = {n: level.scored(found[n].predicted) for n in labels_of if n in found} | given
+    if direct is not None:
+        labels_of, notes["tracker"] = labels_of | {"tracker": direct.label}, direct.note
+        rate = level.scored(level.learnt(direct.predicted))
+        predicted["tracker"] = np.where(np.isfinite(rate), rate, predicted["mean"])
     tests = level.tests(outer)
     tested, fold = _tested(tests, given, len(level.score.subject))
     if sum(map(len, tests)) > len(tested):
@@ -241,7 +251,7 @@ def table_rows(labels: Mapping[str, str], drawn: Drawn, notes: Notes) -> tuple[R
 
 
 def _optional(name: str) -> bool:
-    return name.endswith(OWN_ONLY) or name == "demographics + handcrafted"
+    return name.endswith(OWN_ONLY) or name in ("demographics + handcrafted", "tracker")
 
 
 def paired_differences(

@@ -95,12 +95,12 @@ def agreement(outcome: Outcome) -> Iterator[Panel]:
 
 
 def truth(outcome: Outcome) -> Iterator[Panel]:
-    """Of each encoder, and of handcrafted features: predicted against true, and the mean truth of each tenth
-    of the predictions: on the diagonal where predictions are calibrated.
+    """Of each encoder, handcrafted features and the tracker: predicted against true, and the mean truth of
+    each tenth of the predictions: on the diagonal where predictions are calibrated.
     """
     result, target, predicted = outcome.result, outcome.windows.target, outcome.predicted
     unit, colours, labels = result.task.unit, plots.subject_colours(outcome.windows.subject), result.labels
-    shown = [n for n in (*result.encoders, "handcrafted") if n in predicted]
+    shown = [n for n in (*result.encoders, "handcrafted", "tracker") if n in predicted]
     values = np.concatenate([target, *(predicted[n] for n in shown)])
     low, high = np.percentile(values, [0.2, 99.8])
     low, high = min(low, target.min()), max(high, target.max())

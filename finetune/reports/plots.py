@@ -21,7 +21,7 @@ from finetune.task import Task
 
 INK, GREY, BLUE, ORANGE = "#1b1f24", "#9aa4b0", "#1f6feb", "#d9730d"
 LINES = {"encoder": BLUE, "untrained": "#7fb0f5", "handcrafted": ORANGE, "demographics": "#4c9a52"}
-BASELINE_ROWS = ("handcrafted", "demographics", "mean")
+BASELINE_ROWS = ("handcrafted", "tracker", "demographics", "mean")
 LETTER = 0.075  # inches of a letter of a row's name
 STYLE: Any = {
     "font.size": 10,

@@ -33,6 +33,7 @@ from finetune.reports.sheet import Picture, Section
 SPOKEN = {
     "untrained": "the same encoder untrained",
     "handcrafted": "handcrafted features",
+    "tracker": "the spectral tracker",
     "demographics": "demographics alone",
     "demographics + handcrafted": "demographics with handcrafted features",
     "encoder + demographics": "itself with demographics",
@@ -269,6 +270,11 @@ def _explained(result: TaskResult) -> list[str]:
         )
     if any("(given predictions)" in label for label in labels.values()):
         lines.append("*Given predictions*: another model's, out of sample, from a file.")
+    if "tracker" in labels:
+        lines.append(
+            "*Spectral tracker*: rates straight from the signal, with nothing learnt "
+            "(finetune/evaluation/tracker.py). It looks at the record's other windows, before and after."
+        )
     return [
         *lines,
         "*Untrained*: the network of config.json with the weights that its training began with.",
