@@ -62,6 +62,7 @@ def test_an_encoder_that_hears_the_pulse_beats_the_mean_and_so_do_handcrafted_fe
     mae = {row["name"]: row["metrics"]["mae"]["value"] for row in results["rows"]}
     assert mae["encoder"] < 0.5 * mae["mean"] and mae["handcrafted"] < 0.25 * mae["mean"]
     assert mae["tracker"] < 0.25 * mae["mean"]
+    assert results["rows"][ROWS.index("tracker")]["label"] == "Spectral tracker (PPG, whole record)"
     assert results["differences"]["mean"]["high"] < 0
     assert any("beats predicting the mean" in sentence for sentence in results["verdict"])
 

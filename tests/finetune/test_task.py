@@ -53,6 +53,12 @@ def test_labels_count_by_the_time_that_they_share_with_the_window(task) -> None:
     assert target.tolist() == [60, 90, 90]
 
 
+def test_a_label_with_the_windows_own_times_is_its_target_whatever_overlaps_it(task) -> None:
+    table = labels(*(("a", 2.0 * i, 2.0 * i + 10, "hr", 60.0 + i**2, "bpm") for i in range(6)))
+    target, _ = tasks.window_targets(table, ["a"] * 3, [0.0, 2.0, 10.0004], task)
+    assert target.tolist() == [60, 61, 85]
+
+
 def test_the_mean_is_weighted_by_time(task) -> None:
     mean = task.model_copy(update={"aggregate": task.aggregate.model_copy(update={"how": "mean"})})
     table = labels(("a", 0.0, 6.0, "hr", 60.0, "bpm"), ("a", 6.0, 30.0, "hr", 90.0, "bpm"))
