@@ -104,3 +104,20 @@ def test_overlapping_windows_share_their_frames() -> None:
     assert len(frames.start_s) == 12 * len(start) and error(tracker.track(start, ppg, acc), truth) <= 1
     for second in np.unique(frames.start_s):
         assert len(set(rate[frames.start_s == second])) == 1
+
+
+def test_of_equal_frames_the_one_with_a_pulse_counts() -> None:
+    start, ppg, _, _ = at_rest(100).windows()
+    seen, blind = tracker.frames_of(start, ppg), tracker.frames_of(start, np.zeros_like(ppg))
+    pairs = zip(
+        (blind.start_s, blind.evidence, blind.known), (seen.start_s, seen.evidence, seen.known), strict=True
+    )
+    both = tracker.Frames(*(np.concatenate(pair) for pair in pairs))
+    assert np.array_equal(tracker.follow(both), np.tile(tracker.follow(seen), 2))
+
+
+def test_a_frame_alone_shows_the_heart_under_an_artefact_of_five_times_its_height() -> None:
+    hr, steps = np.full(120, 100.0), np.full(120, 160 / 60)
+    start, ppg, acc, truth = moving.run(rng(1), hr, steps, 5.0).windows()
+    highest = tracker.BPM[tracker.frames_of(start, ppg, acc).evidence.argmax(1)]
+    assert np.mean(np.abs(highest - truth) < 5) > 0.6
