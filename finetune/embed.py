@@ -68,9 +68,11 @@ def _write(path: Path, schema: pa.Schema, parts: Iterable[tuple[list[pa.Array], 
 # ---------------------------------------------------------------- arrays
 
 
-def read_signals(path: str, modalities: Sequence[str]) -> dict[str, tuple[np.ndarray, float]]:
+def read_signals(
+    path: str, modalities: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, tuple[np.ndarray, float]]:
     """{modality: (samples (n, T) float64, rate in Hz)} from an .npz. The file holds an array per modality,
-    (T,) or (n, T), and either `<modality>_rate` for each or one `rate` for all.
+    (T,) or (n, T), and either `<modality>_rate` for each or one `rate` for all. `optional`: may be missing.
     """
     if storage.is_remote(path):
         raise PlethoraError(f"{path}: an .npz must be a local file: download it, or ingest a corpus")
@@ -80,6 +82,7 @@ def read_signals(path: str, modalities: Sequence[str]) -> dict[str, tuple[np.nda
     try:
         check_zip(Path(path))
         with np.load(path, allow_pickle=False) as npz:
+            modalities = [*modalities, *(m for m in optional if m in npz.files)]
             rate_of = {m: f"{m}_rate" if f"{m}_rate" in npz.files else "rate" for m in modalities}
             needed = dict.fromkeys([*modalities, *rate_of.values()])
             missing = [key for key in needed if key not in npz.files]
@@ -138,7 +141,9 @@ def embed_arrays(
     encoder: Encoder, input: str, path: Path, window_s: float | None, hop_s: float | None
 ) -> Embedded:
     """Writes the vectors of all windows of an .npz as Parquet to `path`: row, start_s, embedding."""
-    signals = read_signals(input, encoder.modalities)
+    required = [s.modality for s in encoder.signals if s.required]
+    optional = [s.modality for s in encoder.signals if not s.required]
+    signals = read_signals(input, required, optional)
     total, rates = same_time(input, signals), {m: rate for m, (_, rate) in signals.items()}
     known = window_s  # None: each row is one window of any length
     if known is None and any(x.shape[1] >= encoder.max_s * r + 1 - 1e-6 for x, r in signals.values()):
@@ -185,7 +190,7 @@ class _Actor:
         self.spec = spec.model_copy(update={"window_s": whole_s})
 
     def __call__(self, job: int, places: Arrays) -> Arrays:
-        index = Index(self.corpus, self.spec, pa.table(places))
+        index = located(self.corpus, self.spec, places)
         return {"embedding": self.encoder(loaded(index, np.arange(index.table.num_rows)))}
 
 
@@ -198,7 +203,16 @@ def loaded(index: Index, rows: np.ndarray) -> Samples:
 def planned(index: Index, rows: np.ndarray) -> Arrays:
     """Locations of these index rows: all that an actor needs, so that no actor loads the whole index."""
     part = index.table.take(pa.array(rows))
-    return {c: part[c].to_numpy() for c in ("shard", "group", "row", "offset_s")}
+    return {"has": index.has(rows)} | {c: part[c].to_numpy() for c in ("shard", "group", "row", "offset_s")}
+
+
+def located(corpus: Corpus, spec: WindowSpec, places: Arrays) -> Index:
+    """The index of the windows that `planned` located."""
+    table, has = dict(places), places["has"]
+    for number, signal in enumerate(spec.signals):
+        if not signal.required:
+            table[f"verdict_{signal.modality}"] = np.where(has >> number & 1, "ok", "absent")
+    return Index(corpus, spec, pa.table({n: pa.array(x) for n, x in table.items() if n != "has"}))
 
 
 class _Packed:

@@ -24,7 +24,8 @@ class Encoder(ABC):
     `uri`: how a user names it; `name`: how a table names it; `hash`: changes with the vectors it gives;
     `lineage`: the corpora that it was trained on, as lineage.json has them ({}: not known). Lengths, filters
     and the padding of short input come from its declared preprocessing alone. A mode with a single input
-    takes and returns arrays; a mode with several takes and returns dicts by modality.
+    takes and returns arrays; a mode with several takes and returns dicts by modality. An input that is not
+    required may be missing: its samples are zero, and `has_<modality>` (n,) says where it is there.
     """
 
     def __init__(
@@ -39,8 +40,13 @@ class Encoder(ABC):
             raise PlethoraError(f"{uri}: its preprocessing says nothing about {missing[0]}: publish it again")
         where = f"{uri}: preprocessing"
         self.signals = tuple(
-            signal_of(i.modality, preprocessing[i.modality], where, i.channels) for i in self.inputs
+            signal_of(i.modality, preprocessing[i.modality], where, i.channels).model_copy(
+                update={"required": bool(preprocessing[i.modality].get("required", True))}
+            )
+            for i in self.inputs
         )
+        if not any(s.required for s in self.signals):
+            raise PlethoraError(f"{uri}: every input may be missing: one must be required")
         if len({s.rate for s in self.signals}) > 1:
             raise PlethoraError(
                 f"mode {mode!r} of {uri} takes inputs of different rates, so no single length fits: "
@@ -78,7 +84,9 @@ class Encoder(ABC):
 
     @abstractmethod
     def run(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
-        """At most `batch` prepared windows by modality, each (n, channels, T') float32 → (n, dim)."""
+        """At most `batch` prepared windows by modality, each (n, channels, T') float32, and `has_<modality>`
+        of those that may be missing → (n, dim).
+        """
 
     def untrained(self, seed: int) -> Run:
         """The same network before training, with weights drawn from `seed`.
@@ -101,13 +109,15 @@ class Encoder(ABC):
         """Raises PlethoraError when the corpus lacks an input of this mode, or its rate is too low."""
         for signal in self.signals:
             m, who = signal.modality, f"mode {self.mode!r} of {self.uri}"
+            if m not in corpus.modalities and not signal.required:
+                continue
             if m not in corpus.modalities:
                 raise PlethoraError(
                     f"{corpus.uri} has no {m} (it has {', '.join(corpus.modalities)}), which {who} takes: "
                     "use another corpus or mode"
                 )
             rates = {rate for shard in corpus.shards for rate in shard.get("rates", {}).get(m, ())}
-            if rates and not _holds(signal, max(rates)):
+            if rates and signal.required and not _holds(signal, max(rates)):
                 raise PlethoraError(
                     f"{corpus.uri} has {m} at {max(rates):g} Hz at most, {who} {_need(signal)}: "
                     "use another corpus or mode"
@@ -151,12 +161,13 @@ class Encoder(ABC):
         """
         given = self._by_modality(x)
         rates = rate if isinstance(rate, Mapping) else dict.fromkeys(given, float(rate))
-        missing = [m for m in self.modalities if m not in rates]
+        missing = [m for m in self.modalities if m in given and m not in rates]
         if missing:
             raise PlethoraError(f"mode {self.mode!r}: the rate of {' and '.join(missing)} is missing")
         raw = {
             m: self._checked(given[m], rates[m], i, s)
             for m, i, s in zip(self.modalities, self.inputs, self.signals, strict=True)
+            if m in given
         }
         steps = {m: self._steps(y.shape[-1], rates[m]) for m, y in raw.items()}
         seconds = {m: y.shape[-1] / rates[m] for m, y in raw.items()}
@@ -168,20 +179,20 @@ class Encoder(ABC):
                 f"mode {self.mode!r} takes {self.modality} of the same time, not {sizes}: trim them to match"
             )
         count = min(steps.values()) if window_s is None else self.steps(window_s)
-        found = {
-            s.modality: prepare(
-                self._fit(raw[s.modality], rates[s.modality], count),
-                rates[s.modality],
-                s,
-                to=count * self.samples_step,
-            )
-            for s in self.signals
-        }
+        found, total = {}, count * self.samples_step
+        for s in self.signals:
+            m, n = s.modality, len(next(iter(raw.values())))
+            if m in raw:
+                found[m] = prepare(self._fit(raw[m], rates[m], count), rates[m], s, to=total)
+            else:
+                found[m] = np.zeros((n, s.channels, total), np.float32)
+            if not s.required:
+                found[f"has_{m}"] = np.full(n, m in raw)
         return found if isinstance(x, Mapping) else found[self.modalities[0]]
 
     def _by_modality(self, x: Samples) -> Mapping[str, np.ndarray]:
         if isinstance(x, Mapping):
-            missing = [m for m in self.modalities if m not in x]
+            missing = [s.modality for s in self.signals if s.required and s.modality not in x]
             if missing:
                 raise PlethoraError(f"mode {self.mode!r} takes {self.modality}: no {missing[0]} is given")
             return x
@@ -225,7 +236,7 @@ class Encoder(ABC):
         n = len(given[self.modalities[0]])
         found = [np.zeros((0, self.dim), np.float32)]
         for i in range(0, n, self.batch):
-            part = {m: given[m][i : i + self.batch] for m in self.modalities}
+            part = {name: x[i : i + self.batch] for name, x in given.items()}
             vectors, many = self.run(part), len(part[self.modalities[0]])
             if vectors.shape != (many, self.dim):
                 raise PlethoraError(
@@ -270,6 +281,8 @@ def pooled(run: Run, prepared: Samples, pieces: int, step: int) -> np.ndarray:
     """
 
     def split(y: np.ndarray) -> np.ndarray:
+        if y.ndim == 1:  # has_<modality>
+            return np.repeat(y, pieces)
         n, channels, total = y.shape
         length = total // pieces // step * step
         parts = y[..., : length * pieces].reshape(n, channels, pieces, length)

@@ -24,7 +24,7 @@ class Port(Protocol):
 
     preprocessing: {modality: entry}, the keys of preprocessing.json; `rate` (Hz) and `window_s` are needed,
     `channels` is 1 by default, `min_s` and `max_s` are `window_s` (a fixed length), `short` is "reflect".
-    An input with `required = false` may be missing: its samples are zero and `<modality>_mask` says where it
+    An input with `required = false` may be missing: its samples are zero and `has_<modality>` says where it
     is there.
 
     Optional: `name`, the row's name in tables; `lineage`, the corpora it was trained on, as lineage.json has

@@ -92,7 +92,9 @@ def place(corpus: Corpus, encoders: Mapping[str, Encoder], task: Task, cache: st
     for encoder in encoders.values():
         encoder.check(corpus)
         for signal in encoder.signals:
-            signals.setdefault(signal.modality, signal)
+            known = signals.get(signal.modality)
+            if known is None or (signal.required and not known.required):
+                signals[signal.modality] = signal
 
     def spec(of: Iterable[Signal]) -> WindowSpec:
         return WindowSpec(signals=tuple(of), window_s=task.window_s, hop_s=task.hop_s, until_s=task.until_s)

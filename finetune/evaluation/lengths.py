@@ -52,6 +52,8 @@ def run_fitted(run: Run, prepared: Samples, fit: Fit) -> np.ndarray:
     """
 
     def longer(x: np.ndarray) -> np.ndarray:
+        if x.ndim == 1:  # has_<modality>
+            return x
         pad = ((0, 0), (0, 0), (0, fit.least - x.shape[-1]))
         return np.pad(x, pad, mode="reflect" if fit.short == "reflect" else "wrap")
 

@@ -22,7 +22,7 @@ from cluster.errors import PlethoraError
 from datasets.index import Index
 from datasets.schema import Corpus
 from datasets.windows import WindowSpec
-from finetune.embed import Arrays, by_actors, loaded, planned
+from finetune.embed import Arrays, by_actors, loaded, located, planned
 from finetune.encoders.base import Run, Samples
 from finetune.encoders.opening import opened
 from finetune.evaluation import features
@@ -170,7 +170,7 @@ class _Actor:
         corpus, spec, sources = self.jobs[job]
         if job not in self.runs:
             self.runs[job] = [_run(source) for source in sources]
-        index = Index(corpus, spec, pa.table(places))
+        index = located(corpus, spec, places)
         prepared = loaded(index, np.arange(index.table.num_rows))
         return {
             str(number): run_fitted(run, prepared, source.fit) if source.fit else run(prepared)

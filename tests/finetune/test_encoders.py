@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,15 @@ import torch
 from scipy import signal
 
 from cluster.errors import PlethoraError
+from datasets.schema import open_corpus
+from finetune.__main__ import main
 from finetune.encoders.bundle import BundleEncoder
 from finetune.encoders.opening import opened
+from finetune.evaluation import vectors
+from finetune.evaluation.choose import place
+from finetune.evaluation.lengths import fit
+from finetune.evaluation.vectors import VectorSource, cached_vectors
+from finetune.task import load_task
 
 PORT = '''
 import numpy as np
@@ -229,3 +237,65 @@ def test_a_hugging_face_model_of_something_else_is_refused(tmp_path: Path) -> No
     (tmp_path / "preprocessing.json").write_text(json.dumps({"ppg": entry}))
     with pytest.raises(PlethoraError, match="the model takes input_ids, not input_values or past_values"):
         opened(str(tmp_path))
+
+
+BESIDE = '''
+import numpy as np
+
+class Beside:
+    """PPG, and ECG where it is there."""
+
+    preprocessing = {
+        "ppg": {"rate": 50, "window_s": 10, "band": [0.5, 8]},
+        "ecg": {"rate": 50, "window_s": 10, "band": [0.5, 20], "required": False},
+    }
+
+    def embed(self, x):
+        assert (x["ecg"][~x["has_ecg"]] == 0).all()
+        return np.stack([x["ppg"].std((1, 2)), x["ecg"].std((1, 2)), x["has_ecg"]], 1)
+'''
+
+
+def test_an_input_that_may_be_missing_is_zero_and_the_port_is_told(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text(BESIDE)
+    encoder, x = opened(f"{tmp_path}/beside.py:Beside"), raw(3, 10, 100)
+    with_ecg = encoder.embed({"ppg": x, "ecg": 2 * x}, 100.0)
+    without = encoder.embed({"ppg": x}, 100.0)
+    np.testing.assert_array_equal(with_ecg[:, 0], without[:, 0])
+    assert (with_ecg[:, 2] == 1).all() and (with_ecg[:, 1] > 0).all() and (without[:, 1:] == 0).all()
+    with pytest.raises(PlethoraError, match="no ppg is given"):
+        encoder.embed({"ecg": x}, 100.0)
+
+
+def test_corpora_with_and_without_the_optional_input_are_embedded(
+    ray_session: Any, corpus: str, paired_corpus: str, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    (tmp_path / "beside.py").write_text(BESIDE)
+    found = {}
+    for name, source in {"alone": corpus, "paired": paired_corpus}.items():
+        out = tmp_path / f"{name}.parquet"
+        main(["embed", "--bundle", f"{tmp_path}/beside.py:Beside", "--input", source, "--out", str(out)])
+        found[name] = np.stack(pq.read_table(out)["embedding"].to_pylist())
+    assert (found["alone"][:, 1:] == 0).all()
+    there = found["paired"][:, 2] == 1
+    assert there.mean() > 0.5 and (found["paired"][there, 1] > 0).all()
+    assert (found["paired"][~there, 1] == 0).all()
+
+
+def test_the_optional_input_reaches_a_comparison_through_pieces_and_actors(
+    ray_session: Any, paired_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside.py").write_text(BESIDE)
+    address = f"{tmp_path}/beside.py:Beside"
+    task = load_task("heart_rate")  # windows of 30 s: three pieces
+    places = place(open_corpus(paired_corpus), {"a": opened(address)}, task)
+    rows = places.views["a"].select(None)
+    source = VectorSource("a", "a", address, "ppg+ecg", "hash", fit(opened(address), task.window_s))
+    monkeypatch.setattr(vectors, "CHUNK", 16)
+    monkeypatch.setattr(vectors, "PATIENCE_S", -1.0)
+    found = cached_vectors(places, rows, [source], str(tmp_path))["a"]
+    there = places.views["a"].has(rows) & 2 > 0
+    np.testing.assert_array_equal(found[:, 2], there)
+    assert there.any() and len(found) > 16
