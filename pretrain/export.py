@@ -26,8 +26,8 @@ def export_onnx(mode: Way, path: Path) -> float:
     channels, samples) float32; the output is "embedding" (batch, dim) or, for a decoder, "signal" (batch,
     channels, samples), float32. Any batch size and any length that the mode accepts.
 
-    Returns the largest difference from torch over its shortest, longest and in-between lengths (including one
-    that is not a multiple of the step) at batches of 0, 1 and 3. Errors: PlethoraError when it exceeds 1e-4.
+    Returns the largest `difference` from torch over its shortest, longest and in-between lengths (including
+    one that is not a multiple of the step) at batches of 0, 1 and 3. Errors: PlethoraError above 1e-4.
     """
     module = mode.module.cpu().eval().float()
     names = [str(given["name"]) for given in mode.inputs]
@@ -126,7 +126,8 @@ def lengths(mode: Way) -> list[int]:
 
 
 def difference(mode: Way, path: Path, samples: int, batch: int) -> float:
-    """Largest absolute difference between onnxruntime and torch on random input of this size."""
+    """Largest difference between onnxruntime and torch on random input of this size, as a share of the
+    largest number where that exceeds 1: of larger vectors float32 keeps fewer decimals."""
     import onnxruntime
 
     inputs = _inputs(mode, max(batch, 1), samples)
@@ -137,7 +138,7 @@ def difference(mode: Way, path: Path, samples: int, batch: int) -> float:
         wanted = mode.module(*inputs)[:batch].numpy()
     if found.shape != wanted.shape:
         return float("inf")
-    return float(np.abs(found - wanted).max(initial=0))
+    return float(np.abs(found - wanted).max(initial=0) / np.abs(wanted).max(initial=1))
 
 
 def _output(mode: Way) -> str:

@@ -4,7 +4,6 @@ function."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 from cluster.errors import PlethoraError
 from pretrain.importing.config import settle
 from pretrain.importing.names import Filling, Names
-from pretrain.net1d import Block, Net1D, Projector, authors_net
+from pretrain.net1d import Net1D, Projector, authors_net, table
 from pretrain.recipe import Encoder
 from pretrain.recipes.anyppg import AnyPPG, AnyPPGConfig, Pair
 
@@ -25,11 +24,6 @@ def anyppg(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, n
     ppg = authors_net(names, "ppg_encoder." if whole else "")
     inferred = _table(ppg, "ppg_encoder")
     if not whole:
-        if "dense.weight" in names.unused:
-            raise PlethoraError(
-                "it has a head (dense.weight), as ECGFounder's ECG encoder; AnyPPG's PPG encoder has none: "
-                "a run takes ECGFounder as method.ecg_teacher"
-            )
         names.finish("AnyPPG's PPG encoder, nor of its CLIP module")
         c = settle(AnyPPGConfig, inferred, given)
         return c.encoder({"ppg": ppg}), {"pair.ppg": ppg}, c
@@ -63,18 +57,9 @@ def anyppg(names: Names, given: Mapping[str, Any]) -> tuple[Encoder, dict[str, n
 
 def _table(net: Net1D, name: str) -> dict[str, Any]:
     """The config keys that describe a network. Errors: PlethoraError when it takes several channels."""
-    stem, channels, kernel = net.stem.weight.shape
-    if channels != 1:
-        raise PlethoraError(f"its {name} takes {channels} channels, and one is wanted")
-    convs = [(block.stride, block.conv2.weight.shape) for block in net.blocks if isinstance(block, Block)]
-    starts = [number for number, (stride, _) in enumerate(convs) if stride == 2]
-    return {
-        "filters": [convs[number][1][0] for number in starts],
-        "blocks": [b - a for a, b in pairwise([*starts, len(convs)])],
-        "kernel": kernel,
-        "stem": stem,
-        "width": convs[0][1][1],
-    }
+    if net.stem.in_channels != 1:
+        raise PlethoraError(f"its {name} takes {net.stem.in_channels} channels, and one is wanted")
+    return table(net)
 
 
 def _projector(head: Projector, names: Names, theirs: str) -> Filling:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cluster.errors import PlethoraError
 
-CONTAINERS = ("model_state_dict", "state_dict", "model")  # keys under which trainers store the weights
+CONTAINERS = ("model_state_dict", "state_dict", "model", "net")  # keys under which trainers store the weights
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
 

@@ -69,7 +69,7 @@ class Names:
             ("with NaN or infinite values", self._nonfinite),
             (f"not part of {what}", sorted(self.left)),
         )
-        if found := [f"{kind}: {_listed(names)}" for kind, names in problems if names]:
+        if found := [f"{kind}: {listed(names)}" for kind, names in problems if names]:
             raise ValueError("; ".join(found))
 
 
@@ -102,7 +102,8 @@ class Filling:
         self.net.load_state_dict(self.new)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 

@@ -37,14 +37,19 @@ from pretrain.trained import open_modules, open_trained
 from tests.finetune.test_compress import STUDENT
 from tests.finetune.test_privacy import scanned
 from tests.pretrain import authors
+from tests.pretrain.golden.make import theirs
 from tests.pretrain.kit import Trainer
 from tests.pretrain.test_import import clip, float32
 from tests.pretrain.test_net1d import authors as net1d
 
 PATCH, COUNT = 100, 10  # 20 s at 50 Hz
 SIGMA = ["input_range=[-1,1]", f"window_s={PATCH * COUNT / 50}"]
-KINDS = ("anyppg", "clip", "tokenizer", "student")
-MODES = ("anyppg#ppg", "clip#ppg", "clip#ecg", "tokenizer#ppg", "student#ppg")
+FIRST = {  # each kind, and one of its modes
+    **dict.fromkeys(("anyppg", "clip", "tokenizer", "student", "papagei-s", "papagei-p", "pulse-ppg"), "ppg"),
+    "ecgfounder": "ecg",
+}
+KINDS = tuple(FIRST)
+MODES = (*(f"{kind}#{mode}" for kind, mode in FIRST.items()), "clip#ecg")
 
 
 def checkpoint(kind: str, folder: Path) -> str:
@@ -54,16 +59,20 @@ def checkpoint(kind: str, folder: Path) -> str:
         "clip": lambda: {"model_state_dict": clip()},
         "tokenizer": lambda: {"model": authors.tokenizer(PATCH, COUNT, 12, 4, 16, 6, False)},
         "student": lambda: {"model": authors.student(PATCH, COUNT, 12, 4, 16, 4)},
+        "papagei-s": lambda: theirs(kind),
+        "papagei-p": lambda: theirs(kind),
+        "pulse-ppg": lambda: {"net": theirs(kind), "optimizer": {"state": {}}, "test_loss": 1.0, "epoch": 3},
+        "ecgfounder": lambda: {"state_dict": theirs(kind)},
     }[kind]()
     torch.save(state, folder / f"{kind}.pth")
     return str(folder / f"{kind}.pth")
 
 
 def imported(kind: str, folder: Path) -> str:
-    name = {"clip": "anyppg"}.get(kind, kind if kind == "anyppg" else f"sigma-{kind}")
+    ours = {"clip": "anyppg", "tokenizer": "sigma-tokenizer", "student": "sigma-student"}
     sets = {"tokenizer": [*SIGMA, "heads=3", "decoder_heads=2"], "student": SIGMA}.get(kind, [])
     uri = str(folder / kind / "bundle")
-    import_weights(name, checkpoint(kind, folder), uri, sets)
+    import_weights(ours.get(kind, kind), checkpoint(kind, folder), uri, sets)
     return uri
 
 
@@ -82,6 +91,13 @@ class Made(dict[str, str]):
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     torch.set_num_threads(1)
     return Made(tmp_path_factory.mktemp("imported"))
+
+
+@pytest.fixture
+def recordings(request: pytest.FixtureRequest, kind: str) -> str:
+    """The URI of a corpus with what `kind` reads."""
+    found: str = request.getfixturevalue("paired_corpus" if FIRST[kind] == "ecg" else "corpus")
+    return found
 
 
 def encoder_of(made: Made, name: str) -> BundleEncoder:
@@ -116,6 +132,7 @@ def test_it_says_which_modules_it_holds_and_holds_no_others(made: Made) -> None:
         "clip": ["pair"],
         "tokenizer": ["tokenizer"],
         "student": ["student"],
+        **{kind: ["net"] for kind in ("papagei-s", "papagei-p", "pulse-ppg", "ecgfounder")},
     }
     assert list(open_modules(made["student"])[2]) == ["student"]
     pair = open_modules(made["anyppg"])[2]["pair"]
@@ -197,8 +214,9 @@ def test_it_teaches_a_student(made: Made, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_becomes_int8(made: Made, kind: str, corpus: str, tmp_path: Path) -> None:
-    encoder, source, uri = BundleEncoder(made[kind], "ppg"), open_corpus(corpus), str(tmp_path / "bundle")
+def test_it_becomes_int8(made: Made, kind: str, recordings: str, tmp_path: Path) -> None:
+    encoder, source = BundleEncoder(made[kind], FIRST[kind]), open_corpus(recordings)
+    uri = str(tmp_path / "bundle")
     index = scanned(source, WindowSpec(signals=encoder.signals, window_s=10))
     publish_int8(encoder, source, index, uri, 10)
     small, x = BundleEncoder(uri), windows(encoder)
@@ -208,10 +226,10 @@ def test_it_becomes_int8(made: Made, kind: str, corpus: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_gets_a_privacy_card_beside_its_untrained_twin(
-    made: Made, kind: str, corpus: str, monkeypatch: pytest.MonkeyPatch
+    made: Made, kind: str, recordings: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inversion, "STEPS", 5)
-    encoder, source = BundleEncoder(made[kind], "ppg"), open_corpus(corpus)
+    encoder, source = BundleEncoder(made[kind], FIRST[kind]), open_corpus(recordings)
     index = scanned(source, WindowSpec(signals=encoder.signals, window_s=10))
     seen = seen_by([encoder.bundle], source)
     assert seen.kind == "unknown" and "names no corpus" in seen.why[0]
@@ -223,14 +241,14 @@ def test_it_gets_a_privacy_card_beside_its_untrained_twin(
 def test_all_are_judged_on_damaged_windows_beside_their_untrained_twins(
     ray_session: Any, made: Made, corpus: str, tmp_path: Path
 ) -> None:
-    names = [f"{made[kind]}#ppg" for kind in KINDS]
+    names = [f"{made[kind]}#ppg" for kind, mode in FIRST.items() if mode == "ppg"]
     how = Options(folds=2, cache=str(tmp_path / "cache"))
     found = write(
         robustness(Robustness(names, corpus, "heart_rate", str(tmp_path / "out"), ["inverted"], how))
     )
     rows = {row["name"]: row for row in found["rows"]}
     own = [name for name in rows if "imported" in name]
-    assert len(own) == 2 * len(KINDS)
+    assert len(own) == 2 * len(names)
     for name in own:
         assert np.isfinite(rows[name]["metrics"]["mae"]["value"]) and rows[name]["damaged"]["inverted"]
 
@@ -264,16 +282,21 @@ def test_it_rebuilds_no_signal_and_says_so(made: Made, kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_commands_tune_it_and_make_it_small(
-    ray_session: Any, made: Made, kind: str, corpus: str, tmp_path: Path
+    ray_session: Any, made: Made, kind: str, recordings: str, tmp_path: Path
 ) -> None:
     short = ["steps=4", "batch=8", "validate_every=2", "validate_windows=16", "checkpoint_every=4"]
     sets = [*short, "optim.warmup_steps=0"]
     out = str(tmp_path / "small")
     found = write(
-        compress(Compress(f"{made[kind]}#ppg", corpus, out, student=str(STUDENT), sets=sets, window_s=10))
+        compress(
+            Compress(
+                f"{made[kind]}#{FIRST[kind]}", recordings, out, student=str(STUDENT), sets=sets, window_s=10
+            )
+        )
     )
     assert [row["name"] for row in found["rows"]] == ["original", "int8", "student"]
-    own = [f"corpus={corpus}", f"storage={tmp_path}", f"method.encoder={made[kind]}", "method.input=ppg"]
+    own = [f"corpus={recordings}", f"storage={tmp_path}"]
+    own += [f"method.encoder={made[kind]}", f"method.input={FIRST[kind]}"]
     run = str(Path(STUDENT).parents[1] / "tune.toml")
     tuned = write(tune_command(Vision(run, [*sets, *own], out=str(tmp_path / "tuned"))))
     assert bundles.verify(tuned["bundle"])["kind"] == "adapter"

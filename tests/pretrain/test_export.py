@@ -46,3 +46,15 @@ def test_an_export_that_differs_from_torch_is_refused(tmp_path):
     mode = Mode(Fickle(), [INPUT], dim=1, min_samples=10, step_samples=10, max_samples=40)
     with pytest.raises(PlethoraError, match=r"ppg\.onnx differs from torch"):
         export_onnx(mode, tmp_path / "ppg.onnx")
+
+
+class Large(nn.Module):
+    """Vectors around a million, as a network without a last norm may give."""
+
+    def forward(self, x_bct: torch.Tensor) -> torch.Tensor:
+        return 1e6 + torch.linspace(1.1, 1.2, 64) * x_bct.cumsum(dim=-1).std(dim=-1) * 1e5
+
+
+def test_large_vectors_are_compared_by_their_own_scale(tmp_path):
+    mode = Mode(Large(), [INPUT], dim=64, min_samples=10, step_samples=10, max_samples=40)
+    assert export_onnx(mode, tmp_path / "ppg.onnx") < 1e-5
