@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.pages import blocks, commands, run, worked
+from tests.pretrain.golden.make import theirs
 
 
 @pytest.fixture
@@ -31,6 +33,19 @@ def test_a_bundle_is_verified_and_gives_vectors_of_the_readers_samples(
     run(verify, out)
     assert run(embed, out)["windows"] == 2
     assert np.isfinite(np.stack(pq.read_table(out / "mine.parquet")["embedding"].to_numpy())).all()
+
+
+def test_published_weights_become_a_bundle_that_embeds(
+    ray_session: Any, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(out.parent)
+    torch.save(theirs("papagei-s"), "papagei_s.pt")
+    (shell,) = blocks(worked("docs/importing.md"), "bash")
+    given, verify, embed = commands(shell)
+    assert run(given, out)["modes"] == ["ppg"]
+    run(verify, out)
+    assert run(embed, out)["windows"] > 10
+    assert "papagei_s.pt" in (out / "runs" / "papagei-s" / "bundle" / "README.md").read_text()
 
 
 def test_an_evaluation_writes_what_the_page_says_and_keeps_it_beside_the_bundle(
