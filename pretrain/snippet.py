@@ -34,12 +34,11 @@ def steps(samples, rate, want):
 
 
 def prepare(raw, rate, want, seconds=None):
-    """Raw (samples,) or (windows, samples) at `rate` Hz -> (windows, 1, n) float32 for the network.
+    """Raw {takes} at `rate` Hz -> {gives} float32 for the network.
 
     seconds: how much of it the network gets, by default all whole steps.
     """
-    x = np.atleast_2d(np.asarray(raw, dtype=np.float64))
-    band = want["band"]  # one without an upper end is a high-pass
+{rows}    band = want["band"]  # one without an upper end is a high-pass
     top = band[1] or band[0] if band else want["rate"] / 2
     if not np.isfinite(x).all():
         raise ValueError("NaN or infinite samples: bridge or drop them first")
@@ -55,7 +54,7 @@ def prepare(raw, rate, want, seconds=None):
         x = np.pad(x, ((0, 0), (0, missing)), mode="reflect" if want["short"] == "reflect" else "wrap")
     else:  # the end that fills no whole step is cut
         x = x[:, : x.shape[-1] + missing]
-{steps}    return x[:, None].astype(np.float32)
+{steps}    return x{shaped}.astype(np.float32)
 
 
 {session}
@@ -65,6 +64,15 @@ def embed(raw, rate):
     """{doc}"""
 {together}    return SESSION.run(None, {feed})[0]
 '''
+
+_TAKES = "(samples,) or (windows, samples)"
+_ROWS = "    x = np.atleast_2d(np.asarray(raw, dtype=np.float64))\n"
+_CHANNELS = """\
+    x = np.asarray(raw, dtype=np.float64)
+    x = x.reshape(-1, x.shape[-1])  # a row a channel
+    if len(x) % want["channels"]:
+        raise ValueError(f"{len(x)} rows are no windows of {want['channels']} channels")
+"""
 
 _UPRIGHT = '''
 
@@ -196,8 +204,8 @@ SHORT = {
 def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) -> str:
     """Python source of `embed(raw, rate)` for one mode, with NumPy, SciPy and onnxruntime only.
 
-    One input: `raw` is (samples,) or (windows, samples), `rate` in Hz. Several inputs: both are dicts by
-    input name.
+    One input: `raw` is (samples,) or (windows, samples), or of several channels (channels, samples) or
+    (windows, channels, samples); `rate` in Hz. Several inputs: both are dicts by input name.
     """
     entry = config["modes"][mode]
     inputs = entry["inputs"]
@@ -208,14 +216,16 @@ def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) ->
     }
     usual = all(s.fused and s.normalise == "none" for s in signals.values())
     wanted = {n: _want(signals[n], p, usual) for n, p in known.items()}
+    many = any(i["channels"] > 1 for i in inputs)
+    if many:
+        wanted = {i["name"]: wanted[i["name"]] | {"channels": i["channels"]} for i in inputs}
+    takes = "(channels, samples) or (windows, channels, samples)" if many else _TAKES
     constants = "\n".join(f"{_constant(name)} = {_literal(want)}" for name, want in wanted.items())
     shapes = f"(windows, {entry['dim']}) float32"
     together = ""
     if len(inputs) == 1:
         name = inputs[0]["name"]
-        doc = (
-            f"Raw {inputs[0]['modality'].upper()} (samples,) or (windows, samples) at `rate` Hz -> {shapes}."
-        )
+        doc = f"Raw {inputs[0]['modality'].upper()} {takes} at `rate` Hz -> {shapes}."
         feed = f'{{"{name}": prepare(raw, rate, {_constant(name)})}}'
     else:
         names, together = (
@@ -235,6 +245,10 @@ def snippet(mode: str, config: dict[str, Any], preprocessing: dict[str, Any]) ->
         functions=(_UPRIGHT if turns else "") + ("" if usual else _FUNCTIONS),
         steps=_USUAL + (_TURNED if turns else "") if usual else _IN_TURN,
         session=f'SESSION = onnxruntime.InferenceSession(str(BUNDLE / "{entry["file"]}"))',
+        takes=takes,
+        gives="(windows, channels, n)" if many else "(windows, 1, n)",
+        rows=_CHANNELS if many else _ROWS,
+        shaped='.reshape(-1, want["channels"], x.shape[-1])' if many else "[:, None]",
         short=" or ".join(sorted(SHORT[s] for s in shorts)),
         doc=doc,
         together=together,

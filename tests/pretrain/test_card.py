@@ -308,6 +308,24 @@ def test_the_cards_code_alone_prepares_every_declared_kind_as_ours_does(
         assert (np.abs(got.astype(float) - want) <= 1e-6 * span).all(), name  # float32's last places
 
 
+def test_the_card_of_several_channels_prepares_each_channel_as_ours_does() -> None:
+    signal = Signal(modality="ecg", channels=3, **ECGFOUNDER)
+    known = prepared(signal, 1.0, 10.0) | {"multiple_s": 1.0, "max_s": 10.0}
+    inputs = [{"name": "ecg", "modality": "ecg", "rate": signal.rate, "channels": 3}]
+    code = card.snippet("ecg", {"modes": {"ecg": {"file": "e", "inputs": inputs, "dim": 8}}}, {"ecg": known})
+    names: dict = {}
+    exec(code[: code.index("SESSION =")], names)
+    x = np.random.default_rng(0).normal(size=(2, 3, 2500)).cumsum(-1)
+    want = ours(x, 250.0, signal)
+    np.testing.assert_allclose(names["prepare"](x, 250.0, names["ECG"]), want, atol=1e-5 * np.abs(want).max())
+    np.testing.assert_array_equal(
+        names["prepare"](x[0], 250.0, names["ECG"]), names["prepare"](x[:1], 250.0, names["ECG"])
+    )
+    with pytest.raises(ValueError, match="2 rows are no windows of 3 channels"):
+        names["prepare"](x[0, :2], 250.0, names["ECG"])
+    assert "Raw ECG (channels, samples) or (windows, channels, samples)" in code
+
+
 def test_the_card_of_two_inputs_prepares_each_in_its_own_way() -> None:
     ways = {
         "ppg": Signal(modality="ppg", **PAPAGEI),
