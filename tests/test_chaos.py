@@ -40,6 +40,7 @@ def launched(world: World, name: str) -> Run:
     return run
 
 
+@pytest.mark.slow  # 2 to 5 minutes; test_loop kills workers in every run, `make chaos` the rest
 def test_a_run_that_stands_still_loses_an_actor_and_is_told_to_leave_ends_as_the_unbroken_one(
     ray_session: Any, tmp_path: Path
 ) -> None:
