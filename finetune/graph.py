@@ -32,7 +32,7 @@ class Graph:
                     f"{where}: the model's weights are in a file of their own, {_last(error)}, which is not "
                     "there: put it beside the model, or save the model as one file"
                 ) from None
-            raise PlethoraError(f"{where}: onnxruntime cannot open this model ({_first(error)})") from None
+            raise PlethoraError(f"{where}: onnxruntime cannot open this model ({one_line(error)})") from None
 
     @property
     def inputs(self) -> list[str]:
@@ -44,12 +44,13 @@ class Graph:
         try:
             return np.asarray(self._session.run(None, dict(feed))[0])
         except Exception as error:
-            raise PlethoraError(f"{self.where}: this model does not run ({_first(error)})") from None
+            raise PlethoraError(f"{self.where}: this model does not run ({one_line(error)})") from None
 
 
 def _last(error: Exception) -> str:
     return Path(str(error).strip().rpartition(": ")[2].strip('"')).name
 
 
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def one_line(error: Exception) -> str:
+    """What a library's error says, which may be many lines, as one of at most 300 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -117,7 +117,7 @@ class Encoder(ABC):
                     "use another corpus or mode"
                 )
             rates = {rate for shard in corpus.shards for rate in shard.get("rates", {}).get(m, ())}
-            if rates and signal.required and not _holds(signal, max(rates)):
+            if rates and not _holds(signal, max(rates)):
                 raise PlethoraError(
                     f"{corpus.uri} has {m} at {max(rates):g} Hz at most, {who} {_need(signal)}: "
                     "use another corpus or mode"

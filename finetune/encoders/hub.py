@@ -10,6 +10,7 @@ import numpy as np
 from cluster import storage
 from cluster.contract import Document
 from cluster.errors import PlethoraError
+from finetune.graph import one_line
 
 # transformers' name of a model's input → how it takes windows (n, 1, samples)
 INPUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -66,7 +67,9 @@ class HubPort:
                 output_loading_info=True,
             )
         except Exception as error:
-            raise PlethoraError(f"{self.folder}: transformers cannot open this model: {error}") from error
+            raise PlethoraError(
+                f"{self.folder}: transformers cannot open this model: {one_line(error)}"
+            ) from error
         missing = sorted(about["missing_keys"])
         if missing:
             raise PlethoraError(

@@ -15,6 +15,7 @@ from cluster.errors import PlethoraError
 from finetune.encoders.base import Encoder
 from finetune.encoders.bundle import opened_bundle
 from finetune.encoders.port import PortEncoder, code_of
+from finetune.graph import one_line
 
 CLASS = re.compile(r"(?P<module>[^?#:]+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?:\?(?P<arguments>.*))?")
 ADDRESS = (
@@ -78,7 +79,7 @@ def _class(address: str, module: str, name: str, arguments: str) -> Encoder:
         raise
     except Exception as error:
         raise PlethoraError(
-            f"{address}: {name}({', '.join(given)}) failed: {type(error).__name__}: {error}"
+            f"{address}: {name}({', '.join(given)}) failed: {type(error).__name__}: {one_line(error)}"
         ) from error
     weights = (Path(value) for value in given.values())
     return PortEncoder(address, port, (*code_of(port), *(path for path in weights if path.exists())))
@@ -118,5 +119,6 @@ def _module(address: str, name: str) -> ModuleType:
 def _broken(address: str, error: Exception) -> PlethoraError:
     at = traceback.extract_tb(error.__traceback__)[-1]
     return PlethoraError(
-        f"{address}: its import failed at {at.filename}:{at.lineno}: {type(error).__name__}: {error}"
+        f"{address}: its import failed at {at.filename}:{at.lineno}: "
+        f"{type(error).__name__}: {one_line(error)}"
     )

@@ -14,6 +14,7 @@ from cluster import config as configuration
 from cluster.contract import Input, Preparation
 from cluster.errors import PlethoraError
 from finetune.encoders.base import Encoder, Run, Samples
+from finetune.graph import one_line
 
 TRIED = 3  # drawn windows that a port embeds before it is used
 APART = 1e-3  # of the vectors' RMS: how far the vectors of one window may lie apart
@@ -109,7 +110,7 @@ class PortEncoder(Encoder):
             shapes = ", ".join(f"{m} {a.shape}" for m, a in given.items())
             raise PlethoraError(
                 f"{self.uri}: embed failed for {shapes} at {at.filename}:{at.lineno}: "
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+                f"{type(error).__name__}: {one_line(error)}"
             ) from error
         if found.dtype.kind not in "fiu":
             raise PlethoraError(f"{self.uri}: embed gives {found.dtype}, not numbers: return (n, dim) floats")

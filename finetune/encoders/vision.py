@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from cluster.config import table_of, validate
+from cluster.errors import PlethoraError
 from finetune.imaging import Imaging, shapes
 from finetune.networks.backbone import Backbone, BackboneConfig
 from finetune.networks.frozen import frozen
@@ -32,6 +33,9 @@ class VisionPort:
 
         name, _, keys = address.removeprefix(PREFIX).partition("?")
         table = table_of([f"{key}={value}" for key, value in parse_qsl(keys, keep_blank_values=True)])
+        known = ("image", *OF_BACKBONE, *(key for key in Imaging.model_fields if key != "transform"))
+        if wrong := [key for key in table if key not in known]:
+            raise PlethoraError(f"{address}: unknown key `{wrong[0]}`: known are {', '.join(known)}")
         own: dict[str, Any] = {key: table.pop(key) for key in OF_BACKBONE if key in table}
         self.config = validate(BackboneConfig, {"name": name, **own}, address)
         image = table.pop("image", "stft")

@@ -23,7 +23,7 @@ from datasets.index import Index
 from datasets.schema import Corpus
 from datasets.windows import WindowSpec
 from finetune.embed import Arrays, by_actors, loaded, located, planned
-from finetune.encoders.base import Run, Samples
+from finetune.encoders.base import Encoder, Run, Samples
 from finetune.encoders.opening import opened
 from finetune.evaluation import features
 from finetune.evaluation.choose import HANDCRAFTED, Places
@@ -165,11 +165,12 @@ class _Actor:
     def __init__(self, jobs: Sequence[tuple[Corpus, WindowSpec, tuple[VectorSource, ...]]]) -> None:
         self.jobs = jobs
         self.runs: dict[int, list[Run]] = {}
+        self.opened: dict[tuple[str, str], Encoder] = {}  # a source and its untrained twin share one
 
     def __call__(self, job: int, places: Arrays) -> Arrays:
         corpus, spec, sources = self.jobs[job]
         if job not in self.runs:
-            self.runs[job] = [_run(source) for source in sources]
+            self.runs[job] = [self._run(source) for source in sources]
         index = located(corpus, spec, places)
         prepared = loaded(index, np.arange(index.table.num_rows))
         return {
@@ -177,13 +178,15 @@ class _Actor:
             for number, (source, run) in enumerate(zip(sources, self.runs[job], strict=True))
         }
 
-
-def _run(source: VectorSource) -> Run:
-    """The function from prepared windows to a source's vectors."""
-    if not source.uri:
-        return lambda x: features.handcrafted(np.asarray(x)[:, 0], HANDCRAFTED.rate)
-    encoder = opened(source.uri, source.mode, threads=1)
-    return encoder.untrained(source.seed) if source.untrained else encoder
+    def _run(self, source: VectorSource) -> Run:
+        """The function from prepared windows to a source's vectors."""
+        if not source.uri:
+            return lambda x: features.handcrafted(np.asarray(x)[:, 0], HANDCRAFTED.rate)
+        key = (source.uri, source.mode)
+        if key not in self.opened:
+            self.opened[key] = opened(*key, threads=1)
+        encoder = self.opened[key]
+        return encoder.untrained(source.seed) if source.untrained else encoder
 
 
 def _computed(jobs: Sequence[Job], rows: np.ndarray) -> Iterator[list[np.ndarray]]:
@@ -199,18 +202,22 @@ def _parts(jobs: Sequence[Job], rows: np.ndarray) -> Iterator[tuple[int, Arrays]
     """
     arguments = [(job.view.corpus, job.view.spec, job.sources) for job in jobs]
     here, began, done = _Actor(arguments), time.perf_counter(), 0
+    todo = [(n, job, low) for n, job in enumerate(jobs) for low in range(0, len(job.new), CHUNK)]
     total = sum(len(job.new) for job in jobs)
-    for number, job in enumerate(jobs):
-        for low in range(0, len(job.new), CHUNK):
+    with progress(total, "embed", "windows") as bar:
+        for number, job, low in todo:
             if done and (time.perf_counter() - began) / done * (total - done) > PATIENCE_S:
-                left = [rows[j.new] if n > number else rows[:0] for n, j in enumerate(jobs)]
-                left[number] = rows[job.new[low:]]
-                work = [(j.view, r) for j, r in zip(jobs, left, strict=True)]
-                yield from ((n, made) for n, _, made in by_actors(work, CHUNK, _Actor, (arguments,), ACTORS))
-                return
+                break
             part = rows[job.new[low : low + CHUNK]]
             yield number, here(number, planned(job.view, part))
             done += len(part)
+            bar.update(len(part))
+        else:
+            return
+    left = [rows[j.new] if n > number else rows[:0] for n, j in enumerate(jobs)]
+    left[number] = rows[job.new[low:]]
+    work = [(j.view, r) for j, r in zip(jobs, left, strict=True)]
+    yield from ((n, made) for n, _, made in by_actors(work, CHUNK, _Actor, (arguments,), ACTORS))
 
 
 # ---------------------------------------------------------------- the cache

@@ -131,6 +131,11 @@ def test_a_port_that_breaks_later_is_refused_then(port: Path) -> None:
             "import no_such_module_here",
             r"import failed at .*my_port.py:2: ModuleNotFoundError",
         ),
+        (
+            "self.scale = float(scale) *",
+            "raise RuntimeError('Errors in loading:\\n  Missing key: a.weight')  #",
+            r"Bands\(\) failed: RuntimeError: Errors in loading: Missing key: a.weight",
+        ),
         ("self.scale = float(scale)", "self.scale = 1 / 0", r"Bands\(\) failed: ZeroDivisionError"),
         ("def embed", "def not_embed", "class Bands has no method `embed`"),
         ("class Bands", "class Other", r"no class Bands \(with `embed` it has Other\)"),
@@ -299,3 +304,8 @@ def test_the_optional_input_reaches_a_comparison_through_pieces_and_actors(
     there = places.views["a"].has(rows) & 2 > 0
     np.testing.assert_array_equal(found[:, 2], there)
     assert there.any() and len(found) > 16
+
+
+def test_a_misspelt_key_of_an_image_encoder_is_named_with_the_known_ones() -> None:
+    with pytest.raises(PlethoraError, match=r"unknown key `imge`: known are image, weights"):
+        opened("vision:vit_tiny_patch16_224?imge=stft")
