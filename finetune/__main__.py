@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, get_type_hints
 
 from cluster.cli import entry
+from finetune.evaluation.options import RANKS, STEPS
 
 MODE = "the bundle's mode (default: its only one)"
 ENCODER = (
@@ -256,6 +257,11 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
 
+def ranks(text: str) -> tuple[int, ...]:
+    """For argparse: ``4,8``."""
+    return tuple(at_least(1)(rank) for rank in text.split(","))
+
+
 def _tasks(one: Parser) -> None:
     about = "tasks of finetune/tasks, or TOML files"
     one.add_argument("--tasks", type=names, required=True, metavar="A,B", help=about)
@@ -299,8 +305,17 @@ def _table(one: Parser) -> None:
         type=names,
         default=("linear",),
         metavar="A,B",
-        help="heads on each encoder's vectors and the handcrafted ones, a row each: linear (always there), "
-        "forest, mlp (default linear)",
+        help="heads of each encoder, a row each: linear (always there), forest, mlp on its vectors; lora, "
+        "full train its network, scratch the same one untrained (default linear)",
+    )
+    about = "ranks among which the lora head chooses (default 4,16)"
+    one.add_argument("--rank", type=ranks, dest="ranks", metavar="N,N", default=RANKS, help=about)
+    one.add_argument(
+        "--head-steps",
+        type=at_least(1),
+        default=STEPS,
+        metavar="N",
+        help=f"training steps at most, a fit of a head that trains the network (default {STEPS})",
     )
     one.add_argument(
         "--published-protocol",

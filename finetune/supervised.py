@@ -56,7 +56,8 @@ class VisionRunConfig(SupervisedConfig, VisionConfig):
 class TuneConfig(SupervisedConfig):
     encoder: str  # URI of a published bundle
     input: str = ""  # the bundle's mode; "": its only one
-    mode: Literal["probe", "full"] = "probe"  # probe: the encoder is frozen, an MLP on it trains
+    mode: Literal["probe", "lora", "full"] = "probe"  # probe: the encoder is frozen, an MLP on it trains
+    rank: int = Field(8, ge=1)  # of the adapters of mode "lora"
     hidden: int = Field(256, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
 
@@ -254,8 +255,8 @@ class Tune(_Supervised):
         mode = open_trained(self.config.encoder)[1].modes[name]
         pieces, columns = self.source.pieces(self.window_s), sum(h.columns for h in heads)
         samples = round(self.window_s * self.source.signal.rate)
-        full, hidden, dropout = self.config.mode == "full", self.config.hidden, self.config.dropout
-        return Tuned(mode, pieces, samples, columns, full, hidden, dropout)
+        c = self.config
+        return Tuned(mode, pieces, samples, columns, c.mode, c.rank, c.hidden, c.dropout)
 
     def base(self, body: nn.Module) -> dict[str, Any]:
         bundle = self.source.bundle
@@ -263,10 +264,12 @@ class Tune(_Supervised):
         return {"name": name, "source": f"bundle: {bundle.uri}#{self.source.mode}", "hash": bundle.hash}
 
     def lines(self, body: nn.Module) -> list[str]:
-        base, whole = self.base(body), sum(p.numel() for p in body.parameters())
+        base, whole, c = self.base(body), sum(p.numel() for p in body.parameters()), self.config
+        assert isinstance(body, Tuned)
+        on = f" (rank {c.rank}, on {len(body.adapted)} layers)" if c.mode == "lora" else ""
         return [
             f"encoder {base['name']}; weights {base['source']}, hash {base['hash'][:16]}",
-            f"mode {self.config.mode}: {count(body):,} of {whole:,} parameters train",
+            f"mode {c.mode}{on}: {count(body):,} of {whole:,} parameters train",
         ]
 
     def preprocessing(self) -> dict[str, dict[str, Any]]:

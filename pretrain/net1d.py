@@ -46,11 +46,14 @@ class SameConv(nn.Conv1d):
             raise ValueError(f"kernel {kernel} is shorter than the stride {stride}")
         super().__init__(inputs, filters, kernel, stride=stride, groups=groups, bias=bias)
 
-    def forward(self, x_bct: Tensor) -> Tensor:
+    def padded(self, x_bct: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
         odd = x_bct.shape[-1] % 2 if stride == 2 else 0
         zeros = kernel - stride + odd
-        return super().forward(F.pad(x_bct, (zeros // 2, zeros - zeros // 2)))
+        return F.pad(x_bct, (zeros // 2, zeros - zeros // 2))
+
+    def forward(self, x_bct: Tensor) -> Tensor:
+        return super().forward(self.padded(x_bct))
 
 
 class Block(nn.Module):

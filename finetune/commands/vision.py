@@ -10,7 +10,6 @@ from cluster.errors import PlethoraError
 from cluster.session import session
 from finetune.adapter import held_out, open_adapter
 from finetune.evaluation.assess import assess
-from finetune.networks.backbone import VisionNet
 from finetune.reports import vision_report
 from finetune.reports.sheet import Sheet
 from finetune.supervised import Tune
@@ -93,8 +92,7 @@ def _merged(bundle: str, options: Vision) -> Sheet:
         raise PlethoraError("--merge BUNDLE needs --out URI: where the merged bundle goes")
     adapter = open_adapter(bundle, options.weights)
     found, net = adapter.bundle, adapter.net
-    if isinstance(net.body, VisionNet):
-        net.body.merge()
+    net.body.merge()
     encoder = adapter.recipe.encoder({"net": net})
     encoder.kind = "encoder"
     encoder.about |= {"merged_from": {"uri": found.uri, "hash": found.hash}}

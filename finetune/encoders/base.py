@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from cluster.errors import PlethoraError
 from datasets.declared import signal_of
 from datasets.schema import Corpus
 from datasets.signal import HALF, Signal, length, prepare
+
+if TYPE_CHECKING:
+    from torch import nn
 
 BATCH = 64
 
@@ -94,6 +97,14 @@ class Encoder(ABC):
         Raises PlethoraError where it cannot be built.
         """
         raise PlethoraError(f"{self.uri} holds no recipe of its network")
+
+    def network(self, seed: int | None = None) -> "nn.Module":
+        """The network in torch, in eval mode on the CPU: a tensor (n, channels, T') for each of `inputs`, in
+        their order → (n, dim); `seed`: with the weights drawn before training.
+
+        Raises PlethoraError where it cannot be built.
+        """
+        raise PlethoraError(f"{self.uri} is no bundle that holds its network: it cannot be trained here")
 
     @property
     def modality(self) -> str:

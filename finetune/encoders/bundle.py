@@ -1,7 +1,7 @@
 """A published bundle as an encoder: its ONNX model on the CPU, and its network with untrained weights."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,6 +9,11 @@ from cluster import bundle as bundles
 from cluster.errors import PlethoraError
 from finetune.encoders.base import BATCH, Encoder, Run, Samples, finite
 from finetune.graph import Graph
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pretrain.recipe import Mode
 
 
 class BundleEncoder(Encoder):
@@ -63,11 +68,31 @@ class BundleEncoder(Encoder):
         """The recipe that config.json names rebuilds the network from the run's configuration."""
         return untrained(self.bundle.config, self.mode, seed)
 
+    def network(self, seed: int | None = None) -> "nn.Module":
+        from pretrain.trained import open_trained
+
+        if seed is not None:
+            return untrained_mode(self.bundle.config, self.mode, seed).module.eval()
+        return open_trained(self.bundle.uri)[1].modes[self.mode].module
+
 
 def opened_bundle(address: str, mode: str | None = None, threads: int = 0) -> BundleEncoder:
     """The encoder of BUNDLE or BUNDLE#MODE."""
     uri, mark, own = address.rpartition("#")
     return BundleEncoder(uri, own, threads) if mark else BundleEncoder(address, mode, threads)
+
+
+def untrained_mode(config: Mapping[str, Any], mode: str, seed: int) -> "Mode":
+    """A bundle's mode with the weights that its recipe draws from `seed`. Errors: as for `untrained`."""
+    import torch
+
+    from pretrain.trained import encoder_of, fresh
+
+    where = "config.json of the bundle"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        recipe, modules = fresh(config, where, seed)
+        return encoder_of(recipe, modules, config, where).modes[mode]
 
 
 def untrained(config: Mapping[str, Any], mode: str, seed: int) -> Run:
@@ -78,13 +103,7 @@ def untrained(config: Mapping[str, Any], mode: str, seed: int) -> Run:
     """
     import torch
 
-    from pretrain.trained import encoder_of, fresh
-
-    where = "config.json of the bundle"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        recipe, modules = fresh(config, where, seed)
-        found = encoder_of(recipe, modules, config, where).modes[mode]
+    found = untrained_mode(config, mode, seed)
     module, order = found.module.eval(), [str(given["modality"]) for given in found.inputs]
 
     def run_module(prepared: Samples) -> np.ndarray:

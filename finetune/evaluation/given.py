@@ -1,6 +1,7 @@
 """Reads user-supplied files: a predefined split of the subjects, and predictions of other models."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,20 @@ def _places(records: list[Any], starts: list[Any], path: str) -> dict[tuple[str,
         if places.setdefault((record, round(start / NEAR_S)), i) != i:
             raise PlethoraError(f"--predictions {path}: two predictions of {record} at {start:g} s")
     return places
+
+
+def named(predictions: Sequence[str]) -> dict[str, str]:
+    """{row: file} of given predictions: named after the file, and its folder where two files have one name.
+
+    PlethoraError: that does not tell them apart either.
+    """
+    parts = [path.rstrip("/").split("/") for path in predictions]
+    stems = [each[-1].rpartition(".")[0] or each[-1] for each in parts]
+    rows = [
+        stem if stems.count(stem) == 1 else " ".join([*each[-2:-1], stem])
+        for stem, each in zip(stems, parts, strict=True)
+    ]
+    twice = next((path for row, path in zip(rows, predictions, strict=True) if rows.count(row) > 1), None)
+    if twice is not None:
+        raise PlethoraError(f"--predictions {twice}: another file has the same name: rename one of them")
+    return dict(zip(rows, predictions, strict=True))

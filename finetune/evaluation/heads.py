@@ -21,7 +21,7 @@ from finetune.probe import (
 
 Kind = Literal["number", "class", "labels"]
 
-INNER = 3  # inner folds at most: each fits every setting anew
+INNER = 3
 TREES = 100
 LEAVES = (1.0, 5.0, 20.0)  # training rows in a leaf of the forest, at least
 WIDTH = 64  # hidden units
@@ -59,36 +59,47 @@ class TrainingSet:
 Predict = Callable[[TrainingSet, np.ndarray, float, int], np.ndarray]
 
 
+@dataclass(frozen=True)
+class Head:
+    """`predict(training set, test x, setting, seed)` gives (m, columns). `settings`: what the inner folds
+    choose among, of which there are `inner` at most: each fits every setting anew.
+    """
+
+    predict: Predict
+    settings: tuple[float, ...]
+    inner: int = INNER
+
+
 def head_probe(
-    head: str, kind: Kind, x_nd: np.ndarray, y_nc: np.ndarray, who_n: np.ndarray, folds: Folds, seed: int
+    head: Head, kind: Kind, x_nd: np.ndarray, y_nc: np.ndarray, who_n: np.ndarray, folds: Folds, seed: int
 ) -> Probed:
     """Out-of-fold predictions, (n,) numbers or (n, columns) probabilities, and the setting of each fold. Its
-    error (numbers) or log loss over the inner folds is the lowest.
-
-    head: "forest" or "mlp"; the others: see `TrainingSet`.
-    """
+    error (numbers) or log loss over the inner folds is the lowest. Arguments: see `TrainingSet`."""
     from threadpoolctl import threadpool_limits
 
-    predict, settings = HEADS[head]
     data = TrainingSet(kind, np.asarray(x_nd, np.float64), np.asarray(y_nc, np.float64), who_n)
     found, chosen = np.full(data.y.shape, np.nan), []
     with threadpool_limits(1, user_api="blas"):  # batches are small: threads would wait for each other
         for train, test in folds:
             part = data.at(train)
-            setting = _choose(predict, settings, part, min(inner_count(folds), INNER), seed)
-            found[test] = predict(part, data.x[test], setting, seed)
+            setting = _choose(head, part, inner_count(folds), seed)
+            found[test] = head.predict(part, data.x[test], setting, seed)
             chosen.append(setting)
     if kind == "number":
         return Probed(found[:, 0], tuple(chosen))
     return Probed(as_columns(found) if kind == "class" else found, tuple(chosen))
 
 
-def _choose(predict: Predict, settings: Sequence[float], data: TrainingSet, folds: int, seed: int) -> float:
-    total = np.zeros(len(settings))
-    for a, b in data.folds(folds, seed):
-        for i, setting in enumerate(settings):
-            total[i] += len(b) * loss(data.kind, predict(data.at(a), data.x[b], setting, seed), data.y[b])
-    return settings[int(np.argmin(total))]
+def _choose(head: Head, data: TrainingSet, folds: int, seed: int) -> float:
+    if len(head.settings) == 1:
+        return head.settings[0]
+    total = np.zeros(len(head.settings))
+    # a split has two parts at least; with inner = 1 a third of the subjects judges, once
+    for a, b in data.folds(min(folds, max(head.inner, INNER)), seed)[: head.inner]:
+        for i, setting in enumerate(head.settings):
+            found = head.predict(data.at(a), data.x[b], setting, seed)
+            total[i] += len(b) * loss(data.kind, found, data.y[b])
+    return head.settings[int(np.argmin(total))]
 
 
 def loss(kind: Kind, predicted_nc: np.ndarray, y_nc: np.ndarray) -> float:
@@ -194,4 +205,4 @@ class _Network:
             w[:] = old
 
 
-HEADS: dict[str, tuple[Predict, tuple[float, ...]]] = {"forest": (forest, LEAVES), "mlp": (mlp, DECAYS)}
+HEADS = {"forest": Head(forest, LEAVES), "mlp": Head(mlp, DECAYS)}

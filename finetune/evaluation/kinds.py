@@ -17,7 +17,7 @@ from finetune.task import Task
 
 class Answer(Protocol):
     """Targets of windows, and all that is done to predict them and to score it. `who`: (n,) the units that
-    folds keep apart; `base`: the baseline's predictions of the same windows; `head`: of `heads.HEADS`.
+    folds keep apart; `base`: the baseline's predictions of the same windows.
     """
 
     def at(self, rows: np.ndarray) -> "Answer": ...
@@ -32,7 +32,7 @@ class Answer(Protocol):
         subsets: Sequence[Columns] | None = None,
     ) -> Probed: ...
     def nearest(self, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed | None: ...
-    def bent(self, head: str, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed: ...
+    def bent(self, head: heads.Head, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed: ...
     def baseline(self, folds: Folds) -> Probed: ...
     def drawn(
         self, predicted: np.ndarray, base: np.ndarray, who: np.ndarray, weights: np.ndarray
@@ -71,7 +71,7 @@ class Numbers:
     def nearest(self, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed | None:
         return neighbours.number_neighbours(x, self.y, who, folds, seed)
 
-    def bent(self, head: str, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed:
+    def bent(self, head: heads.Head, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed:
         return heads.head_probe(head, "number", x, self.y[:, None], who, folds, seed)
 
     def baseline(self, folds: Folds) -> Probed:
@@ -112,7 +112,7 @@ class Classes:
     def nearest(self, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed | None:
         return neighbours.class_neighbours(x, self.y, who, folds, seed)
 
-    def bent(self, head: str, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed:
+    def bent(self, head: heads.Head, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed:
         hot = np.eye(len(self.names))[self.y.astype(int)]
         return heads.head_probe(head, "class", x, hot, who, folds, seed)
 
@@ -157,7 +157,7 @@ class Labels:
     def nearest(self, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed | None:
         return None
 
-    def bent(self, head: str, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed:
+    def bent(self, head: heads.Head, x: np.ndarray, who: np.ndarray, folds: Folds, seed: int) -> Probed:
         return multilabel.probe_together(head, x, self.y, who, folds, seed)
 
     def baseline(self, folds: Folds) -> Probed:

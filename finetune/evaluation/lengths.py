@@ -45,10 +45,13 @@ def fit(encoder: Encoder, window_s: float) -> Fit:
 
 
 def run_fitted(run: Run, prepared: Samples, fit: Fit) -> np.ndarray:
-    """(n, dim) vectors of prepared windows.
+    """(n, dim) vectors of prepared windows."""
+    return pooled(run, padded(prepared, fit), fit.pieces, fit.step)
 
-    Short windows are padded after filtering, because corpus windows are filtered as they are read.
-    `Encoder.embed` pads before filtering; the two differ at the seam only.
+
+def padded(prepared: Samples, fit: Fit) -> Samples:
+    """Prepared windows, short ones padded after filtering, because corpus windows are filtered as they are
+    read. `Encoder.embed` pads before filtering; the two differ at the seam only.
     """
 
     def longer(x: np.ndarray) -> np.ndarray:
@@ -57,8 +60,6 @@ def run_fitted(run: Run, prepared: Samples, fit: Fit) -> np.ndarray:
         pad = ((0, 0), (0, 0), (0, fit.least - x.shape[-1]))
         return np.pad(x, pad, mode="reflect" if fit.short == "reflect" else "wrap")
 
-    if fit.least:
-        prepared = (
-            {m: longer(x) for m, x in prepared.items()} if isinstance(prepared, Mapping) else longer(prepared)
-        )
-    return pooled(run, prepared, fit.pieces, fit.step)
+    if not fit.least:
+        return prepared
+    return {m: longer(x) for m, x in prepared.items()} if isinstance(prepared, Mapping) else longer(prepared)

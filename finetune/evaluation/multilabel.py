@@ -133,9 +133,9 @@ def probe_each(
 
 
 def probe_together(
-    head: str, x_nd: np.ndarray, hot_nk: np.ndarray, subject_n: np.ndarray, folds: Folds, seed: int
+    head: heads.Head, x_nd: np.ndarray, hot_nk: np.ndarray, subject_n: np.ndarray, folds: Folds, seed: int
 ) -> Probed:
-    """The same of a head of `heads.HEADS`, which learns all labels at once."""
+    """The same of a head, which learns all labels at once."""
     found = prevalence(hot_nk, folds).predicted
     chosen: list[float] = []
     for train, test in folds:

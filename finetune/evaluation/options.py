@@ -4,7 +4,11 @@ from dataclasses import dataclass
 
 from cluster.errors import PlethoraError
 
-HEADS = ("linear", "forest", "mlp")
+VECTOR_HEADS = ("forest", "mlp")  # learn from vectors
+NETWORK_HEADS = ("lora", "full", "scratch")  # train the network that gives them
+HEADS = ("linear", *VECTOR_HEADS, *NETWORK_HEADS)
+RANKS = (4, 16)
+STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class Options:
     published_protocol: bool = False
     few_shot: bool = True
     heads: tuple[str, ...] = ("linear",)  # of HEADS; the linear one is in every table
+    ranks: tuple[int, ...] = RANKS  # of the LoRA head
+    head_steps: int = STEPS  # of heads that train the network, at most, a fit
     cache: str | None = None  # a URI for indexes and vectors
 
     def __post_init__(self) -> None:
@@ -26,6 +32,9 @@ class Options:
             raise PlethoraError(f"--heads: there is no head {unknown[0]!r}: choose of {', '.join(HEADS)}")
 
     @property
-    def more_heads(self) -> tuple[str, ...]:
-        """Heads beside the linear one, in the order of HEADS."""
-        return tuple(head for head in HEADS[1:] if head in self.heads)
+    def vector_heads(self) -> tuple[str, ...]:
+        return tuple(head for head in VECTOR_HEADS if head in self.heads)
+
+    @property
+    def network_heads(self) -> tuple[str, ...]:
+        return tuple(head for head in NETWORK_HEADS if head in self.heads)

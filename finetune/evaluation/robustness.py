@@ -17,6 +17,7 @@ from finetune.evaluation.data import TaskData, runs, task_data
 from finetune.evaluation.entrant import Entrant, check_takes
 from finetune.evaluation.groups import pool
 from finetune.evaluation.kinds import Answer, answer_of
+from finetune.evaluation.naming import Drawn, note_handcrafted, row_labels
 from finetune.evaluation.options import Options
 from finetune.evaluation.results import (
     CorpusInfo,
@@ -30,7 +31,6 @@ from finetune.evaluation.results import (
 )
 from finetune.evaluation.rows import Row as Inputs
 from finetune.evaluation.rows import probed, rows_of
-from finetune.evaluation.table import Drawn, note_handcrafted, row_labels
 from finetune.evaluation.vectors import vectors_at
 from finetune.metrics import Difference
 from finetune.probe import Folds

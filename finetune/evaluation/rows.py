@@ -2,26 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from finetune.evaluation import features
+from finetune.evaluation.heads import HEADS, Head
 from finetune.evaluation.kinds import Answer
 from finetune.probe import Columns, Folds, Probed
 
-NEAREST = "k-NN"
+NEAREST: Literal["k-NN"] = "k-NN"
 WEIGHTS = (0.0, 0.1, 1.0)  # of the vectors beside demographics: three columns drown among hundreds of equals
 
 
 @dataclass(frozen=True)
 class Row:
-    """x (n, d): what the head learns from, NaN where missing; `subsets`: columns to choose among; `head`:
-    "linear", NEAREST or one of `heads.HEADS`.
-    """
+    """x (n, d): what the head learns from, NaN where missing; `subsets`: columns to choose among."""
 
     x: np.ndarray
     subsets: tuple[Columns, ...] | None = None
-    head: str = "linear"
+    head: Head | Literal["linear", "k-NN"] = "linear"
 
 
 def rows_of(
@@ -41,7 +41,7 @@ def rows_of(
         found[f"{name}, {NEAREST}"] = Row(vectors[name], head=NEAREST)
     for head in heads:
         for name in own:
-            found[f"{name}, {head}"] = Row(vectors[name], head=head)
+            found[f"{name}, {head}"] = Row(vectors[name], head=HEADS[head])
     if people.shape[1]:
         found["demographics"] = Row(people)
         for name in own:

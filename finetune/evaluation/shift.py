@@ -20,19 +20,13 @@ from finetune.evaluation import transfer
 from finetune.evaluation.data import TaskData, task_data
 from finetune.evaluation.entrant import Entrant, check_takes
 from finetune.evaluation.kinds import Answer, answer_of
+from finetune.evaluation.naming import Drawn, note_handcrafted, row_labels, table_rows
 from finetune.evaluation.options import Options
 from finetune.evaluation.predictions import of_task
 from finetune.evaluation.results import CorpusInfo, Counts, Metrics, Overlap, Protocol, Result, Row
 from finetune.evaluation.rows import Row as Inputs
 from finetune.evaluation.rows import probed, rows_of
-from finetune.evaluation.table import (
-    Drawn,
-    added_to_demographics,
-    note_handcrafted,
-    paired_differences,
-    row_labels,
-    table_rows,
-)
+from finetune.evaluation.table import added_to_demographics, paired_differences
 from finetune.metrics import Difference
 from finetune.probe import Folds
 from finetune.task import Task

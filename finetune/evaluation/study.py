@@ -2,7 +2,8 @@
 the baselines that could embarrass it, on the same windows, the same folds and the same drawn subjects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from cluster.session import session
@@ -12,6 +13,7 @@ from finetune.evaluation.bloodpressure import with_cards
 from finetune.evaluation.data import TaskData, task_data
 from finetune.evaluation.entrant import Entrant, check_takes
 from finetune.evaluation.given import read_split
+from finetune.evaluation.heads import Head
 from finetune.evaluation.lengths import fit
 from finetune.evaluation.options import Options
 from finetune.evaluation.results import CorpusInfo
@@ -37,7 +39,10 @@ def study(
 
 def _outcome(entrants: Sequence[Entrant], source: Corpus, data: TaskData, options: Options) -> Outcome:
     direct = tracked(data.places.index, data.windows, data.task)
-    found = outcome(entrants, data.task, data.labels, data.windows, data.vectors, data.notes, options, direct)
+    with _network_heads(entrants, data, options) as trained:
+        found = outcome(
+            entrants, data.task, data.labels, data.windows, data.vectors, data.notes, options, direct, trained
+        )
     result = replace(
         found.result,
         overlap=data.overlap(),
@@ -49,6 +54,17 @@ def _outcome(entrants: Sequence[Entrant], source: Corpus, data: TaskData, option
         corpus=corpus_info(source),
     )
     return replace(found, result=with_cards(result, found.windows, found.predicted, source))
+
+
+def _network_heads(
+    entrants: Sequence[Entrant], data: TaskData, options: Options
+) -> AbstractContextManager[Mapping[str, Head]]:
+    """Heads that train networks, where they are asked for: torch takes seconds to import."""
+    if not options.network_heads:
+        return nullcontext({})
+    from finetune.evaluation.finetuned import network_heads
+
+    return network_heads(entrants, data, options)
 
 
 def corpus_info(source: Corpus) -> CorpusInfo:

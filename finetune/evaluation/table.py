@@ -14,33 +14,23 @@ from finetune.evaluation import classes, delong, features, multilabel, retrieval
 from finetune.evaluation.choose import Windows
 from finetune.evaluation.entrant import Entrant
 from finetune.evaluation.fewshot import few_shot
-from finetune.evaluation.given import given_folds, read_predictions, read_split, split_windows
+from finetune.evaluation.given import given_folds, named, read_predictions, read_split, split_windows
 from finetune.evaluation.groups import level_of, subgroup_tables
+from finetune.evaluation.heads import Head
 from finetune.evaluation.kinds import Answer, Classes, Labels, Numbers, answer_of
 from finetune.evaluation.lengths import fit
-from finetune.evaluation.options import HEADS, Options
+from finetune.evaluation.naming import BENT, OWN_ONLY, Drawn, Notes, note_handcrafted, row_labels, table_rows
+from finetune.evaluation.options import Options
 from finetune.evaluation.protocol import published
-from finetune.evaluation.results import Counts, Protocol, Readings, Row, TaskResult
-from finetune.evaluation.rows import NEAREST, probed, rows_of
+from finetune.evaluation.results import Counts, Protocol, Readings, TaskResult
+from finetune.evaluation.rows import Row as Learner
+from finetune.evaluation.rows import probed, rows_of
 from finetune.evaluation.tracked import Direct
 from finetune.probe import Folds, Probed
 from finetune.task import Task, demographics
 from finetune.task import classes as class_names
 
-Drawn = Mapping[str, Mapping[str, np.ndarray]]  # {row: {metric: (1 + draws,)}}
-Notes = Mapping[str, str]  # {row: why it has no figures, or what they lack}
-
-PEOPLE = "\0demographics"  # no row is called so
-BENT = (NEAREST, *HEADS[1:])  # heads that read what no straight line does
-OWN_ONLY = (*(f", {head}" for head in BENT), " + demographics")  # after a name: rows made of a row
-
-BASELINES = {
-    "handcrafted": "Handcrafted features",
-    "tracker": "Spectral tracker",
-    "demographics": "Demographics only",
-    "demographics + handcrafted": "Demographics + handcrafted",
-    "mean": "Predict the mean",
-}
+PEOPLE, NUMBER = "\0demographics", "\0number"  # no row is called so
 
 
 @dataclass
@@ -66,24 +56,26 @@ def outcome(
     notes: dict[str, str],
     options: Options,
     direct: Direct | None = None,
+    trained: Mapping[str, Head] | None = None,
 ) -> Outcome:
     """Probes, metrics, intervals and paired differences of one task. `direct`: the tracker's answers, if
-    it has any.
+    it has any; `trained`: {row: a head that learns from the windows themselves, whose x are their numbers}.
     """
     note_handcrafted(vectors, notes)
     names = windows.names or class_names(labels, task)
-    heads = options.more_heads
-    labels_of = row_labels(entrants, options.predictions, bool(names), task, heads)
+    heads = options.vector_heads
+    more = (*heads, *options.network_heads)
+    labels_of = row_labels(entrants, options.predictions, bool(names), task, more)
     warnings = _unlabelled(windows, task)
     pieces = max(fit(e.encoder, task.window_s).pieces for e in entrants)
     if task.kind == "retrieval":
         return _identity(entrants, task, windows, vectors, notes, labels_of, pieces, options)
-    test = None
+    test, number = None, np.arange(len(windows.rows))
     if options.split:
         whole = windows
         windows, test = split_windows(windows, read_split(options.split), options.split)
         kept = np.isin(whole.rows, windows.rows)
-        vectors = {name: x[kept] for name, x in vectors.items()}
+        vectors, number = {name: x[kept] for name, x in vectors.items()}, number[kept]
         direct = direct and direct.at(kept)
     refused = dict(windows.refused)
     people, people_names = demographics(labels, windows.record.tolist(), task.demographics)
@@ -93,7 +85,7 @@ def outcome(
     given = {
         row: read_predictions(path, task, names, windows) for row, path in named(options.predictions).items()
     }
-    level = level_of(windows, vectors | {PEOPLE: people}, task)
+    level = level_of(windows, vectors | {PEOPLE: people, NUMBER: number[:, None]}, task)
     learn, who = level.learn, level.learn.subject
     given = {n: level.scored(level.learnt(p)) for n, p in given.items()}
     answer = answer_of(task, learn.target, names)
@@ -102,8 +94,9 @@ def outcome(
     else:
         outer = given_folds(answer, who, level.learnt(test.astype(float)) > 0.5, str(options.split))
     encoders = [e.name for e in entrants]
-    own = {n: x for n, x in level.vectors.items() if n != PEOPLE}
+    own = {n: x for n, x in level.vectors.items() if n not in (PEOPLE, NUMBER)}
     rows = rows_of(own, level.vectors[PEOPLE], encoders, heads)
+    rows |= {n: Learner(level.vectors[NUMBER], head=head) for n, head in (trained or {}).items()}
     found = probed(rows, answer, who, outer, options.seed)
     predicted = {n: level.scored(found[n].predicted) for n in labels_of if n in found} | given
     if direct is not None:
@@ -159,23 +152,6 @@ def outcome(
     return Outcome(_with_kind(result, truth, scored, shown, weights), scored, shown, fold[tested], mapped)
 
 
-def named(predictions: Sequence[str]) -> dict[str, str]:
-    """{row: file} of given predictions: named after the file, and its folder where two files have one name.
-
-    PlethoraError: that does not tell them apart either.
-    """
-    parts = [path.rstrip("/").split("/") for path in predictions]
-    stems = [each[-1].rpartition(".")[0] or each[-1] for each in parts]
-    rows = [
-        stem if stems.count(stem) == 1 else " ".join([*each[-2:-1], stem])
-        for stem, each in zip(stems, parts, strict=True)
-    ]
-    twice = next((path for row, path in zip(rows, predictions, strict=True) if rows.count(row) > 1), None)
-    if twice is not None:
-        raise PlethoraError(f"--predictions {twice}: another file has the same name: rename one of them")
-    return dict(zip(rows, predictions, strict=True))
-
-
 def _tested(
     tests: Sequence[np.ndarray], given: Mapping[str, np.ndarray], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -194,19 +170,6 @@ def _tested(
     return np.flatnonzero(there), fold
 
 
-def note_handcrafted(vectors: dict[str, np.ndarray], notes: dict[str, str]) -> None:
-    """Where the windows hold no PPG there is no such row; where some lack it, the table says how many."""
-    if "handcrafted" not in vectors:
-        notes["handcrafted"] = "the corpus has no ppg"
-        return
-    absent = int(np.isnan(vectors["handcrafted"]).all(axis=1).sum())
-    if absent == len(vectors["handcrafted"]):
-        notes["handcrafted"] = "no window holds ppg"
-        del vectors["handcrafted"]
-    elif absent:
-        notes["handcrafted"] = f"{absent} windows hold no usable ppg; they get the training median"
-
-
 def _unlabelled(windows: Windows, task: Task) -> list[str]:
     if not windows.unlabelled:
         return []
@@ -214,44 +177,6 @@ def _unlabelled(windows: Windows, task: Task) -> list[str]:
     return [
         f"{windows.unlabelled} of {total} subjects have no usable label {task.label} and are not in the table"
     ]
-
-
-def row_labels(
-    entrants: Sequence[Entrant],
-    predictions: Sequence[str],
-    classed: bool,
-    task: Task,
-    heads: Sequence[str] = (),
-) -> dict[str, str]:
-    """{row: what it is called}, in the order of the table; the baselines last."""
-    labels = {e.name: e.label for e in entrants} | {e.twin: e.twin_label for e in entrants}
-    if task.kind != "retrieval":
-        for how in (NEAREST, *heads):
-            labels |= {f"{e.name}, {how}": f"{e.label}, {how}" for e in entrants}
-        labels |= {f"{e.name} + demographics": f"{e.label} + demographics" for e in entrants}
-    labels |= {row: f"{row} (given predictions)" for row in named(predictions)}
-    for name, label in BASELINES.items():
-        labels[name] = label
-        if name == "handcrafted" and task.kind != "retrieval":
-            labels |= {f"{name}, {head}": f"{label}, {head}" for head in heads}
-    if task.kind == "retrieval":
-        return {n: v for n, v in labels.items() if "demographics" not in n} | {"mean": "A guess"}
-    return labels | ({"mean": "Predict the prevalence"} if classed else {})
-
-
-def table_rows(labels: Mapping[str, str], drawn: Drawn, notes: Notes) -> tuple[Row, ...]:
-    """Rows with intervals, in the order of `labels`; those that have no figures with the reason, but for
-    optional ones (other heads, + demographics), which are left out.
-    """
-    return tuple(
-        Row(name, label, metrics.each_interval(drawn.get(name, {})), notes.get(name, ""))
-        for name, label in labels.items()
-        if name in drawn or not _optional(name)
-    )
-
-
-def _optional(name: str) -> bool:
-    return name.endswith(OWN_ONLY) or name in ("demographics + handcrafted", "tracker")
 
 
 def paired_differences(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from finetune.networks import signal_lora
 from finetune.targets import Head
 from pretrain.recipe import Mode
 
@@ -33,14 +35,24 @@ class Predictor(nn.Module):
 
 class Tuned(nn.Module):
     """An MLP head on an encoder's mode. A window of `samples` is split into `pieces` for the encoder, whose
-    vectors are averaged. With `full`, all encoder parameters that affect its vector train; otherwise none.
+    vectors are averaged. Of the encoder train: nothing ("probe"), adapters of `rank` ("lora"), or all
+    parameters that affect its vector ("full").
     """
 
     def __init__(
-        self, mode: Mode, pieces: int, samples: int, columns: int, full: bool, hidden: int, dropout: float
+        self,
+        mode: Mode,
+        pieces: int,
+        samples: int,
+        columns: int,
+        how: Literal["probe", "lora", "full"],
+        rank: int,
+        hidden: int,
+        dropout: float,
     ) -> None:
         super().__init__()
-        self.encode, self.pieces, self.step, self.full = mode.module, pieces, mode.step_samples, full
+        self.encode, self.pieces, self.step, self.how = mode.module, pieces, mode.step_samples, how
+        self.adapted: list[str] = []  # names of the encoder's layers
         self.head = nn.Sequential(
             nn.LayerNorm(mode.dim),
             nn.Linear(mode.dim, hidden),
@@ -48,10 +60,13 @@ class Tuned(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden, columns),
         )
-        self.encode.requires_grad_(self.full)
-        if self.full:
-            with torch.device("cpu"):
-                self._freeze_idle([torch.randn(2, i["channels"], samples) for i in mode.inputs])
+        self.encode.requires_grad_(how == "full")
+        with torch.device("cpu"):  # the driver counts parameters on "meta"
+            signals = [torch.randn(2, i["channels"], samples) for i in mode.inputs]
+            if how == "full":
+                self._freeze_idle(signals)
+            elif how == "lora":
+                self.adapted = signal_lora.add(self.encode, [self._split(x) for x in signals], rank)
 
     def _freeze_idle(self, signals: list[Tensor]) -> None:
         """Freezes parameters that do not affect the vector (a mask token, a pretext head): they get no
@@ -61,23 +76,28 @@ class Tuned(nn.Module):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
 
-    def _vector(self, *signals: Tensor) -> Tensor:
-        def split(x_bct: Tensor) -> Tensor:
-            b, c, t = x_bct.shape
-            length = t // self.pieces // self.step * self.step
-            parts = x_bct[..., : length * self.pieces].reshape(b, c, self.pieces, length)
-            return parts.transpose(1, 2).reshape(b * self.pieces, c, length)
+    def _split(self, x_bct: Tensor) -> Tensor:
+        b, c, t = x_bct.shape
+        length = t // self.pieces // self.step * self.step
+        parts = x_bct[..., : length * self.pieces].reshape(b, c, self.pieces, length)
+        return parts.transpose(1, 2).reshape(b * self.pieces, c, length)
 
-        found = self.encode(*(split(x) for x in signals))
+    def _vector(self, *signals: Tensor) -> Tensor:
+        found = self.encode(*(self._split(x) for x in signals))
         return found.reshape(len(signals[0]), self.pieces, -1).mean(dim=1)
 
     def forward(self, *signals: Tensor) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.full):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.how != "probe"):
             vector = self._vector(*signals)
         return self.head(vector)
 
     def train(self, mode: bool = True) -> Tuned:
         super().train(mode)
-        if not self.full:
+        if self.how != "full":
             self.encode.eval()
         return self
+
+    def merge(self) -> None:
+        """Adds the adapters to the encoder's weights, in place; the same function in eval mode."""
+        if self.how == "lora":
+            signal_lora.merge(self.encode)

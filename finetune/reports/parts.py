@@ -5,8 +5,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from finetune.evaluation.naming import OWN_ONLY
 from finetune.evaluation.results import Agreement, PressureCard, TaskResult
-from finetune.evaluation.table import OWN_ONLY
 from finetune.pagekit.parts import Table
 from finetune.reports.figures import lower_is_better, main_title, number, side, signed, with_interval
 

@@ -4,9 +4,11 @@ One encoder (a small untrained bundle unless one is named), nothing cached, then
 Both commits run whole comparisons in processes of their own, in turn; each at its best. Windows a second
 count the encoder, its untrained twin and the handcrafted features as one each, over the time from the call
 that embeds to its answer: the start of actors is in it. `port`: the same network as a class of a file,
-without a twin. Then 2,000 draws over 10,000 windows of 500 subjects.
+without a twin. Then 2,000 draws over 10,000 windows of 500 subjects, and what a head costs in one fold, its
+nested choice included.
 
     python -m tests.benchmarks.evaluate [BUNDLE] [--root DIR_OF_BIDMC] [--rounds 2] [--older d1d4553]
+    python -m tests.benchmarks.evaluate [BUNDLE] --heads     # the heads alone
 """
 
 import argparse
@@ -64,6 +66,26 @@ whole = time.perf_counter() - began
 print(json.dumps({"s": whole, "embed": spent["cached_vectors"], "probe": spent["probed"], "n": vectors}))
 """
 
+# one comparison with every head; prints {head: its seconds a fold}
+HEADS = """
+import json, sys, time
+from finetune.commands import compare as command
+from finetune.evaluation import heads
+from finetune.evaluation.options import NETWORK_HEADS, VECTOR_HEADS, Options
+from finetune.reports.sheet import write
+address, corpus, task, folder = sys.argv[1:]
+spent, true = {}, heads.head_probe
+def clocked(head, kind, x, y, who, folds, seed):
+    began = time.perf_counter()
+    found = true(head, kind, x, y, who, folds, seed)
+    spent.setdefault(head.predict.__name__, (time.perf_counter() - began) / len(folds))
+    return found
+heads.head_probe = clocked
+how = Options(heads=("linear", *VECTOR_HEADS, *NETWORK_HEADS), few_shot=False, cache=folder + "/cache")
+write(command.run(command.Compare([address], corpus, [task], folder + "/out", how)))
+print(json.dumps(spent))
+"""
+
 PORT = """
 import onnxruntime
 
@@ -89,6 +111,7 @@ def main() -> None:
     parser.add_argument("--root", default=f"{data}/bidmc", help="BIDMC as it is published")
     parser.add_argument("--task", default="heart_rate")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--heads", action="store_true", help="only the heads' seconds a fold")
     parser.add_argument("--older", default="d1d4553", help="the commit to compare with")
     parser.add_argument(
         "--json", action="store_true", help="accepted for symmetry: JSON is always the last line"
@@ -99,6 +122,12 @@ def main() -> None:
         corpus = str(folder / "bidmc")
         ingest("datasets/corpora/bidmc.toml", given.root, corpus)
         bundle = given.bundle or make_bundle(folder / "made", str(folder / "bundle"))
+        spent = _measured(
+            [sys.executable, "-c", HEADS, bundle, corpus, given.task, str(folder / "heads")], ROOT
+        )
+        print("seconds a fold:", ", ".join(f"{name} {s:.1f}" for name, s in spent.items()), flush=True)
+        if given.heads:
+            return
         sides = {
             f"compare at {given.older}": (bundle, worktree(given.older), "yes"),
             "compare": (bundle, ROOT, "no"),

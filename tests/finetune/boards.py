@@ -8,8 +8,9 @@ import numpy as np
 from finetune import metrics
 from finetune.evaluation.kinds import answer_of
 from finetune.evaluation.leaderboard import Board, leaderboard
+from finetune.evaluation.naming import table_rows
 from finetune.evaluation.results import Counts, EncoderInfo
-from finetune.evaluation.table import Outcome, paired_differences, table_rows
+from finetune.evaluation.table import Outcome, paired_differences
 from finetune.evaluation.written import read_folder
 from finetune.reports import comparison
 from finetune.reports.sheet import write

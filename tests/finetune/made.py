@@ -8,6 +8,7 @@ import numpy as np
 from finetune import metrics
 from finetune.evaluation import bloodpressure, classes
 from finetune.evaluation.choose import Windows
+from finetune.evaluation.naming import table_rows
 from finetune.evaluation.results import (
     Calibrated,
     CorpusInfo,
@@ -27,7 +28,7 @@ from finetune.evaluation.results import (
     Subgroups,
     TaskResult,
 )
-from finetune.evaluation.table import Outcome, paired_differences, table_rows
+from finetune.evaluation.table import Outcome, paired_differences
 from finetune.metrics import Difference, Interval
 from finetune.reports.sheet import Sheet
 from finetune.reports.task_section import of_result, verdicts

@@ -11,8 +11,9 @@ import pytest
 
 from cluster.errors import PlethoraError
 from finetune.evaluation import given
+from finetune.evaluation.given import named
 from finetune.evaluation.options import Options
-from finetune.evaluation.table import named, outcome
+from finetune.evaluation.table import outcome
 from finetune.task import load_task
 from tests.finetune.test_tasks import answers, corpus_of, entrant, knowing, windows_of
 

@@ -1,5 +1,6 @@
 """Forests and small networks on vectors: what no straight line reads, and nothing of the test subjects."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,14 @@ HEADS = tuple(heads.HEADS)
 def _one_setting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nested choice costs nine fits a fold: only a test that says "chooses" in its name has all settings."""
     if "chooses" not in request.node.name:
-        few = {"forest": (heads.forest, (1.0,)), "mlp": (heads.mlp, (0.01,))}
-        monkeypatch.setattr(heads, "HEADS", few)
+        for name, setting in (("forest", 1.0), ("mlp", 0.01)):
+            monkeypatch.setitem(heads.HEADS, name, replace(heads.HEADS[name], settings=(setting,)))
         monkeypatch.setattr(heads, "EPOCHS", 60)
 
 
 def bent(answer: Answer, head: str, x: np.ndarray = X, seed: int = 0) -> tuple[Probed, Folds]:
     folds = answer.folds(WHO, 3, 0)
-    return answer.bent(head, x, WHO, folds, seed), folds
+    return answer.bent(heads.HEADS[head], x, WHO, folds, seed), folds
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -98,11 +99,11 @@ def test_no_test_subject_is_learnt_from_or_chooses(head: str) -> None:
     answer.y[test] = -1e3
     moved = X.copy()
     moved[test] = moved[test][::-1] * 50
-    after = answer.bent(head, moved, WHO, folds, 0)
-    again = answer.bent(head, moved, WHO, [folds[0]], 0)
+    after = answer.bent(heads.HEADS[head], moved, WHO, folds, 0)
+    again = answer.bent(heads.HEADS[head], moved, WHO, [folds[0]], 0)
     assert before.alphas[0] == after.alphas[0]
     part = heads.TrainingSet("number", X[folds[0][0]], answer.y[folds[0][0], None], WHO[folds[0][0]])
-    refitted = heads.HEADS[head][0](part, moved[test], before.alphas[0], 0)
+    refitted = heads.HEADS[head].predict(part, moved[test], before.alphas[0], 0)
     np.testing.assert_array_equal(after.predicted[test], refitted[:, 0])
     np.testing.assert_array_equal(after.predicted[test], again.predicted[test])
 
@@ -115,7 +116,7 @@ def test_vectors_that_only_name_their_subject_gain_nothing(head: str) -> None:
     apart = np.abs(found.predicted - answer.y).mean()
     mean = np.abs(answer.baseline(folds).predicted - answer.y).mean()
     each = np.arange(320)  # the leaking protocol, to show that the leak is there
-    leaking = answer.bent(head, np.eye(40)[WHO], each, answer.folds(each, 3, 0), 0).predicted
+    leaking = answer.bent(heads.HEADS[head], np.eye(40)[WHO], each, answer.folds(each, 3, 0), 0).predicted
     assert apart > 0.9 * mean > 2 * np.abs(leaking - answer.y).mean()
 
 
@@ -155,7 +156,7 @@ def test_the_setting_with_the_lowest_loss_on_other_subjects_is_chosen() -> None:
         assert not set(part.who) & set(x[:, 0])
         return np.full((len(x), 1), abs(setting - 5))
 
-    assert heads._choose(far_from_five, (1.0, 5.0, 20.0), data, 3, 0) == 5
+    assert heads._choose(heads.Head(far_from_five, (1.0, 5.0, 20.0)), data, 3, 0) == 5
 
 
 # ---------------------------------------------------------------- in a table
@@ -207,7 +208,7 @@ def test_without_the_option_there_are_no_such_rows() -> None:
 
 def test_heads_are_named_on_the_command_line_and_an_unknown_one_is_refused() -> None:
     line = ["compare", "b", "--corpus", "c", "--tasks", "sbp", "--out", "o", "--heads", "mlp,linear"]
-    assert options_of(Compare, parser().parse_args(line)).how.more_heads == ("mlp",)
+    assert options_of(Compare, parser().parse_args(line)).how.vector_heads == ("mlp",)
     with pytest.raises(
         PlethoraError, match=r"--heads: there is no head 'tree': choose of linear, forest, mlp"
     ):

@@ -320,37 +320,6 @@ def test_an_adapter_is_judged_on_another_corpus_as_it_is(finished: dict, paired_
     assert rows["model"] < rows["mean"]
 
 
-def test_a_merged_bundle_predicts_in_onnx_what_the_adapter_does(tmp_path: Path) -> None:
-    """Images inside: from prepared samples to the task's unit, with the card's own code."""
-    import onnxruntime
-
-    from cluster import bundle as bundles
-    from finetune.commands.vision import Vision, run
-    from finetune.reports.sheet import write
-    from pretrain.publish import write_bundle
-    from tests.finetune.tiny import lineage
-
-    recipe = vision(imaging=IMAGING | {"transform": "fusion", "stride": 20})
-    net = recipe.modules()["net"].eval()
-    with torch.no_grad():  # as if it had been trained
-        for name, p in net.named_parameters():
-            if "lora_B" in name:
-                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) / 4)
-    method = recipe.config.model_dump(mode="json")
-    about = {"recipe": "finetune.supervised:Vision", "method": method, "seed": 1, "name": "v", "split": {}}
-    state = {"net": {k: v for k, v in net.state_dict().items() if "lora_" in k or ".vit." not in k}}
-    metrics: dict[str, Any] = {"first": {}, "last": {}, "history": []}
-    uri, encoder = str(tmp_path / "run" / "bundle"), recipe.encoder({"net": net})
-    write_bundle(uri, encoder, state, {"net": 1}, about, lineage(), metrics, {})
-    merged = write(run(Vision(merge=uri, out=str(tmp_path / "merged"))))
-    assert merged["columns"] == ["heart_rate"] and bundles.verify(merged["bundle"])["kind"] == "encoder"
-    x = batch(0)["ppg"].numpy()
-    session = onnxruntime.InferenceSession(str(tmp_path / "merged" / "ppg.onnx"))
-    (found,) = session.run(None, {"ppg": x})
-    with torch.no_grad():
-        np.testing.assert_allclose(found, net(torch.from_numpy(x)).numpy(), atol=1e-3)
-
-
 @pytest.mark.slow
 def test_a_run_that_overfits_ends_early_says_so_and_resumes_to_the_same_bundle(
     finished: dict, capsys: pytest.CaptureFixture[str]
