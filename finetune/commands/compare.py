@@ -37,6 +37,12 @@ def run(options: Compare) -> Sheet:
     if not options.tasks:
         raise PlethoraError("--tasks names no task")
     tasks, source = [load_task(name) for name in options.tasks], open_corpus(options.corpus)
+    files: dict[str, str] = {}
+    for task, file in zip(tasks, options.tasks, strict=True):
+        if files.setdefault(task.name, file) != file:
+            raise PlethoraError(
+                f"{files[task.name]} and {file} are both named {task.name}: rename one of them"
+            )
     entrants = entrants_of([opened(name) for name in options.bundles])
     outcomes = study(entrants, source, tasks, options.how)
     return comparison.of_several(outcomes, {e.name: e.info for e in entrants}, options.out)

@@ -46,33 +46,36 @@ def network_heads(entrants: Sequence[Entrant], data: TaskData, options: Options)
         progress(None, f"networks learn {data.task.name}", "fits") as bar,
     ):
         for number, entrant in enumerate(entrants):
-            rows = [f"{entrant.name}, {how}" for how in options.network_heads]
             try:
-                if data.task.level != "window" and data.task.pool == "vectors":
-                    raise PlethoraError('pool = "vectors" averages vectors, a network learns from windows')
-                made = _of_encoder(entrant, data, options, Path(folder) / str(number), bar)
-                found |= dict(zip(rows, made, strict=True))
+                found |= _of_encoder(entrant, data, options, Path(folder) / str(number), bar)
             except PlethoraError as error:
+                rows = [f"{entrant.name}, {how}" for how in options.network_heads]
                 data.notes.update(dict.fromkeys(rows, f"not trained: {error}"))
         yield found
 
 
 def _of_encoder(
     entrant: Entrant, data: TaskData, options: Options, folder: Path, bar: Progress
-) -> list[Head]:
-    """A head for each of `options.network_heads`. PlethoraError: the network cannot be trained here."""
-    encoder, found = entrant.encoder, []
+) -> dict[str, Head]:
+    """{row: head} of one encoder. PlethoraError: its network cannot be trained here."""
+    if data.task.level != "window" and data.task.pool == "vectors":
+        raise PlethoraError('pool = "vectors" averages vectors, a network learns from windows')
+    encoder, found = entrant.encoder, {}
     trained = encoder.network()
     how = fit(encoder, data.task.window_s)
     signals = stored(data.places.views[entrant.name], data.windows.rows, encoder, how, folder)
     for name in options.network_heads:
+        row = f"{entrant.name}, {name}"
         start = encoder.network(encoder.seed) if name == "scratch" else trained
         learner = Learner(start, signals, options.head_steps, partial(bar.update, 1))
-        if name == "lora":
-            data.notes[f"{entrant.name}, {name}"] = _adapted(start, signals, options.ranks)
-            found.append(Head(learner.lora, tuple(map(float, options.ranks)), inner=1))
-        else:
-            found.append(Head(learner.full if name == "full" else learner.scratch, RATES, inner=1))
+        if name != "lora":
+            found[row] = Head(learner.full if name == "full" else learner.scratch, RATES, inner=1)
+            continue
+        try:
+            data.notes[row] = _adapted(start, signals, options.ranks)
+            found[row] = Head(learner.lora, tuple(map(float, options.ranks)), inner=1)
+        except PlethoraError as error:
+            data.notes[row] = f"not trained: {error}"
     return found
 
 

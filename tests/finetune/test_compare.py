@@ -132,6 +132,7 @@ def test_whom_any_of_the_encoders_saw_is_left_out_for_all(
         (["{p}"], ["heart_rate"], r"3 modes .*choose one as BUNDLE#MODE"),
         (["{b}"], ["hart_rate"], "did you mean 'heart_rate'"),
         (["{b}"], [], "--tasks names no task"),
+        (["{b}"], ["heart_rate", "finetune/tasks/heart_rate.toml"], "are both named heart_rate: rename one"),
     ],
 )
 def test_what_cannot_be_compared_is_one_clear_line(
