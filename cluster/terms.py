@@ -15,7 +15,7 @@ from cluster.errors import PlethoraError
 
 Audience = Literal["anyone", "approved", "nobody"]
 APPROVED = "PLETHORA_APPROVED"  # names of sources, comma-separated: everyone with access is approved
-TOLD = ("name", "source", "licence", "terms", "citation", "hash", "models")
+PUBLISHED = ("name", "source", "licence", "terms", "citation", "hash", "models")
 
 
 def audience(about: Mapping[str, Any]) -> Audience:
@@ -52,4 +52,4 @@ def inherited(lineage: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The terms that a bundle with this lineage passes on: those of its corpora and of its inherited
     entries."""
     entries = [*lineage.get("corpora", []), *lineage.get("inherited", [])]
-    return [{key: entry[key] for key in TOLD if key in entry} for entry in entries]
+    return [{key: entry[key] for key in PUBLISHED if key in entry} for entry in entries]

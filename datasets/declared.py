@@ -127,9 +127,9 @@ def _sequence(words: Any, here: str) -> tuple[Step, ...]:
     return (*steps, "normalise") if "normalise" not in steps else tuple(steps)
 
 
-def _phase(told: Any, here: str) -> str:
+def _phase(value: Any, here: str) -> str:
     known = ("zero", "delayed")
-    first = told.partition(" (")[0] if isinstance(told, str) else told
+    first = value.partition(" (")[0] if isinstance(value, str) else value
     if first not in known:
-        raise PlethoraError(f"{here}: `phase` is {told!r}: known are {', '.join(known)}")
+        raise PlethoraError(f"{here}: `phase` is {value!r}: known are {', '.join(known)}")
     return str(first)

@@ -38,9 +38,9 @@ def several_values(windows: Windows, task: Task, names: Sequence[str]) -> list[s
     example = who[count > 1][0]
     values = windows.target[first][windows.subject[first] == example]
     shown = [] if values.ndim > 1 else [names[int(v)] if names else f"{v:g}" for v in values]
-    told = f" (one has {', '.join(shown[:5])})" if shown else ""
+    sample = f" (one has {', '.join(shown[:5])})" if shown else ""
     return [
-        f"{(count > 1).sum()} of {len(who)} subjects have more than one value of label {task.label}{told}: "
+        f"{(count > 1).sum()} of {len(who)} subjects have more than one value of label {task.label}{sample}: "
         "each value is a row of its own, they are not averaged"
     ]
 

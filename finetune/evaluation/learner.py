@@ -49,7 +49,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Targets:
-    """What the network is taught: numbers in standard deviations from their mean."""
+    """What the network is scaled: numbers in standard deviations from their mean."""
 
     kind: Kind
     mean: float
@@ -61,7 +61,7 @@ class Targets:
             return Targets(data.kind, 0.0, 1.0)
         return Targets(data.kind, float(data.y.mean()), float(data.y.std()) or 1.0)
 
-    def taught(self, y_nc: np.ndarray) -> Tensor:
+    def scaled(self, y_nc: np.ndarray) -> Tensor:
         return torch.from_numpy(((y_nc - self.mean) / self.spread).astype(np.float32))
 
     def loss(self, z_nc: Tensor, y_nc: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Targets:
             return F.cross_entropy(z_nc, y_nc)
         return F.binary_cross_entropy_with_logits(z_nc, y_nc)
 
-    def told(self, z_nc: Tensor) -> np.ndarray:
+    def predictions(self, z_nc: Tensor) -> np.ndarray:
         """In the task's unit, or probabilities."""
         z = z_nc.double()
         if self.kind == "number":
@@ -127,7 +127,7 @@ class Learner:
             if held:
                 self._train(net, targets, rows, data.y, learn, judged, rate, scratch, seed)
         self.done()
-        return targets.told(self._outputs(net, test))
+        return targets.predictions(self._outputs(net, test))
 
     def _fit_linear(
         self,
@@ -145,7 +145,7 @@ class Learner:
         net.spread = torch.where(spread > 1e-6 * vectors.abs().amax(dim=0), spread, torch.ones_like(spread))
         x = (vectors - net.mean) / net.spread
         other = (self._outputs(net, rows[judged], linear=False) - net.mean) / net.spread
-        wanted, best = targets.taught(y[shown]), np.inf
+        wanted, best = targets.scaled(y[shown]), np.inf
         for penalty in PENALTIES:
             head = nn.Linear(x.shape[1], y.shape[1])
             nn.init.zeros_(head.weight)
@@ -160,7 +160,7 @@ class Learner:
 
             lbfgs.step(closure)
             with torch.no_grad():
-                now = loss(kind, targets.told(head(other)), y[judged])
+                now = loss(kind, targets.predictions(head(other)), y[judged])
             if now < best:
                 best, kept = now, head
         net.head = kept
@@ -187,11 +187,11 @@ class Learner:
             optimizer,
             lambda step: min((step + 1) / warmup, 0.5 + 0.5 * float(np.cos(np.pi * step / self.steps))),
         )
-        wanted, rng = targets.taught(y), np.random.default_rng([seed, 0xF7])
+        wanted, rng = targets.scaled(y), np.random.default_rng([seed, 0xF7])
         order = np.concatenate([rng.permutation(learn) for _ in range(self._passes(len(learn)))])
 
         def judge() -> float:
-            return loss(targets.kind, targets.told(self._outputs(net, rows[judged])), y[judged])
+            return loss(targets.kind, targets.predictions(self._outputs(net, rows[judged])), y[judged])
 
         best, kept, waited = judge(), copy.deepcopy(net.state_dict()), 0
         every = max(self.steps // CHECKS, 1)

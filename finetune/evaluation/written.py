@@ -117,7 +117,7 @@ def read_folder(uri: str) -> tuple[TaskTable, ...]:
         raise PlethoraError(f"{uri}: no {RESULTS}: name a folder that `compare` or `evaluate` wrote (--out)")
     flat = _json(where)
     if flat.keys() >= COMPARE:
-        told = flat["tasks"]
+        raw = flat["tasks"]
         seats = tuple(
             Seat(row, f"{row}, untrained", row, _checked(_INFO, info, where))
             for row, info in flat["encoders"].items()
@@ -125,11 +125,11 @@ def read_folder(uri: str) -> tuple[TaskTable, ...]:
     elif flat.keys() >= EVALUATE:
         info = _checked(_INFO, flat["bundle"], where)
         seats = (Seat("encoder", "untrained", _called(info), info),)
-        told = [flat | {"differences": {"encoder": flat["differences"]}}]
+        raw = [flat | {"differences": {"encoder": flat["differences"]}}]
     else:
         keys = ", ".join(sorted(flat)[:6])
         raise PlethoraError(f"{where}: not of `compare` or `evaluate` (it holds {keys}, …): leave it out")
-    results = [_result(one, where) for one in told]
+    results = [_result(one, where) for one in raw]
     names = [result.task.name for result in results]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -160,18 +160,18 @@ def _json(where: str) -> dict[str, Any]:
     return flat
 
 
-def _result(told: Any, where: str) -> TaskResult:
-    if not isinstance(told, dict) or not isinstance(told.get("task"), dict):
+def _result(raw: Any, where: str) -> TaskResult:
+    if not isinstance(raw, dict) or not isinstance(raw.get("task"), dict):
         raise PlethoraError(f"{where}: a task of it has no description: run the command again")
-    task = dict(told["task"])
+    task = dict(raw["task"])
     moved = {key: task.pop(key, ()) for key in OF_TASK}
     task.pop("main", None)  # follows from the kind
-    return _checked(_RESULT, told | moved | {"task": task}, f"{where}: task {task.get('name')}")
+    return _checked(_RESULT, raw | moved | {"task": task}, f"{where}: task {task.get('name')}")
 
 
-def _checked(kind: pydantic.TypeAdapter[Any], told: Any, where: str) -> Any:
+def _checked(kind: pydantic.TypeAdapter[Any], raw: Any, where: str) -> Any:
     try:
-        return kind.validate_python(told)
+        return kind.validate_python(raw)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -275,10 +275,10 @@ def _plain(part: pa.Table, column: str, where: str) -> np.ndarray:
 
 def _same_figure(table: TaskTable, row: str, where: str) -> None:
     """PlethoraError where predictions do not give the figure of results.json."""
-    told = table.figure(row).value
+    stated = table.figure(row).value
     found = float(table.drawn(row, np.empty((0, len(table.people))))[0])
-    if not np.isclose(found, told, rtol=NEAR, atol=NEAR, equal_nan=True):
+    if not np.isclose(found, stated, rtol=NEAR, atol=NEAR, equal_nan=True):
         raise PlethoraError(
-            f"{where}: row {row} gives {table.result.task.main} {found:.6g}, {RESULTS} says {told:.6g}: the "
+            f"{where}: row {row} gives {table.result.task.main} {found:.6g}, {RESULTS} says {stated:.6g}: the "
             "files are damaged or of different runs"
         )

@@ -1,7 +1,7 @@
 """A DINOv2-shaped ViT in an ONNX graph -> weights of the same model of timm, checked on the graph's tokens.
 
 An exporter keeps the names of biases and norms, but gives the weight of a matrix product and the halves of a
-split table of positions names of its own: they are told by the place where the graph uses them.
+split table of positions names of its own: they are identified by the place where the graph uses them.
 """
 
 from __future__ import annotations

@@ -120,8 +120,8 @@ def truth(outcome: Outcome) -> Iterator[Panel]:
                 ylabel=f"true, {unit}",
             )
             picture = inline(figure, f"True against predicted {result.task.name}, {labels[name]}")
-        told = f"MAE {number(float(np.abs(y - target).mean()))} {unit}."
-        yield Panel(labels[name], picture, told + (f" {outside} outside the picture." if outside else ""))
+        caption = f"MAE {number(float(np.abs(y - target).mean()))} {unit}."
+        yield Panel(labels[name], picture, caption + (f" {outside} outside the picture." if outside else ""))
 
 
 def _binned(predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
