@@ -44,7 +44,7 @@ class Ahead(Generic[T]):
         self.load, self.size, self.spill, self.threads = load, size, spill, threads
         self.room = ROOM * memory_bytes() if room is None else room
         update_wrapper(self, load)
-        self._held: OrderedDict[Hashable, Future[T]] = OrderedDict()
+        self._results: OrderedDict[Hashable, Future[T]] = OrderedDict()
         self._bytes: dict[Hashable, int] = {}
         self._lock = Lock()
         self._pools: dict[
@@ -54,8 +54,8 @@ class Ahead(Generic[T]):
     def keep(self, wanted: Collection[Hashable]) -> None:
         """Release all results but these, each named by the arguments of `load`."""
         with self._lock:
-            for what in self._held.keys() - set(wanted):
-                del self._held[what]
+            for what in self._results.keys() - set(wanted):
+                del self._results[what]
                 self._bytes.pop(what, None)
 
     def __call__(self, *what: Hashable) -> T:
@@ -87,19 +87,19 @@ class Ahead(Generic[T]):
 
     def clear(self) -> None:
         with self._lock:
-            self._held.clear()
+            self._results.clear()
             self._bytes.clear()
 
     def _place(self, what: tuple) -> tuple[Future[T], bool]:
         """The entry for `what`, and whether the caller must load it."""
         with self._lock:
-            if what in self._held:
-                self._held.move_to_end(what)
-                return self._held[what], False
+            if what in self._results:
+                self._results.move_to_end(what)
+                return self._results[what], False
             future: Future[T] = Future()
-            self._held[what] = future
-            if len(self._held) > self.size:
-                self._bytes.pop(self._held.popitem(last=False)[0], None)
+            self._results[what] = future
+            if len(self._results) > self.size:
+                self._bytes.pop(self._results.popitem(last=False)[0], None)
             return future, True
 
     def _run(self, what: tuple, future: "Future[T]") -> None:
@@ -109,10 +109,10 @@ class Ahead(Generic[T]):
                 room = self.room - sum(self._bytes.values())
             found, size = self.spill(found, room)
             with self._lock:
-                if self._held.get(what) is future:
+                if self._results.get(what) is future:
                     self._bytes[what] = size
             future.set_result(found)
         except BaseException as failed:
             with self._lock:
-                self._held.pop(what, None)
+                self._results.pop(what, None)
             future.set_exception(failed)

@@ -18,18 +18,18 @@ from cluster import storage
 from cluster.cli import progress
 from cluster.errors import PlethoraError
 from cluster.scratch import filling, scratch
-from datasets import catalogue, memory, parts, shelf
+from datasets import catalogue, memory, parts, selection
 from datasets.ahead import MOST_OPEN, Ahead
 from datasets.catalogue import FILES, MARK, OK, VERSION, Catalogue
 from datasets.join import join
 from datasets.judge import VERDICTS, judge, schema
 from datasets.raw import Part
 from datasets.schema import Corpus
-from datasets.shelf import Choice, Shelf, Windows
+from datasets.selection import Choice, Selection, Windows
 from datasets.split import Split
 from datasets.windows import WindowSpec, empty, extract, grid, lasts, present
 
-__all__ = ["Index", "Shelf", "Windows", "build", "few", "gather", "held"]
+__all__ = ["Index", "Selection", "Windows", "build", "few", "gather", "row_groups"]
 
 log = logging.getLogger(__name__)
 _PLACE = ["shard", "group", "row", "offset_s"]  # a window's place in its corpus
@@ -76,20 +76,20 @@ class Index:
 
     def select(self, part: str | None, split: Split | None = None) -> np.ndarray:
         """Row numbers of the accepted windows whose subject is in `part` of `split` (None: all subjects)."""
-        choice = Choice(shelf.side(self.kept, part, split or Split()))
+        choice = Choice(selection.side(self.kept, part, split or Split()))
         return np.flatnonzero(choice.mask(self.kept, 0, self.windows)) if self.windows else np.empty(0, int)
 
-    def shelf(self, part: str | None, split: Split, target: np.ndarray | None = None) -> Shelf:
+    def selection(self, part: str | None, split: Split, target: np.ndarray | None = None) -> Selection:
         """The windows that `select` finds; with a `target` (windows, k), only those with a label. Takes no
         memory per window.
         """
-        choice = Choice(shelf.side(self.kept, part, split), target)
-        return shelf.shelf(self.corpus, self.spec, self.kept, choice)
+        choice = Choice(selection.side(self.kept, part, split), target)
+        return selection.select(self.corpus, self.spec, self.kept, choice)
 
     def has(self, rows: np.ndarray) -> np.ndarray:
         """(n,) uint8: bit i says whether signal i of the spec is used in these windows."""
         if isinstance(self.given, Catalogue):
-            return shelf.has(self.given, self.spec, rows)
+            return selection.has(self.given, self.spec, rows)
         bits = np.zeros(len(rows), np.uint8)
         for number, sig in enumerate(self.spec.signals):
             used = np.ones(len(rows), bool)
@@ -122,7 +122,7 @@ class Index:
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """(n,) int64 window ids, the same in every run over this corpus."""
-        return shelf.ids(self.corpus, rows)
+        return selection.ids(self.corpus, rows)
 
     def load(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Prepared windows of these rows of the table, in this process: {modality: (n, channels, samples)},
@@ -193,10 +193,10 @@ def _spill(table: pa.Table, room: float) -> tuple[pa.Table, int]:
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all(), 0
 
 
-# About 16 MiB each. `few`: the last ones. `held`: the ones open in a worker's lanes, until `Reader` releases
-# them; beyond `ahead.ROOM` on disk. Two caches, so that neither evicts the other's.
+# About 16 MiB each. `few`: the last ones. `row_groups`: those open in a worker's lanes, until `Reader`
+# releases them; beyond `ahead.ROOM` on disk. Two caches, so that neither evicts the other's.
 few = Ahead(_read, 8)
-held = Ahead(_read, MOST_OPEN, _spill)
+row_groups = Ahead(_read, MOST_OPEN, _spill)
 
 
 def build(corpus: Corpus, spec: WindowSpec, cache: str | None = None) -> Index:

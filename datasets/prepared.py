@@ -25,7 +25,7 @@ from cluster.cli import progress
 from cluster.errors import PlethoraError
 from datasets import memory
 from datasets.ahead import MOST_OPEN, Ahead
-from datasets.index import Index, Shelf
+from datasets.index import Index, Selection
 from datasets.split import Split
 from datasets.windows import WindowSpec
 
@@ -48,10 +48,10 @@ class Prepared:
         return sum(n for _, _, n in self.counts)
 
 
-def groups(shelf: Shelf) -> list[tuple[int, int, int]]:
-    """[(shard, group, windows)] of a shelf's row groups; for accepted windows, the files that hold them."""
-    shard, group = shelf.groups()
-    return list(zip(shard.tolist(), group.tolist(), np.diff(shelf.starts).tolist(), strict=True))
+def groups(selection: Selection) -> list[tuple[int, int, int]]:
+    """[(shard, group, windows)] of a selection's row groups; of accepted windows, of the files."""
+    shard, group = selection.groups()
+    return list(zip(shard.tolist(), group.tolist(), np.diff(selection.starts).tolist(), strict=True))
 
 
 def write(index: Index, uri: str, make: Callable[[], Foresee] | None = None, actors: int = 2) -> Prepared:
@@ -67,7 +67,7 @@ def write(index: Index, uri: str, make: Callable[[], Foresee] | None = None, act
     from cluster.session import data_context
 
     data_context()
-    jobs = groups(index.shelf(None, Split()))
+    jobs = groups(index.selection(None, Split()))
     tasks = [{"task": number} for number in range(len(jobs))]
     if not tasks:
         raise PlethoraError(f"{index.corpus.uri} has no window of {index.spec.window_s:g} s to materialise")
@@ -100,8 +100,8 @@ def write(index: Index, uri: str, make: Callable[[], Foresee] | None = None, act
 class _Writer:
     def __init__(self, index: Index, uri: str, make: Callable[[], Foresee] | None) -> None:
         self.index, self.uri = index, uri
-        self.shelf = index.shelf(None, Split())
-        self.jobs = groups(self.shelf)
+        self.selection = index.selection(None, Split())
+        self.jobs = groups(self.selection)
         memory.keep_freed()
         self.foresee = make() if make is not None else None
 
@@ -111,7 +111,7 @@ class _Writer:
         columns: list[Any] = []
         for task in batch["task"].tolist():
             shard, group, _ = self.jobs[task]
-            rows = self.shelf.rows(slice(*self.shelf.starts[task : task + 2]))
+            rows = self.selection.rows(slice(*self.selection.starts[task : task + 2]))
             parts: list[dict[str, np.ndarray]] = []
             for low in range(0, len(rows), TOGETHER):
                 some = rows[low : low + TOGETHER]
@@ -150,7 +150,7 @@ def open_prepared(uri: str, index: Index) -> Prepared:
         )
     manifest = storage.read_json(where)
     wanted = {"version": VERSION, "corpus": index.corpus.hash, "spec": index.spec.hash}
-    counts = groups(index.shelf(None, Split()))
+    counts = groups(index.selection(None, Split()))
     same = manifest.get("groups") == [list(its) for its in counts]
     if not same or any(manifest.get(name) != value for name, value in wanted.items()):
         raise PlethoraError(

@@ -24,7 +24,7 @@ import numpy as np
 from cluster.errors import PlethoraError
 from datasets import index, memory, prepared, raw
 from datasets.ahead import Ahead
-from datasets.index import Shelf
+from datasets.index import Selection
 from datasets.plan import BLOCK_BYTES, WHOLE, Block, Part, Plan, Rows
 from datasets.windows import WindowSpec
 
@@ -49,16 +49,16 @@ class Reader:
         self,
         plan: Plan,
         rank: int,
-        shelves: list[Shelf],
+        selections: list[Selection],
         spec: WindowSpec,
         as_raw: bool = False,
         part: Part = WHOLE,
     ) -> None:
         """as_raw: windows stay raw (`datasets.raw`), unless they are materialised."""
-        self.plan, self.rank, self.shelves, self.spec, self.part = plan, rank, shelves, spec, part
+        self.plan, self.rank, self.selections, self.spec, self.part = plan, rank, selections, spec, part
         self.as_raw = as_raw
         self._last: tuple[int, Block, Rows] | None = None
-        self.places = [shelf.groups() for shelf in shelves]
+        self.places = [selection.groups() for selection in selections]
         memory.keep_freed()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -74,16 +74,16 @@ class Reader:
         block, rows = self._planned(number)
         if not len(rows.at):
             return {"at": rows.at}
-        ready = [shelf.prepared for shelf in self.shelves if shelf.prepared is not None]
+        ready = [selection.prepared for selection in self.selections if selection.prepared is not None]
         there = ("place",) if ready else ("row", "offset_s")
         place = self._columns(rows, ("shard", "group", "has", *there))
-        names = ("id", "subject", *(["target"] if self.shelves[0].target is not None else []))
+        names = ("id", "subject", *(["target"] if self.selections[0].target is not None else []))
         more = self._columns(rows, names)
-        corpora = [shelf.corpus for shelf in self.shelves]
+        corpora = [selection.corpus for selection in self.selections]
         if ready:
             windows = prepared.gather(ready, rows.source, **place, spec=self.spec)
         else:
-            parts = index.opened(corpora, rows.source, **place, spec=self.spec, read=index.held)
+            parts = index.opened(corpora, rows.source, **place, spec=self.spec, read=index.row_groups)
             make = raw.gather if self.as_raw else index.gather
             windows = make(parts, len(rows.at), self.spec)
         self._let_go(block)
@@ -106,11 +106,11 @@ class Reader:
         return self._last[1], self._last[2]
 
     def _columns(self, rows: Rows, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """{name: (n, …)} of the shelves' columns, row by row."""
+        """{name: (n, …)} of the selections' columns, row by row."""
         out: dict[str, np.ndarray] = {}
-        for number, shelf in enumerate(self.shelves):
+        for number, selection in enumerate(self.selections):
             which = rows.source == number
-            found = shelf.windows(rows.position[which])
+            found = selection.windows(rows.position[which])
             for name in names:
                 values = getattr(found, name)
                 out.setdefault(name, np.empty((len(which), *values.shape[1:]), values.dtype))[which] = values
@@ -118,7 +118,7 @@ class Reader:
 
     def _let_go(self, block: Block) -> None:
         """Drop the row groups from which no later block takes windows."""
-        wanted: dict[Ahead, list[tuple]] = {index.held: [], prepared.read: []}
+        wanted: dict[Ahead, list[tuple]] = {index.row_groups: [], prepared.read: []}
         for opened in self.plan.still_open(block, self.part):
             cache, key = self._cached(*opened)
             wanted[cache].append(key)
@@ -141,11 +141,11 @@ class Reader:
 
     def _cached(self, source: int, number: int) -> tuple[Ahead, tuple]:
         """The cache that holds a row group, and its key there."""
-        shelf = self.shelves[source]
+        selection = self.selections[source]
         shard, group = (int(each[number]) for each in self.places[source])
-        if shelf.prepared is not None:
-            return prepared.read, (shelf.prepared, shard, group)
-        return index.held, (shelf.corpus, shard, group, self.spec)
+        if selection.prepared is not None:
+            return prepared.read, (selection.prepared, shard, group)
+        return index.row_groups, (selection.corpus, shard, group, self.spec)
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def self_read(reader: Reader, count: int, first: threading.Event) -> Iterator[di
             block = _whole([reader.read(number, ahead=number + 1 < count)])
             first.set()
             yield block
-        for cache in (index.held, prepared.read):  # the actors continue
+        for cache in (index.row_groups, prepared.read):  # the actors continue
             cache.clear()
     finally:
         first.set()
@@ -283,7 +283,7 @@ def _tensor(x: np.ndarray) -> "torch.Tensor":
 def batches(
     plan: Plan,
     rank: int,
-    shelves: list[Shelf],
+    selections: list[Selection],
     spec: WindowSpec,
     size: int,
     per_step: int,
@@ -299,7 +299,7 @@ def batches(
     """
     first = self_read_blocks(plan, actors)
     here = threading.Event()
-    given = threaded(self_read(reader(plan, rank, shelves, spec, as_raw), first, here))
+    given = threaded(self_read(reader(plan, rank, selections, spec, as_raw), first, here))
     if first < plan.count():
         lanes = plan.slots(rank)
         if len(lanes) < actors.count:
@@ -307,7 +307,7 @@ def batches(
                 f"stream.actors = {actors.count} is more than the {len(lanes)} lanes that a worker reads: "
                 f"raise stream.lanes = {plan.lanes}, or lower stream.actors"
             )
-        made_of = [(plan, rank, shelves, spec, as_raw, Part(k, actors.count)) for k in range(actors.count)]
+        made_of = [(plan, rank, selections, spec, as_raw, Part(k, actors.count)) for k in range(actors.count)]
         coming = delivered(lambda: [dataset(reader, args, first, actors) for args in made_of], here)
         given = chain(given, threaded(coming))
     return checked(cut(given, size), plan.start, per_step)

@@ -9,7 +9,7 @@ import numpy as np
 from cluster import storage
 from cluster.errors import PlethoraError
 from datasets import index, prepared
-from datasets.index import Index, Shelf
+from datasets.index import Index, Selection
 from datasets.plan import Plan, steps_for
 from datasets.prepared import Prepared
 from datasets.schema import open_corpus
@@ -33,18 +33,20 @@ class Data:
     indexes: list[Index]
     targets: list[np.ndarray] | None = None
     prepared: list[Prepared] | None = None
-    _shelves: dict[tuple[int, str | None], Shelf] = field(default_factory=dict, repr=False, compare=False)
+    _selections: dict[tuple[int, str | None], Selection] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def rows(self, number: int, part: str | None) -> np.ndarray:
         """Row numbers in index `number` of the windows of `part` ("train", "val", "test"; None: all)."""
-        return self.shelf(number, part).rows(slice(None))
+        return self.selection(number, part).rows(slice(None))
 
-    def shelf(self, number: int, part: str | None) -> Shelf:
+    def selection(self, number: int, part: str | None) -> Selection:
         """The same windows as `rows`, in constant memory."""
-        if (number, part) not in self._shelves:  # visits every window, and most methods need it
+        if (number, part) not in self._selections:  # visits every window, and most methods need it
             target = None if self.targets is None else self.targets[number]
-            self._shelves[number, part] = self.indexes[number].shelf(part, self.run.split, target)
-        return self._shelves[number, part]
+            self._selections[number, part] = self.indexes[number].selection(part, self.run.split, target)
+        return self._selections[number, part]
 
     def targets_of(self, part: str | None) -> np.ndarray:
         """(n, k) targets of all windows of `part`, corpus after corpus."""
@@ -53,7 +55,7 @@ class Data:
 
     @property
     def train_windows(self) -> int:
-        return sum(len(self.shelf(i, "train")) for i in range(len(self.indexes)))
+        return sum(len(self.selection(i, "train")) for i in range(len(self.indexes)))
 
     @property
     def epoch_steps(self) -> float:
@@ -86,22 +88,22 @@ class Data:
             )
         return max(self.spec.bytes, round(raw))
 
-    def plan(self, start: int, world: int) -> tuple[Plan, list[Shelf]]:
-        """The plan of what `world` workers read from step `start` on, and the shelves that hold the
+    def plan(self, start: int, world: int) -> tuple[Plan, list[Selection]]:
+        """The plan of what `world` workers read from step `start` on, and the selections that hold the
         windows."""
-        sources, shelves = [], []
+        sources, selections = [], []
         for number, (uri, weight) in enumerate(self.run.corpora.items()):
-            shelf = self.shelf(number, "train")
-            if not len(shelf):
+            selection = self.selection(number, "train")
+            if not len(selection):
                 labelled = "" if self.targets is None else " with a label that the run asks for"
                 raise PlethoraError(
                     f"{uri} has no window of {self.spec.window_s:g} s{labelled} for training: "
                     f"take it out of corpus, or ask for shorter windows"
                 )
             if self.prepared is not None:
-                shelf = shelf.prepared_as(self.prepared[number])
-            sources.append(shelf.source(weight))
-            shelves.append(shelf)
+                selection = selection.prepared_as(self.prepared[number])
+            sources.append(selection.source(weight))
+            selections.append(selection)
         run, stream = self.run, self.run.stream
         return (
             Plan(
@@ -116,7 +118,7 @@ class Data:
                 self.window_bytes,
                 run.micro,
             ),
-            shelves,
+            selections,
         )
 
     def validation(self, rank: int, world: int, part: str = "val") -> dict[str, np.ndarray]:
@@ -129,13 +131,13 @@ class Data:
         """
         parts = []
         for number, found in enumerate(self.indexes):
-            shelf = self.shelf(number, part)
-            want = min(len(shelf), -(-self.run.validate_windows // len(self.indexes)))
-            at = np.linspace(0, len(shelf) - 1, want).round().astype(int)
-            at = at[np.argsort(_turn(shelf.windows(at).subject), kind="stable")]
+            selection = self.selection(number, part)
+            want = min(len(selection), -(-self.run.validate_windows // len(self.indexes)))
+            at = np.linspace(0, len(selection) - 1, want).round().astype(int)
+            at = at[np.argsort(_turn(selection.windows(at).subject), kind="stable")]
             at = at[: len(at) // world * world][rank::world]
             if len(at):
-                rows, windows = shelf.rows(at), shelf.windows(at)
+                rows, windows = selection.rows(at), selection.windows(at)
                 parts.append(found.load(rows) | {"window": windows.id, "subject": windows.subject})
                 if self.targets is not None:
                     parts[-1]["target"] = self.targets[number][rows]
@@ -157,13 +159,13 @@ class Data:
             zip(self.indexes, self.run.corpora.items(), strict=True)
         ):
             m = found.corpus.manifest
-            sides = {side: self.shelf(number, side) for side in ("train", "val")}
-            subjects = set().union(*(shelf.subjects() for shelf in sides.values()))
+            sides = {side: self.selection(number, side) for side in ("train", "val")}
+            subjects = set().union(*(selection.subjects() for selection in sides.values()))
             out.append(
                 {
                     "uri": uri,
                     "weight": weight,
-                    "windows": {side: len(shelf) for side, shelf in sides.items()},
+                    "windows": {side: len(selection) for side, selection in sides.items()},
                     **{
                         k: m[k]
                         for k in ("hash", "source", "licence", "terms", "citation", "key_id", "id_space")

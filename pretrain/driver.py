@@ -290,11 +290,11 @@ def summary(run: RunConfig, recipe: Recipe, data: Data, start: int) -> list[str]
     }
     shards = "DDP" if run.engine.zero_stage == 0 else f"DeepSpeed ZeRO-{run.engine.zero_stage}"
     counts = {
-        side: [len(data.shelf(i, side)) for i in range(len(data.indexes))]
+        side: [len(data.selection(i, side)) for i in range(len(data.indexes))]
         for side in ("train", "val", "test")
     }
-    accepted = [len(i.shelf(None, run.split)) for i in data.indexes]
-    unlabelled = [n - len(data.shelf(i, None)) for i, n in enumerate(accepted)]
+    accepted = [len(i.selection(None, run.split)) for i in data.indexes]
+    unlabelled = [n - len(data.selection(i, None)) for i, n in enumerate(accepted)]
     workers = f"{run.fewest} to {run.most}" if run.elastic else f"{run.most}"
     return [
         f"run        {run.name}: {run.recipe} on {shards}, {workers} worker(s), seed {run.seed}",
@@ -332,7 +332,7 @@ def index(run: RunConfig) -> dict[str, Any]:
     for number, (found, uri) in enumerate(zip(data.indexes, run.corpora, strict=True)):
         signals = found.summary()
         verdicts = signals.pop("windows")
-        sides = {side: len(data.shelf(number, side)) for side in ("train", "val", "test")}
+        sides = {side: len(data.selection(number, side)) for side in ("train", "val", "test")}
         out.append({"uri": uri, "windows": found.windows, "verdicts": verdicts, **sides, "signals": signals})
         say(f"{uri}: {found.windows} windows, {verdicts}; {sides}{f'; {signals}' if signals else ''}")
     return {"corpora": out}

@@ -95,12 +95,12 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     frozen = {name: m.to(device) for name, m in recipe.frozen().items()}
     with checkpoint.last() as saved:
         state = State(**saved.state if saved else {})
-        plan, shelves = data.plan(state.step, world)
+        plan, selections = data.plan(state.step, world)
         as_raw = run.stream.sends_raw(device.type, data.spec)
         given = batches(  # starts to read while the engines are built
             plan,
             rank,
-            shelves,
+            selections,
             data.spec,
             run.micro,
             run.accumulation,

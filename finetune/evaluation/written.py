@@ -279,6 +279,6 @@ def _same_figure(table: TaskTable, row: str, where: str) -> None:
     found = float(table.drawn(row, np.empty((0, len(table.people))))[0])
     if not np.isclose(found, stated, rtol=NEAR, atol=NEAR, equal_nan=True):
         raise PlethoraError(
-            f"{where}: row {row} gives {table.result.task.main} {found:.6g}, {RESULTS} says {stated:.6g}: the "
-            "files are damaged or of different runs"
+            f"{where}: row {row} gives {table.result.task.main} {found:.6g}, {RESULTS} says {stated:.6g}: "
+            "the files are damaged or of different runs"
         )

@@ -28,7 +28,7 @@ from datasets.schema import Corpus
 from datasets.windows import cut, empty, extract, transform
 from tests.benchmarks import ingest
 from tests.benchmarks.table import ROOT, show
-from tests.benchmarks.transform import SPECS, best, shelf
+from tests.benchmarks.transform import SPECS, best, selection
 
 QUARTER, TIMES = 0.25, 1.3  # goals: the host's share of read + extract; how much faster torch's filter is
 PRESETS = {"sigma": 64, "anyppg": 512}  # windows: a multiple of device.TOGETHER, drawn again from fewer
@@ -36,7 +36,7 @@ PRESETS = {"sigma": 64, "anyppg": 512}  # windows: a multiple of device.TOGETHER
 
 def row(corpus: Corpus, name: str, rounds: int, told: bool) -> dict[str, Any]:
     spec, n, cpu = SPECS[name], PRESETS[name], torch.device("cpu")
-    at = shelf(corpus, spec, 1 << 30)
+    at = selection(corpus, spec, 1 << 30)
     table, held = at.table(), len(at.row)
     rows, offset, place = np.resize(at.row, n), np.resize(at.offset, n), np.arange(n)
     cuts = [cut(table, rows, offset, sig, spec.window_s) for sig in spec.signals]

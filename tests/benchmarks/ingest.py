@@ -143,7 +143,7 @@ def beside(
     if python is None:
         row["neurokit2"] = "not there"
         return
-    at = transform.shelf(corpus, transform.SPECS["anyppg"], most)
+    at = transform.selection(corpus, transform.SPECS["anyppg"], most)
     cuts, (rate, scale, offset) = at.cuts[1]
     x = np.stack(cuts)[..., 0] * scale[:, None] + offset[:, None]
     theirs = gate.asked(python, x, float(rate[0]), scratch)

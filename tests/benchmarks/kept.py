@@ -121,18 +121,27 @@ def _read(home: str, batch: int, window_bytes: int) -> dict[str, float]:
     before = _memory("RssAnon")
     began = time.perf_counter()
     index = Index(corpus, SPEC, catalogue.opened(home, SPEC.window_s))
-    shelf = index.shelf(None, Split())
+    selection = index.selection(None, Split())
     plan_s = time.perf_counter() - began
-    plan = Plan((shelf.source(1.0),), 0, batch, len(shelf) // batch, window_bytes=window_bytes)
+    plan = Plan((selection.source(1.0),), 0, batch, len(selection) // batch, window_bytes=window_bytes)
     looked, took = 0, 0.0
     for step in np.linspace(plan.steps * 0.05, plan.steps * 0.95, 20).astype(int).tolist():
         position = plan.rows(next(replace(plan, start=step).blocks())).position
         began = time.perf_counter()
-        shelf.windows(position)
+        selection.windows(position)
         took += time.perf_counter() - began
         looked += len(position)
     kept = len(
-        pickle.dumps((plan, plan._orders, shelf, shelf._held.results, shelf.kept.edges, shelf.kept.keys))
+        pickle.dumps(
+            (
+                plan,
+                plan._orders,
+                selection,
+                selection._cached.results,
+                selection.kept.edges,
+                selection.kept.keys,
+            )
+        )
     )
     del position
     memory.give_back()

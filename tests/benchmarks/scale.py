@@ -144,7 +144,7 @@ def main() -> None:
         {"what": "index put together: the driver's peak, MB", "here": index["merge_mb"], "older": ""},
         {"what": "index put together, s", "here": index["merge_s"], "older": ""},
         {"what": "index opened and its row groups counted, s", "here": index["plan_s"], "older": ""},
-        {"what": "plan, orders and shelf, MB a process", "here": index["kept"] / 1e6, "older": ""},
+        {"what": "plan, orders and selection, MB a process", "here": index["kept"] / 1e6, "older": ""},
         {
             "what": "a process that looked up 20 blocks has grown by, MB",
             "here": index["grown_mb"],
@@ -161,7 +161,7 @@ def main() -> None:
         "a row group is read at most 1.1 times": max(again.values()) <= 1.1,
         "index: at most 12 bytes a window on disk": index["bytes"] <= 12,
         "index put together in less than 1 GB": index["merge_mb"] < 1000,
-        "plan, orders and shelf: at most 5 MB a process": index["kept"] <= 5e6,
+        "plan, orders and selection: at most 5 MB a process": index["kept"] <= 5e6,
     }
     show(f"scale ({given.windows:,} windows)", rows, goals)
 

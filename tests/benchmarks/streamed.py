@@ -180,7 +180,7 @@ class Worker:
         self,
         plan: Plan,
         rank: int,
-        shelf: Any,
+        selection: Any,
         spec: WindowSpec,
         actors: stream.Actors,
         micros: int,
@@ -197,7 +197,7 @@ class Worker:
         from pretrain.transfer import arriving
 
         size = plan.batch // plan.world // micros
-        read = stream.batches(plan, rank, [shelf], spec, size, micros, actors, as_raw, reader)
+        read = stream.batches(plan, rank, [selection], spec, size, micros, actors, as_raw, reader)
         given: Iterator[Any] = read if on_gpu else arriving(read, spec, torch.device("cpu"), as_raw)
         came: list[float] = []
         waited = 0.0
@@ -251,11 +251,11 @@ class Ours:
         index.build(corpus, case.spec, cache)
         began = time.time()
         found = index.build(corpus, case.spec, cache)
-        shelf = found.shelf(None, Split())
-        source = shelf.source(1.0)
+        selection = found.selection(None, Split())
+        source = selection.source(1.0)
         if ready is not None:
             there = prepared.open_prepared(ready, found)
-            shelf = shelf.prepared_as(there)
+            selection = selection.prepared_as(there)
         steps = max(2, round(mb * 1e6 / case.window_bytes / case.batch))
         how = stream.Actors(actors)
         size = case.batch // workers // micros
@@ -272,7 +272,7 @@ class Ours:
             seen = self.ray.get(
                 [
                     c.consume.remote(
-                        plan, rank, shelf, case.spec, how, micros, sleep_s, as_raw, on_gpu, reader
+                        plan, rank, selection, case.spec, how, micros, sleep_s, as_raw, on_gpu, reader
                     )
                     for rank, c in enumerate(self.consumers[:workers])
                 ]

@@ -50,7 +50,7 @@ Cuts = list[tuple[list[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]]
 
 
 @dataclass
-class Shelf:
+class Selection:
     """Windows of the first row group of a corpus: their rows and offsets (n,), and their raw samples."""
 
     corpus: Corpus
@@ -63,7 +63,7 @@ class Shelf:
     def hours(self) -> float:
         return len(self.row) * self.spec.window_s / 3600
 
-    def first(self, most: int) -> "Shelf":
+    def first(self, most: int) -> "Selection":
         cuts = [(c[:most], tuple(g[:most] for g in gain)) for c, gain in self.cuts]
         return replace(self, row=self.row[:most], offset=self.offset[:most], cuts=cuts)
 
@@ -77,7 +77,7 @@ class Shelf:
         pq.ParquetFile(path).read_row_group(0, columns=columns)
 
 
-def shelf(corpus: Corpus, spec: WindowSpec, most: int) -> Shelf:
+def selection(corpus: Corpus, spec: WindowSpec, most: int) -> Selection:
     """At most `most` windows, evenly over the first row group, of those that have every signal."""
     table = index.few(corpus, 0, 0, spec)
     usable = present(table, spec).all(axis=0)
@@ -87,46 +87,48 @@ def shelf(corpus: Corpus, spec: WindowSpec, most: int) -> Shelf:
     row, offset = np.repeat(np.arange(len(table)), [len(s) for s in starts]), np.concatenate(starts)
     some = np.unique(np.linspace(0, len(row) - 1, min(most, len(row))).astype(int))
     row, offset = row[some], offset[some]
-    return Shelf(corpus, spec, row, offset, [cut(table, row, offset, s, spec.window_s) for s in spec.signals])
+    return Selection(
+        corpus, spec, row, offset, [cut(table, row, offset, s, spec.window_s) for s in spec.signals]
+    )
 
 
 # ---------------------------------------------------------------- ours
 
 
-def windows(at: Shelf) -> dict[str, np.ndarray]:
+def windows(at: Selection) -> dict[str, np.ndarray]:
     out = empty(len(at.row), at.spec)
     extract(at.table(), at.row, at.offset, at.spec, out, np.arange(len(at.row)))
     return out
 
 
-def with_priors(at: Shelf) -> tuple[np.ndarray, np.ndarray]:
+def with_priors(at: Selection) -> tuple[np.ndarray, np.ndarray]:
     x = torch.from_numpy(normalise(windows(at)["ppg"], "minmax")[:, 0])
     return x.numpy(), priors(x.unflatten(1, (-1, SIGMA.patch))).numpy()
 
 
-def sound(at: Shelf) -> np.ndarray:
+def sound(at: Selection) -> np.ndarray:
     """(n,) bool: whether the ECG passes, whatever the PPG does."""
     alone = at.spec.model_copy(update={"signals": at.spec.signals[1:]})
     return np.array(judge(at.table(), at.row, at.offset, alone)["verdict"].to_pylist()) == "ok"
 
 
-def verdicts(at: Shelf) -> list[str]:
+def verdicts(at: Selection) -> list[str]:
     return judge(at.table(), at.row, at.offset, at.spec)["verdict"].to_pylist()
 
 
-def pictures(at: Shelf, c: Imaging) -> np.ndarray:
+def pictures(at: Selection, c: Imaging) -> np.ndarray:
     return images(torch.from_numpy(windows(at)["ppg"][:, 0]), c)[0].pixels.numpy()
 
 
 # ---------------------------------------------------------------- the loop
 
 
-def each(at: Shelf, number: int) -> Iterator[tuple[np.ndarray, float, float, float]]:
+def each(at: Selection, number: int) -> Iterator[tuple[np.ndarray, float, float, float]]:
     cuts, gain = at.cuts[number]
     yield from zip(cuts, *(g.tolist() for g in gain), strict=True)
 
 
-def loop_windows(at: Shelf) -> dict[str, np.ndarray]:
+def loop_windows(at: Selection) -> dict[str, np.ndarray]:
     at.bare()
     return {
         s.modality: np.stack([looped.window(*w, s).astype(np.float32)[None] for w in each(at, i)])
@@ -134,13 +136,13 @@ def loop_windows(at: Shelf) -> dict[str, np.ndarray]:
     }
 
 
-def loop_priors(at: Shelf) -> tuple[np.ndarray, np.ndarray]:
+def loop_priors(at: Selection) -> tuple[np.ndarray, np.ndarray]:
     at.bare()
     x = [looped.minmax(looped.window(*w, at.spec.signals[0])) for w in each(at, 0)]
     return np.stack(x), np.stack([looped.priors(w, SIGMA.patch) for w in x])
 
 
-def loop_verdicts(at: Shelf) -> list[str]:
+def loop_verdicts(at: Selection) -> list[str]:
     at.bare()
     found = ["ok"] * len(at.row)
     for number, sig in enumerate(at.spec.signals):
@@ -150,7 +152,7 @@ def loop_verdicts(at: Shelf) -> list[str]:
     return found
 
 
-def loop_pictures(at: Shelf, c: Imaging) -> np.ndarray:
+def loop_pictures(at: Selection, c: Imaging) -> np.ndarray:
     at.bare()
     name = c.transforms[0]
     return np.stack([image(looped.window(*w, at.spec.signals[0]), name, c) for w in each(at, 0)])
@@ -159,7 +161,7 @@ def loop_pictures(at: Shelf, c: Imaging) -> np.ndarray:
 # ---------------------------------------------------------------- the kernels
 
 
-def kernels(at: Shelf, c: Imaging | None = None) -> tuple[Callable[[], object], Callable[[], object]]:
+def kernels(at: Selection, c: Imaging | None = None) -> tuple[Callable[[], object], Callable[[], object]]:
     """scipy's and ours, on float64 stacks that lie ready."""
     jobs: list[tuple[np.ndarray, Any, int, Any]] = []
     for number, sig in enumerate(at.spec.signals):
@@ -232,7 +234,7 @@ def presets(corpus: Corpus, most: dict[str, int], rounds: int) -> list[dict[str,
     """A row a preset: hours a core-second of ours, the loop, the kernels; how far outputs are apart."""
     rows = []
     for name, spec in SPECS.items():
-        at = shelf(corpus, spec, most[name])
+        at = selection(corpus, spec, most[name])
         for what, mine, theirs, c in _work(name, at):
             own, loop, scipys, ours = best([mine, theirs, *kernels(at, c)], rounds)
             rows.append(
@@ -253,7 +255,7 @@ def presets(corpus: Corpus, most: dict[str, int], rounds: int) -> list[dict[str,
     return rows
 
 
-def _work(name: str, at: Shelf) -> list[tuple[str, Callable[[], Any], Callable[[], Any], Imaging | None]]:
+def _work(name: str, at: Selection) -> list[tuple[str, Callable[[], Any], Callable[[], Any], Imaging | None]]:
     """(what, ours, loop, image) of a preset."""
     if name == "sigma":
         second = ("sigma + priors", partial(with_priors, at), partial(loop_priors, at), None)

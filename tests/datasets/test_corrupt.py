@@ -85,10 +85,10 @@ def test_an_index_stops_at_a_damaged_shard_and_names_it(ray_session: Any, corpus
 def test_a_stream_stops_at_a_shard_that_was_damaged_after_indexing(ray_session: Any, corpus: Path) -> None:
     opened = open_corpus(str(corpus))
     found = index.build(opened, SPEC)
-    shelf = found.shelf(None, Split())
-    plan = Plan((shelf.source(1.0),), seed=0, batch=8, steps=3)
+    selection = found.selection(None, Split())
+    plan = Plan((selection.source(1.0),), seed=0, batch=8, steps=3)
     flip(corpus / SHARD, waveform_place(corpus / SHARD))
-    batches = stream.batches(plan, 0, [shelf], SPEC, 8, 1, stream.Actors(1, self_read_mb=0))
+    batches = stream.batches(plan, 0, [selection], SPEC, 8, 1, stream.Actors(1, self_read_mb=0))
     with pytest.raises(Exception) as caught:
         list(batches)
     said = user_message(caught.value)

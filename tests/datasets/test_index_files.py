@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from cluster import storage
 from cluster.errors import PlethoraError
 from datasets import catalogue, index, parts, plan
-from datasets.index import Index, Shelf
+from datasets.index import Index, Selection
 from datasets.judge import VERDICTS, schema
 from datasets.ledger import expected
 from datasets.plan import CorpusShare, Plan
@@ -143,18 +143,18 @@ def test_processes_map_the_same_files_and_no_index_travels(
 ) -> None:
     found = index.build(corpus, SPEC, str(tmp_path / "cache"))
     assert found.table.num_rows == 72
-    shelf = found.shelf("train", HALVES)
-    shelf.windows(np.arange(len(shelf)))
+    selection = found.selection("train", HALVES)
+    selection.windows(np.arange(len(selection)))
     (folder,) = (tmp_path / "cache").iterdir()
-    (tmp_path / "travels").write_bytes(pickle.dumps((found, shelf)))
+    (tmp_path / "travels").write_bytes(pickle.dumps((found, selection)))
     assert len(pickle.dumps(found)) < 10_000
     assert vars(pickle.loads(pickle.dumps(found))).keys() == {"corpus", "spec", "given"}
     program = f"""
 import json, pickle
-found, shelf = pickle.load(open({str(tmp_path / "travels")!r}, "rb"))
-assert found.kept is shelf.kept
+found, selection = pickle.load(open({str(tmp_path / "travels")!r}, "rb"))
+assert found.kept is selection.kept
 maps = [line.split() for line in open("/proc/self/maps") if {str(folder)!r} in line]
-told = {{"maps": sorted({{(m[5], int(m[4])) for m in maps}}), "ids": shelf.source(1.0).ids[:].tolist()}}
+told = {{"maps": sorted({{(m[5], int(m[4])) for m in maps}}), "ids": selection.source(1.0).ids[:].tolist()}}
 print(json.dumps(told))
 """
     told = json.loads(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT))
@@ -242,7 +242,7 @@ def merged(table: pa.Table, folder: Path, size: int) -> Index:
 
 
 def of_old(table: pa.Table, rows: np.ndarray) -> dict[str, list]:
-    """What a shelf held of these rows, and the counts of their row groups, worked out row by row."""
+    """What a selection held of these rows, and the counts of their row groups, worked out row by row."""
     told: dict[str, list] = {
         name: [] for name in ("shard", "group", "row", "offset_s", "subject", "has", "id")
     }
@@ -265,14 +265,14 @@ def of_old(table: pa.Table, rows: np.ndarray) -> dict[str, list]:
     return told | {"counts": list(counts.values()), "places": [list(k) for k in counts]}
 
 
-def same(source: CorpusShare, shelf: Shelf, told: dict[str, list]) -> None:
+def same(source: CorpusShare, selection: Selection, told: dict[str, list]) -> None:
     n = len(told["id"])
-    found = shelf.windows(order := np.random.default_rng(0).permutation(n))
+    found = selection.windows(order := np.random.default_rng(0).permutation(n))
     for name in ("shard", "group", "row", "offset_s", "subject", "has", "id"):
         assert getattr(found, name).tolist() == [told[name][i] for i in order], name
     assert found.id.dtype == found.subject.dtype == np.int64 and found.has.dtype == np.uint8
-    assert source.counts.tolist() == told["counts"] and len(source) == len(shelf) == n
-    assert [list(p) for p in zip(*(x.tolist() for x in shelf.groups()), strict=True)] == told["places"]
+    assert source.counts.tolist() == told["counts"] and len(source) == len(selection) == n
+    assert [list(p) for p in zip(*(x.tolist() for x in selection.groups()), strict=True)] == told["places"]
     assert source.ids[1:n].tolist() == told["id"][1:] and source.ids[order].tolist() == found.id.tolist()
 
 
@@ -299,16 +299,16 @@ def test_made_by_hand_or_out_of_parts_an_index_is_the_table_it_was_made_of(
         assert rows.tolist() == wanted.tolist()
         told = of_old(table, rows)
         assert one.has(rows).tolist() == told["has"] and one.ids(rows).tolist() == told["id"]
-        shelf = one.shelf(part, HALVES)
-        same(shelf.source(1.0), shelf, told)
-        assert shelf.rows(np.arange(len(shelf))).tolist() == rows.tolist()
-        for low, high in np.random.default_rng(seed).integers(0, len(shelf) + 2, (5, 2)).tolist():
-            assert shelf.rows(slice(low, high)).tolist() == rows[low:high].tolist()
-        assert shelf.subjects() == {plain[r]["subject"] for r in rows}
-        assert shelf.windows(np.arange(len(shelf))).target is None
+        selection = one.selection(part, HALVES)
+        same(selection.source(1.0), selection, told)
+        assert selection.rows(np.arange(len(selection))).tolist() == rows.tolist()
+        for low, high in np.random.default_rng(seed).integers(0, len(selection) + 2, (5, 2)).tolist():
+            assert selection.rows(slice(low, high)).tolist() == rows[low:high].tolist()
+        assert selection.subjects() == {plain[r]["subject"] for r in rows}
+        assert selection.windows(np.arange(len(selection))).target is None
 
         labelled = rows[np.isfinite(target[rows]).any(axis=1)]
-        few = one.shelf(part, HALVES, target)
+        few = one.selection(part, HALVES, target)
         same(few.source(1.0), few, of_old(table, labelled))
         np.testing.assert_array_equal(few.windows(np.arange(len(few))).target, target[labelled])
 
@@ -329,16 +329,16 @@ def test_what_is_looked_at_in_one_go_changes_nothing(seed: int, chunk: int) -> N
     one = Index(Plain(), TWO, drawn(seed))
     with tempfile.TemporaryDirectory() as folder:
         built = merged(one.table, Path(folder), 4)
-    whole = one.shelf("train", HALVES)
+    whole = one.selection("train", HALVES)
     ledger = lambda ids: expected(Plan((CorpusShare(np.diff(whole.starts), ids),), 3, 4, 7, lanes=2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "CHUNK", chunk)
         patch.setattr(catalogue, "CHUNK", chunk)
         tables = list(built.tables())
-        shelf = one.shelf("train", HALVES)
-        assert shelf.starts.tolist() == whole.starts.tolist() and shelf.subjects() == whole.subjects()
-        if len(shelf):
-            lazy = ledger(shelf.source(1.0).ids)
+        selection = one.selection("train", HALVES)
+        assert selection.starts.tolist() == whole.starts.tolist() and selection.subjects() == whole.subjects()
+        if len(selection):
+            lazy = ledger(selection.source(1.0).ids)
     assert pa.concat_tables([table.cast(schema(TWO)) for table in tables]).equals(one.table)
     for table in tables:  # no more than was asked for, but a row group is whole
         groups = set(zip(table["shard"].to_pylist(), table["group"].to_pylist(), strict=True))

@@ -177,11 +177,11 @@ def test_an_optional_signal_that_fails_its_gate_is_left_out_and_a_required_one_r
 
 def test_a_transform_actor_gives_the_masks_with_its_windows(mixed) -> None:
     found = scanned(mixed, EITHER)
-    shelf = found.shelf(None, Split())
-    source = CorpusShare(np.diff(shelf.starts), shelf.source(1.0).ids[:])
+    selection = found.selection(None, Split())
+    source = CorpusShare(np.diff(selection.starts), selection.source(1.0).ids[:])
     plan = Plan((source,), 0, 8, 1, window_bytes=EITHER.bytes)
     assert plan.count() == 1
-    batch = stream.Reader(plan, 0, [shelf], EITHER).read(0)
+    batch = stream.Reader(plan, 0, [selection], EITHER).read(0)
     order = np.argsort(source.ids)
     want = found.load(order[np.searchsorted(source.ids[order], batch["window"])])
     assert all(np.array_equal(batch[name], want[name]) for name in want)

@@ -100,7 +100,7 @@ class Dying(stream.Reader):
     """Ends once as by `kill -9`, at its second block."""
 
     def read(self, number: int, ahead: bool = True) -> dict:
-        mark = Path(self.shelves[0].corpus.uri) / "killed"
+        mark = Path(self.selections[0].corpus.uri) / "killed"
         if number > 1 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -112,10 +112,10 @@ def consume(  # type: ignore[no-untyped-def]
 ) -> list[list[dict]]:
     """What each worker sees, batch by batch, all of them at once."""
     how = stream.Actors(actors, 1, self_read_mb)
-    plan, shelves = planned(found, world, **more)
+    plan, selections = planned(found, world, **more)
 
     def worker(rank: int) -> list[dict]:
-        got = stream.batches(plan, rank, shelves, SPEC, 12 // world, 1, how, as_raw, reader)
+        got = stream.batches(plan, rank, selections, SPEC, 12 // world, 1, how, as_raw, reader)
         return [{name: column.numpy().copy() for name, column in batch.items()} for batch in got]
 
     with ThreadPoolExecutor(world) as pool:
@@ -123,11 +123,11 @@ def consume(  # type: ignore[no-untyped-def]
 
 
 def planned(found: list[index.Index], world: int, start: int = 0, weighs: float = 2.4e6) -> tuple[Plan, list]:
-    shelves = [i.shelf(None, Split()) for i in found]
-    made = [shelf.source(weight) for shelf, weight in zip(shelves, (0.7, 0.3), strict=True)]
+    selections = [i.selection(None, Split()) for i in found]
+    made = [selection.source(weight) for selection, weight in zip(selections, (0.7, 0.3), strict=True)]
     sources = tuple(CorpusShare(source.counts, source.ids[:], source.weight) for source in made)
     # blocks of two or three steps
-    return Plan(sources, 5, 12, 11, world, start, lanes=4, window_bytes=int(weighs)), shelves
+    return Plan(sources, 5, 12, 11, world, start, lanes=4, window_bytes=int(weighs)), selections
 
 
 def test_the_index_lists_every_window_that_fits(found) -> None:
@@ -164,8 +164,8 @@ def test_row_groups_stay_apart_however_many_shards_there_are(found) -> None:
     table = found[0].table
     shards = pa.array(table["shard"].to_numpy() * 4096, pa.int32())
     far = table.set_column(table.column_names.index("shard"), "shard", shards)
-    apart = index.Index(found[0].corpus, found[0].spec, far).shelf(None, Split()).source(1.0)
-    near = found[0].shelf(None, Split()).source(1.0)
+    apart = index.Index(found[0].corpus, found[0].spec, far).selection(None, Split()).source(1.0)
+    near = found[0].selection(None, Split()).source(1.0)
     assert np.array_equal(apart.counts, near.counts) and len(apart.counts) > 2
 
 
@@ -229,14 +229,14 @@ def test_a_resumed_stream_is_the_rest_of_the_unbroken_one(found) -> None:
 
 @pytest.mark.parametrize("actors", [0, 1])
 def test_a_stream_with_nothing_left_is_empty_and_does_not_hang(found, actors) -> None:
-    plan, shelves = planned(found, 2, start=11)
-    assert not list(stream.batches(plan, 1, shelves, SPEC, 6, 1, stream.Actors(actors, self_read_mb=0)))
+    plan, selections = planned(found, 2, start=11)
+    assert not list(stream.batches(plan, 1, selections, SPEC, 6, 1, stream.Actors(actors, self_read_mb=0)))
 
 
 def test_batches_refuse_windows_of_another_step(found) -> None:
-    plan, shelves = planned(found, 1, start=3)
+    plan, selections = planned(found, 1, start=3)
     with pytest.raises(PlethoraError, match=r"delivered step \[4\] where 3 was due"):
-        list(stream.batches(plan, 0, shelves, SPEC, 12, 1, stream.Actors(0), reader=Late))
+        list(stream.batches(plan, 0, selections, SPEC, 12, 1, stream.Actors(0), reader=Late))
 
 
 def test_batches_cut_out_of_blocks_are_their_rows_in_order() -> None:
@@ -252,9 +252,9 @@ def test_batches_cut_out_of_blocks_are_their_rows_in_order() -> None:
 def test_workers_that_read_for_themselves_begin_before_they_are_asked_and_without_ray_data(
     found, monkeypatch
 ) -> None:
-    plan, shelves = planned(found, 1)
+    plan, selections = planned(found, 1)
     monkeypatch.setattr(stream, "dataset", None)
-    given = stream.batches(plan, 0, shelves, SPEC, 12, 1, stream.Actors(0), reader=Told)
+    given = stream.batches(plan, 0, selections, SPEC, 12, 1, stream.Actors(0), reader=Told)
     assert Told.reads.wait(10)
     assert len(list(given)) == 11
 
@@ -302,12 +302,12 @@ def test_a_worker_reads_the_first_blocks_itself_and_its_actors_each_their_lanes(
 
 
 def test_transform_actors_run_on_nodes_with_the_labels_asked_for(found, ray_session) -> None:
-    plan, shelves = planned(found, 1)
+    plan, selections = planned(found, 1)
     here = {"ray.io/node-id": ray_session.nodes()[0]["NodeID"]}
     how = stream.Actors(1, 1, 0, here)
-    asked = stream.dataset(stream.Reader, (plan, 0, shelves, SPEC, False, stream.WHOLE), 0, how)
+    asked = stream.dataset(stream.Reader, (plan, 0, selections, SPEC, False, stream.WHOLE), 0, how)
     assert asked._logical_plan.dag.ray_remote_args["label_selector"] == here
-    assert len(list(stream.batches(plan, 0, shelves, SPEC, 12, 1, how))) == 11
+    assert len(list(stream.batches(plan, 0, selections, SPEC, 12, 1, how))) == 11
 
 
 @pytest.mark.parametrize("actors", [0, 2])
@@ -338,28 +338,28 @@ def test_blocks_of_which_an_actor_reads_nothing_are_whole(found) -> None:
 
 
 def test_more_actors_than_a_worker_has_lanes_are_named(found) -> None:
-    plan, shelves = planned(found, 2)
+    plan, selections = planned(found, 2)
     with pytest.raises(
         PlethoraError, match=r"stream.actors = 3 is more than the 2 lanes .* stream.lanes = 4"
     ):
-        stream.batches(plan, 0, shelves, SPEC, 6, 1, stream.Actors(3, self_read_mb=0))
+        stream.batches(plan, 0, selections, SPEC, 6, 1, stream.Actors(3, self_read_mb=0))
 
 
 def test_row_groups_that_are_spilled_to_disk_give_the_same_windows(found, monkeypatch) -> None:
     whole = consume(found, 2, actors=0)
-    monkeypatch.setattr(index.held, "room", 0)
-    index.held.clear()
+    monkeypatch.setattr(index.row_groups, "room", 0)
+    index.row_groups.clear()
     spilled = consume(found, 2, actors=0)
     for a, b in zip(whole, spilled, strict=True):
         for x, y in zip(a, b, strict=True):
             assert x.keys() == y.keys() and all(np.array_equal(x[name], y[name]) for name in x)
-    index.held.clear()
+    index.row_groups.clear()
 
 
 def test_a_reader_holds_no_row_group_that_it_is_done_with(found) -> None:
-    plan, shelves = planned(found, 1)
-    index.held.clear()
-    reader = stream.Reader(plan, 0, shelves, SPEC)
+    plan, selections = planned(found, 1)
+    index.row_groups.clear()
+    reader = stream.Reader(plan, 0, selections, SPEC)
     last = plan.count() - 1
     for number in range(last + 1):
         reader.read(number)
@@ -367,8 +367,8 @@ def test_a_reader_holds_no_row_group_that_it_is_done_with(found) -> None:
         # and what it began to read of the next block
         ahead = plan.rows(plan.block(0, number + 1)) if number < last else None
         more = set() if ahead is None else groups_of(plan, ahead)
-        assert len(index.held._held) == len(plan.still_open(block) | more)
-    index.held.clear()
+        assert len(index.row_groups._results) == len(plan.still_open(block) | more)
+    index.row_groups.clear()
 
 
 def groups_of(plan: Plan, rows) -> set[tuple[int, int]]:  # type: ignore[no-untyped-def]

@@ -280,12 +280,12 @@ def test_windows_without_a_label_are_in_no_part_and_targets_reach_the_batch_by_w
     data = open_data(run, recipe)
     assert data.targets is not None
     data.targets[0][::2] = np.nan  # as if every second window had no label
-    data._shelves.clear()  # chosen by the labels that there were
+    data._selections.clear()  # chosen by the labels that there were
     rows = data.rows(0, "train")
     assert len(rows) and (rows % 2 == 1).all()
     known = dict(zip(data.indexes[0].ids(rows).tolist(), data.targets[0][rows, 0].tolist(), strict=True))
-    plan, shelves = data.plan(0, 1)
-    stream = batches(plan, 0, shelves, data.spec, run.micro, 1)
+    plan, selections = data.plan(0, 1)
+    stream = batches(plan, 0, selections, data.spec, run.micro, 1)
     given = [next(stream) for _ in range(3)]
     for each in given:
         assert each["target"].dtype == torch.float32 and each["target"].shape == (16, 1)

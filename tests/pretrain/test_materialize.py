@@ -66,10 +66,10 @@ def same_blocks(raw: RunConfig, ready: RunConfig) -> None:
     for one in (raw, ready):
         one = driver.located(one)
         data = open_data(one, build(one.recipe, one.method, one.seed))
-        plan, shelves = data.plan(0, 2)
-        reader = stream.Reader(plan, 1, shelves, data.spec)
+        plan, selections = data.plan(0, 2)
+        reader = stream.Reader(plan, 1, selections, data.spec)
         streams.append([reader.read(number) for number in range(plan.count())])
-        assert (shelves[0].prepared is not None) == one.stream.materialised
+        assert (selections[0].prepared is not None) == one.stream.materialised
     assert len(streams[0]) == len(streams[1]) > 0
     for a, b in zip(*streams, strict=True):
         assert a.keys() == b.keys()
@@ -109,9 +109,9 @@ def test_a_damaged_file_and_windows_of_another_spec_are_told(both, tmp_path) -> 
 def test_windows_of_a_file_are_numbered_in_the_order_of_the_index(both) -> None:
     raw = driver.located(both[0])
     index = open_data(raw, build(raw.recipe, raw.method, raw.seed)).indexes[0]
-    shelf = index.shelf("train", raw.split).prepared_as(prepared.Prepared("", (), ()))
-    every = np.arange(len(shelf))
-    rows, place = shelf.rows(every), shelf.windows(every).place
+    selection = index.selection("train", raw.split).prepared_as(prepared.Prepared("", (), ()))
+    every = np.arange(len(selection))
+    rows, place = selection.rows(every), selection.windows(every).place
     assert rows.tolist() == index.select("train", raw.split).tolist()
     kept = index.select(None)
     shard, group = (index.table[c].to_pylist() for c in ("shard", "group"))

@@ -52,7 +52,7 @@ def use(uri: str) -> list[str]:
             found = index.Index(corpus, SPEC, table)
             rows = found.select(None)
             if len(rows):
-                found.shelf(None, Split()).source(1.0)
+                found.selection(None, Split()).source(1.0)
                 found.load(rows[:2])
             verdicts += table["verdict"].to_pylist()
     corpus.labels()

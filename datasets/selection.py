@@ -16,7 +16,7 @@ from datasets.windows import WindowSpec
 if TYPE_CHECKING:
     from datasets.prepared import Prepared
 
-HELD = 256  # row groups whose chosen windows are cached
+CACHED = 256  # row groups whose chosen windows are cached
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Choice:
 
 
 @dataclass(frozen=True, eq=False)
-class Shelf:
+class Selection:
     """The windows of one corpus that a `plan.CorpusShare` orders, in the same order. Only what grows with the
     row groups is in memory; the rest is looked up in the index's memory map.
 
@@ -75,13 +75,13 @@ class Shelf:
     number: np.ndarray
     starts: np.ndarray
     prepared: Prepared | None = None
-    _held: _Last = field(default_factory=lambda: _Last(HELD), repr=False)
+    _cached: _Last = field(default_factory=lambda: _Last(CACHED), repr=False)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_held": _Last(HELD)}
+        return vars(self) | {"_cached": _Last(CACHED)}
 
     @property
     def target(self) -> np.ndarray | None:
@@ -92,9 +92,9 @@ class Shelf:
         """The share that the plan orders."""
         return CorpusShare(np.diff(self.starts), Ids(self), weight)
 
-    def prepared_as(self, prepared: Prepared | None) -> Shelf:
+    def prepared_as(self, prepared: Prepared | None) -> Selection:
         """The same windows, read from `prepared`."""
-        return replace(self, prepared=prepared, _held=_Last(HELD))
+        return replace(self, prepared=prepared, _cached=_Last(CACHED))
 
     def groups(self) -> tuple[np.ndarray, np.ndarray]:
         """(g,) shard and (g,) row group in it, for each of the share's row groups."""
@@ -175,10 +175,10 @@ class Shelf:
                 place = np.cumsum(self.kept.window("verdict")[low:high] == OK)[within] - 1
             return within.astype(small), place.astype(small)
 
-        return self._held.get(group, find)
+        return self._cached.get(group, find)
 
 
-def shelf(corpus: Corpus, spec: WindowSpec, kept: Catalogue, choice: Choice) -> Shelf:
+def select(corpus: Corpus, spec: WindowSpec, kept: Catalogue, choice: Choice) -> Selection:
     """The chosen windows of an index."""
     begin = kept.begin(kept.edges)
     counts = np.zeros(len(begin) - 1, np.int64)
@@ -187,7 +187,7 @@ def shelf(corpus: Corpus, spec: WindowSpec, kept: Catalogue, choice: Choice) -> 
         counts[a:b] = np.add.reduceat(mask, begin[a:b] - begin[a], dtype=np.int64)
     held = np.flatnonzero(counts)
     starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts[held])))
-    return Shelf(corpus, spec, kept, choice, held.astype(np.int32), starts)
+    return Selection(corpus, spec, kept, choice, held.astype(np.int32), starts)
 
 
 def side(kept: Catalogue, part: str | None, split: Split) -> np.ndarray | None:
@@ -218,12 +218,12 @@ def ids(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Ids:
-    """The ids of a shelf's windows, computed on request: by positions, or a slice of them."""
+    """The ids of a selection's windows, computed on request: by positions, or a slice of them."""
 
-    shelf: Shelf
+    selection: Selection
 
     def __len__(self) -> int:
-        return len(self.shelf)
+        return len(self.selection)
 
     def __getitem__(self, at: slice | np.ndarray) -> np.ndarray:
-        return ids(self.shelf.corpus, self.shelf.rows(at))
+        return ids(self.selection.corpus, self.selection.rows(at))
