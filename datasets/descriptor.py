@@ -124,7 +124,7 @@ class Numerics(Config):
 
 
 class Array(Config):
-    """An array whose channels are unnamed (.mat, .npz, .hdf5): `channels` names them."""
+    """An array whose channels are unnamed (.mat, .npz, .hdf5, .pkl): `channels` names them."""
 
     variable: str
     channels: tuple[str, ...]
@@ -133,15 +133,25 @@ class Array(Config):
 
 class Trace(Config):
     """A label per window: value i of `variable` labels [i * step_s, i * step_s + window_s); NaN gives
-    none."""
+    none. With `words` the values are codes: a stretch of one code is one label, its word; codes that are not
+    listed give none."""
 
     name: str
-    unit: str
+    unit: str | None = None
     variable: str
+    words: dict[str, str] = {}
     file: str | None = None  # None: the record's main file
     window_s: float = pydantic.Field(gt=0)
     step_s: float = pydantic.Field(gt=0)
     offset_s: float = 0.0  # added to their times
+
+    @pydantic.model_validator(mode="after")
+    def _codes_are_numbers(self) -> "Trace":
+        if (self.unit is None) != bool(self.words):
+            raise ValueError("a trace has a `unit`, or `words` for its codes")
+        for code in self.words:
+            float(code)
+        return self
 
 
 class Clocked(Config):
@@ -240,7 +250,7 @@ class Events(Clocked):
 
 
 class Table(Config):
-    """The layout of files for the reader `table`: text (also .gz), .parquet, .npy, .npz, HDF5.
+    """The layout of files for the reader `table`: text (also .gz), .parquet, .npy, .npz, HDF5, .pkl.
 
     The array of a .npy file is channel 1 if it has one dimension, else `array` in [[arrays]]; the fields of a
     .npy file of records are channels. Cells like NA, NULL or `-` are missing samples (`marks.NOTHING`).

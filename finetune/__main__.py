@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from cluster.cli import entry
@@ -14,6 +15,7 @@ ENCODER = (
     "BUNDLE[#MODE], FILE.py:Class, module:Class, FILE.onnx or a Hugging Face folder "
     "(docs/adding_an_encoder.md)"
 )
+SHIPPED = Path(__file__).resolve().parents[1] / "bundles" / "plethora-small" / "bundle"
 TASK = "a task of finetune/tasks, or a TOML file"
 Parser = argparse.ArgumentParser
 
@@ -155,7 +157,12 @@ def _import_vision(one: Parser) -> None:
 
 
 def _embed(one: Parser) -> None:
-    one.add_argument("--bundle", required=True, metavar="ENCODER", help=ENCODER)
+    one.add_argument(
+        "--bundle",
+        default=str(SHIPPED),
+        metavar="ENCODER",
+        help=f"{ENCODER}; default: the encoder that ships with Plethora, bundles/plethora-small",
+    )
     one.add_argument(
         "--input",
         required=True,

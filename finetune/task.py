@@ -64,6 +64,7 @@ class Task(Config):
     label: str = ""  # a retrieval has none: it asks who it is
     unit: str = ""
     positive: float | str | tuple[float | str, ...] | None = None  # of binary: this (or these) or not
+    values: tuple[float | str, ...] = ()  # of classes: other values count as no label; (): all count
     digits: int | None = Field(default=None, gt=0)  # of multi-label: codes are cut to so many characters
     min_positives: int = Field(default=10, gt=0)  # of multi-label: rarer labels (in subjects) are left out
     where: tuple[Where, ...] = ()  # records that the question is about
@@ -90,6 +91,10 @@ class Task(Config):
             raise ValueError(f"until_s = {self.until_s:g} leaves no room for window_s = {self.window_s:g}")
         if (self.kind == "binary") != (self.positive is not None):
             raise ValueError('positive is for kind = "binary", which needs it')
+        if self.values and self.kind not in CLASSES:
+            raise ValueError('values is for kind = "binary" and "multi-class"')
+        if self.values and not set(self.positives) < set(self.values):
+            raise ValueError("values holds all of positive, and others")
         if (self.kind == "retrieval") != (not self.label):
             raise ValueError('a task has a label, unless kind = "retrieval"')
         if self.short_s is not None and (self.until_s is not None or self.short_s > self.window_s):
@@ -163,6 +168,11 @@ def _plain(labels: pa.Table) -> list[float | str | None]:
     return [None if v != v else v for v in found]
 
 
+def _asked(named: pa.Table, task: Task) -> list[float | str | None]:
+    """As `_plain`; None also for a value that the task does not ask about."""
+    return [v if not task.values or v in task.values else None for v in _plain(named)]
+
+
 def classes(labels: pa.Table, task: Task) -> list[str]:
     """Names of the classes 0, 1, … that `window_targets` gives; two are "not it" and "it"; [] of other kinds.
 
@@ -170,7 +180,7 @@ def classes(labels: pa.Table, task: Task) -> list[str]:
     """
     if task.kind not in CLASSES:
         return []
-    known = {v for v in _plain(named_labels(labels, task.label, task)) if v is not None}
+    known = {v for v in _asked(named_labels(labels, task.label, task), task) if v is not None}
     names = [_shown(v) for v in sorted(known, key=_order)]
     if task.positive is None:
         return names
@@ -199,7 +209,7 @@ def _order(value: float | str) -> tuple[bool, float, str]:
 
 def _numbers(named: pa.Table, labels: pa.Table, task: Task) -> np.ndarray:
     """Label values (n,) float64, NaN where there is none: the number itself, or that of its class."""
-    plain = _plain(named)
+    plain = _asked(named, task)
     if task.kind == "regression":
         return np.array([v if isinstance(v, float) else np.nan for v in plain])
     if task.positive is not None:

@@ -183,7 +183,7 @@ def test_the_code_of_the_readme_runs_what_the_recipe_page_publishes(hidden, tmp_
 
     (code,) = fenced("README.md", "python")
     names: dict[str, Any] = {}
-    exec(code.replace("out/demo/runs/sigma/bundle", str(tmp_path)), names)
+    exec(code.replace("bundles/plethora-small/bundle", str(tmp_path)), names)
     x = prepare(names["raw"][None, None], names["rate"], recipe.windows().signals[0])
     with torch.no_grad():
         np.testing.assert_allclose(names["vector"], mode.module(torch.from_numpy(x)), atol=TOLERANCE)

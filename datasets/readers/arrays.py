@@ -1,4 +1,4 @@
-"""Files of arrays: NPY, NPZ and HDF5. A file is one record, or each of its rows is a record (`ids`)."""
+"""Files of arrays: NPY, NPZ, HDF5, pickles. A file is one record, or each of its rows is one (`ids`)."""
 
 import zipfile
 from collections import Counter
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from datasets.descriptor import Array
-from datasets.readers import kinds, marks
+from datasets.readers import kinds, marks, pickles
 from datasets.readers.base import Refused
 from datasets.readers.column import LARGEST, Columns, check_size
 
 HDF5 = (".h5", ".hdf5", ".hdf")
-SUFFIXES = (".npz", ".npy", *HDF5)
+SUFFIXES = (".npz", ".npy", *HDF5, *pickles.SUFFIXES)
 NPY = "array"  # name of a .npy file's array in [[arrays]]
 LONGEST_ID = 200
 # attributes of an HDF5 dataset that give its missing-value number, letters only
@@ -208,6 +208,9 @@ def opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
         elif whole.ndim == 1 or sum(n != 1 for n in whole.shape) <= 1:
             held = {NPY: whole, "1": whole}
         yield held, list(held)
+    elif suffix in pickles.SUFFIXES:
+        inside = pickles.arrays(path)
+        yield inside, list(inside)
     else:
         import h5py
 

@@ -1,4 +1,4 @@
-"""Files of columns: text, Parquet, NPY, NPZ and HDF5, each as named arrays. Nothing is unpickled."""
+"""Files of columns: text, Parquet, NPY, NPZ, HDF5 and pickles of arrays, each as named arrays."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,7 +107,8 @@ def opened(
     try:
         words = None
         if suffix in (*files.SUFFIXES, ".parquet"):
-            words = kinds.other(path, ".h5" if suffix in (".hdf5", ".h5") else suffix)
+            same = {".hdf5": ".h5", ".hdf": ".h5", ".pickle": ".pkl"}
+            words = kinds.other(path, same.get(suffix, suffix))
         if words:
             raise Refused("corrupt", f"{path.name} is {words}")
         if suffix in files.SUFFIXES:

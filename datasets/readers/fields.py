@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.descriptor import FieldRule
+from datasets.descriptor import FieldRule, Trace
 from datasets.readers import marks
 from datasets.readers.base import Labels, RecordFile
 
@@ -54,3 +54,19 @@ def read(
         else:
             labels.append(Labels(rule.name, np.array([value]), rule.unit))
     return labels, problems
+
+
+def of_trace(rule: Trace, values: np.ndarray, began: float = 0.0) -> Labels:
+    """The labels of a variable with a value a window; the first window begins at `began` (s)."""
+    there = np.flatnonzero(np.isfinite(values))
+    if not rule.words:
+        start = there * rule.step_s + began
+        return Labels(rule.name, values[there], rule.unit, start, start + rule.window_s)
+    listed = [float(code) for code in rule.words]
+    edges = np.flatnonzero(np.diff(values, prepend=np.nan) != 0)  # NaN differs from everything
+    last = np.append(edges[1:], len(values)) - 1
+    kept = np.isin(values[edges], listed)
+    word = dict(zip(listed, rule.words.values(), strict=True))
+    names = [word[code] for code in values[edges[kept]].tolist()]
+    start, end = edges[kept] * rule.step_s + began, last[kept] * rule.step_s + rule.window_s + began
+    return Labels(rule.name, names, None, start, end)

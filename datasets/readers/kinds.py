@@ -32,9 +32,7 @@ EXPORT = "no reader reads it: export it as EDF, WFDB or CSV"
 NO_WAVES = "it holds no recording"
 XML = 'no reader reads it: write its samples as CSV and read them with reader = "table"'
 
-PICKLE = Kind(
-    "a Python pickle", None, "it can run code when it is opened: write its arrays as .npz, in a container"
-)
+PICKLE = Kind("a Python pickle", "table", "", ".pkl")  # of arrays: datasets/readers/pickles.py
 
 # (place, bytes there, type); the first match applies
 MAGIC: tuple[tuple[int, bytes, Kind], ...] = (

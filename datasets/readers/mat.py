@@ -302,6 +302,4 @@ def _trace(trace: Trace, source: RecordFile, folder: Path, descriptor: Descripto
     if found is None or found.dtype.kind not in "biuf":
         raise Refused("missing_channel", f"no numbers {trace.variable} in {path.name}")
     values = found.reshape(-1, order="F").astype(np.float64)
-    there = np.flatnonzero(np.isfinite(values))
-    start = there * trace.step_s
-    return [Labels(trace.name, values[there], trace.unit, start, start + trace.window_s)]
+    return [fields.of_trace(trace, values)]

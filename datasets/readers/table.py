@@ -390,6 +390,4 @@ def _traces(
         except Refused as why:
             recording.problems.append(f"label {rule.name}: {why.reason} ({why.detail})")
             continue
-        there = np.flatnonzero(np.isfinite(values))
-        start = there * rule.step_s + began
-        recording.labels.append(Labels(rule.name, values[there], rule.unit, start, start + rule.window_s))
+        recording.labels.append(fields.of_trace(rule, values, began))

@@ -1,5 +1,6 @@
 """Every known set: its descriptor is complete, and files laid out as published give what is in them."""
 
+import pickle
 from pathlib import Path
 
 import h5py
@@ -101,21 +102,65 @@ def test_ppg_bp_reads_counts_and_the_workbook_below_its_title(ingested):
     ]
 
 
-@pytest.mark.parametrize(("name", "device"), [("ppg_dalia", "S1_E4"), ("wesad", "S1_E4_Data")])
-def test_wrist_devices_are_read_from_their_own_files_and_no_pickle_is_opened(ingested, name, device):
+CHEST = {"ECG": (700, 1), "Resp": (700, 1)}
+WRIST = {"BVP": (64, 1), "ACC": (32, 3)}
+
+
+def pickled(path, seconds, **more):
+    """A pickle laid out as the authors of PPG-DaLiA and WESAD do."""
+    rng = np.random.default_rng(3)
+
+    def drawn(kinds):
+        return {m: rng.integers(-64, 64, (seconds * rate, n)).astype(float) for m, (rate, n) in kinds.items()}
+
+    held = {"subject": path.stem, "signal": {"chest": drawn(CHEST), "wrist": drawn(WRIST)}, **more}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(held, protocol=2))
+    return held["signal"]
+
+
+def test_ppg_dalia_is_read_from_its_pickles_with_heart_rate_and_activity(ingested):
+    activity = np.repeat([0, 1, 1, 4], 8)[:, None]  # of 2 s each at 4 Hz
+    said = {"label": np.array([61.5, 70.25]), "activity": activity, "rpeaks": np.arange(9)}
+    signal = pickled(ingested.root / "S1" / "S1.pkl", 12, **said, questionnaire={"AGE": 34})
+    (ingested.root / "S1" / "S1_quest.csv").write_text("# SUBJECT_ID, S1\n# AGE, 34\n# GENDER, m\n")
+    _, rows, labels = ingested("ppg_dalia")
+    assert np.allclose(wave(rows["S1"], "ppg")[0], signal["wrist"]["BVP"][:, 0])
+    assert np.allclose(wave(rows["S1"], "acc"), signal["wrist"]["ACC"].T / 64)
+    assert np.allclose(wave(rows["S1"], "ecg")[0], signal["chest"]["ECG"][:, 0])
+    assert labels["S1", "hr"] == [61.5, 70.25] and labels["S1", "activity"] == ["sitting", "cycling"]
+    assert labels["S1", "age"] == [34] and labels["S1", "sex"] == ["m"]
+    times = open_corpus(str(ingested.root.parent / "out")).labels(["hr", "activity"]).to_pylist()
+    assert [(t["name"], t["start_s"], t["end_s"]) for t in times] == [
+        ("activity", 2.0, 6.0),
+        ("activity", 6.0, 8.0),
+        ("hr", 0.0, 8.0),
+        ("hr", 2.0, 10.0),
+    ]
+
+
+def test_wesad_is_read_from_its_pickles_with_the_protocols_conditions(ingested):
+    label = np.repeat([0, 1, 2, 6, 3], 1400)
+    pickled(ingested.root / "WESAD" / "S2" / "S2.pkl", 10, label=label)
+    (ingested.root / "WESAD" / "S2" / "S2_readme.txt").write_text("### Personal information\nAge: 27\n")
+    _, rows, labels = ingested("wesad")
+    assert rows["S2"]["ppg_rate"] == 64 and rows["S2"]["ecg_rate"] == 700
+    assert labels["S2", "condition"] == ["baseline", "stress", "amusement"] and labels["S2", "age"] == [27]
+    times = open_corpus(str(ingested.root.parent / "out")).labels(["condition"]).to_pylist()
+    assert np.allclose([(t["start_s"], t["end_s"]) for t in times], [(2, 4), (4, 6), (8, 10)], atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["S1_E4", "S1_E4_Data"])
+def test_the_wrists_raw_files_beside_the_pickles_are_an_e4_export(ingested, device):
     folder = ingested.root / "S1" / device
     folder.mkdir(parents=True)
-    (ingested.root / "S1" / "S1.pkl").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
     bvp, acc = np.round(noise(640), 2), np.random.default_rng(3).integers(-64, 64, (320, 3))
     (folder / "BVP.csv").write_text("1495437325.0\n64.0\n" + "".join(f"{v}\n" for v in bvp))
     rows = "".join(f"{a},{b},{c}\n" for a, b, c in acc)
     (folder / "ACC.csv").write_text("1495437325.0, 1495437325.0, 1495437325.0\n32.0, 32.0, 32.0\n" + rows)
-    (ingested.root / "S1" / "S1_quest.csv").write_text("# SUBJECT_ID, S1\n# AGE, 34\n# GENDER, m\n")
-    (ingested.root / "S1" / "S1_readme.txt").write_text("### Personal information\nAge: 34\nGender: m\n")
-    _, rows, labels = ingested(name)
+    _, rows, _ = ingested("empatica_e4")
     assert np.allclose(wave(rows[device], "ppg")[0], bvp, atol=1e-3)
     assert np.allclose(wave(rows[device], "acc"), acc.T / 64)
-    assert labels[device, "age"] == [34] and labels[device, "sex"] == ["m"]
 
 
 def test_aurora_bp_measurements_find_their_pressures(ingested):

@@ -39,11 +39,12 @@ def answers(task: Task, rng: np.random.Generator) -> list[Any]:
         low, high = task.aggregate.valid or (0.0, 1.0)
         return [low + (high - low) * (0.3 + 0.4 * x) for x in level]
     if task.kind == "binary":
-        other = "something else" if isinstance(task.positives[0], str) else 0.0
+        words = next((v for v in task.values if v not in task.positives), "something else")
+        other = words if isinstance(task.positives[0], str) else 0.0
         yes = task.positives[0] if isinstance(task.positives[0], str) else float(task.positives[0])
         return [yes if x > 0.5 else other for x in level]
     if task.kind == "multi-class":
-        return [("af", "paced", "sinus")[min(int(3 * x), 2)] for x in level]
+        return [(task.values or ("af", "paced", "sinus"))[min(int(3 * x), 2)] for x in level]
     if task.kind == "multi-label":
         return [["I48.91"] * (x > 0.5) + ["E11.9"] * (x < 0.4) + ["none"] * (0.4 <= x <= 0.5) for x in level]
     return [None] * PEOPLE
