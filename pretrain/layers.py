@@ -139,6 +139,14 @@ def patches(x_bct: Tensor, size: int) -> Tensor:
     return x_bct[:, 0, : n * size].reshape(x_bct.shape[0], n, size)
 
 
+def halved(x_bct: Tensor) -> Tensor:
+    """Max pooling over pairs of samples, (B, C, T) -> (B, C, ceil(T / 2)); an odd last one is paired with a
+    zero."""
+    # Not exactly zero: onnxruntime moves a padding by 0 into the pooling, where it pads by -inf
+    # (findings/onnxruntime_pad_before_maxpool.sh); no float32 above 1e-30 feels the difference.
+    return F.max_pool1d(F.pad(x_bct, (0, x_bct.shape[-1] % 2), value=1e-37), 2)
+
+
 class DropPath(nn.Module):
     """Drops a residual branch for a whole sample with probability p (stochastic depth, Huang 2016)."""
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.importing.names import Filling, Names
+from pretrain.layers import halved
 from pretrain.sync_bn import BatchNorm
 
 Norm = Callable[[int], BatchNorm]
@@ -97,7 +98,7 @@ class Block(nn.Module):
         gate = torch.sigmoid(self.excite(F.silu(self.squeeze(y.mean(dim=-1)))))
         y = y * gate[..., None]
         if self.stride == 2:
-            x_bct = F.max_pool1d(F.pad(x_bct, (0, x_bct.shape[-1] % 2)), 2)
+            x_bct = halved(x_bct)
         if self.extra:
             x_bct = F.pad(x_bct, (0, 0, self.extra // 2, self.extra - self.extra // 2))
         return y + x_bct

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.layers import halved
 from pretrain.net1d import Norm, SameConv
 from pretrain.sync_bn import BatchNorm
 
@@ -39,7 +40,7 @@ class Block(nn.Module):
         y = x_bct if self.norm1 is None else self.drop(F.relu(self.norm1(x_bct)))
         y = self.conv2(self.drop(F.relu(self.norm2(self.conv1(y)))))
         if self.stride == 2:
-            x_bct = F.max_pool1d(F.pad(x_bct, (0, x_bct.shape[-1] % 2)), 2)
+            x_bct = halved(x_bct)
         if self.extra:
             x_bct = F.pad(x_bct, (0, 0, self.extra // 2, self.extra - self.extra // 2))
         return y + x_bct

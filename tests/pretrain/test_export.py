@@ -6,6 +6,8 @@ from torch import nn
 
 from cluster.errors import PlethoraError
 from pretrain.export import difference, export_onnx, lengths
+from pretrain.layers import seeded
+from pretrain.net1d import Net1D
 from pretrain.recipe import Mode
 from pretrain.recipes.sigma import Masked, MaskedConfig, Tokenizer, TokenizerConfig
 
@@ -58,3 +60,12 @@ class Large(nn.Module):
 def test_large_vectors_are_compared_by_their_own_scale(tmp_path):
     mode = Mode(Large(), [INPUT], dim=64, min_samples=10, step_samples=10, max_samples=40)
     assert export_onnx(mode, tmp_path / "ppg.onnx") < 1e-5
+
+
+@pytest.mark.parametrize("samples", [300, 301])
+def test_a_convolutional_network_of_one_length_is_exported_exactly(tmp_path, samples):
+    """onnxruntime's optimisation of a fixed length: findings/onnxruntime_pad_before_maxpool.sh."""
+    with seeded(0):
+        net = Net1D(1, (16, 32, 64), (1, 1, 1), 3, 16, 8, 0.0).eval()
+    given = [{"name": "ppg", "modality": "ppg", "rate": 50.0, "channels": 1}]
+    assert export_onnx(Mode(net, given, net.dim, samples, samples, samples), tmp_path / "ppg.onnx") < 1e-5
