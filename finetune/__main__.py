@@ -159,7 +159,7 @@ def _import_vision(one: Parser) -> None:
 def _embed(one: Parser) -> None:
     one.add_argument(
         "--bundle",
-        default=str(SHIPPED),
+        default=f"{SHIPPED}#ppg",
         metavar="ENCODER",
         help=f"{ENCODER}; default: the encoder that ships with Plethora, bundles/plethora-small",
     )
