@@ -94,7 +94,7 @@ def test_the_run_files_and_keys_of_a_page_are_right(page: Path) -> None:
         validate(load_recipe(run.recipe).Config, run.method, path)
 
 
-def test_the_mixtures_of_the_pages_are_two_corpora_of_equal_weight(tmp_path: Path) -> None:
+def test_the_mixtures_of_the_pages_are_of_the_same_two_corpora(tmp_path: Path) -> None:
     from cluster.config import load
     from pretrain.config import RunConfig
 
@@ -104,7 +104,7 @@ def test_the_mixtures_of_the_pages_are_two_corpora_of_equal_weight(tmp_path: Pat
     (tmp_path / "run.toml").write_text('recipe = "a:B"\nname = "x"\nbatch = 2\nsteps = 1\n')
     for text in given:
         run = load(tmp_path / "run.toml", RunConfig, [text])
-        assert run.corpora == {"out/bidmc": 0.5, "out/cinc2015": 0.5}
+        assert set(run.corpora) == {"out/bidmc", "out/cinc2015"} and sum(run.corpora.values()) == 1
 
 
 def test_the_descriptor_of_the_data_page_is_one(tmp_path: Path) -> None:
