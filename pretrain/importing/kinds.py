@@ -67,6 +67,15 @@ KINDS: dict[str, Kind] = {
         paper="arXiv 2410.04133",
         corpora_named=("HEEDB",),
     ),
+    "moment": Kind(
+        recipe="pretrain.recipes.released:MOMENT",
+        mapping="pretrain.importing.moment:moment",
+        marks=("patch_embedding.value_embedding.",),
+        also=("encoder.block.",),
+        code="https://github.com/moment-timeseries-foundation-model/moment",
+        paper="arXiv 2402.03885",
+        corpora_named=("Time Series Pile",),
+    ),
     "papagei-s": Kind(
         recipe="pretrain.recipes.released:PaPaGei",
         mapping="pretrain.importing.resnets:papagei_s",

@@ -1,5 +1,5 @@
 """Encoders whose weights their authors published and whose training is not here: PaPaGei, Pulse-PPG,
-ECGFounder.
+ECGFounder, MOMENT.
 
 Each class is a recipe as far as a bundle needs one: the windows, the network, the encoder to publish.
 ``check`` and ``losses`` refuse to pretrain it. In comments, "code" is the authors' release and "ours" marks
@@ -20,13 +20,14 @@ from cluster.errors import PlethoraError
 from datasets.windows import Signal, WindowSpec
 from pretrain import published
 from pretrain.layers import seeded
+from pretrain.moment_net import SAMPLES, Moment
 from pretrain.net1d import Net1D, zscore_all
 from pretrain.recipe import Encoder, StepResult
 from pretrain.resnet1d import PaPaGei as PaPaGeiNet
 from pretrain.resnet1d import PulsePPG as PulsePPGNet
 from pretrain.resnet1d import ResNet1D
 
-Net = PaPaGeiNet | PulsePPGNet | Net1D
+Net = PaPaGeiNet | PulsePPGNet | Net1D | Moment
 
 
 class ReleasedConfig(Config):
@@ -215,6 +216,62 @@ class ECGFounder(Released):
     """ECGFounder, of one or of twelve leads: the mean over time before its 150 classes."""
 
     Config, name = ECGFounderConfig, "ecgfounder"
+
+
+class MOMENTConfig(ReleasedConfig):
+    """MOMENT (Goswami et al., arXiv 2402.03885; code: moment-timeseries-foundation-model/moment, 38f7310).
+    Sizes: those of MOMENT-1-small (its config.json)."""
+
+    rate: float = Field(64.0, gt=0)  # ours, as PPG-Bench 0.1.0 feeds it: MOMENT itself knows samples alone
+    window_s: float = Field(8.0, gt=0)  # ours: 512 samples
+    dim: int = Field(512, ge=2)
+    depth: int = Field(8, ge=1, le=64)
+    heads: int = Field(6, ge=1)
+    head_dim: int = Field(64, ge=1)
+    hidden: int = Field(1024, ge=1)
+    patch: int = Field(8, ge=1, le=SAMPLES)
+    buckets: int = Field(32, ge=4)
+    dropout: float = Field(0.1, ge=0, lt=1)  # code: patch_dropout, and T5's dropout_rate
+
+    @model_validator(mode="after")
+    def _fits(self) -> MOMENTConfig:
+        if (most := round(self.longest_s * self.rate)) > SAMPLES:
+            raise ValueError(
+                f"{self.longest_s:g} s at rate = {self.rate:g} Hz are {most} samples, and MOMENT reads "
+                f"{SAMPLES} at most: lower rate or window_s (evaluations cut longer windows into pieces)"
+            )
+        if (least := round(self.min_s * self.rate)) < self.patch:
+            raise ValueError(f"min_s = {self.min_s:g} are {least} samples, and a patch has {self.patch}")
+        return self
+
+    def net(self) -> Moment:
+        return Moment(
+            self.dim,
+            self.depth,
+            self.heads,
+            self.head_dim,
+            self.hidden,
+            self.patch,
+            self.buckets,
+            self.dropout,
+        )
+
+    def signal(self) -> Signal:
+        """No filter, polyphase resampling. The z-score before it is ours: the resampler takes what lies
+        beyond a window as zero, and the network normalises what it reads anyway."""
+        return Signal(
+            modality="ppg",
+            rate=self.rate,
+            resample="polyphase",
+            normalise="zscore",
+            sequence=("normalise", "filter", "resample"),
+        )
+
+
+class MOMENT(Released):
+    """MOMENT: the mean over patches of the encoder's last norm, its code's embedding."""
+
+    Config, name = MOMENTConfig, "moment"
 
 
 def _pyppg(rate: float, sequence: tuple[str, ...]) -> Signal:

@@ -45,7 +45,8 @@ from tests.pretrain.test_net1d import authors as net1d
 PATCH, COUNT = 100, 10  # 20 s at 50 Hz
 SIGMA = ["input_range=[-1,1]", f"window_s={PATCH * COUNT / 50}"]
 FIRST = {  # each kind, and one of its modes
-    **dict.fromkeys(("anyppg", "clip", "tokenizer", "student", "papagei-s", "papagei-p", "pulse-ppg"), "ppg"),
+    **dict.fromkeys(("anyppg", "clip", "tokenizer", "student"), "ppg"),
+    **dict.fromkeys(("papagei-s", "papagei-p", "pulse-ppg", "moment"), "ppg"),
     "ecgfounder": "ecg",
 }
 KINDS = tuple(FIRST)
@@ -63,6 +64,7 @@ def checkpoint(kind: str, folder: Path) -> str:
         "papagei-p": lambda: theirs(kind),
         "pulse-ppg": lambda: {"net": theirs(kind), "optimizer": {"state": {}}, "test_loss": 1.0, "epoch": 3},
         "ecgfounder": lambda: {"state_dict": theirs(kind)},
+        "moment": lambda: theirs(kind),
     }[kind]()
     torch.save(state, folder / f"{kind}.pth")
     return str(folder / f"{kind}.pth")
@@ -105,8 +107,14 @@ def encoder_of(made: Made, name: str) -> BundleEncoder:
     return BundleEncoder(made[kind], mode)
 
 
-def windows(encoder: BundleEncoder, n: int = 6, seconds: float = 10.0) -> np.ndarray:
+def usual(encoder: BundleEncoder) -> float:
+    """Seconds of a window that every encoder takes at once."""
+    return min(10.0, encoder.max_s)
+
+
+def windows(encoder: BundleEncoder, n: int = 6, seconds: float | None = None) -> np.ndarray:
     """Prepared pulses (n, 1, T)."""
+    seconds = seconds or usual(encoder)
     time = np.arange(round(seconds * encoder.signal.rate)) / encoder.signal.rate
     rng = np.random.default_rng(len(time))
     noise = 0.1 * rng.normal(size=(n, len(time)))
@@ -132,7 +140,7 @@ def test_it_says_which_modules_it_holds_and_holds_no_others(made: Made) -> None:
         "clip": ["pair"],
         "tokenizer": ["tokenizer"],
         "student": ["student"],
-        **{kind: ["net"] for kind in ("papagei-s", "papagei-p", "pulse-ppg", "ecgfounder")},
+        **{kind: ["net"] for kind in ("papagei-s", "papagei-p", "pulse-ppg", "ecgfounder", "moment")},
     }
     assert list(open_modules(made["student"])[2]) == ["student"]
     pair = open_modules(made["anyppg"])[2]["pair"]
@@ -217,8 +225,9 @@ def test_it_teaches_a_student(made: Made, name: str) -> None:
 def test_it_becomes_int8(made: Made, kind: str, recordings: str, tmp_path: Path) -> None:
     encoder, source = BundleEncoder(made[kind], FIRST[kind]), open_corpus(recordings)
     uri = str(tmp_path / "bundle")
-    index = scanned(source, WindowSpec(signals=encoder.signals, window_s=10))
-    publish_int8(encoder, source, index, uri, 10)
+    window_s = usual(encoder)
+    index = scanned(source, WindowSpec(signals=encoder.signals, window_s=window_s))
+    publish_int8(encoder, source, index, uri, window_s)
     small, x = BundleEncoder(uri), windows(encoder)
     assert small.bundle.config.get("input_range") == encoder.bundle.config.get("input_range")
     assert 0 < np.linalg.norm(small(x) - encoder(x)) < 0.1 * np.linalg.norm(encoder(x))
@@ -290,7 +299,12 @@ def test_the_commands_tune_it_and_make_it_small(
     found = write(
         compress(
             Compress(
-                f"{made[kind]}#{FIRST[kind]}", recordings, out, student=str(STUDENT), sets=sets, window_s=10
+                f"{made[kind]}#{FIRST[kind]}",
+                recordings,
+                out,
+                student=str(STUDENT),
+                sets=sets,
+                window_s=usual(BundleEncoder(made[kind], FIRST[kind])),
             )
         )
     )

@@ -13,8 +13,10 @@ from pretrain.importing.kinds import KINDS, check
 from pretrain.importing.names import Names
 from pretrain.layers import count
 from pretrain.recipes.released import (
+    MOMENT,
     ECGFounder,
     ECGFounderConfig,
+    MOMENTConfig,
     PaPaGei,
     PaPaGeiConfig,
     PulsePPG,
@@ -54,6 +56,7 @@ def test_it_computes_what_the_authors_network_does(name: str) -> None:
 def test_the_released_sizes_are_the_defaults() -> None:
     nets = {net.dim: count(net) for net in (PulsePPGConfig().net(), ECGFounderConfig().net())}
     assert nets == {512: 28_493_952, 1024: 30_598_896}
+    assert (MOMENTConfig().net().dim, count(MOMENTConfig().net())) == (512, 18_887_360)
     assert (PaPaGeiConfig().net().dim, count(PaPaGeiConfig().net())) == (512, 4_989_984)
 
 
@@ -62,6 +65,7 @@ def test_what_their_forward_pass_never_reads_is_told_and_changes_nothing() -> No
         ("papagei-s", ("basicblock_list.0.bn1.", "expert_layers_", "gating_network_")),
         ("papagei-p", ("basicblock_list.0.bn1.",)),
         ("ecgfounder", ("dense.", "first_bn.", *(f"bn{n}." for n in (1, 2, 3)))),
+        ("moment", ("head.linear.", "encoder.embed_tokens.", "patch_embedding.mask_embedding")),
     ):
         mode, _, names = mapped(name)
         inner = [
@@ -179,6 +183,7 @@ def test_none_of_them_is_pretrained_here() -> None:
         PaPaGei(PaPaGeiConfig(), 0),
         PulsePPG(PulsePPGConfig(), 0),
         ECGFounder(ECGFounderConfig(), 0),
+        MOMENT(MOMENTConfig(), 0),
     ):
         with pytest.raises(
             PlethoraError, match=r"is not pretrained here: import its weights .*, then tune or"

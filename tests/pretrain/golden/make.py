@@ -20,9 +20,21 @@ import torch
 
 HERE = Path(__file__).parent
 LENGTHS = (250, 251, 63)  # even, odd, and shorter than the halvings need
+MORE = {"moment": (512,)}  # all that it takes at once
 NET1D = {"base_filters": 16, "ratio": 1, "filter_list": [16, 32], "m_blocks_list": [2, 1], "stride": 2}
 RESNET = {"in_channels": 1, "base_filters": 4, "stride": 2, "groups": 1, "n_block": 10}
 FOUNDER = NET1D | {"kernel_size": 16, "groups_width": 8, "n_classes": 3, "use_bn": False, "use_do": False}
+T5 = {"d_model": 16, "d_ff": 24, "d_kv": 4, "num_heads": 3, "num_layers": 3, "vocab_size": 8}
+MOMENT = {  # config.json of MOMENT-1-small, but for sizes
+    "task_name": "reconstruction",
+    "transformer_type": "encoder_only",
+    "transformer_backbone": "google/flan-t5-small",
+    "d_model": None,
+    "seq_len": 512,
+    "patch_len": 8,
+    "patch_stride_len": 8,
+    "t5_config": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+}
 # kind: (repository, module, class, arguments, which of its outputs is the vector; None: it has one output)
 NETWORKS: dict[str, tuple[str, str, str, dict[str, Any], int | None]] = {
     "papagei-s": (
@@ -67,6 +79,13 @@ NETWORKS: dict[str, tuple[str, str, str, dict[str, Any], int | None]] = {
         NET1D | {"in_channels": 1, "kernel_size": 3, "groups_width": 8},
         None,
     ),
+    "moment": (
+        "moment-timeseries-foundation-model/moment",
+        "momentfm.models.moment",
+        "MOMENTPipeline",
+        {"config": MOMENT, "model_kwargs": {}},
+        None,
+    ),
 }
 
 
@@ -81,6 +100,8 @@ def weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
             continue
         if name.endswith("running_var"):
             x = 0.5 + np.abs(x)
+        elif name.endswith(".pe"):  # positions: as large as the sines that they replace
+            pass
         elif len(shape) > 1:
             x *= np.sqrt(0.5 / np.prod(shape[1:]))
         else:
@@ -118,10 +139,10 @@ def main(argv: list[str]) -> None:
     shapes = {key: list(value.shape) for key, value in net.state_dict().items()}
     net.load_state_dict(weights(shapes))
     outputs = {}
-    for samples in LENGTHS:
-        x = windows(arguments["in_channels"], samples)
+    for samples in (*LENGTHS, *MORE.get(given.kind, ())):
+        x = windows(arguments.get("in_channels", 1), samples)
         with torch.no_grad():
-            found = net(prepared(given.kind, x))
+            found = embedded(net, x) if given.kind == "moment" else net(prepared(given.kind, x))
         vectors = (found if output is None else found[output]).numpy()
         outputs[str(samples)] = [[float(f"{value:.9g}") for value in row] for row in vectors]
     content = {
@@ -133,6 +154,14 @@ def main(argv: list[str]) -> None:
         "vectors": outputs,
     }
     (HERE / f"{given.kind}.json").write_text(json.dumps(content) + "\n")
+
+
+def embedded(net: Any, x: torch.Tensor) -> torch.Tensor:
+    """MOMENT's vectors of shorter windows, padded as its data loader pads (classification_dataset.py)."""
+    left = (net.seq_len - x.shape[-1], 0)
+    mask = torch.nn.functional.pad(torch.ones(len(x), x.shape[-1]), left)
+    found: torch.Tensor = net.embed(x_enc=torch.nn.functional.pad(x, left), input_mask=mask).embeddings
+    return found
 
 
 def prepared(kind: str, x: torch.Tensor) -> torch.Tensor:
