@@ -69,3 +69,20 @@ def test_a_convolutional_network_of_one_length_is_exported_exactly(tmp_path, sam
         net = Net1D(1, (16, 32, 64), (1, 1, 1), 3, 16, 8, 0.0).eval()
     given = [{"name": "ppg", "modality": "ppg", "rate": 50.0, "channels": 1}]
     assert export_onnx(Mode(net, given, net.dim, samples, samples, samples), tmp_path / "ppg.onnx") < 1e-5
+
+
+class Looked(nn.Module):
+    """A table's rows: the exporter calls what an `nn.Embedding` gives "embedding", as a bundle its vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(16, 8), nn.Linear(8, 8)
+
+    def forward(self, x_bct: torch.Tensor) -> torch.Tensor:
+        rows = (4 * x_bct[:, 0].abs()).long().clamp(0, 15)
+        return self.last(self.table(rows).mean(dim=1))
+
+
+def test_a_network_with_an_embedding_table_is_exported(tmp_path):
+    mode = Mode(Looked().eval(), [INPUT], 8, 100, 1, 500)
+    assert export_onnx(mode, tmp_path / "ppg.onnx") < 1e-5
