@@ -13,7 +13,7 @@ from cluster.errors import PlethoraError
 from finetune.evaluation.written import Seat, TaskTable
 from finetune.task import Task
 
-SHOWN = ("handcrafted", "demographics", "mean")  # baselines that are rows of a leaderboard, given ones beside
+SHOWN = ("handcrafted", "tracker", "demographics", "mean")  # baselines that are rows, given ones beside
 Names = Mapping[tuple[str, str], str]  # {(uri, mode): what an encoder is called}
 
 

@@ -22,6 +22,7 @@ BY_CHANCE = 0.025  # share of comparisons between equals that one side wins
 AGAINST = {
     TWIN: "beats its untrained self",
     "handcrafted": "beats handcrafted",
+    "tracker": "beats tracker",
     "demographics": "beats demographics",
     "mean": "beats the mean",
 }
