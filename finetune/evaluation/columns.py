@@ -3,6 +3,7 @@
 Tables share a column only where corpus, task, protocol and the very windows are the same.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,12 +64,12 @@ def names_of(seats: Sequence[Seat]) -> dict[tuple[str, str], str]:
         called.setdefault(seat.identity, seat.called)
     count = Counter(called.values())
     for name in (name for name, times in count.items() if times > 1):
-        alike = {i: f"{i[0]}#{i[1]}".split("/") for i, its in called.items() if its == name}
+        alike = {i: re.split("(?=[/&])", f"{i[0]}#{i[1]}") for i, its in called.items() if its == name}
         longest = max(map(len, alike.values()))
         depth = next(
             d for d in range(1, longest + 1) if len({tuple(p[-d:]) for p in alike.values()}) == len(alike)
         )
-        called |= {i: f"{name}, {'/'.join(parts[-depth:])}" for i, parts in alike.items()}
+        called |= {i: f"{name}, {''.join(parts[-depth:]).lstrip('/&')}" for i, parts in alike.items()}
     return called
 
 

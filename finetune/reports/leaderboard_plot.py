@@ -2,6 +2,7 @@
 
 from functools import partial
 from math import isfinite
+from textwrap import fill, wrap
 from typing import Any
 
 from finetune.evaluation.leaderboard import Board, Column
@@ -12,7 +13,8 @@ from finetune.reports.sheet import Picture
 
 WIDE = 4  # panels side by side at most
 PALE = "#e3b48a"  # baselines
-WIDTH, ROW, MARGIN = 8.6, 0.21, 0.95  # inches: of the picture, of a row, above and below the rows of a panel
+WIDTH, ROW, MARGIN = 10.0, 0.23, 1.25  # inches: of the picture, of a row, above and below the rows of a panel
+TITLE, NAME = 18, 32  # letters in a line of a title, of a row's name: longer ones run into their neighbours
 
 
 def board_picture(found: Board) -> Picture:
@@ -22,7 +24,8 @@ def board_picture(found: Board) -> Picture:
 
 
 def _draw(plt: Any, found: Board) -> Any:
-    labels = [*found.encoders, *found.baselines.values()]
+    names = (*found.encoders, *found.baselines.values())
+    labels = ["\n".join(wrap(name, NAME, max_lines=2, placeholder="…")) for name in names]
     panels: list[Column | None] = [None] if found.overall.columns else []
     panels += found.columns
     lines = -(-len(panels) // WIDE)
@@ -45,7 +48,7 @@ def _draw(plt: Any, found: Board) -> Any:
         axis.spines["left"].set_visible(False)
         axis.grid(axis="y", color="#eef1f4", lw=0.8)
         axis.axhline(len(found.encoders) - 0.5, color=GREY, lw=0.6)
-    axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=8.5)
+    axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=8)
     axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)
     for axis in axes[:, 0]:
         for text in axis.get_yticklabels()[len(found.encoders) :]:
@@ -72,8 +75,8 @@ def _column(axis: Any, found: Board, column: Column) -> None:
     unit = f", {task.unit}" if lower_is_better(task) else ""
     arrow = "lower" if lower_is_better(task) else "higher"
     axis.set(
-        title=column.title.replace(", ", "\n", 1).replace(" (", "\n(", 1),
-        xlabel=f"{NAMES[task.main]}{unit} ({arrow} is better)",
+        title="\n".join(fill(part, TITLE) for part in column.title.split(", ", 1)),
+        xlabel=f"{NAMES[task.main]}{unit}\n({arrow} is better)",
     )
 
 

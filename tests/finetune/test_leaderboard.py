@@ -14,10 +14,11 @@ from scipy.stats import rankdata
 
 from finetune import metrics
 from finetune.commands.leaderboard import Leaderboard, run
+from finetune.evaluation.columns import names_of
 from finetune.evaluation.leaderboard import mid_ranks
 from finetune.evaluation.results import EncoderInfo, Overlap
 from finetune.evaluation.table import Outcome
-from finetune.evaluation.written import read_folder
+from finetune.evaluation.written import Seat, read_folder
 from finetune.reports.leaderboard_report import wins
 from finetune.reports.sheet import markdown, write
 from tests.finetune import made, tiny
@@ -261,6 +262,13 @@ def test_two_encoders_of_one_name_are_told_apart_by_where_they_lie(tmp_path: Pat
         "a, later/a/bundle#ppg": "/later/a/bundle",
         "b, later/b/bundle#ppg": "/later/b/bundle",
     }
+
+
+def test_two_backbones_are_told_apart_by_what_their_addresses_ask_for() -> None:
+    asked = ("image=stft&stride=8", "image=stft&preset=ppg_bp")
+    infos = [EncoderInfo(f"vision:vit?weights=/far/w.pth&{a}", "ppg", 6) for a in asked]
+    names = names_of([Seat("vit, stft (ppg)", "", "vit, stft (ppg)", info) for info in infos])
+    assert list(names.values()) == ["vit, stft (ppg), stride=8#ppg", "vit, stft (ppg), preset=ppg_bp#ppg"]
 
 
 def test_a_baseline_that_predicts_something_else_elsewhere_is_a_row_of_its_own(tmp_path: Path) -> None:
