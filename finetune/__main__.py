@@ -332,7 +332,8 @@ def _table(one: Parser) -> None:
     one.add_argument(
         "--split",
         metavar="FILE",
-        help='one given split instead of folds: JSON {"train": [...], "test": [...]} of subjects or records',
+        help='one given split instead of folds: JSON {"train": [...], "test": [...]} of subjects or records; '
+        "or LABEL=VALUE: records with this label are the test side",
     )
     less = "no curves over fewer training subjects"
     one.add_argument("--no-few-shot", action="store_false", dest="few_shot", help=less)

@@ -1,7 +1,7 @@
 """Reads user-supplied files: a predefined split of the subjects, and predictions of other models."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ import numpy as np
 
 from cluster import storage
 from cluster.errors import PlethoraError
+from datasets.schema import Corpus
 from finetune.evaluation.choose import Windows
 from finetune.evaluation.kinds import Answer, Classes
 from finetune.probe import Folds
-from finetune.task import Task
+from finetune.task import SEVERAL, Task, whole_record
 
 NEAR_S = 1e-3  # windows of one record whose starts differ by less than this are the same window
 
@@ -47,7 +48,23 @@ def read_split(path: str) -> dict[str, str]:
     return sides
 
 
-def split_windows(windows: Windows, sides: dict[str, str], path: str) -> tuple[Windows, np.ndarray]:
+def sides_of(asked: str, source: Corpus) -> dict[str, str]:
+    """{subject or record: "train" or "test"} of a file (`read_split`), or of LABEL=VALUE[,VALUE]: records
+    whose label of the whole record has one of these values are the test side, others with the label the
+    training side. Raises PlethoraError also where no record has the label.
+    """
+    label, equals, values = asked.partition("=")
+    if not equals or Path(asked).exists():
+        return read_split(asked)
+    known = whole_record(source.labels([label]), label)
+    if not known:
+        raise PlethoraError(f"--split {asked}: no record of {source.uri} has a label {label!r}")
+    wanted = set(values.split(","))
+    shown = {record: v if isinstance(v, str) else f"{v:g}" for record, v in known.items()}
+    return {record: "test" if v in wanted else "train" for record, v in shown.items() if v != SEVERAL}
+
+
+def split_windows(windows: Windows, sides: Mapping[str, str], path: str) -> tuple[Windows, np.ndarray]:
     """Windows named by the split (others count as refused), and (n,) bool: whether each is a test window.
 
     Raises PlethoraError when a subject is on both sides, or a side is empty.

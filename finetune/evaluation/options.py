@@ -17,7 +17,7 @@ class Options:
     folds: int = 5
     seed: int = 0
     window_s: float | None = None
-    split: str | None = None  # a file: `given.read_split`
+    split: str | None = None  # a file or LABEL=VALUE: `given.sides_of`
     predictions: tuple[str, ...] = ()  # files: `given.read_predictions`
     published_protocol: bool = False
     few_shot: bool = True

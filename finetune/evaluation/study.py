@@ -12,7 +12,7 @@ from finetune.evaluation.adapt import adapted
 from finetune.evaluation.bloodpressure import with_cards
 from finetune.evaluation.data import TaskData, task_data
 from finetune.evaluation.entrant import Entrant, check_takes
-from finetune.evaluation.given import read_split
+from finetune.evaluation.given import sides_of
 from finetune.evaluation.heads import Head
 from finetune.evaluation.lengths import fit
 from finetune.evaluation.options import Options
@@ -26,22 +26,38 @@ def study(
     entrants: Sequence[Entrant], source: Corpus, tasks: Sequence[Task], options: Options
 ) -> list[Outcome]:
     """Every task's outcome, in their order."""
-    if options.split:
-        read_split(options.split)  # a wrong file fails before anything is embedded
+    # a wrong file fails before anything is embedded
+    sides = sides_of(options.split, source) if options.split else None
     fitted = [adapted(task, source, options.window_s) for task in tasks]
     for task, _ in fitted:
         check_takes(entrants, task)
     with session(actors=2):
         return [
-            _outcome(entrants, source, data, options) for data in task_data(entrants, source, fitted, options)
+            _outcome(entrants, source, data, options, sides)
+            for data in task_data(entrants, source, fitted, options)
         ]
 
 
-def _outcome(entrants: Sequence[Entrant], source: Corpus, data: TaskData, options: Options) -> Outcome:
+def _outcome(
+    entrants: Sequence[Entrant],
+    source: Corpus,
+    data: TaskData,
+    options: Options,
+    sides: Mapping[str, str] | None,
+) -> Outcome:
     direct = tracked(data.places.index, data.windows, data.task)
     with _network_heads(entrants, data, options) as trained:
         found = outcome(
-            entrants, data.task, data.labels, data.windows, data.vectors, data.notes, options, direct, trained
+            entrants,
+            data.task,
+            data.labels,
+            data.windows,
+            data.vectors,
+            data.notes,
+            options,
+            direct,
+            trained,
+            sides,
         )
     result = replace(
         found.result,

@@ -57,9 +57,11 @@ def outcome(
     options: Options,
     direct: Direct | None = None,
     trained: Mapping[str, Head] | None = None,
+    sides: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Probes, metrics, intervals and paired differences of one task. `direct`: the tracker's answers, if
-    it has any; `trained`: {row: a head that learns from the windows themselves, whose x are their numbers}.
+    it has any; `trained`: {row: a head that learns from the windows themselves, whose x are their numbers};
+    `sides`: {subject or record: "train" or "test"} of `options.split`, a file's by default.
     """
     note_handcrafted(vectors, notes)
     names = windows.names or class_names(labels, task)
@@ -73,7 +75,7 @@ def outcome(
     test, number = None, np.arange(len(windows.rows))
     if options.split:
         whole = windows
-        windows, test = split_windows(windows, read_split(options.split), options.split)
+        windows, test = split_windows(windows, sides or read_split(options.split), options.split)
         kept = np.isin(whole.rows, windows.rows)
         vectors, number = {name: x[kept] for name, x in vectors.items()}, number[kept]
         direct = direct and direct.at(kept)

@@ -210,16 +210,16 @@ def test_ptb_xl_has_lead_ii_first_and_its_patients_from_the_sheet(ingested):
     for n in (1, 2):
         write_wfdb(ingested.root / f"records500/00000/0000{n}_hr", leads, 500, ["mV"] * 12, x)
     (ingested.root / "ptbxl_database.csv").write_text(
-        "ecg_id,patient_id,age,sex,height,weight,report,scp_codes\n"
-        "1,15709.0,300.0,1,,63.0,sinusrhythmus,\"{'NORM': 100.0, 'SR': 0.0}\"\n"
-        "2,15709.0,56.0,0,,,x,\"{'IMI': 15.0, 'ASMI': 0.0, 'LAFB': 100.0, 'AFIB': 0.0}\"\n"
+        "ecg_id,patient_id,age,sex,height,weight,report,strat_fold,scp_codes\n"
+        "1,15709.0,300.0,1,,63.0,sinusrhythmus,3,\"{'NORM': 100.0, 'SR': 0.0}\"\n"
+        "2,15709.0,56.0,0,,,x,3,\"{'IMI': 15.0, 'ASMI': 0.0, 'LAFB': 100.0, 'AFIB': 0.0}\"\n"
     )
     made, rows, labels = ingested("ptb_xl")
     assert made["counts"]["subjects"] == 1 and made["counts"]["records"] == 2
     assert np.allclose(wave(rows["00001_hr"], "ecg")[0], x[:, 1], atol=1e-3)
     assert labels["00001_hr", "age"] == [90] and labels["00001_hr", "sex"] == ["F"]
     assert labels["00001_hr", "scp_codes"] == ["NORM", "SR"]
-    assert labels["00001_hr", "superclass"] == ["NORM"]
+    assert labels["00001_hr", "superclass"] == ["NORM"] and labels["00001_hr", "strat_fold"] == [3]
     assert labels["00002_hr", "superclass"] == ["MI", "CD"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import PlethoraError
+from datasets.schema import LABELS
 from finetune.evaluation import given
 from finetune.evaluation.given import named
 from finetune.evaluation.options import Options
@@ -55,6 +57,22 @@ def test_records_may_be_named_too_but_a_subject_on_both_sides_is_a_leak(tmp_path
     assert len(told(split=split_file(tmp_path, train=names[:40], test=names[40:])).windows.subject) == 20
     with pytest.raises(PlethoraError, match=r"records of subject s20 are in both train and test \(1 such"):
         told(split=split_file(tmp_path, train=names[:41], test=names[41:]))
+
+
+def test_a_label_of_whole_records_may_be_the_split() -> None:
+    rows = [
+        {"record": r, "subject": r[:1], "name": "fold", "value": v, "text": None, "unit": None}
+        for r, v in (("a1", 1.0), ("a2", 1.0), ("b1", 10.0), ("c1", 9.0), ("c1", 10.0))
+    ]
+    table = pa.Table.from_pylist(rows, schema=LABELS)
+    source: Any = SimpleNamespace(
+        uri="made up", labels=lambda names: table.filter(pa.compute.is_in(table["name"], pa.array(names)))
+    )
+    assert given.sides_of("fold=10,8", source) == {"a1": "train", "a2": "train", "b1": "test"}
+    with pytest.raises(PlethoraError, match=r"--split group=1: no record of made up has a label 'group'"):
+        given.sides_of("group=1", source)
+    with pytest.raises(PlethoraError, match="no such file"):
+        given.sides_of("none.json", source)
 
 
 @pytest.mark.parametrize(
