@@ -40,6 +40,9 @@ SPOKEN = {
     "encoder, k-NN": "its own nearest neighbours",
     "encoder, forest": "a forest on its own vectors",
     "encoder, mlp": "a small network on its own vectors",
+    "encoder, lora": "its own network with low-rank adapters",
+    "encoder, full": "its own network, fine-tuned",
+    "encoder, scratch": "the same network trained from scratch",
     "handcrafted, forest": "a forest on handcrafted features",
     "handcrafted, mlp": "a small network on handcrafted features",
     "mean": "predicting the mean",
@@ -51,6 +54,11 @@ HEAD_LINES = {
     "leaf by inner folds.",
     "mlp": f"*mlp*: a network with {heads.WIDTH} hidden units on the same vectors, stopped by a fifth of the "
     "training subjects, its weight decay by inner folds.",
+    "lora": "*LoRA*: low-rank adapters are trained with a linear head, stopped by a fifth of the training "
+    "subjects, their rank by a third of them.",
+    "full": "*fine-tuned*: all weights are trained with a linear head, stopped by a fifth of the training "
+    "subjects, the rate by a third of them.",
+    "scratch": "*trained from scratch*: as *fine-tuned*, from the weights before pretraining.",
 }
 
 
