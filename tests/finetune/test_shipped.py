@@ -1,6 +1,7 @@
 """The encoder that ships with Plethora: whole, small, openly licensed, and usable with nothing trained."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,14 @@ def test_embed_takes_it_where_no_bundle_is_named(tmp_path: Path) -> None:
         ["embed", "--input", str(tmp_path / "mine.npz"), "--out", str(tmp_path / "v.parquet")]
     )
     assert found["dim"] == 256 and pq.read_table(tmp_path / "v.parquet").num_rows == found["windows"]
+
+
+def test_every_command_of_the_pages_and_the_demo_names_one_of_its_modes() -> None:
+    root, found = SHIPPED.parents[2], []
+    for file in (root / "README.md", *(root / "docs").glob("*.md"), root / "infra" / "demo"):
+        for line in file.read_text().replace("\\\n", " ").splitlines():
+            if "finetune " in line:
+                found += re.findall(r"bundles/plethora-small/bundle\S*", line.replace('"', " "))
+    assert len(found) >= 4
+    for address in found:
+        assert opened(str(root / address)).modality in ("ppg", "ecg")
