@@ -76,14 +76,14 @@ def test_no_window_comes_twice_in_a_pass_and_a_finished_pass_misses_none(plan: P
     for step in by_step(plan).values():
         seen += step
     assert set(seen.values()) == {1}
+    slots, turns = np.arange(plan.lanes), np.full(plan.lanes, plan.batch * plan.steps // plan.lanes)
     for number, s in enumerate(plan.sources):
         passes = Counter(p for (n, p, _) in seen if n == number)
-        given = sum(passes.values())
-        # with several corpora a lane may be ahead of another: by a window for each rounding of `Plan.given`
-        # (one a corpus before the last), and by one more turn
-        ahead = 0 if len(plan.sources) == 1 else len(plan.sources) * plan.lanes
-        for p in range(max(passes, default=0)):
-            assert passes[p] == len(s) or (p + 1) * len(s) > given - ahead
+        # window k of a corpus is the (k // lanes)th of slot k % lanes: all have had what the slowest has
+        had = plan.given(number, slots, turns)
+        assert np.ptp(had) <= len(plan.sources) - 1  # a rounding for each corpus but one
+        for p in range(int(had.min()) * plan.lanes // len(s)):
+            assert passes[p] == len(s)
 
 
 @settings(max_examples=60, deadline=None)
