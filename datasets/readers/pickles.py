@@ -5,10 +5,10 @@ makers of a NumPy array and of its type, and the spelling of bytes in old protoc
 tuples, numbers and strings need no names. Everything else is refused, before anything is called.
 """
 
-import io
 import math
 import pickle
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,6 +146,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
+    """`_arrays` of the file; the last one is kept, as each signal and label of a record opens its file."""
+    return _arrays(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _arrays(path: Path, _changed: int) -> dict[str, np.ndarray]:
     """{"signal/wrist/BVP": array} of a pickled dictionary: arrays of numbers, and numbers and lists of
     numbers as arrays. Words and arrays of objects are left out.
 
@@ -153,7 +159,8 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
     """
     check_size(path.name, path.stat().st_size)
     try:
-        found = _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        with path.open("rb") as file:
+            found = _Unpickler(file, encoding="latin1").load()
     except BROKEN as error:
         raise Refused("corrupt", f"it is no whole pickle ({type(error).__name__})") from error
     if not isinstance(found, dict):

@@ -51,17 +51,31 @@ def read_split(path: str) -> dict[str, str]:
 def sides_of(asked: str, source: Corpus) -> dict[str, str]:
     """{subject or record: "train" or "test"} of a file (`read_split`), or of LABEL=VALUE[,VALUE]: records
     whose label of the whole record has one of these values are the test side, others with the label the
-    training side. Raises PlethoraError also where no record has the label.
+    training side. Raises PlethoraError also where no record has the label, or one of the values.
     """
     label, equals, values = asked.partition("=")
-    if not equals or Path(asked).exists():
+    if not equals or asked.endswith(".json") or Path(asked).exists():
         return read_split(asked)
-    known = whole_record(source.labels([label]), label)
+    known = {r: v for r, v in whole_record(source.labels([label]), label).items() if v != SEVERAL}
     if not known:
-        raise PlethoraError(f"--split {asked}: no record of {source.uri} has a label {label!r}")
-    wanted = set(values.split(","))
-    shown = {record: v if isinstance(v, str) else f"{v:g}" for record, v in known.items()}
-    return {record: "test" if v in wanted else "train" for record, v in shown.items() if v != SEVERAL}
+        raise PlethoraError(f"--split {asked}: no record of {source.uri} has one value of a label {label!r}")
+    wanted = {word: {r for r, v in known.items() if _means(word, v)} for word in values.split(",")}
+    for word, records in wanted.items():
+        if not records:
+            there = ", ".join(sorted({f"{v:g}" if isinstance(v, float) else v for v in known.values()})[:10])
+            raise PlethoraError(f"--split {asked}: no record has {label} {word!r}: it has {there}")
+    tested = set().union(*wanted.values())
+    return {record: "test" if record in tested else "train" for record in known}
+
+
+def _means(word: str, value: float | str) -> bool:
+    """Whether a user who writes `word` means this value."""
+    if isinstance(value, str):
+        return word == value
+    try:
+        return float(word) == value
+    except ValueError:
+        return False
 
 
 def split_windows(windows: Windows, sides: Mapping[str, str], path: str) -> tuple[Windows, np.ndarray]:

@@ -49,7 +49,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Targets:
-    """What the network is scaled: numbers in standard deviations from their mean."""
+    """What the network learns: numbers in standard deviations from their mean."""
 
     kind: Kind
     mean: float
@@ -145,7 +145,7 @@ class Learner:
         net.spread = torch.where(spread > 1e-6 * vectors.abs().amax(dim=0), spread, torch.ones_like(spread))
         x = (vectors - net.mean) / net.spread
         other = (self._outputs(net, rows[judged], linear=False) - net.mean) / net.spread
-        wanted, best = targets.scaled(y[shown]), np.inf
+        wanted, best, kept = targets.scaled(y[shown]), np.inf, None
         for penalty in PENALTIES:
             head = nn.Linear(x.shape[1], y.shape[1])
             nn.init.zeros_(head.weight)
@@ -161,8 +161,9 @@ class Learner:
             lbfgs.step(closure)
             with torch.no_grad():
                 now = loss(kind, targets.predictions(head(other)), y[judged])
-            if now < best:
+            if kept is None or now < best:
                 best, kept = now, head
+        assert kept is not None
         net.head = kept
         net.to(_device())
 

@@ -23,7 +23,7 @@ from finetune.evaluation.naming import BENT, OWN_ONLY, Drawn, Notes, note_handcr
 from finetune.evaluation.options import Options
 from finetune.evaluation.protocol import published
 from finetune.evaluation.results import Counts, Protocol, Readings, TaskResult
-from finetune.evaluation.rows import Row as Learner
+from finetune.evaluation.rows import Row as Inputs
 from finetune.evaluation.rows import probed, rows_of
 from finetune.evaluation.tracked import Direct
 from finetune.probe import Folds, Probed
@@ -75,7 +75,9 @@ def outcome(
     test, number = None, np.arange(len(windows.rows))
     if options.split:
         whole = windows
-        windows, test = split_windows(windows, sides or read_split(options.split), options.split)
+        windows, test = split_windows(
+            windows, read_split(options.split) if sides is None else sides, options.split
+        )
         kept = np.isin(whole.rows, windows.rows)
         vectors, number = {name: x[kept] for name, x in vectors.items()}, number[kept]
         direct = direct and direct.at(kept)
@@ -98,7 +100,7 @@ def outcome(
     encoders = [e.name for e in entrants]
     own = {n: x for n, x in level.vectors.items() if n not in (PEOPLE, NUMBER)}
     rows = rows_of(own, level.vectors[PEOPLE], encoders, heads)
-    rows |= {n: Learner(level.vectors[NUMBER], head=head) for n, head in (trained or {}).items()}
+    rows |= {n: Inputs(level.vectors[NUMBER], head=head) for n, head in (trained or {}).items()}
     found = probed(rows, answer, who, outer, options.seed)
     predicted = {n: level.scored(found[n].predicted) for n in labels_of if n in found} | given
     if direct is not None:

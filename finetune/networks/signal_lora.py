@@ -14,8 +14,6 @@ from cluster.errors import PlethoraError
 from finetune.networks.lora import replace
 from pretrain.net1d import SameConv
 
-RATE = 1.0  # alpha / rank: what an adapter adds does not depend on the rank's scale
-
 
 class Padded(nn.Module):
     """A `SameConv` as its padding and a plain convolution with the same weights: peft gives an adapter the
@@ -77,7 +75,7 @@ def add(module: nn.Module, signals: Sequence[Tensor], rank: int) -> list[str]:
         targets.append(f"{name}.conv" if isinstance(layer, SameConv) else name)
     config = LoraConfig(
         r=rank,
-        lora_alpha=round(RATE * rank),
+        lora_alpha=rank,  # what an adapter adds is not scaled by its rank
         lora_dropout=0.0,
         target_modules="|".join(re.escape(name) for name in targets),
         bias="none",

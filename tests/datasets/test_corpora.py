@@ -126,7 +126,7 @@ def test_ppg_dalia_is_read_from_its_pickles_with_heart_rate_and_activity(ingeste
     (ingested.root / "S1" / "S1_quest.csv").write_text("# SUBJECT_ID, S1\n# AGE, 34\n# GENDER, m\n")
     _, rows, labels = ingested("ppg_dalia")
     assert np.allclose(wave(rows["S1"], "ppg")[0], signal["wrist"]["BVP"][:, 0])
-    assert np.allclose(wave(rows["S1"], "acc"), signal["wrist"]["ACC"].T / 64)
+    assert np.allclose(wave(rows["S1"], "acc"), signal["wrist"]["ACC"].T)  # stored in g
     assert np.allclose(wave(rows["S1"], "ecg")[0], signal["chest"]["ECG"][:, 0])
     assert labels["S1", "hr"] == [61.5, 70.25] and labels["S1", "activity"] == ["sitting", "cycling"]
     assert labels["S1", "age"] == [34] and labels["S1", "sex"] == ["m"]
@@ -141,10 +141,11 @@ def test_ppg_dalia_is_read_from_its_pickles_with_heart_rate_and_activity(ingeste
 
 def test_wesad_is_read_from_its_pickles_with_the_protocols_conditions(ingested):
     label = np.repeat([0, 1, 2, 6, 3], 1400)
-    pickled(ingested.root / "WESAD" / "S2" / "S2.pkl", 10, label=label)
+    signal = pickled(ingested.root / "WESAD" / "S2" / "S2.pkl", 10, label=label)
     (ingested.root / "WESAD" / "S2" / "S2_readme.txt").write_text("### Personal information\nAge: 27\n")
     _, rows, labels = ingested("wesad")
     assert rows["S2"]["ppg_rate"] == 64 and rows["S2"]["ecg_rate"] == 700
+    assert np.allclose(wave(rows["S2"], "acc"), signal["wrist"]["ACC"].T / 64)  # stored as the device does
     assert labels["S2", "condition"] == ["baseline", "stress", "amusement"] and labels["S2", "age"] == [27]
     times = open_corpus(str(ingested.root.parent / "out")).labels(["condition"]).to_pylist()
     assert np.allclose([(t["start_s"], t["end_s"]) for t in times], [(2, 4), (4, 6), (8, 10)], atol=1e-6)

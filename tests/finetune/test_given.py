@@ -68,9 +68,15 @@ def test_a_label_of_whole_records_may_be_the_split() -> None:
     source: Any = SimpleNamespace(
         uri="made up", labels=lambda names: table.filter(pa.compute.is_in(table["name"], pa.array(names)))
     )
-    assert given.sides_of("fold=10,8", source) == {"a1": "train", "a2": "train", "b1": "test"}
-    with pytest.raises(PlethoraError, match=r"--split group=1: no record of made up has a label 'group'"):
-        given.sides_of("group=1", source)
+    assert given.sides_of("fold=10", source) == {"a1": "train", "a2": "train", "b1": "test"}
+    assert set(given.sides_of("fold=1.0,10", source).values()) == {"test"}
+    for asked, said in (
+        ("group=1", "no record of made up has one value of a label 'group'"),
+        ("fold=10,8", "no record has fold '8': it has 1, 10"),
+        ("folds=1/none.json", "no such file"),
+    ):
+        with pytest.raises(PlethoraError, match=said):
+            given.sides_of(asked, source)
     with pytest.raises(PlethoraError, match="no such file"):
         given.sides_of("none.json", source)
 
