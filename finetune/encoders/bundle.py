@@ -27,8 +27,8 @@ class BundleEncoder(Encoder):
         modes = self.bundle.described.modes
         if not mode and len(modes) != 1:
             raise PlethoraError(
-                f"{uri} has {len(modes)} modes ({', '.join(modes)}): choose one as BUNDLE#MODE, or with "
-                "--mode where the command has it"
+                f"{uri} has {len(modes)} modes ({', '.join(modes)}): choose one as BUNDLE#MODE, with "
+                "--mode, or in a run with method.input"
             )
         mode = mode or next(iter(modes))
         if mode not in modes:
