@@ -10,7 +10,7 @@ import numpy as np
 
 from cluster.errors import PlethoraError
 from finetune import metrics, probe
-from finetune.evaluation import classes, heads, multilabel, neighbours
+from finetune.evaluation import chapters, classes, heads, multilabel, neighbours
 from finetune.probe import Columns, Folds, Probed
 from finetune.task import Task
 
@@ -167,7 +167,7 @@ class Labels:
         self, predicted: np.ndarray, base: np.ndarray, who: np.ndarray, weights: np.ndarray
     ) -> dict[str, np.ndarray]:
         found = multilabel.drawn_each(self.y, predicted, base, who, weights)
-        return {name: multilabel.mean_known(values) for name, values in found.items()}
+        return {name: chapters.mean_known(values) for name, values in found.items()}
 
 
 def answer_of(task: Task, target: np.ndarray, names: Sequence[str]) -> Answer:

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.errors import PlethoraError
 from finetune import metrics, probe
-from finetune.evaluation import classes, heads
-from finetune.evaluation.results import LabelScore
+from finetune.evaluation import chapters, classes, heads
+from finetune.evaluation.results import Chance, Chapter, LabelScore
 from finetune.probe import Columns, Folds, Probed
 from finetune.task import Task, excluded, named_labels
 
@@ -72,9 +73,13 @@ def code_of(text: str, record: str, task: Task) -> str:
     word = text.strip()
     if word.lower() == NONE:
         return NONE
-    code = word.rstrip(MARKS).replace(".", "").upper()
+    marked = chapters.VERSION.fullmatch(word)
+    parsed = chapters.parsed(word.rstrip(MARKS))
+    code = parsed.characters
     if task.digits is not None and CODE.fullmatch(code):
-        return code[: task.digits]
+        return chapters.label_name(parsed, task.digits)
+    if marked and CODE.fullmatch(code):
+        return chapters.label_name(parsed, len(code))
     if task.digits is None and not _several(word):
         return code if LETTER_CODE.fullmatch(code) else word
     other = "" if task.digits is None else f", or, if it is one name, leave `digits` out of task {task.name}"
@@ -170,11 +175,14 @@ def drawn_each(
     return {"auroc": auroc, "auprc": auprc}
 
 
-def mean_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the labels that a draw can score."""
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(0) / known.sum(0)
+@dataclass(frozen=True)
+class LabelTables:
+    """What stands beside the table of a multi-label task, by row."""
+
+    per_label: dict[str, tuple[LabelScore, ...]]
+    above: dict[str, dict[str, int]]  # how many labels score above "0.7" and "0.8"
+    chapters: tuple[Chapter, ...]  # () where no label is a code
+    chance: dict[str, Chance]
 
 
 def label_tables(
@@ -183,15 +191,30 @@ def label_tables(
     predicted: Mapping[str, np.ndarray],
     subject_n: np.ndarray,
     weights: np.ndarray,
-) -> tuple[dict[str, tuple[LabelScore, ...]], dict[str, dict[str, int]]]:
-    """{row: a score a label}, and {row: {"0.7": n, "0.8": n}}, how many labels score above that."""
+    chance: Mapping[str, tuple[Chance, np.ndarray]],
+) -> LabelTables:
+    """AUROC of every label, by chapter, and beside `chance`, {row: as `chapters.by_chance` gives it}."""
     positives = [len(set(subject_n[hot_nk[:, k] == 1])) for k in range(len(names))]
-    per_label, above = {}, {}
-    for row, p in predicted.items():
-        auroc = drawn_each(hot_nk, p, predicted["mean"], subject_n, weights)["auroc"]
-        per_label[row] = tuple(
-            LabelScore(name, count, metrics.interval(v))
-            for name, count, v in zip(names, positives, auroc, strict=True)
+    auroc = {
+        row: drawn_each(hot_nk, p, predicted["mean"], subject_n, weights)["auroc"]
+        for row, p in predicted.items()
+    }
+    band = {row: limits for row, (_, limits) in chance.items()}
+    per_label = {
+        row: tuple(
+            LabelScore(name, positives[k], metrics.interval(values[k]), _pair(band, row, k))
+            for k, name in enumerate(names)
         )
-        above[row] = {f"{level:g}": int(np.sum(auroc[:, 0] > level)) for level in ABOVE}
-    return per_label, above
+        for row, values in auroc.items()
+    }
+    above = {
+        row: {f"{level:g}": int(np.sum(values[:, 0] > level)) for level in ABOVE}
+        for row, values in auroc.items()
+    }
+    coded = any(chapters.chapter_of(name) != chapters.OTHER for name in names)
+    lines = chapters.table(names, {r: v for r, v in auroc.items() if r != "mean"}, ABOVE) if coded else ()
+    return LabelTables(per_label, above, lines, {row: of for row, (of, _) in chance.items()})
+
+
+def _pair(band: Mapping[str, np.ndarray], row: str, label: int) -> tuple[float, float] | None:
+    return (float(band[row][0, label]), float(band[row][1, label])) if row in band else None

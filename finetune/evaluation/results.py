@@ -8,6 +8,7 @@ from finetune.metrics import Difference, Interval
 from finetune.task import Task
 
 Metrics = Mapping[str, Interval]  # by metric
+MAYBE = ("added", "chapters", "chance")  # of a TaskResult: left out of results.json where empty
 
 
 class Result:
@@ -182,11 +183,37 @@ class Subgroups(Result):
 
 @dataclass(frozen=True)
 class LabelScore(Result):
-    """AUROC of one of several labels; `positives`: subjects who have it."""
+    """AUROC of one of several labels; `positives`: subjects who have it; `chance`: the 2.5th and 97.5th
+    percentile of the AUROC where labels are those of other people.
+    """
 
     label: str
     positives: int
     auroc: Interval
+    chance: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Chapter(Result):
+    """Labels of one chapter of a classification: how many, and by row their mean AUROC and how many score
+    above each level.
+    """
+
+    name: str
+    labels: int
+    auroc: Metrics
+    above: Mapping[str, Mapping[str, Interval]]
+
+
+@dataclass(frozen=True)
+class Chance(Result):
+    """What a row's scores reach on labels of other people: how many labels lie above each level (mean, 95 %
+    range of the shuffles), and the 95th percentile of the best label.
+    """
+
+    shuffles: int
+    above: Mapping[str, Interval]
+    bound: float
 
 
 @dataclass(frozen=True)
@@ -269,6 +296,8 @@ class TaskResult(Result):
     delong: Mapping[str, Interval] | None = None
     per_label: Mapping[str, tuple[LabelScore, ...]] | None = None
     above: Mapping[str, Mapping[str, int]] | None = None
+    chapters: tuple[Chapter, ...] = ()
+    chance: Mapping[str, Chance] = field(default_factory=dict)
     subgroups: tuple[Subgroups, ...] = ()
     few_shot: tuple[FewShotPoint, ...] | None = None
     published_protocol: Published | None = None
@@ -302,4 +331,4 @@ class TaskResult(Result):
         about = {"main": self.task.main, "classes": list(self.classes), "pieces": self.pieces}
         found = super().to_json() | {"task": self.task.model_dump(mode="json") | about, "level": self.level}
         del found["classes"], found["pieces"]
-        return {key: value for key, value in found.items() if key != "added" or value}
+        return {key: value for key, value in found.items() if key not in MAYBE or value}

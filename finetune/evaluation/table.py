@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from cluster.errors import PlethoraError
 from finetune import metrics
-from finetune.evaluation import classes, delong, features, multilabel, retrieval
+from finetune.evaluation import chapters, classes, delong, features, multilabel, retrieval
 from finetune.evaluation.choose import Windows
 from finetune.evaluation.entrant import Entrant
 from finetune.evaluation.fewshot import few_shot
@@ -22,7 +22,7 @@ from finetune.evaluation.lengths import fit
 from finetune.evaluation.naming import BENT, OWN_ONLY, Drawn, Notes, note_handcrafted, row_labels, table_rows
 from finetune.evaluation.options import Options
 from finetune.evaluation.protocol import published
-from finetune.evaluation.results import Counts, Protocol, Readings, TaskResult
+from finetune.evaluation.results import Chance, Counts, Protocol, Readings, TaskResult
 from finetune.evaluation.rows import Row as Inputs
 from finetune.evaluation.rows import probed, rows_of
 from finetune.evaluation.tracked import Direct
@@ -151,9 +151,21 @@ def outcome(
         few_shot=curve,
         published_protocol=leaking,
     )
-    maps = level_of(windows, vectors, task.model_copy(update={"pool": "vectors"})).vectors
-    mapped = {n: x[tested] for n, x in maps.items()}
-    return Outcome(_with_kind(result, truth, scored, shown, weights), scored, shown, fold[tested], mapped)
+    pooled = task.model_copy(update={"pool": "vectors"})
+    maps = level_of(windows, vectors | {PEOPLE: people}, pooled).vectors
+    chance = {}
+    if task.kind == "multi-label":
+        by_row = {("demographics" if n == PEOPLE else n): x for n, x in maps.items()}
+        chance = {
+            n: chapters.by_chance(
+                level.score.target, x, level.score.subject, fold, multilabel.ABOVE, options.seed
+            )
+            for n, x in by_row.items()
+            if n in shown
+        }
+    mapped = {n: x[tested] for n, x in maps.items() if n != PEOPLE}
+    result = _with_kind(result, truth, scored, shown, weights, chance)
+    return Outcome(result, scored, shown, fold[tested], mapped)
 
 
 def _tested(
@@ -215,6 +227,7 @@ def _with_kind(
     scored: Windows,
     shown: Mapping[str, np.ndarray],
     weights: np.ndarray,
+    chance: Mapping[str, tuple[Chance, np.ndarray]],
 ) -> TaskResult:
     """With what only some kinds have: errors of each subject, DeLong's intervals, AUROC of each label."""
     if isinstance(truth, Numbers):
@@ -223,8 +236,8 @@ def _with_kind(
         errors = {n: dict(zip(people, metrics.per_subject_mae(s), strict=True)) for n, s in sums.items()}
         return replace(result, per_subject_mae=errors)
     if isinstance(truth, Labels):
-        each, above = multilabel.label_tables(truth.y, truth.names, shown, scored.subject, weights)
-        return replace(result, per_label=each, above=above)
+        beside = multilabel.label_tables(truth.y, truth.names, shown, scored.subject, weights, chance)
+        return replace(result, **vars(beside))
     if isinstance(truth, Classes) and len(truth.names) == 2:
         hot = truth.hot()[:, 0]
         evidence = {n: classes.evidence(p, shown["mean"])[:, 0] for n, p in shown.items()}

@@ -36,6 +36,8 @@ PARTS = (
     "subgroups",
     "delong",
     "per_label",
+    "chapters",
+    "chance",
     "above",
     "published_protocol",
     "blood_pressure",
@@ -103,6 +105,12 @@ def _lines(result: TaskResult) -> Iterator[Line]:
     for name, limits in (result.above or {}).items():
         for limit, count in limits.items():
             yield Line("labels above", "auroc", name, group=limit, value=count)
+    for chapter in result.chapters:
+        for name, found in chapter.auroc.items():
+            yield Line("chapter", "auroc", name, group=chapter.name).of(found)
+    for name, chance in result.chance.items():
+        for limit, found in chance.above.items():
+            yield Line("labels above by chance", "auroc", name, group=limit).of(found)
     if result.published_protocol:
         windows = result.published_protocol.windows
         for name, metrics in result.published_protocol.rows.items():

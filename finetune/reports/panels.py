@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 
-from finetune.evaluation import classes, maps
+from finetune.evaluation import chapters, classes, maps
 from finetune.evaluation.results import TaskResult
 from finetune.evaluation.table import Outcome
 from finetune.metrics import bland_altman
@@ -21,6 +22,7 @@ from finetune.reports.figures import direction, main_title, number
 
 RASTER = 400  # dots above which a cloud is a picture inside the picture
 BINS = 10
+NAMED = 10  # labels that are written beside their dots
 BASELINES = {"handcrafted": HANDCRAFTED, "demographics": PEOPLE, "demographics + handcrafted": BOTH}
 
 
@@ -30,6 +32,8 @@ READ = {  # below the heading of each group of pictures
     "reliability": "On the diagonal, a probability can be taken at its word. ROC: how windows are ranked.",
     "agreement": "One dot a prediction, one colour a subject. Solid: bias; dashed: 95 % limits of agreement.",
     "reference": "What a small mean error hides: high pressures read too low and low ones too high.",
+    "labels": "One dot a label, larger where more subjects have it. To the right: ranked better; upwards: "
+    "further from what shuffled labels reach. Filled: above what the best of all labels reaches by chance.",
     "map": "First two principal components of the standardised vectors. Where subjects, not targets, lie "
     "together, the vectors tell who it is.",
 }
@@ -49,6 +53,8 @@ def groups(outcome: Outcome) -> list[Group]:
         found.append(Group("Error against the reference", READ["reference"], errors))
     elif result.task.kind in ("binary", "multi-class"):
         found.append(Group("Calibration and ranking", READ["reliability"], [*reliability(outcome)]))
+    elif result.task.kind == "multi-label":
+        found.append(Group("Labels and chance", READ["labels"], [*labels(outcome)]))
     found.append(Group("Embedding map", READ["map"], [*embedding(outcome)], "pairs"))
     return [group for group in found if group.panels]
 
@@ -61,6 +67,44 @@ def row_colours(result: TaskResult) -> dict[str, str]:
 
 def _cloud(axis: Any, x: np.ndarray, y: np.ndarray, colours: Any, size: float = 9, **more: Any) -> Any:
     return axis.scatter(x, y, s=size, c=colours, alpha=0.75, lw=0, rasterized=len(x) > RASTER, **more)
+
+
+# ---------------------------------------------------------------- labels
+
+
+def labels(outcome: Outcome) -> Iterator[Panel]:
+    """Of each encoder: AUROC of every label against −log10 of its p, from the normal curve through the band
+    that shuffled labels reach.
+    """
+    result = outcome.result
+    for name in result.encoders:
+        chance = result.chance.get(name)
+        scores = [s for s in (result.per_label or {}).get(name, ()) if s.chance and s.chance[1] > s.chance[0]]
+        if chance is None or not scores:
+            continue
+        found = set(chapters.found(scores, chance))
+        x = np.array([s.auroc.value for s in scores])
+        low, high = np.array([s.chance for s in scores]).T
+        y = -norm.logsf((x - (low + high) / 2) / ((high - low) / (2 * norm.ppf(0.975)))) / np.log(10)
+        size = 6 + 40 * np.sqrt([s.positives for s in scores]) / max(
+            1, np.sqrt(max(s.positives for s in scores))
+        )
+        colour = row_colours(result)[name]
+        with panel() as (figure, axis):
+            inside = np.array([s.label in found for s in scores])
+            axis.scatter(x[~inside], y[~inside], s=size[~inside], facecolors="none", edgecolors=MID, lw=0.8)
+            axis.scatter(x[inside], y[inside], s=size[inside], c=colour, lw=0, alpha=0.85)
+            axis.axvline(0.5, color=RULE, lw=0.8, zorder=0)
+            axis.axvline(chance.bound, color=INK, lw=0.8, ls="--", zorder=0)
+            for k in np.argsort(-y)[:NAMED]:
+                if inside[k]:
+                    axis.annotate(
+                        scores[k].label, (x[k], y[k]), xytext=(4, 3), textcoords="offset points", fontsize=7
+                    )
+            axis.set(xlabel="AUROC", ylabel="−log10 p")
+            picture = inline(figure, f"Labels and chance of {result.task.name}, {result.labels[name]}")
+        note = f"{len(found)} of {len(scores)} labels beyond the dashed line, {number(chance.bound)}."
+        yield Panel(result.labels[name], picture, note)
 
 
 # ---------------------------------------------------------------- numbers
