@@ -5,6 +5,7 @@ Every choice (imputation, scaling, α or C) is made on training subjects only; w
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -238,6 +239,15 @@ def logistic_probabilities(
     return np.stack(found)
 
 
+def few_threads(rows: int) -> AbstractContextManager[object]:
+    """A context in which fits of few rows have one thread: on small matrices threads mostly wait for each
+    other, 30 times slower on a busy machine.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1 if rows < FEW_ROWS else None, user_api="blas")
+
+
 def logistic_probe(
     x_nd: np.ndarray,
     code_n: np.ndarray,
@@ -250,13 +260,10 @@ def logistic_probe(
 
     C, and the columns among `subsets`, have the lowest log loss over the inner folds.
     """
-    from threadpoolctl import threadpool_limits
-
     x, subsets = np.asarray(x_nd, np.float64), list(subsets or [slice(None)])
     code = np.asarray(code_n).astype(int)
     found, chosen = np.full((len(code), int(code.max()) + 1), np.nan), []
-    # threads on matrices this small mostly wait for each other: 30 times slower on a busy machine
-    with threadpool_limits(1 if len(x) < FEW_ROWS else None, user_api="blas"):
+    with few_threads(len(x)):
         for train, test in folds:
             inner = class_inner_folds(code[train], subject_n[train], inner_count(folds), seed)
             columns, strength = _choose_logistic(x[train], code[train], inner, subsets)
@@ -269,11 +276,23 @@ def _choose_logistic(
     x_nd: np.ndarray, code_n: np.ndarray, inner: Folds, subsets: Sequence[Columns]
 ) -> tuple[Columns, float]:
     """The columns and the C with the lowest log loss over the inner folds."""
+    return least(inner_losses(x_nd, code_n, inner, subsets), subsets)
+
+
+def inner_losses(
+    x_nd: np.ndarray, code_n: np.ndarray, inner: Folds, subsets: Sequence[Columns]
+) -> np.ndarray:
+    """(subsets, strengths) log loss, summed over the rows that the inner folds test."""
     loss = np.zeros((len(subsets), len(STRENGTHS)))
     for a, b in inner:
         for i, columns in enumerate(subsets):
             p = logistic_probabilities(x_nd[a], code_n[a], x_nd[b], columns=columns)
             loss[i] -= np.log(p[:, np.arange(len(b)), code_n[b]] + 1e-300).sum(1)
+    return loss
+
+
+def least(loss: np.ndarray, subsets: Sequence[Columns]) -> tuple[Columns, float]:
+    """The columns and the C of the lowest of `inner_losses`."""
     best, at = divmod(int(np.argmin(loss)), len(STRENGTHS))
     return subsets[best], STRENGTHS[at]
 

@@ -138,3 +138,23 @@ def test_a_label_is_found_where_it_passes_the_best_of_all_by_chance() -> None:
         for name, value in (("a", 0.8), ("b", 0.6))
     ]
     assert chapters.found(scores, Chance(200, {}, 0.7)) == ["a"]
+
+
+def test_all_labels_share_the_strength_that_the_commonest_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, hot, who = drawn(120, 6, 2)
+    monkeypatch.setattr(multilabel, "CHOOSING", 3)
+    folds = probe.grouped_folds(who, 3, 0)
+    found = multilabel.probe_each(x, hot, who, folds, 0)
+    train, test = folds[0]
+    common = np.argsort(-hot[train].mean(0), kind="stable")[:3]
+    losses = []
+    for k in common:
+        code = hot[train, k].astype(int)
+        inner = probe.class_inner_folds(code, who[train], probe.inner_count(folds), 0)
+        losses.append(probe.inner_losses(x[train], code, inner, [slice(None)]))
+    assert found.alphas[0] == probe.STRENGTHS[int(np.argmin(np.sum(losses, axis=0)))]
+    assert len(found.alphas) == 3
+    for k in range(6):
+        code = hot[train, k].astype(int)
+        p = probe.logistic_probabilities(x[train], code, x[test], (found.alphas[0],))[0, :, 1]
+        assert found.predicted[test, k] == pytest.approx(p)
