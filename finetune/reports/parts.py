@@ -2,12 +2,12 @@
 
 # ruff: noqa: RUF001  (minus signs, dashes and Greek letters are meant)
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from finetune.evaluation import chapters
 from finetune.evaluation.naming import OWN_ONLY
-from finetune.evaluation.results import Agreement, Chance, PressureCard, TaskResult
+from finetune.evaluation.results import Agreement, Chance, Interval, PressureCard, TaskResult
 from finetune.pagekit.parts import Table
 from finetune.reports.figures import lower_is_better, main_title, number, side, signed, with_interval
 
@@ -156,7 +156,7 @@ def per_label(result: TaskResult) -> list[Table]:
     scores = result.per_label
     if not scores:
         return []
-    shown = {row: each for row, each in scores.items() if row in telling(result)}
+    shown = {row: each for row, each in scores.items() if row in telling(result) and row != "mean"}
     positives = {score.label: score.positives for each in scores.values() for score in each}
     auroc = {row: {score.label: score.auroc for score in each} for row, each in shown.items()}
     band = {s.label: s.chance for row in reversed(result.encoders) for s in scores.get(row, ()) if s.chance}
@@ -171,7 +171,7 @@ def per_label(result: TaskResult) -> list[Table]:
         if row in shown
     ]
     every = Table("AUROC of each label", [*header, "By chance"], body, (IN_BRACKETS, *notes, *_found(result)))
-    return [*_chapters(result, shown), every]
+    return [*_chapters(result, list(shown)), every]
 
 
 IN_BRACKETS = (
@@ -208,20 +208,27 @@ def _found(result: TaskResult) -> list[str]:
     return lines
 
 
-def _chapters(result: TaskResult, shown: Mapping[str, object]) -> list[Table]:
-    rows = [row for row in shown if row != "mean"]
-    body = []
-    for line in result.chapters:
-        cells = [f"{line.name} ({line.labels})"]
-        for row in rows:
-            counts = (f"{n.value:.0f} [{n.low:.0f}, {n.high:.0f}]" for n in line.above[row].values())
-            cells.append(f"{with_interval(line.auroc[row])}; {'; '.join(counts)}")
-        body.append(cells)
-    note = (
-        "In brackets: labels. Mean AUROC over the chapter's labels; how many of them lie above 0.7; above "
-        "0.8, each with its interval over drawn subjects."
-    )
-    return [Table("By chapter", ["", *(result.labels.get(row, row) for row in rows)], body, (note,))]
+def _chapters(result: TaskResult, shown: Sequence[str]) -> list[Table]:
+    """Mean AUROC by chapter, and how many labels lie above each level, of encoders with an interval."""
+
+    def count(found: Interval, row: str) -> str:
+        interval = f" [{found.low:.0f}, {found.high:.0f}]" if row in result.encoders else ""
+        return f"{found.value:.0f}{interval}"
+
+    header = ["", *(result.labels.get(row, row) for row in shown)]
+    names = [f"{line.name} ({line.labels})" for line in result.chapters]
+    means = [[with_interval(line.auroc[row]) for row in shown] for line in result.chapters]
+    counts = [
+        ["; ".join(count(found, row) for found in line.above[row].values()) for row in shown]
+        for line in result.chapters
+    ]
+    return [
+        Table(title, header, [[name, *cells] for name, cells in zip(names, body, strict=True)], (note,))
+        for title, body, note in (
+            ("AUROC by chapter", means, "In brackets: labels. The mean over the labels of the chapter."),
+            ("High AUROC by chapter", counts, "How many labels of the chapter lie above 0.7; above 0.8."),
+        )
+    ]
 
 
 def published(result: TaskResult) -> list[Table]:

@@ -226,12 +226,15 @@ def _pooling(result: TaskResult) -> str:
     return line
 
 
+def _of_classes(result: TaskResult) -> bool:
+    return bool(result.counts.classes) or result.counts.labels is not None
+
+
 def _folds(result: TaskResult) -> str:
     counts, protocol = result.counts, result.protocol
     if counts.gallery is not None:
         return f"A gallery of {counts.gallery} subjects; {counts.left_out} could not be enrolled and asked"
-    of_classes = counts.classes or counts.labels is not None
-    chosen = "logistic regression's C" if of_classes else "ridge α"
+    chosen = "logistic regression's C" if _of_classes(result) else "ridge α"
     if protocol.split:
         return f"One split, given by {protocol.split}; {chosen} by inner subject-disjoint folds"
     folds = f"{protocol.folds} folds, no subject on both sides; {chosen} by inner subject-disjoint folds"
@@ -259,12 +262,12 @@ def _explained(result: TaskResult) -> list[str]:
     if result.task.kind == "retrieval":
         lines = ["A window is compared with the mean of each subject's enrolled windows; nothing is trained."]
     else:
-        probe = "LogisticRegression" if result.counts.classes else "Ridge"
+        probe = "LogisticRegression" if _of_classes(result) else "Ridge"
         lines = [
             f"Every row but the last is StandardScaler → {probe} on frozen vectors where nothing else is "
             "said, with the same folds; predictions are out of fold."
         ]
-    if result.counts.classes:
+    if _of_classes(result):
         lines.append(
             "Windows are ranked by the log-odds of the prediction over those of the prevalence in the fold's "
             "training part; above 0 counts as positive (balanced accuracy, F1). AUPRC is to be read against "

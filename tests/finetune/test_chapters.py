@@ -6,6 +6,7 @@ import pytest
 from finetune import metrics, probe
 from finetune.evaluation import chapters, classes, multilabel
 from finetune.evaluation.results import Chance, Interval
+from finetune.reports import panels
 from finetune.task import load_task
 
 CHAPTERS = {
@@ -158,3 +159,8 @@ def test_all_labels_share_the_strength_that_the_commonest_choose(monkeypatch: py
         code = hot[train, k].astype(int)
         p = probe.logistic_probabilities(x[train], code, x[test], (found.alphas[0],))[0, :, 1]
         assert found.predicted[test, k] == pytest.approx(p)
+
+
+def test_names_of_dots_that_lie_together_are_written_once() -> None:
+    x, y = np.array([0.9, 0.91, 0.5, 0.9]), np.array([25.0, 24.9, 24.9, 10.0])
+    assert panels.apart(x, y, [0, 1, 2, 3]) == [0, 2, 3]
